@@ -1,0 +1,17 @@
+"""Self-supervised pretraining for medical image segmentation in which the mask is learned."""
+
+from ahm_gym import _compat as _compat  # first: timm and MONAI import torchvision
+import gymnasium
+
+__version__ = "0.1.0"
+
+gymnasium.register(
+    id="AHM/Masking-v0",
+    entry_point="ahm_gym.envs:MaskingEnv",
+    vector_entry_point="ahm_gym.envs:MaskingVectorEnv",
+)
+gymnasium.register(
+    id="AHM/SequentialMasking-v0",
+    entry_point="ahm_gym.envs:SequentialMaskingEnv",
+    vector_entry_point="ahm_gym.envs:SequentialMaskingVectorEnv",
+)

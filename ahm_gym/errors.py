@@ -1,0 +1,65 @@
+"""The two kinds of failure that a person reads, and how a command line ends on them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import sys
+from collections.abc import Iterable, Iterator
+
+
+class InputError(ValueError):
+    """A file, folder or argument that cannot be used.
+
+    The message is one sentence or two: what was given, what was expected, the way out.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that could not go on: a non-finite loss, a dead worker, a full disk."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is in no table, with the nearest name that is."""
+    choices = sorted(known)
+    nearest = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(choices)}.")
+
+
+class Interrupted(RunError):
+    """A run that was asked to stop and has saved where it stands."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def command_line() -> Iterator[None]:
+    """Turn the failures above into one sentence on stderr and an exit code.
+
+    2 for bad input and a full disk, 1 for a run that failed, 130 for Ctrl-C, 143 for a polite kill.
+    """
+    try:
+        yield
+    except InputError as error:
+        fail(2, str(error))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except RunError as error:
+        fail(1, str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
+    except KeyboardInterrupt:
+        fail(130, "interrupted.")
+
+
+def fail(code: int, message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)

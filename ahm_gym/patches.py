@@ -1,0 +1,45 @@
+"""Images to patches and back."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.errors import InputError
+
+
+def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of an image of `image_size` (height, width in pixels).
+
+    Raises:
+        InputError: where the patch size does not divide the image size.
+    """
+    height, width = image_size
+    if (
+        patch_size < 1
+        or height < patch_size
+        or width < patch_size
+        or height % patch_size
+        or width % patch_size
+    ):
+        raise InputError(
+            f"patch size {patch_size} does not divide the image size {height}x{width}: "
+            f"choose an image size that is a multiple of {max(patch_size, 1)}, or another patch size."
+        )
+    return height // patch_size, width // patch_size
+
+
+def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L P"]:
+    """Patches in reading order; the values of a patch are ordered row, column, channel."""
+    rows, columns = grid_of((images.shape[2], images.shape[3]), patch_size)
+    patches = images.unflatten(2, (rows, patch_size)).unflatten(4, (columns, patch_size))
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * columns, -1)
+
+
+def unpatchify(
+    patches: Float[Tensor, "B L P"], grid: tuple[int, int], patch_size: int
+) -> Float[Tensor, "B C H W"]:
+    """Images whose patches these are: the inverse of `patchify`."""
+    rows, columns = grid
+    images = patches.reshape(patches.shape[0], rows, columns, patch_size, patch_size, -1)
+    return images.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
