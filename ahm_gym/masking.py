@@ -1,0 +1,150 @@
+"""From one score a patch to the patches that are masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ahm_gym.errors import InputError
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What a mask policy may look at."""
+
+    images: Float[Tensor, "B C H W"]
+    """Normalised images, as the encoder sees them."""
+    embeddings: Float[Tensor, "B L D"]
+    """Patch plus position embedding of every patch."""
+    grid: tuple[int, int]
+    """Rows and columns of patches; rows * columns == L."""
+    progress: float
+    """Share of pretraining done, 0 to 1."""
+
+
+class MaskPolicy(Protocol):
+    """Gives one score a patch; the highest-scored patches of each image are masked."""
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        """One finite score a patch, of any scale; only their order within an image counts."""
+        ...
+
+    def guided_fraction(self, progress: float) -> float:
+        """Share of the masked patches that follow the scores, 0 to 1; the rest is drawn at random."""
+        ...
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        """Learn from one update of the autoencoder; returns metrics. `patch_loss` counts where masked."""
+        ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def count_masked(num_patches: int, mask_ratio: float) -> int:
+    """Number of masked patches: `mask_ratio` of them, at least one masked and one visible.
+
+    Raises:
+        InputError: where the ratio is not strictly between 0 and 1.
+    """
+    if not 0.0 < mask_ratio < 1.0:
+        raise InputError(
+            f"mask ratio {mask_ratio} is out of range: choose a value between 0 and 1, such as 0.75."
+        )
+    if num_patches < 2:
+        raise InputError(
+            f"the image has {num_patches} patch, and masking needs at least 2: choose a smaller patch size."
+        )
+    return min(max(round(num_patches * mask_ratio), 1), num_patches - 1)
+
+
+def check_guided_fraction(guided_fraction: float) -> float:
+    if not 0.0 <= guided_fraction <= 1.0:
+        raise InputError(f"guided fraction {guided_fraction} is out of range: choose a value from 0 to 1.")
+    return guided_fraction
+
+
+def random_scores(
+    shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
+) -> Float[Tensor, "B L"]:
+    """Uniform scores in [0, 1), drawn on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device).to(device or generator.device)
+
+
+def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
+    """Patch indices from the highest to the lowest score; equal scores in random order.
+
+    Raises:
+        InputError: where a score is NaN.
+    """
+    if torch.isnan(scores).any():
+        raise InputError("the scores contain NaN: every patch needs a number; check the policy's outputs.")
+    shuffle = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device).argsort(dim=1)
+    by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
+    return shuffle.gather(1, by_score)
+
+
+def select_patches(
+    scores: Float[Tensor, "B L"],
+    num_masked: int,
+    num_guided: int,
+    generator: torch.Generator,
+    masked: Bool[Tensor, "B L"] | None = None,
+) -> tuple[Bool[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """The newly masked patches and those of them that follow the scores.
+
+    Args:
+        scores: one a patch; the highest are masked first.
+        num_masked: patches to mask now, in every image.
+        num_guided: how many of them follow the scores; the rest is drawn uniformly.
+        generator: for the random rest and for equal scores.
+        masked: patches that are masked already; they are not chosen again.
+    """
+    if masked is not None:
+        scores = scores.masked_fill(masked, -torch.inf)
+    order = order_by_score(scores, generator)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    guided = mask.scatter(1, order[:, :num_guided], True)
+    if num_guided == num_masked:
+        return guided, guided
+    taken = guided if masked is None else guided | masked
+    noise = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device)
+    rest = noise.masked_fill(taken, -1.0).argsort(dim=1, descending=True)[:, : num_masked - num_guided]
+    return guided.scatter(1, rest, True), guided
+
+
+def mask_top_k(
+    scores: Float[Tensor, "B L"],
+    num_masked: int,
+    *,
+    guided_fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B L"]:
+    """Masks (True = masked) with exactly `num_masked` patches in every image.
+
+    The first `round(guided_fraction * num_masked)` are those of the highest scores, equal scores in
+    random order; the rest is drawn uniformly from the others.
+
+    Raises:
+        InputError: where a score is NaN, or a count or share is out of range.
+    """
+    if not 0 < num_masked < scores.shape[1]:
+        raise InputError(f"num_masked is {num_masked}: choose from 1 to {scores.shape[1] - 1} patches.")
+    if generator is None:
+        generator = torch.Generator(scores.device)
+        generator.seed()
+    num_guided = round(check_guided_fraction(guided_fraction) * num_masked)
+    mask, _ = select_patches(scores, num_masked, num_guided, generator)
+    return mask
+
+
+def ramp(progress: float, start: float, end: float, top: float) -> float:
+    """0 up to `start`, `top` from `end` on, linear between: the share of guided patches over training."""
+    return top * min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)
