@@ -1,0 +1,316 @@
+"""The masked autoencoder: a timm ViT, a light decoder, and a mask that comes from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from jaxtyping import Bool, Float, Int
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.patches import grid_of, patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An encoder by its timm name, and the decoder that goes with it."""
+
+    name: str
+    encoder: dict[str, Any]
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+
+
+PRESETS = {
+    "tiny": Preset("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 6, "num_heads": 4}, 64, 2, 4),
+    "small": Preset("vit_small_patch16_224", {}, 192, 4, 6),
+    "base": Preset("vit_base_patch16_224", {}, 512, 8, 16),
+}
+
+
+class Reconstruction(NamedTuple):
+    """What one masked forward pass gives back."""
+
+    loss: Float[Tensor, ""]
+    """Mean squared error over the masked patches; `backward()` starts here."""
+    patch_loss: Float[Tensor, "B L"]
+    """Mean squared error of every patch; it means something where the mask is True."""
+    prediction: Float[Tensor, "B L P"]
+    """Predicted patches, in the target's scale."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """Reconstructs masked patches from the visible ones.
+
+    After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is an
+    argument, always. `state_dict()` has the keys of the published checkpoints: the encoder's as timm
+    names them, without prefix, and `decoder_*` and `mask_token` beside them.
+
+    Args:
+        encoder: timm's plain VisionTransformer, without a head.
+        decoder_dim: width of the decoder.
+        decoder_depth: number of its blocks.
+        decoder_heads: number of its attention heads.
+        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+        norm_eps: epsilon of every LayerNorm; None keeps the encoder's own and 1e-6 in the decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        *,
+        decoder_dim: int = 64,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        normalise_target: bool = False,
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.normalise_target = normalise_target
+        self.grid: tuple[int, int] = encoder.patch_embed.grid_size
+        self.patch_size: int = encoder.patch_embed.patch_size[0]
+        self.channels: int = encoder.patch_embed.proj.in_channels
+        self.dim: int = encoder.embed_dim
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.image_size = (self.grid[0] * self.patch_size, self.grid[1] * self.patch_size)
+        self.num_prefix: int = encoder.num_prefix_tokens
+
+        self.decoder_embed = nn.Linear(self.dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_pos_embed = nn.Parameter(
+            position_embedding(decoder_dim, self.grid, self.num_prefix), requires_grad=False
+        )
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * self.channels)
+        self._initialise(norm_eps)
+        self.register_state_dict_post_hook(_drop_encoder_prefix)
+        self.register_load_state_dict_pre_hook(_add_encoder_prefix)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """Patch plus position embedding of every patch: what an agent observes."""
+        return self._place(self._project(patchify(self._checked(images), self.patch_size)))
+
+    def encode(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Encoded prefix tokens and, after them, encoded visible patches in reading order.
+
+        Args:
+            images: normalised images of `image_size`.
+            mask: True where masked, the same number in every image; None shows everything.
+        """
+        patches = patchify(self._checked(images), self.patch_size)
+        return self._encode_patches(patches, None if mask is None else visible_indices(mask))
+
+    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+        patches = patchify(self._checked(images), self.patch_size)
+        visible = visible_indices(mask)
+        prediction = self._decode(self._encode_patches(patches, visible), visible)
+        target = self.target(patches)
+        patch_loss = (prediction.float() - target).square().mean(dim=-1)
+        loss = (patch_loss * mask).sum() / mask.sum()
+        return Reconstruction(loss, patch_loss, prediction)
+
+    def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
+        """What the decoder is asked for: the patches, raw or each standardised (unbiased variance)."""
+        if not self.normalise_target:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def reconstruct(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L P"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Images whose masked patches are the predicted ones, in the scale of the images."""
+        patches = patchify(images, self.patch_size)
+        filled = prediction.float()
+        if self.normalise_target:
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            filled = filled * (variance + 1e-6).sqrt() + mean
+        return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)
+
+    def _checked(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        expected = (self.channels, *self.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"images of shape (C, H, W) = {tuple(images.shape[1:])} do not fit this autoencoder: it was built "
+                f"for {expected}; build it with that channels and image_size, or resize the images."
+            )
+        return images
+
+    def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
+        embedder = self.encoder.patch_embed
+        # The convolution of a patch by its own size is a matrix product: cheaper, and it can skip masked patches.
+        weight = embedder.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return embedder.norm(functional.linear(patches, weight, embedder.proj.bias))
+
+    def _place(
+        self, tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        position = self.encoder.pos_embed
+        if position is None:
+            return tokens
+        position = position[0, position.shape[1] - self.num_patches :]  # L D
+        return tokens + (position if indices is None else position[indices])
+
+    def _encode_patches(
+        self, patches: Float[Tensor, "B L P"], visible: Int[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B N D"]:
+        if visible is not None:
+            patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[2]))  # B V P
+        tokens = self._place(self._project(patches), visible)
+        encoder = self.encoder
+        tokens = encoder.pos_drop(torch.cat([*self._prefix(len(tokens)), tokens], dim=1))
+        return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
+
+    def _prefix(self, batch: int) -> list[Float[Tensor, "B N D"]]:
+        encoder = self.encoder
+        tokens = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+        if not tokens:
+            return []
+        prefix = torch.cat(tokens, dim=1)
+        if encoder.pos_embed is not None and not encoder.no_embed_class:
+            prefix = prefix + encoder.pos_embed[:, : self.num_prefix]
+        return [prefix.expand(batch, -1, -1)]
+
+    def _decode(self, encoded: Float[Tensor, "B N D"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "B L P"]:
+        tokens = self.decoder_embed(encoded)
+        prefix, shown = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
+        width = tokens.shape[2]
+        blank = self.mask_token.to(tokens.dtype).expand(len(tokens), self.num_patches, width)
+        full = blank.scatter(1, visible[..., None].expand(-1, -1, width), shown)  # B L Dd
+        tokens = torch.cat([prefix, full], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(tokens[:, self.num_prefix :]))
+
+    def _initialise(self, norm_eps: float | None) -> None:
+        encoder = self.encoder
+        if encoder.pos_embed is not None:
+            prefix = 0 if encoder.no_embed_class else self.num_prefix
+            encoder.pos_embed = nn.Parameter(
+                position_embedding(self.dim, self.grid, prefix), requires_grad=False
+            )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm) and norm_eps is not None:
+                module.eps = norm_eps
+        nn.init.xavier_uniform_(encoder.patch_embed.proj.weight.flatten(1))
+        for token in (encoder.cls_token, encoder.reg_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+
+def build_autoencoder(
+    model: str = "tiny",
+    *,
+    image_size: tuple[int, int] = (64, 64),
+    patch_size: int = 8,
+    channels: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> MaskedAutoencoder:
+    """A freshly initialised autoencoder.
+
+    Args:
+        model: tiny, small, base, or the name of one of timm's plain vision transformers.
+        image_size: height and width in pixels, multiples of the patch size.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        seed: of the weights; the global generator is left as it was.
+        options: keyword arguments of `MaskedAutoencoder`; they override the preset's.
+
+    Raises:
+        InputError: for an unknown model or a patch size that does not divide the image size.
+    """
+    preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
+        decoder = {
+            "decoder_dim": preset.decoder_dim,
+            "decoder_depth": preset.decoder_depth,
+            "decoder_heads": preset.decoder_heads,
+        }
+        return MaskedAutoencoder(encoder, **(decoder | options))
+
+
+def build_encoder(
+    model: str = "tiny", *, image_size: tuple[int, int] = (64, 64), patch_size: int = 8, channels: int = 1
+) -> VisionTransformer:
+    """timm's vision transformer of that name or preset, untrained, without a head.
+
+    Raises:
+        InputError: for a name that timm does not know or that is not a plain vision transformer.
+    """
+    grid_of(image_size, patch_size)
+    preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
+    plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
+    if not timm.is_model(preset.name):
+        raise unknown_name("model", model, [*PRESETS, *plain])
+    refusal = InputError(
+        f"model {model!r} is not one of timm's plain vision transformers: choose tiny, small, base or a name such "
+        "as vit_small_patch16_224."
+    )
+    if preset.name not in plain:
+        raise refusal
+    options = dict(
+        img_size=image_size, patch_size=patch_size, in_chans=channels, num_classes=0, fc_norm=False
+    )
+    encoder = timm.create_model(preset.name, **options, global_pool="", **preset.encoder)
+    if type(encoder) is not VisionTransformer or not isinstance(encoder.patch_embed, PatchEmbed):
+        raise refusal
+    return encoder
+
+
+def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Float[Tensor, "1 N D"]:
+    """Fixed sine-cosine position embedding of the grid, zeros for the prefix tokens before it."""
+    if dim % 4:
+        raise InputError(
+            f"width {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
+        )
+    patches = build_sincos2d_pos_embed(list(grid), dim=dim)
+    return torch.cat([torch.zeros(num_prefix, dim), patches])[None]
+
+
+def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
+    """Indices of the visible patches of every image, ascending.
+
+    Raises:
+        InputError: where the images differ in their number of masked patches, or one has none left to show.
+    """
+    counts = mask.sum(dim=1)
+    masked = int(counts[0])
+    if not bool((counts == masked).all()) or not 0 < masked < mask.shape[1]:
+        raise InputError(
+            f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: every image "
+            "needs the same number, at least one masked and one visible; see mask_top_k."
+        )
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - masked]
+
+
+def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}encoder.")]:
+        state[prefix + key[len(prefix) + len("encoder.") :]] = state.pop(key)
+
+
+def _add_encoder_prefix(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+    own = ("decoder_", "mask_token", "encoder.")
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        if not name.startswith(own):
+            state[f"{prefix}encoder.{name}"] = state.pop(key)
