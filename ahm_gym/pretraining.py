@@ -1,0 +1,196 @@
+"""The optimiser of the autoencoder: the only place where an autoencoder is updated."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ahm_gym.autoencoder import MaskedAutoencoder, Reconstruction
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.sharing import hand_over_gradients, held, read, share
+
+
+class Pretrainer:
+    """Updates a masked autoencoder: AdamW, warm-up, cosine decay, clipped gradients.
+
+    Args:
+        autoencoder: the one to update.
+        num_steps: length of the schedule in updates.
+        learning_rate: at the end of the warm-up.
+        weight_decay: on matrices only.
+        warmup: share of the updates that warms up.
+        max_grad_norm: the gradient is scaled down to this norm.
+        device: where the autoencoder lives; autocast to bfloat16 on a GPU.
+    """
+
+    def __init__(
+        self,
+        autoencoder: MaskedAutoencoder,
+        *,
+        num_steps: int,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.05,
+        max_grad_norm: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_steps < 1:
+            raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
+        if not learning_rate > 0:
+            raise InputError(f"the learning rate is {learning_rate}: choose a positive value such as 0.001.")
+        self.device = torch.device(device)
+        self.autoencoder = autoencoder.to(self.device)
+        self.num_steps = num_steps
+        self.learning_rate = learning_rate
+        self.warmup = warmup
+        self.max_grad_norm = max_grad_norm
+        groups = _decay_groups(self.autoencoder, weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+        self._updates = torch.zeros((), dtype=torch.int64)
+        self._lock: Any = None
+        self._local: MaskedAutoencoder | None = None
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far, over all processes that share this pretrainer."""
+        return int(self._updates)
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, 0 to 1."""
+        return min(self.updates / self.num_steps, 1.0)
+
+    @property
+    def model(self) -> MaskedAutoencoder:
+        """The autoencoder as this process last read it."""
+        return self.autoencoder if self._local is None else self._local
+
+    def step(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+        """One update; gives back the reconstruction from before it, detached.
+
+        Gradients are switched on here, whatever the caller has switched off.
+
+        Raises:
+            RunError: where the loss or its gradient is not finite; the weights stay as they were.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            self._refresh()
+            images, mask = _outside_inference(images), _outside_inference(mask)
+            result = self._backward(images, mask)
+            with self.locked():
+                self._apply()
+        return Reconstruction(*(value.detach() for value in result))
+
+    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+        """The reconstruction without an update."""
+        with torch.no_grad(), self._autocast():
+            return self.model(images, mask)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """Patch plus position embedding by the autoencoder as it stands."""
+        with torch.no_grad():
+            self._refresh()
+            return self.model.embed(images)
+
+    def share_memory(self, lock: Any) -> Pretrainer:
+        """Lets several processes update this autoencoder.
+
+        Every process computes its gradients on a snapshot and applies them to the shared weights and
+        optimiser state under `lock` (a process-shared lock).
+        """
+        share(self.autoencoder, self.optimizer)
+        self._updates.share_memory_()
+        self._lock = lock
+        return self
+
+    def attach(self) -> Pretrainer:
+        """Gives this process a snapshot of its own; called once in each worker process."""
+        self._local = copy.deepcopy(self.autoencoder)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        with self.locked():
+            state = {
+                "autoencoder": self.autoencoder.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "updates": self.updates,
+            }
+            return copy.deepcopy(state) if self._lock else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.autoencoder.load_state_dict(state["autoencoder"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._updates.fill_(state["updates"])
+
+    def _refresh(self) -> None:
+        if self._local is not None:
+            with self.locked():
+                read(self._local, self.autoencoder)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Holds the shared weights still; does nothing where they are not shared."""
+        return held(self._lock) if self._lock else nullcontext()
+
+    def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
+        model = self.model.train()
+        model.zero_grad(set_to_none=True)
+        with self._autocast():
+            result = model(images, mask)
+        if not bool(torch.isfinite(result.loss)):
+            low, high = images.amin().item(), images.amax().item()
+            raise RunError(
+                f"the reconstruction loss is {result.loss.item()} at update {self.updates + 1} "
+                f"(batch {self.updates}, pixel values {low:.3g} to {high:.3g}): lower --learning-rate, or look at "
+                "the images of this batch; the last checkpoint is good."
+            )
+        result.loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise RunError(
+                f"the gradient is not finite at update {self.updates + 1} (batch {self.updates}): lower "
+                "--learning-rate; the last checkpoint is good."
+            )
+        return result
+
+    def _apply(self) -> None:
+        if self._local is not None:
+            hand_over_gradients(self._local, self.autoencoder)
+        rate = self.learning_rate * cosine_schedule(self.updates, self.num_steps, self.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._updates += 1
+
+    def _autocast(self) -> torch.autocast:
+        # On a CPU bfloat16 products are far slower than float32 ones.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_local": None}
+
+
+def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:
+    """Factor on the learning rate: a linear warm-up over a share `warmup` of the steps, then a cosine to 0."""
+    warm = max(round(warmup * num_steps), 1)
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(num_steps - warm, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor

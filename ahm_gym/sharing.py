@@ -1,0 +1,71 @@
+"""Weights and optimiser state that several processes update together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ahm_gym.errors import RunError
+
+
+def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Moves the model's weights and the optimiser's (Adam) state into shared memory, in place."""
+    model.share_memory()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:  # it would be created, unshared, at the first update
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            for value in optimizer.state[parameter].values():
+                value.share_memory_()
+
+
+def read(local: nn.Module, shared: nn.Module) -> None:
+    """Copies the shared parameters and buffers into the local ones."""
+    with torch.no_grad():
+        for mine, ours in zip(local.parameters(), shared.parameters(), strict=True):
+            mine.copy_(ours)
+        for mine, ours in zip(local.buffers(), shared.buffers(), strict=True):
+            mine.copy_(ours)
+
+
+def hand_over_gradients(local: nn.Module, shared: nn.Module) -> None:
+    """Lets the shared parameters use the local gradients.
+
+    Assigned anew every time: zero_grad sets gradients to None, and a reference that is kept from the
+    first update would go on serving old gradients.
+    """
+    for mine, ours in zip(local.parameters(), shared.parameters(), strict=True):
+        ours.grad = mine.grad
+
+
+def write_buffers(local: nn.Module, shared: nn.Module) -> None:
+    """Copies the local running statistics into the shared ones."""
+    with torch.no_grad():
+        for mine, ours in zip(local.buffers(), shared.buffers(), strict=True):
+            ours.copy_(mine)
+
+
+@contextlib.contextmanager
+def held(lock: Any, seconds: float = 60.0) -> Iterator[None]:
+    """Holds the lock; a lock that does not come free ends the run instead of hanging it.
+
+    Raises:
+        RunError: after `seconds`: the process that holds it has died or hangs.
+    """
+    if not lock.acquire(timeout=seconds):
+        raise RunError(
+            f"the shared weights stayed locked for {seconds:.0f} s: a worker died or hangs while it holds them; "
+            "go on from the last checkpoint with --resume."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
