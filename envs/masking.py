@@ -1,0 +1,398 @@
+"""Masking as an environment: scores in, one update of the autoencoder, reconstruction losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.data import BatchStream, ImageDataset, open_data
+from ahm_gym.envs.rendering import render_panels
+from ahm_gym.envs.rewards import make_reward
+from ahm_gym.errors import InputError
+from ahm_gym.masking import PatchBatch, check_guided_fraction, count_masked, select_patches
+from ahm_gym.patches import grid_of
+from ahm_gym.pretraining import Pretrainer
+
+GuidedFraction = float | Callable[[float], float]
+
+
+class MaskingVectorEnv(VectorEnv):
+    """A batch of images to mask; a finished episode is one update of the one autoencoder inside.
+
+    Observation: `Box(-inf, inf, (L, D))`, patch plus position embedding of every patch, zero where it is
+    masked already. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
+    random. Reward: mean over the guided patches, 0 where there are none, paid when the episode ends.
+    `info` holds, one row an image, `mask`, `guided`, `patch_loss` and `patch_reward` (both 0 on visible
+    patches). An episode ends by termination after `masking_steps` steps, all images together.
+
+    Args:
+        num_envs: images in a batch.
+        data: what `open_data` takes, an opened dataset, or a tensor (N, C, H, W) of normalised images.
+        data_root: folder in which relative names are looked up.
+        pretrainer: updates the autoencoder; None builds a preset that `reset(seed=...)` rebuilds.
+        model: preset or timm name of the autoencoder that is built here.
+        image_size: side, or height and width, in pixels.
+        patch_size: side of a patch in pixels.
+        mask_ratio: share of masked patches.
+        guided_fraction: share of them that follow the scores, or a function of training progress.
+        reward: a name in `ahm_gym.envs.REWARDS`.
+        masking_steps: steps of an episode; each masks its part of the patches.
+        num_steps: length of the built autoencoder's schedule in updates.
+        autoreset_mode: gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
+        data_workers: processes that load images; 0 loads in this one.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        InputError: for an argument out of range, unreadable data, or data that does not fit the autoencoder.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 16,
+        *,
+        data: str | Path | ImageDataset | Tensor | None = None,
+        data_root: Path | None = None,
+        pretrainer: Pretrainer | None = None,
+        model: str = "tiny",
+        image_size: int | tuple[int, int] = 64,
+        patch_size: int = 8,
+        mask_ratio: float = 0.75,
+        guided_fraction: GuidedFraction = 1.0,
+        reward: str = "relative",
+        masking_steps: int = 1,
+        num_steps: int = 2000,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        data_workers: int = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise InputError(f"num_envs is {num_envs}: a batch needs at least 1 image.")
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = size if pretrainer is None else pretrainer.autoencoder.image_size
+        grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
+        self.data = open_images(data, data_root, self.image_size)
+        channels = self.data.shape[1] if isinstance(self.data, Tensor) else self.data.channels
+        self._owned = None if pretrainer else (model, self.image_size, patch_size, channels, num_steps)
+        self.pretrainer = pretrainer or self._build(0)
+        autoencoder = self.pretrainer.autoencoder
+        if autoencoder.channels != channels:
+            raise InputError(
+                f"the data has {channels} channels and the autoencoder takes {autoencoder.channels}: "
+                "build it with that number of channels, or choose other data."
+            )
+        self.grid = autoencoder.grid
+        self.num_patches = autoencoder.num_patches
+        self.num_masked = count_masked(self.num_patches, mask_ratio)
+        if not 1 <= masking_steps <= self.num_masked:
+            raise InputError(
+                f"masking_steps is {masking_steps}: choose from 1 to the {self.num_masked} patches that are masked."
+            )
+        self.guided_fraction = guided_fraction
+        self.masking_steps = masking_steps
+        self.num_envs = num_envs
+        self.render_mode = _checked_render_mode(render_mode)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = gym.spaces.Box(
+            -np.inf, np.inf, (self.num_patches, autoencoder.dim), np.float32
+        )
+        self.single_action_space = self._action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self.generator = torch.Generator()
+        self.reward = make_reward(reward, self.pretrainer, self.generator)
+        self._reward_name = reward
+        self._data_workers = data_workers
+        self._stream: BatchStream | None = None
+        self._seed = 0
+        self._shown: dict[str, Tensor] | None = None
+        self._needs_reset = True
+        self._restored = False
+
+    @torch.inference_mode(False)
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins a new batch of images.
+
+        A seed fixes the order of images and every draw; where the environment built its autoencoder
+        itself, it is rebuilt from the seed too. One that was handed in is never touched. After
+        `load_state_dict` the first reset without a seed goes on with the batch of the state.
+        """
+        super().reset(seed=seed, options=options)
+        reset_mask = (options or {}).get("reset_mask")
+        if reset_mask is not None and not np.all(reset_mask):
+            raise InputError(
+                "options['reset_mask'] leaves some images out: all images of a batch are one update of the "
+                "autoencoder and end together; reset all of them."
+            )
+        going_on, self._restored = self._restored and seed is None, False
+        if going_on:
+            return self._observation(), {}
+        if seed is not None or self._stream is None:
+            self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
+        self._next_batch()
+        return self._observation(), {}
+
+    @torch.inference_mode(False)
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Masks the patches that the scores choose; the last step of an episode updates the autoencoder.
+
+        Raises:
+            InputError: for actions of another shape, or a NaN in them.
+            RunError: where the loss is not finite.
+        """
+        if self._needs_reset:
+            if self.autoreset_mode != AutoresetMode.NEXT_STEP or self._stream is None:
+                raise ResetNeeded("the episode is over, or none was begun: call reset() before step().")
+            self._next_batch()
+            return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
+        info = self._mask_patches(actions)
+        ended = self._episode_step == self.masking_steps
+        reward = self._update(info) if ended else np.zeros(self.num_envs)
+        observation = self._observation()
+        if ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
+            info |= {"final_obs": observation, "final_info": dict(info)}
+            self._next_batch()
+            observation = self._observation()
+        elif ended:
+            self._needs_reset = True
+        present = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
+        return observation, *self._outcome(reward, ended), info | present
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One picture an image: image | masked image | reconstruction | scores of the last update."""
+        if self.render_mode is None:
+            gym.logger.warn(
+                "render() without a render_mode: build the environment with render_mode='rgb_array'."
+            )
+            return None
+        shown = self._shown
+        images = self._to_display(self._images if shown is None else shown["images"])
+        blank = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
+        mask, guided = (self._mask, self._guided) if shown is None else (shown["mask"], shown["guided"])
+        filled = None if shown is None else self._to_display(self._filled(shown))
+        return tuple(
+            render_panels(
+                images[i],
+                (blank if mask is None else mask)[i],
+                (blank if guided is None else guided)[i],
+                None if filled is None else filled[i],
+                None if shown is None else shown["scores"][i],
+                self.grid,
+            )
+            for i in range(self.num_envs)
+        )
+
+    @property
+    def patches(self) -> PatchBatch:
+        """What a mask policy may look at: the present batch."""
+        return PatchBatch(self._images, self._embeddings, self.grid, self.pretrainer.progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environment stands between two episodes; the pretrainer has its own state."""
+        assert self._stream is not None, "reset() comes first"
+        return {
+            "seed": self._seed,
+            "batch": self._stream.index - 1,
+            "generator": self.generator.get_state(),
+            "reward": self.reward.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, with the batch that was current then."""
+        self._open_stream(state["seed"], state["batch"])
+        self._next_batch()
+        self.generator.set_state(state["generator"])
+        self.reward.load_state_dict(state["reward"])
+        self._restored = True
+
+    def close_extras(self, **kwargs: Any) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _action_space(self) -> gym.Space:
+        return gym.spaces.Box(-1.0, 1.0, (self.num_patches,), np.float32)
+
+    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """Scores (B, L) of the actions, and what `info` says about them."""
+        scores = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
+        if tuple(scores.shape) != (self.num_envs, self.num_patches):
+            raise InputError(
+                f"actions of shape {tuple(scores.shape)}: one score a patch is expected, "
+                f"({self.num_envs}, {self.num_patches})."
+            )
+        return scores, {}
+
+    def _mask_patches(self, actions: Any) -> dict[str, Any]:
+        scores, info = self._scores(actions)
+        done, step = self._episode_step, self._episode_step + 1
+        num_new = _part(self.num_masked, step, self.masking_steps) - _part(
+            self.num_masked, done, self.masking_steps
+        )
+        guided_total = round(self._fraction * self.num_masked)
+        num_guided = _part(guided_total, step, self.masking_steps) - _part(
+            guided_total, done, self.masking_steps
+        )
+        before = self._mask if done else None
+        mask, guided = select_patches(scores, num_new, min(num_guided, num_new), self.generator, before)
+        self._mask, self._guided = (self._mask | mask, self._guided | guided) if done else (mask, guided)
+        self._scores_now = scores
+        self._episode_step = step
+        empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
+        rows = {"mask": self._mask.numpy(), "guided": self._guided.numpy()}
+        return info | rows | {"patch_loss": empty, "patch_reward": empty}
+
+    def _update(self, info: dict[str, Any]) -> np.ndarray:
+        """One update of the autoencoder; fills in `info` and gives back the reward (B,)."""
+        device = self.pretrainer.device
+        mask, guided = self._mask.to(device), self._guided.to(device)
+        self.reward.before(self._images, mask)
+        result = self.pretrainer.step(self._images, mask)
+        patch_reward = (self.reward(result.patch_loss, mask, guided) * mask).float().cpu()
+        info["patch_loss"] = (result.patch_loss * mask).float().cpu().numpy()
+        info["patch_reward"] = patch_reward.numpy()
+        if self.render_mode is not None:
+            self._shown = {"images": self._images, "mask": self._mask, "guided": self._guided,
+                           "scores": self._scores_now, "prediction": result.prediction}  # fmt: skip
+        count = self._guided.sum(dim=1).clamp(min=1)
+        return ((patch_reward * self._guided).sum(dim=1) / count).numpy().astype(np.float64)
+
+    def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return reward, np.full(self.num_envs, ended), np.zeros(self.num_envs, dtype=bool)
+
+    def _start(self, seed: int) -> None:
+        self._open_stream(seed, 0)
+        self.generator.manual_seed(seed)
+        self._shown = None
+        if self._owned is not None:
+            self.pretrainer = self._build(seed)
+            self.reward = make_reward(self._reward_name, self.pretrainer, self.generator)
+
+    def _open_stream(self, seed: int, start: int) -> None:
+        self.close_extras()
+        self._seed = seed
+        self._stream = BatchStream(
+            self.data,
+            batch_size=self.num_envs,
+            image_size=self.image_size,
+            seed=seed,
+            num_workers=self._data_workers,
+            start=start,
+        )
+
+    def _next_batch(self) -> None:
+        assert self._stream is not None
+        self._images = next(self._stream).to(self.pretrainer.device)
+        self._embeddings = self.pretrainer.embed(self._images)
+        self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
+        fraction = self.guided_fraction
+        self._fraction = check_guided_fraction(
+            fraction(self.pretrainer.progress) if callable(fraction) else fraction
+        )
+        self._episode_step = 0
+        self._needs_reset = False
+
+    def _observation(self) -> np.ndarray:
+        embeddings = self._embeddings.float().cpu()
+        if self._episode_step:
+            embeddings = embeddings.masked_fill(self._mask[..., None], 0.0)
+        return embeddings.numpy()
+
+    def _build(self, seed: int) -> Pretrainer:
+        assert self._owned is not None
+        model, image_size, patch_size, channels, num_steps = self._owned
+        autoencoder = build_autoencoder(
+            model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
+        )
+        return Pretrainer(autoencoder, num_steps=num_steps)
+
+    def _filled(self, shown: dict[str, Tensor]) -> Tensor:
+        return self.pretrainer.model.reconstruct(
+            shown["images"], shown["mask"].to(self.pretrainer.device), shown["prediction"]
+        )
+
+    def _to_display(self, images: Tensor) -> Tensor:
+        images = images.float().cpu()
+        if isinstance(self.data, ImageDataset):
+            return self.data.denormalise(images).clamp(0, 1)
+        low, high = self.data.min(), self.data.max()
+        return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+class MaskingEnv(gym.Env):
+    """One image at a time: the face of a `MaskingVectorEnv` with a batch of one.
+
+    Takes the same keyword arguments, without num_envs and autoreset_mode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012
+    vector_class: type[MaskingVectorEnv] = MaskingVectorEnv
+
+    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        self.vector = self.vector_class(
+            1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **options
+        )
+        self.render_mode = render_mode
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+        self.grid = self.vector.grid
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        observation, info = self.vector.reset(seed=seed, options=options)
+        return observation[0], _first(info)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.vector.step(np.asarray(action)[None])
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pictures = self.vector.render()
+        return None if pictures is None else pictures[0]
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+def open_images(
+    data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, int]
+) -> ImageDataset | Tensor:
+    """The opened data that the `data` argument of an environment means."""
+    if isinstance(data, (ImageDataset, Tensor)):
+        return data
+    return open_data(None if data is None else str(data), root=root, image_size=image_size)
+
+
+def _part(total: int, step: int, steps: int) -> int:
+    """How many of `total` are handed out after `step` of `steps` even steps."""
+    return round(total * step / steps)
+
+
+def _first(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value[0] for key, value in info.items() if not key.startswith("_")}
+
+
+def _checked_render_mode(render_mode: str | None) -> str | None:
+    if render_mode not in (None, "rgb_array"):
+        raise InputError(f"render mode {render_mode!r} is unknown: choose None or 'rgb_array'.")
+    return render_mode

@@ -1,0 +1,77 @@
+"""One picture of a masked image: image | masked image | reconstruction | scores."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
+from torch import Tensor
+
+GAP = 2
+
+
+def render_panels(
+    image: Float[Tensor, "C H W"],
+    mask: Bool[Tensor, " L"],
+    guided: Bool[Tensor, " L"],
+    reconstruction: Float[Tensor, "C H W"] | None,
+    scores: Float[Tensor, " L"] | None,
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Four panels side by side; the last two are empty before the first step.
+
+    Args:
+        image: in [0, 1], as is the reconstruction.
+        mask: True where masked: darkened in the second panel.
+        guided: True where the scores decided: tinted orange there.
+        reconstruction: the image with its masked patches filled in.
+        scores: one a patch, any scale; shown by rank, bright is high.
+        grid: rows and columns of patches.
+    """
+    height, width = image.shape[1:]
+    original = to_rgb(image)
+    panels = [
+        original,
+        shade(original, mask, guided, grid),
+        np.zeros_like(original) if reconstruction is None else to_rgb(reconstruction),
+        np.zeros_like(original) if scores is None else heat(scores, grid, (height, width)),
+    ]
+    gap = np.full((height, GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def to_rgb(image: Float[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """8-bit colours of an image in [0, 1]: three channels as they are, any other number as their mean."""
+    if image.shape[0] != 3:
+        image = image.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def shade(
+    picture: UInt8[np.ndarray, "H W 3"],
+    mask: Bool[Tensor, " L"],
+    guided: Bool[Tensor, " L"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture with masked patches darkened, those that the scores chose tinted orange."""
+    height, width = picture.shape[:2]
+    masked, chosen = (_enlarge(value.numpy().reshape(grid).astype(np.uint8), height, width)[..., None] > 0
+                      for value in (mask, guided))  # fmt: skip
+    dark = (picture * 0.15 + 20).astype(np.uint8)
+    tinted = (picture * 0.25 + np.array([150, 75, 0])).astype(np.uint8)
+    return np.where(chosen, tinted, np.where(masked, dark, picture))
+
+
+def heat(
+    scores: Float[Tensor, " L"], grid: tuple[int, int], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Ranks of the scores as colours, one square a patch."""
+    values, ranks = np.unique(scores.numpy(), return_inverse=True)  # equal scores share one colour
+    ranks = ranks / max(len(values) - 1, 1)
+    colours = (colormaps["viridis"](ranks.reshape(grid))[..., :3] * 255).astype(np.uint8)
+    return _enlarge(colours, *size)
+
+
+def _enlarge(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,187 @@
+"""What a masked patch pays: one class a reward, and the table of their names."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.errors import unknown_name
+from ahm_gym.masking import random_scores, select_patches
+from ahm_gym.pretraining import Pretrainer
+
+
+class Reward(Protocol):
+    """Called around every update of the autoencoder."""
+
+    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+        """Look at the batch while the autoencoder is still the old one."""
+        ...
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """The reward of every patch; the caller sets visible ones to 0.
+
+        Args:
+            patch_loss: from before the update, with the same mask.
+            mask: True where masked.
+            guided: True where the scores decided.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class LossReward:
+    """Squared error of the patch."""
+
+    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
+        self.pretrainer = pretrainer
+        self.generator = generator
+
+    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+        return None
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        return patch_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return None
+
+
+class RelativeReward(LossReward):
+    """Squared error, standardised by running statistics of the randomly masked patches.
+
+    The statistics follow the falling loss of the autoencoder. They are those of all masked patches
+    where none is masked at random. Standardising within each image instead would fix the mean.
+    """
+
+    momentum = 0.02
+
+    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
+        super().__init__(pretrainer, generator)
+        self.count = 0
+        self.mean = 0.0
+        self.square = 0.0
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        drawn = mask & ~guided
+        weight = drawn if bool(drawn.any()) else mask
+        mean, square = ((weight * value).sum() / weight.sum() for value in (patch_loss, patch_loss.square()))
+        self.count += 1
+        rate = max(1.0 / self.count, self.momentum)
+        self.mean += rate * (float(mean) - self.mean)
+        self.square += rate * (float(square) - self.square)
+        deviation = max(self.square - self.mean**2, 1e-12) ** 0.5
+        return (patch_loss - self.mean) / deviation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
+
+
+class RankReward(LossReward):
+    """Rank of the patch's loss among all masked patches of the batch, from -1 to 1."""
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        order = patch_loss[mask].argsort(stable=True)
+        ranks = torch.empty_like(patch_loss[mask])
+        ranks[order] = torch.linspace(-1.0, 1.0, len(order), device=ranks.device)
+        return torch.zeros_like(patch_loss).masked_scatter(mask, ranks)
+
+
+class ProgressReward(LossReward):
+    """Loss under a slow average of the autoencoder minus its present loss, with the same mask.
+
+    What can be learned pays; noise, which is as bad under both, does not. After the learning progress
+    of Oudeyer, Kaplan and Hafner (2007). Costs one more forward pass.
+    """
+
+    decay = 0.99
+
+    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
+        super().__init__(pretrainer, generator)
+        self.slow = copy.deepcopy(pretrainer.model).requires_grad_(False)
+        self.slow_loss: Tensor | None = None
+
+    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+        with torch.no_grad():
+            self.slow_loss = self.slow(images, mask).patch_loss
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        assert self.slow_loss is not None, "before() comes first"
+        with torch.no_grad():
+            for slow, now in zip(
+                self.slow.parameters(), self.pretrainer.autoencoder.parameters(), strict=True
+            ):
+                slow.lerp_(now, 1.0 - self.decay)
+        return self.slow_loss - patch_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"slow": self.slow.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.slow.load_state_dict(state["slow"])
+
+
+class AdvantageReward(LossReward):
+    """Loss of the patch minus the mean loss of a random mask on the same image.
+
+    Costs one more forward pass.
+    """
+
+    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
+        super().__init__(pretrainer, generator)
+        self.random_loss: Tensor | None = None
+
+    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+        count = int(mask[0].sum())
+        scores = random_scores((mask.shape[0], mask.shape[1]), self.generator)
+        drawn = select_patches(scores, count, count, self.generator)[0].to(mask.device)
+        patch_loss = self.pretrainer.forward(images, drawn).patch_loss
+        self.random_loss = (patch_loss * drawn).sum(dim=1, keepdim=True) / count
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        assert self.random_loss is not None, "before() comes first"
+        return patch_loss - self.random_loss
+
+
+REWARDS: dict[str, type[LossReward]] = {
+    "loss": LossReward,
+    "relative": RelativeReward,
+    "rank": RankReward,
+    "progress": ProgressReward,
+    "advantage": AdvantageReward,
+}
+
+
+def make_reward(name: str, pretrainer: Pretrainer, generator: torch.Generator) -> Reward:
+    """The reward of that name.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one.
+    """
+    if name not in REWARDS:
+        raise unknown_name("reward", name, REWARDS)
+    return REWARDS[name](pretrainer, generator)

@@ -1,0 +1,306 @@
+import pickle
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.envs import (
+    REWARDS,
+    MaskingEnv,
+    MaskingVectorEnv,
+    SequentialMaskingEnv,
+    SequentialMaskingVectorEnv,
+)
+from ahm_gym.errors import InputError
+from ahm_gym.pretraining import Pretrainer
+from ahm_gym.testing import check_vector_env
+
+L = 16
+MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(12, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def make(images):
+    def build(num_envs=4, cls=MaskingVectorEnv, **options):
+        return cls(num_envs, data=images, image_size=32, patch_size=8, **options)
+
+    return build
+
+
+def scores(env, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (env.num_envs, L)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cls", [MaskingVectorEnv, SequentialMaskingVectorEnv])
+def test_the_vector_environments_pass_our_checker(make, cls, mode):
+    check_vector_env(lambda: make(cls=cls, autoreset_mode=mode))
+
+
+@pytest.mark.parametrize("reward", sorted(REWARDS))
+@pytest.mark.parametrize("masking_steps", [1, 3])
+def test_every_reward_passes_our_checker(make, reward, masking_steps):
+    check_vector_env(lambda: make(reward=reward, masking_steps=masking_steps, guided_fraction=0.5))
+
+
+class Broken(MaskingVectorEnv):
+    fault = ""
+
+    def step(self, actions):
+        observation, reward, terminated, truncated, info = super().step(actions)
+        if self.fault == "dtype":
+            observation = observation.astype(np.float64)
+        elif self.fault == "reward":
+            info["patch_reward"] = np.ones_like(info["patch_reward"])
+        elif self.fault == "truncated":
+            truncated = terminated
+        elif self.fault == "missing":
+            del info["guided"]
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("dtype", "float64"),
+        ("reward", "visible patch"),
+        ("truncated", "truncated"),
+        ("missing", "no 'guided'"),
+    ],
+)
+def test_our_checker_finds_what_is_broken(make, monkeypatch, fault, sentence):
+    monkeypatch.setattr(Broken, "fault", fault)
+    with pytest.raises(AssertionError, match=sentence):
+        check_vector_env(lambda: make(cls=Broken))
+
+
+@pytest.mark.parametrize("env_id", ["AHM/Masking-v0", "AHM/SequentialMasking-v0"])
+def test_check_env_of_gymnasium_and_of_sb3_pass(env_id, images):
+    options = {"data": images, "image_size": 32, "patch_size": 8}
+    env = gym.make(f"ahm_gym:{env_id}", **options).unwrapped
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r".*Box observation space (minimum|maximum) value is (-)?infinity.*"
+        )
+        check_env(env)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*observation .* has an unconventional shape.*")
+        check_env_sb3(env)
+
+
+@pytest.mark.parametrize("cls", [MaskingVectorEnv, SequentialMaskingVectorEnv])
+def test_make_vec_builds_the_vector_form(images, cls):
+    env_id = "AHM/Masking-v0" if cls is MaskingVectorEnv else "AHM/SequentialMasking-v0"
+    env = gym.make_vec(f"ahm_gym:{env_id}", num_envs=3, data=images, image_size=32, patch_size=8)
+    assert type(env) is cls
+    assert env.observation_space.shape == (3, L, 128)
+
+
+def test_the_highest_scores_are_masked_and_the_update_reduces_nothing_but_the_loss(make):
+    env = make()
+    env.reset(seed=0)
+    action = scores(env)
+    _, _, _, _, info = env.step(action)
+    best = np.argsort(-action, axis=1)[:, : env.num_masked]
+    expected = np.zeros((4, L), dtype=bool)
+    np.put_along_axis(expected, best, True, axis=1)
+    assert np.array_equal(info["mask"], expected)
+    assert np.array_equal(info["guided"], expected)
+
+
+def test_the_observation_is_the_embedding_by_the_encoder_as_it_stands(make):
+    env = make()
+    env.reset(seed=0)
+    observation, *_ = env.step(scores(env))
+    expected = env.pretrainer.autoencoder.embed(env.patches.images).detach().numpy()
+    assert np.array_equal(observation, expected)
+    assert env.pretrainer.updates == 1
+
+
+def test_the_reported_patch_loss_is_the_one_from_before_the_update(make):
+    env = make(reward="loss")
+    env.reset(seed=0)
+    images, before = env.patches.images, build_autoencoder("tiny", image_size=(32, 32), seed=0)
+    _, reward, _, _, info = env.step(scores(env))
+    with torch.no_grad():
+        expected = before(images, torch.from_numpy(info["mask"])).patch_loss.numpy()
+    np.testing.assert_allclose(info["patch_loss"][info["mask"]], expected[info["mask"]], rtol=1e-5)
+    np.testing.assert_allclose(reward, expected.mean(axis=1, where=info["mask"]), rtol=1e-5)
+
+
+def test_the_scalar_reward_is_the_mean_over_guided_patches_and_zero_without_any(make):
+    env = make(guided_fraction=0.5)
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(scores(env))
+    assert (info["guided"].sum(axis=1) == 6).all()
+    np.testing.assert_allclose(reward, info["patch_reward"].mean(axis=1, where=info["guided"]), rtol=1e-5)
+    env.guided_fraction = 0.0
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(scores(env))
+    assert not reward.any() and not info["guided"].any() and info["patch_reward"].any()
+
+
+def test_an_episode_of_several_steps_masks_its_parts_and_updates_once_at_its_end(make):
+    env = make(masking_steps=4, guided_fraction=0.5, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    before = np.zeros((4, L), dtype=bool)
+    for step in range(1, 5):
+        observation, reward, terminated, _, info = env.step(scores(env, step))
+        assert (before <= info["mask"]).all()
+        assert (info["mask"].sum(axis=1) == 3 * step).all()
+        assert not observation[info["mask"]].any() and observation[~info["mask"]].any(axis=-1).all()
+        assert terminated.all() == (step == 4)
+        assert env.pretrainer.updates == (step == 4)
+        assert reward.any() == (step == 4)
+        before = info["mask"]
+    assert (info["guided"].sum(axis=1) == 6).all()
+
+
+def test_disabled_autoreset_refuses_to_step_over_the_end(make):
+    env = make(autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(ResetNeeded):
+        env.step(scores(env))
+    env.reset(seed=0)
+    env.step(scores(env))
+    with pytest.raises(ResetNeeded):
+        env.step(scores(env))
+
+
+def test_a_next_step_reset_row_ignores_its_action_and_updates_nothing(make):
+    env = make(autoreset_mode=AutoresetMode.NEXT_STEP)
+    env.reset(seed=0)
+    env.step(scores(env))
+    observation, reward, terminated, _, _ = env.step(np.full((4, L), np.nan))
+    assert env.pretrainer.updates == 1
+    assert not reward.any() and not terminated.any() and observation.any()
+
+
+def test_a_reset_never_touches_an_autoencoder_that_was_handed_in(make):
+    pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(32, 32), seed=5), num_steps=10)
+    env = make(pretrainer=pretrainer)
+    env.reset(seed=0)
+    env.step(scores(env))
+    weights = pretrainer.autoencoder.decoder_pred.weight.clone()
+    env.reset(seed=1)
+    assert env.pretrainer is pretrainer and pretrainer.updates == 1
+    assert torch.equal(weights, pretrainer.autoencoder.decoder_pred.weight)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_update_works_where_the_caller_has_switched_gradients_off(make, context):
+    env = make()
+    with context():
+        env.reset(seed=0)
+        before = env.pretrainer.autoencoder.decoder_pred.weight.clone()
+        env.step(scores(env))
+        env.step(scores(env))
+    assert not torch.equal(before, env.pretrainer.autoencoder.decoder_pred.weight)
+
+
+def test_going_on_from_a_saved_state_is_exact(make):
+    def trace(env, count):
+        return [env.step(scores(env, i))[1] for i in range(count)]
+
+    options = {"reward": "relative", "guided_fraction": 0.5}
+    env = make(**options)
+    env.reset(seed=0)
+    trace(env, 3)
+    state, weights = pickle.loads(pickle.dumps((env.state_dict(), env.pretrainer.state_dict())))
+    expected = trace(env, 3)
+    other = make(**options)
+    other.pretrainer.load_state_dict(weights)
+    other.load_state_dict(state)
+    other.reset()
+    assert np.array_equal(trace(other, 3), expected)
+
+
+def test_choosing_a_masked_patch_masks_another_one_and_says_so(make):
+    env = make(cls=SequentialMaskingVectorEnv)
+    _, info = env.reset(seed=0)
+    assert info["action_mask"].all()
+    *_, info = env.step(np.array([3, 3, 5, 5]))
+    assert not info["repaired"].any()
+    assert np.array_equal(info["action_mask"] == 0, info["mask"])
+    *_, info = env.step(np.array([3, 4, 5, 6]))
+    assert info["repaired"].tolist() == [True, False, True, False]
+    assert (info["mask"].sum(axis=1) == 2).all()
+    assert np.array_equal(env.action_masks(), ~info["mask"])
+
+
+def test_the_single_environment_gives_one_image(images):
+    env = MaskingEnv(data=images, image_size=32, patch_size=8, render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (L, 128)
+    picture = env.render()
+    observation, reward, terminated, truncated, info = env.step(np.linspace(-1, 1, L, dtype=np.float32))
+    assert isinstance(reward, float) and terminated and not truncated
+    assert info["mask"].shape == (L,) and info["mask"].sum() == 12
+    assert env.render().shape == picture.shape == (32, 4 * 32 + 6, 3)
+    assert not np.array_equal(env.render(), picture)
+
+
+def test_the_sequential_environment_offers_its_action_masks(images):
+    env = SequentialMaskingEnv(data=images, image_size=32, patch_size=8)
+    _, info = env.reset(seed=0)
+    env.step(2)
+    assert info["action_mask"].all()
+    assert env.action_masks().sum() == L - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_ratio": 1.5}, "mask ratio 1.5"),
+        ({"reward": "losss"}, "did you mean 'loss'"),
+        ({"masking_steps": 13}, "masking_steps is 13: choose from 1 to the 12"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"render_mode": "human"}, "render mode 'human'"),
+        ({"model": "tinyy"}, "did you mean 'tiny'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_a_patch_size_that_does_not_divide_is_refused(images):
+    with pytest.raises(InputError, match="patch size 5 does not divide"):
+        MaskingVectorEnv(2, data=images, image_size=32, patch_size=5)
+
+
+def test_data_of_another_channel_count_than_the_autoencoder_is_refused(images):
+    pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(32, 32), channels=3), num_steps=1)
+    with pytest.raises(InputError, match="1 channels and the autoencoder takes 3"):
+        MaskingVectorEnv(2, data=images, pretrainer=pretrainer)
+
+
+def test_actions_of_another_shape_and_nan_are_refused(make):
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="one score a patch"):
+        env.step(np.zeros((4, L + 1)))
+    with pytest.raises(InputError, match="NaN"):
+        env.step(np.full((4, L), np.nan))
+    sequential = make(cls=SequentialMaskingVectorEnv)
+    sequential.reset(seed=0)
+    with pytest.raises(InputError, match="patch indices"):
+        sequential.step(np.array([0, 1, 2, L]))
+
+
+def test_resetting_only_some_images_is_refused(make):
+    env = make(autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.array([True, False, True, True])})

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.envs.rewards import REWARDS, make_reward
+from ahm_gym.errors import InputError
+from ahm_gym.masking import select_patches
+from ahm_gym.pretraining import Pretrainer
+
+
+@pytest.fixture
+def pretrainer():
+    return Pretrainer(build_autoencoder("tiny", image_size=(32, 32), seed=0), num_steps=50)
+
+
+def build(name, pretrainer):
+    return make_reward(name, pretrainer, torch.Generator().manual_seed(0))
+
+
+def draw(num_guided=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 1, 32, 32, generator=generator)
+    mask, guided = select_patches(torch.rand(4, 16, generator=generator), 12, num_guided, generator)
+    return images, mask, guided, torch.rand(4, 16, generator=generator)
+
+
+def test_loss_pays_the_loss(pretrainer):
+    _, mask, guided, patch_loss = draw()
+    assert torch.equal(build("loss", pretrainer)(patch_loss, mask, guided), patch_loss)
+
+
+def test_relative_is_standardised_by_the_randomly_masked_patches(pretrainer):
+    _, mask, guided, patch_loss = draw()
+    paid = build("relative", pretrainer)(patch_loss, mask, guided)
+    drawn = paid[mask & ~guided]
+    assert float(drawn.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(drawn.std(unbiased=False)) == pytest.approx(1, abs=1e-4)
+    assert float(paid[guided].mean()) != pytest.approx(0, abs=1e-3)
+
+
+def test_relative_takes_all_masked_patches_where_none_is_random(pretrainer):
+    _, mask, _, patch_loss = draw()
+    paid = build("relative", pretrainer)(patch_loss, mask, mask)
+    assert float(paid[mask].mean()) == pytest.approx(0, abs=1e-5)
+
+
+def test_relative_follows_a_loss_that_falls_tenfold(pretrainer):
+    reward = build("relative", pretrainer)
+    _, mask, guided, patch_loss = draw()
+    for step in range(1000):
+        paid = reward(patch_loss * (1.0 if step < 300 else 0.1), mask, guided)
+    assert float(paid[mask & ~guided].mean()) == pytest.approx(0, abs=0.1)
+    assert float(paid[mask & ~guided].std()) == pytest.approx(1, abs=0.3)
+
+
+def test_rank_pays_minus_one_to_one_in_the_order_of_the_loss(pretrainer):
+    _, mask, guided, patch_loss = draw()
+    paid = build("rank", pretrainer)(patch_loss, mask, guided)
+    assert float(paid[mask].min()) == -1 and float(paid[mask].max()) == 1
+    assert torch.equal(paid[mask].argsort(), patch_loss[mask].argsort())
+
+
+def test_progress_pays_what_a_slow_average_does_worse(pretrainer):
+    reward = build("progress", pretrainer)
+    images, mask, guided, _ = draw()
+    for _ in range(30):
+        reward.before(images, mask)
+        paid = reward(pretrainer.step(images, mask).patch_loss, mask, guided)
+    assert float(paid[mask].mean()) > 0
+    before = reward.slow(images, mask).loss
+    assert before > pretrainer.forward(images, mask).loss
+
+
+def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrainer):
+    reward = build("advantage", pretrainer)
+    images, mask, guided, _ = draw()
+    reward.before(images, mask)
+    patch_loss = pretrainer.forward(images, mask).patch_loss
+    excess = patch_loss - reward(patch_loss, mask, guided)
+    assert torch.allclose(excess, excess[:, :1].expand_as(excess))
+    assert torch.equal(excess[:, 0], reward.random_loss[:, 0])
+    again = build("advantage", pretrainer)
+    again.before(images, mask)
+    torch.testing.assert_close(again.random_loss, reward.random_loss)
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_going_on_from_a_saved_state_pays_the_same(name, pretrainer):
+    first = build(name, pretrainer)
+    images, mask, guided, patch_loss = draw()
+    first.before(images, mask)
+    first(patch_loss, mask, guided)
+    second = make_reward(name, pretrainer, torch.Generator())
+    second.load_state_dict(first.state_dict())
+    second.generator.set_state(first.generator.get_state())
+    for reward in (first, second):
+        reward.before(images, mask)
+    assert torch.equal(first(patch_loss, mask, guided), second(patch_loss, mask, guided))
+
+
+def test_an_unknown_reward_is_refused_with_the_nearest_name(pretrainer):
+    with pytest.raises(InputError, match="did you mean 'progress'"):
+        build("progres", pretrainer)
