@@ -1,0 +1,70 @@
+"""What the training loop asks of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.masking import ramp
+
+Metrics = dict[str, float]
+Callback = Callable[[Metrics], bool]
+"""Called after every update of the autoencoder with its metrics; True asks the agent to stop."""
+
+
+class Agent(Protocol):
+    """A learner of masks in a vector environment."""
+
+    env_id: str
+    """Id of the environment whose action form it wants."""
+
+    def learn(
+        self,
+        make_env: Callable[[], VectorEnv],
+        num_steps: int,
+        *,
+        seed: int | None,
+        callback: Callback | None = None,
+    ) -> None:
+        """Acts and learns until the autoencoder had `num_steps` more updates.
+
+        Args:
+            make_env: gives an environment; called once in every worker.
+            num_steps: updates of the autoencoder, over all workers.
+            seed: of the agent's draws and the environment; None goes on with the loaded state.
+            callback: called after every update.
+        """
+        ...
+
+    def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
+        """One score a patch for a batch of observations (B, L, D)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values, nested: everything that an exact resume needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def guided_ramp(progress: float) -> float:
+    """Share of guided patches for a learning agent: 0 at first, 0.5 from the middle of training on.
+
+    Only hard patches would hurt, and early scores are noise.
+    """
+    return ramp(progress, start=0.05, end=0.5, top=0.5)
+
+
+def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
+    """Mean reconstruction loss of the masked patches and mean reward of the update that `info` reports."""
+    mask = np.asarray(info["mask"])
+    return {
+        "loss": float(np.asarray(info["patch_loss"])[mask].mean()),
+        "reward": float(np.mean(reward)),
+        "guided": float(np.asarray(info["guided"]).sum() / mask.sum()),
+    }

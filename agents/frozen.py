@@ -1,0 +1,110 @@
+"""Trained agents on disk, and a trained agent as a mask policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.agents import make_agent
+from ahm_gym.agents.base import Agent, guided_ramp
+from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
+from ahm_gym.errors import InputError
+from ahm_gym.masking import PatchBatch
+from ahm_gym.storage import load_state, save_state
+
+
+class AgentMasking:
+    """A trained agent, frozen, as a mask policy.
+
+    It embeds images through the patch and position embedding that it was trained with: that of another
+    autoencoder would mean nothing to it.
+
+    Args:
+        agent: the trained agent.
+        embedder: holds the patch and position embedding of its training.
+    """
+
+    def __init__(self, agent: Agent, embedder: MaskedAutoencoder) -> None:
+        self.agent = agent
+        self.embedder = embedder.eval()
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        with torch.no_grad():
+            embeddings = self.embedder.embed(patches.images)
+        return self.agent.act(embeddings, deterministic=True)
+
+    def guided_fraction(self, progress: float) -> float:
+        return guided_ramp(1.0)
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return None
+
+
+def save_agent(
+    folder: Path, name: str, options: dict[str, Any], agent: Agent, model: str, autoencoder: MaskedAutoencoder
+) -> None:
+    """Writes what `from_run` needs: the agent and the patch embedding that it knows."""
+    weights = autoencoder.state_dict()
+    save_state(
+        folder,
+        {
+            "agent": name,
+            "options": options,
+            "observation_shape": [autoencoder.num_patches, autoencoder.dim],
+            "grid": list(autoencoder.grid),
+            "model": model,
+            "image_size": list(autoencoder.image_size),
+            "patch_size": autoencoder.patch_size,
+            "channels": autoencoder.channels,
+            "embedding": {
+                key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))
+            },
+            "state": agent.state_dict(),
+        },
+    )
+
+
+def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
+    """The trained agent of a pretraining run, to mask images for `autoencoder`.
+
+    Raises:
+        InputError: where the folder holds no agent, or its agent knows another grid or channel count.
+    """
+    folder = Path(run) / "agent"
+    if not (folder / "state.json").is_file():
+        raise InputError(
+            f"{run} holds no trained agent: give the folder of a run that was pretrained with --policy a3c."
+        )
+    saved = load_state(folder)
+    own = (saved["grid"], saved["patch_size"], saved["channels"])
+    wanted = (list(autoencoder.grid), autoencoder.patch_size, autoencoder.channels)
+    if own != wanted:
+        raise InputError(
+            f"the agent in {run} knows a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with {own[2]} channels, "
+            f"and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: choose the same "
+            "--image-size and --patch-size, and data of as many channels."
+        )
+    rows, columns = saved["grid"]
+    num_patches, dim = saved["observation_shape"]
+    agent = make_agent(saved["agent"], (num_patches, dim), grid=(rows, columns), **saved["options"])
+    agent.load_state_dict(saved["state"])
+    embedder = build_autoencoder(
+        saved["model"],
+        image_size=autoencoder.image_size,
+        patch_size=autoencoder.patch_size,
+        channels=autoencoder.channels,
+    )
+    embedder.load_state_dict(embedder.state_dict() | saved["embedding"])
+    return AgentMasking(agent, embedder)

@@ -1,0 +1,69 @@
+"""The loss of the actor-critic for one step of a batch of images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ahm_gym.agents.networks import ActorCriticOutput
+from ahm_gym.agents.ordering import order_statistics
+
+
+class StepLoss(NamedTuple):
+    policy: Float[Tensor, ""]
+    value: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
+    """Mean entropy of the conditional draws, in nats."""
+    relative_entropy: Float[Tensor, ""]
+    """The same as a share of the largest possible, 0 to 1; for the eye."""
+
+
+def step_loss(
+    output: ActorCriticOutput,
+    order: Int[Tensor, "B L"],
+    available: Bool[Tensor, "B L"],
+    num_guided: Int[Tensor, " B"],
+    masked: Bool[Tensor, "B L"],
+    patch_return: Float[Tensor, "B L"],
+    image_return: Float[Tensor, " B"],
+    credit: str,
+) -> StepLoss:
+    """Policy loss, value loss and entropy; policy and entropy are means over the guided draws.
+
+    With `credit="local"` draw j is paid A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l: the
+    baseline is an expectation over what could be drawn. V of the drawn patch itself would depend on the
+    action, and its gradient vanishes once the critic is right. Local credit ignores that patches
+    influence each other's loss; `credit="image"`, (R - V(s)) * log pi(order), is unbiased.
+
+    Args:
+        output: of the network for the state before the draw.
+        order: the drawn order of patches.
+        available: patches that could be drawn.
+        num_guided: the first so many of the order are actions; the rest is the environment's.
+        masked: patches on which the critic is fitted, guided or random.
+        patch_return: return of each patch.
+        image_return: return of the whole mask.
+        credit: "local" or "image".
+    """
+    left = available.gather(1, order)
+    values = output.values.detach().gather(1, order)
+    log_prob, entropy, expected = order_statistics(output.logits.gather(1, order), values, left)
+    drawn = torch.arange(order.shape[1], device=order.device) < num_guided[:, None]
+    if credit == "local":
+        advantage = patch_return.gather(1, order) - expected
+    else:
+        advantage = (image_return - output.image_value.detach())[:, None].expand(order.shape)
+    count = drawn.sum().clamp(min=1)
+    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
+    if credit == "image":
+        value = value + (output.image_value - image_return).square().mean()
+    largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
+    return StepLoss(
+        policy=-(advantage.detach() * log_prob * drawn).sum() / count,
+        value=value,
+        entropy=(entropy * drawn).sum() / count,
+        relative_entropy=(entropy.detach() / largest * drawn).sum() / count,
+    )

@@ -1,0 +1,143 @@
+"""The actor-critic: one logit and one value a patch, from a patch and its surroundings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ahm_gym.errors import InputError, unknown_name
+
+LOGIT_CAP = 8.0  # exp(-2 * 8) stays well inside float32, so that no patch's probability vanishes
+
+
+class ActorCriticOutput(NamedTuple):
+    logits: Float[Tensor, "B L"]
+    """Of the next draw, between -8 and 8."""
+    values: Float[Tensor, "B L"]
+    """Expected reward of each patch, were it masked."""
+    image_value: Float[Tensor, " B"]
+    """Expected reward of the whole mask."""
+
+
+class PatchActorCritic(nn.Module):
+    """A small network over patch embeddings, shared over patches.
+
+    Args:
+        num_patches: L.
+        dim: D, width of the embeddings.
+        grid: rows and columns.
+        width: of the hidden layers.
+        kind: conv (two 3x3 convolutions over the grid) or attention (one transformer block).
+    """
+
+    def __init__(
+        self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
+    ) -> None:
+        super().__init__()
+        if grid[0] * grid[1] != num_patches:
+            raise InputError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches.")
+        self.normalise = ObservationNorm(num_patches, dim)
+        self.project = nn.Linear(dim, width)
+        self.position = nn.Parameter(torch.zeros(1, num_patches, width))
+        self.context: nn.Module
+        if kind == "conv":
+            self.context = ConvContext(width, grid)
+        elif kind == "attention":
+            self.context = Block(width, num_heads=4, mlp_ratio=2.0, qkv_bias=True)
+        else:
+            raise unknown_name("network", kind, ["conv", "attention"])
+        self.heads = nn.Linear(width, 2)
+        self.image_head = nn.Linear(width, 1)
+        self.reward_scale = RunningScale()
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
+        hidden = self.project(self.normalise(observation)) + self.position  # B L width
+        hidden = self.context(nn.functional.gelu(hidden))
+        logits, values = self.heads(hidden).unbind(dim=-1)
+        image_value = self.image_head(hidden.mean(dim=1))[:, 0]
+        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, image_value)
+
+
+class ConvContext(nn.Module):
+    """Two residual 3x3 convolutions over the grid of patches."""
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, hidden: Float[Tensor, "B L width"]) -> Float[Tensor, "B L width"]:
+        image = hidden.transpose(1, 2).unflatten(2, self.grid)
+        image = image + nn.functional.gelu(self.first(image))
+        image = image + nn.functional.gelu(self.second(image))
+        return image.flatten(2).transpose(1, 2)
+
+
+class ObservationNorm(nn.Module):
+    """Embeddings less their running mean at each position, over their running deviation in each dimension.
+
+    The embedding drifts while the autoencoder trains, and the part that is the same in every image (the
+    position) would drown what differs. Rows of zeros (patches that are masked already) stay zero.
+    """
+
+    momentum = 0.02
+
+    def __init__(self, num_patches: int, dim: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.variance: Tensor
+        self.count: Tensor
+        self.register_buffer("mean", torch.zeros(num_patches, dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, observation: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        shown = available_patches(observation)[..., None]
+        if self.training:
+            self._follow(observation.detach(), shown)
+        return (observation - self.mean) * (self.variance + 1e-6).rsqrt() * shown
+
+    def _follow(self, observation: Float[Tensor, "B L D"], shown: Bool[Tensor, "B L 1"]) -> None:
+        with torch.no_grad():
+            self.count += 1
+            rate = (1.0 / self.count).clamp(min=self.momentum)
+            count = shown.sum(dim=0)  # L 1
+            mean = torch.where(count > 0, observation.sum(dim=0) / count.clamp(min=1), self.mean)
+            self.mean.lerp_(mean, rate)
+            spread = ((observation - self.mean) * shown).square().sum(dim=(0, 1)) / count.sum().clamp(min=1)
+            self.variance.lerp_(spread, rate)
+
+
+class RunningScale(nn.Module):
+    """Running root mean square of the rewards: advantages and values are counted in it."""
+
+    momentum = 0.02
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square: Tensor
+        self.count: Tensor
+        self.register_buffer("square", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def follow(self, rewards: Float[Tensor, " N"]) -> None:
+        """Take new rewards into the statistics."""
+        if rewards.numel():
+            self.count += 1
+            rate = (1.0 / self.count).clamp(min=self.momentum)
+            self.square.lerp_(rewards.square().mean(), rate)
+
+    def value(self) -> Float[Tensor, ""]:
+        return self.square.clamp(min=1e-12).sqrt()
+
+
+def available_patches(observation: Float[Tensor, "B L D"]) -> Bool[Tensor, "B L"]:
+    """False where a patch is masked already: the environment shows it as zeros."""
+    return observation.ne(0).any(dim=-1)

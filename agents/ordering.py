@@ -1,0 +1,59 @@
+"""Drawing patches in order without replacement: the exact policy of a top-k choice (Plackett-Luce)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def draw_order(
+    logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], generator: torch.Generator
+) -> Int[Tensor, "B L"]:
+    """Patch indices in the order of their draws; those that are not available come last.
+
+    Sorting logits plus Gumbel noise draws from the softmax over what is left, again and again
+    (Kool et al., "Stochastic Beams and Where to Find Them", 2019).
+    """
+    uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1.0 - 1e-7).to(logits.device)
+    noisy = logits.detach() - (-uniform.log()).log()
+    return noisy.masked_fill(~available, -torch.inf).argsort(dim=1, descending=True)
+
+
+def scores_of_order(order: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Scores from 1 for the first patch of the order to -1 for the last."""
+    ranks = torch.linspace(1.0, -1.0, order.shape[1], device=order.device).expand(order.shape)
+    return torch.empty_like(ranks).scatter(1, order, ranks)
+
+
+def order_statistics(
+    logits: Float[Tensor, "B L"], values: Float[Tensor, "B L"], left: Bool[Tensor, "B L"]
+) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """Log-probability, entropy and expected value of each draw.
+
+    Everything stands in order of draw: entry j speaks of the softmax over entries j, j+1, ...
+
+    Args:
+        logits: of the patches in that order.
+        values: of the same patches.
+        left: False for patches that could not be drawn; they stand last.
+    """
+    weights = _weights(logits, left)
+    total = _suffix_sum(weights).clamp(min=1e-30)
+    log_total = total.log() + _peak(logits)
+    log_prob = logits - log_total
+    entropy = log_total - _suffix_sum(weights * logits) / total
+    expected = _suffix_sum(weights * values) / total
+    return log_prob, entropy, expected
+
+
+def _weights(logits: Float[Tensor, "B L"], left: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    return (logits - _peak(logits)).exp() * left
+
+
+def _peak(logits: Float[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
+    return logits.detach().amax(dim=1, keepdim=True)
+
+
+def _suffix_sum(values: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    return values.flip(1).cumsum(dim=1).flip(1)

@@ -1,0 +1,341 @@
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from identity import IdentityTask, solved
+
+from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents.losses import step_loss
+from ahm_gym.agents.networks import ActorCriticOutput, ObservationNorm, PatchActorCritic, available_patches
+from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_order
+from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.sharing import hand_over_gradients
+
+L = 5
+EVERYTHING = torch.ones(1, L, dtype=torch.bool)
+
+
+def enumerate_orders(logits):
+    """Probability of every ordered draw of two patches, by hand."""
+    for first, second in itertools.permutations(range(L), 2):
+        p = logits.softmax(dim=0)[first]
+        rest = [i for i in range(L) if i != first]
+        yield (first, second), p * logits[rest].softmax(dim=0)[rest.index(second)]
+
+
+def complete(pair):
+    return torch.tensor([[*pair, *(i for i in range(L) if i not in pair)]])
+
+
+def test_the_probabilities_of_all_ordered_draws_sum_to_one_and_are_the_enumerated_ones():
+    logits = torch.randn(L, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for pair, expected in enumerate_orders(logits):
+        order = complete(pair)
+        log_prob, _, _ = order_statistics(logits[order], torch.zeros(1, L), EVERYTHING)
+        probability = log_prob[0, :2].sum().exp()
+        torch.testing.assert_close(probability, expected)
+        total += probability
+    assert float(total) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_orders_are_drawn_as_often_as_their_probability_says():
+    logits = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0])
+    orders = draw_order(
+        logits.expand(20_000, L), EVERYTHING.expand(20_000, L), torch.Generator().manual_seed(0)
+    )
+    for pair, expected in enumerate_orders(logits):
+        share = (orders[:, :2] == torch.tensor(pair)).all(dim=1).float().mean()
+        assert float(share) == pytest.approx(float(expected), abs=0.01)
+
+
+def test_entropy_and_expected_value_of_each_draw_are_those_of_the_softmax_over_what_is_left():
+    generator = torch.Generator().manual_seed(1)
+    logits, values = torch.randn(2, 1, L, generator=generator)
+    left = torch.tensor([[True, True, True, True, False]])
+    log_prob, entropy, expected = order_statistics(logits, values, left)
+    for j in range(4):
+        p = logits[0, j:4].softmax(dim=0)
+        torch.testing.assert_close(log_prob[0, j], p[0].log())
+        torch.testing.assert_close(entropy[0, j], -(p * p.log()).sum())
+        torch.testing.assert_close(expected[0, j], (p * values[0, j:4]).sum())
+
+
+def test_patches_that_are_not_available_are_drawn_last():
+    available = torch.tensor([[False, True, True, False, True]]).expand(500, L)
+    orders = draw_order(torch.zeros(500, L), available, torch.Generator().manual_seed(0))
+    assert set(orders[:, 3:].flatten().tolist()) == {0, 3}
+
+
+def test_the_scores_of_an_order_sort_back_to_it():
+    order = torch.tensor([[3, 1, 4, 0, 2]])
+    scores = scores_of_order(order)
+    assert torch.equal(scores.argsort(dim=1, descending=True), order)
+    assert scores.max() == 1 and scores.min() == -1
+
+
+def policy_gradient(logits, rewards, values, credit):
+    """Expected gradient of the policy loss over all ordered draws of two patches."""
+    gradient = torch.zeros(L)
+    for pair, probability in enumerate_orders(logits):
+        z = logits.clone().requires_grad_()
+        output = ActorCriticOutput(z[None], values[None], values.mean()[None])
+        loss = step_loss(
+            output, complete(pair), EVERYTHING, torch.tensor([2]), EVERYTHING, rewards[None],
+            rewards[list(pair)].mean()[None], credit,
+        )  # fmt: skip
+        loss.policy.backward()
+        gradient += probability * z.grad
+    return gradient
+
+
+def test_the_image_gradient_equals_the_enumerated_one():
+    generator = torch.Generator().manual_seed(3)
+    logits, rewards, values = torch.randn(3, L, generator=generator)
+    z = logits.clone().requires_grad_()
+    sum(p * rewards[list(pair)].mean() for pair, p in enumerate_orders(z)).backward()
+    # The loss is a mean over the two draws, and it falls where the expected reward rises.
+    torch.testing.assert_close(
+        policy_gradient(logits, rewards, values, "image"), -z.grad / 2, atol=1e-6, rtol=1e-4
+    )
+
+
+def test_local_credit_still_points_uphill_when_the_critic_is_exact():
+    generator = torch.Generator().manual_seed(4)
+    logits, rewards = torch.randn(2, L, generator=generator)
+    gradient = policy_gradient(logits, rewards, rewards, "local")
+    z = logits.clone().requires_grad_()
+    sum(p * rewards[list(pair)].sum() for pair, p in enumerate_orders(z)).backward()
+    cosine = torch.cosine_similarity(-gradient, z.grad, dim=0)
+    assert gradient.norm() > 0.01
+    assert cosine > 0.95
+
+
+def test_gae_equals_a_recursion_written_out_by_hand():
+    generator = torch.Generator().manual_seed(5)
+    rewards, values = torch.randn(2, 3, 2, generator=generator)
+    bootstrap = torch.randn(2, generator=generator)
+    ended = torch.tensor([[False, False], [False, True], [False, False]])
+    gamma, lam = 0.9, 0.7
+    got = lambda_returns(rewards, values, ended, bootstrap, gamma=gamma, gae_lambda=lam)
+    for column in range(2):
+        v = [*values[:, column], bootstrap[column]]
+        delta = [
+            rewards[t, column] + gamma * v[t + 1] * float(~ended[t, column]) - v[t] for t in range(3)
+        ]  # fmt: skip
+        for t in range(3):
+            total, weight = torch.zeros(()), 1.0
+            for k in range(t, 3):
+                total = total + weight * delta[k]
+                weight *= gamma * lam
+                if ended[k, column]:
+                    break
+            torch.testing.assert_close(got[t, column], total + v[t])
+
+
+def test_lambda_one_gives_the_discounted_sum_of_rewards():
+    rewards = torch.tensor([[1.0], [2.0], [4.0]])
+    ended = torch.tensor([[False], [False], [True]])
+    got = lambda_returns(rewards, torch.randn(3, 1), ended, torch.tensor([99.0]), gamma=0.5)
+    torch.testing.assert_close(got, torch.tensor([[3.0], [4.0], [4.0]]))
+
+
+def test_the_normaliser_leaves_masked_rows_zero_and_takes_the_position_out():
+    norm = ObservationNorm(4, 3).train()
+    position = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0)) * 10
+    for seed in range(200):
+        observation = position + torch.randn(64, 4, 3, generator=torch.Generator().manual_seed(seed))
+        observation[:, 2] = 0
+        out = norm(observation)
+    assert not out[:, 2].any()
+    shown = out[:, [0, 1, 3]]
+    assert shown.mean(dim=0).abs().max() < 0.5
+    assert shown.std() == pytest.approx(1.0, abs=0.1)
+    assert available_patches(observation)[:, 2].sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["conv", "attention"])
+def test_the_network_sees_beyond_the_single_patch(kind):
+    network = PatchActorCritic(16, 8, (4, 4), kind=kind).eval()
+    torch.nn.init.normal_(network.heads.weight, generator=torch.Generator().manual_seed(0))
+    observation = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    network(observation).logits[0, 5].backward()
+    assert (observation.grad[0].abs().sum(dim=1) > 0).sum() >= 9
+
+
+def test_gradients_arrive_in_the_shared_weights_at_every_update():
+    shared = torch.nn.Linear(1, 1, bias=False)
+    local = copy.deepcopy(shared)
+    for value in (1.0, 2.0, 3.0):
+        local.zero_grad(set_to_none=True)
+        (local.weight * value).sum().backward()
+        hand_over_gradients(local, shared)
+        assert shared.weight.grad.item() == value
+
+
+def play(agent, env, steps, seed=0):
+    rewards = []
+    agent.learn(lambda: env, steps, seed=seed, callback=lambda m: rewards.append(m["reward"]) or False)
+    return rewards
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+@pytest.mark.parametrize("num_patches", [16, 64])
+def test_every_agent_solves_the_identity_task(name, num_patches):
+    env = IdentityTask(num_patches=num_patches, num_targets=num_patches // 4)
+    agent = make_agent(name, env.single_observation_space.shape)
+    play(agent, env, 300)
+    observation, _ = env.reset(seed=1000)
+    _, reward, *_ = env.step(agent.act(observation, deterministic=True).numpy())
+    assert solved(env, float(reward.mean())) >= 0.95
+
+
+@pytest.mark.parametrize("options", [{"credit": "image"}, {"network": "attention"}])
+def test_a3c_solves_the_identity_task_with_its_other_settings(options):
+    env = IdentityTask()
+    agent = make_agent("a3c", env.single_observation_space.shape, **options)
+    rewards = play(agent, env, 400)
+    assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
+
+
+class FallingRewards(IdentityTask):
+    """Rewards shrink tenfold in the course of training, as an autoencoder's loss does."""
+
+    steps = 0
+
+    def step(self, actions):
+        self.steps += 1
+        observation, reward, terminated, truncated, info = super().step(actions)
+        factor = 0.1 ** min(self.steps / 200, 1.0)
+        info["patch_reward"] = info["patch_reward"] * factor + factor
+        return observation, reward, terminated, truncated, info
+
+
+def test_a3c_still_learns_when_rewards_fall_tenfold():
+    env = FallingRewards()
+    rewards = play(make_agent("a3c", env.single_observation_space.shape), env, 400)
+    assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_the_same_seed_gives_the_same_numbers(name):
+    shape = IdentityTask().single_observation_space.shape
+    first, second, other = (play(make_agent(name, shape), IdentityTask(), 10, seed) for seed in (0, 0, 1))
+    assert first == second != other
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_a_saved_agent_acts_and_learns_on_as_before(name):
+    env = IdentityTask()
+    shape = env.single_observation_space.shape
+    agent, other = make_agent(name, shape), make_agent(name, shape)
+    play(agent, env, 5)
+    state = copy.deepcopy(agent.state_dict())
+    other.load_state_dict(state)
+    observation, _ = IdentityTask().reset(seed=4)
+    for deterministic in (True, False):
+        assert torch.equal(
+            agent.act(observation, deterministic=deterministic),
+            other.act(observation, deterministic=deterministic),
+        )
+    assert play(agent, IdentityTask(), 5) == play(other, IdentityTask(), 5)
+
+
+def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    metrics = []
+    agent.learn(IdentityTask, 400, seed=0, callback=lambda m: metrics.append(m) or False)
+    assert len(metrics) == int(agent.writes) == 400
+    assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
+    assert all(m["agent/staleness"] >= 0 for m in metrics)
+
+
+class Raising(IdentityTask):
+    def step(self, actions):
+        raise ValueError("the scanner is on fire")
+
+
+class Dying(IdentityTask):
+    def step(self, actions):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("env", "reason"), [(Raising, "the scanner is on fire"), (Dying, "SIGKILL")])
+def test_a_worker_that_raises_or_dies_ends_the_run_with_the_reason(env, reason):
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    with pytest.raises(RunError, match=reason):
+        agent.learn(env, 100, seed=0)
+
+
+def test_the_callback_can_stop_workers_early():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    agent.learn(IdentityTask, 10_000, seed=0, callback=lambda m: True)
+    assert int(agent.writes) < 10_000
+
+
+class OneMaskAStep(IdentityTask):
+    """The identity task in two steps: half of the targets are masked in each, paid at the end."""
+
+    def reset(self, *, seed=None, options=None):
+        self.half = None
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions):
+        wanted = actions if self.half is None else np.where(self.half, -np.inf, actions)
+        order = np.argsort(-wanted, axis=1)
+        new = np.zeros((self.num_envs, self.num_patches), dtype=bool)
+        np.put_along_axis(new, order[:, : self.num_targets // 2], True, axis=1)
+        mask = new if self.half is None else new | self.half
+        zero = np.zeros_like(mask, dtype=np.float32)
+        ended = np.full(self.num_envs, self.half is not None)
+        info = {"mask": mask, "guided": mask, "patch_reward": zero, "patch_loss": zero}
+        if self.half is None:
+            self.half = mask
+            hidden = np.where(mask[..., None], 0, self.shown).astype(np.float32)
+            return hidden, zero.sum(axis=1).astype(np.float64), ended, ~ended & False, info
+        paid = (mask & self.targets).astype(np.float32)
+        self.half = None
+        info |= {"patch_reward": paid, "patch_loss": paid}
+        reward = paid.sum(axis=1).astype(np.float64) / self.num_targets
+        return self._observe(), reward, ended, ~ended, info
+
+    def _observe(self):
+        self.shown = super()._observe()
+        return self.shown
+
+
+@pytest.mark.parametrize("options", [{}, {"n_steps": 1, "gae_lambda": 0.9}, {"credit": "image"}])
+def test_a3c_learns_in_episodes_of_two_steps(options):
+    env = OneMaskAStep()
+    rewards = play(make_agent("a3c", env.single_observation_space.shape, **options), env, 500)
+    assert solved(env, float(np.mean(rewards[-50:]))) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"credit": "globl"}, "credit 'globl'"),
+        ({"network": "mlp"}, "unknown network 'mlp'"),
+        ({"num_workers": 0}, "num_workers is 0"),
+        ({"grid": (3, 4)}, "grid of 3x4 does not hold 16"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        make_agent("a3c", (16, 8), **options)
+
+
+def test_an_unknown_agent_is_refused_with_the_nearest_name():
+    with pytest.raises(InputError, match="did you mean 'a3c'"):
+        make_agent("a3", (16, 8))
+
+
+def test_patches_that_make_no_square_need_a_grid():
+    with pytest.raises(InputError, match="15 patches make no square"):
+        make_agent("a3c", (15, 8))
