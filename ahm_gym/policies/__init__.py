@@ -1,0 +1,37 @@
+"""Mask policies by name."""
+
+from __future__ import annotations
+
+import importlib
+
+from ahm_gym.autoencoder import MaskedAutoencoder
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.masking import MaskPolicy
+
+POLICIES = {
+    "random": "ahm_gym.policies.random:RandomPolicy",
+    "block": "ahm_gym.policies.block:BlockPolicy",
+    "grid": "ahm_gym.policies.grid:GridPolicy",
+    "agent": "ahm_gym.agents.frozen:from_run",
+}
+"""Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""
+
+__all__ = ["POLICIES", "make_policy"]
+
+
+def make_policy(name: str, autoencoder: MaskedAutoencoder) -> MaskPolicy:
+    """The mask policy of that name; `agent:RUN_DIR` is the trained agent of a run, frozen.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one, or a run folder that holds no agent.
+    """
+    key, colon, argument = name.partition(":")
+    if key not in POLICIES:
+        raise unknown_name("policy", key, POLICIES)
+    if (key == "agent") != bool(argument):
+        raise InputError(
+            f"policy {name!r}: write agent:RUN_DIR for the trained agent of a run, and the bare name for any other."
+        )
+    module, _, attribute = POLICIES[key].partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    return factory(autoencoder, argument) if colon else factory(autoencoder)

@@ -1,0 +1,37 @@
+"""What policies share that follow a rule and learn nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.autoencoder import MaskedAutoencoder
+from ahm_gym.masking import PatchBatch
+
+
+class FixedPolicy(ABC):
+    """A mask policy without state: every masked patch follows its scores."""
+
+    def __init__(self, autoencoder: MaskedAutoencoder | None = None) -> None:
+        self.autoencoder = autoencoder
+
+    @abstractmethod
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]: ...
+
+    def guided_fraction(self, progress: float) -> float:
+        return 1.0
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return None

@@ -1,0 +1,26 @@
+"""Masks on a lattice."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.policies.base import FixedPolicy
+
+
+class GridPolicy(FixedPolicy):
+    """One patch of each 2x2 stays visible, the lattice shifted at random in each image.
+
+    The uniform sampling of UM-MAE (Li et al., 2022). At a ratio of 0.75 the lattice is exact; a smaller
+    ratio shows other patches too, a larger one hides some of the lattice, at random.
+    """
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        batch, num_patches = patches.embeddings.shape[:2]
+        shift = torch.randint(2, (2, batch, 1, 1), generator=generator)
+        rows = torch.arange(patches.grid[0])[None, :, None]
+        columns = torch.arange(patches.grid[1])[None, None, :]
+        kept = ((rows + shift[0]) % 2 == 0) & ((columns + shift[1]) % 2 == 0)
+        return random_scores((batch, num_patches), generator) - kept.flatten(1).float()

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from ahm_gym.agents import make_agent
+from ahm_gym.agents.frozen import save_agent
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.errors import InputError
+from ahm_gym.masking import PatchBatch, mask_top_k
+from ahm_gym.policies import POLICIES, make_policy
+
+SIZE = (32, 48)
+FIXED = sorted(set(POLICIES) - {"agent"})
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def patches(autoencoder):
+    images = torch.randn(64, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    return PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, 0.5)
+
+
+@pytest.fixture(scope="module")
+def run(autoencoder, tmp_path_factory):
+    """A folder with a trained agent, as a run leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    agent = make_agent("a3c", (24, 128), grid=(4, 6))
+    torch.nn.init.normal_(agent.network.heads.weight, generator=torch.Generator().manual_seed(1))
+    save_agent(folder / "agent", "a3c", {}, agent, "tiny", autoencoder)
+    return folder, agent
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_every_policy_scores_every_patch_reproducibly(name, autoencoder, patches):
+    policy = make_policy(name, autoencoder)
+    first, second, other = (policy.score(patches, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert first.shape == (64, 24) and torch.isfinite(first).all()
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert policy.guided_fraction(0.5) == 1.0
+    mask = mask_top_k(first, 18)
+    assert policy.observe(patches, mask, mask.float()) == {}
+    policy.load_state_dict(policy.state_dict())
+
+
+def test_random_masks_are_uniform(autoencoder, patches):
+    generator = torch.Generator().manual_seed(0)
+    policy = make_policy("random", autoencoder)
+    frequency = torch.stack([mask_top_k(policy.score(patches, generator), 18) for _ in range(50)])
+    assert torch.allclose(frequency.float().mean(dim=(0, 1)), torch.full((24,), 0.75), atol=0.03)
+
+
+def test_grid_keeps_one_of_each_two_by_two(autoencoder, patches):
+    scores = make_policy("grid", autoencoder).score(patches, torch.Generator().manual_seed(0))
+    visible = ~mask_top_k(scores, 18).reshape(64, 4, 6)
+    blocks = visible.reshape(64, 2, 2, 3, 2).sum(dim=(2, 4))
+    assert (blocks == 1).all()
+    assert len({tuple(v.flatten().tolist()) for v in visible}) == 4
+
+
+def test_block_masks_lie_together(autoencoder, patches):
+    def neighbours(name):
+        scores = make_policy(name, autoencoder).score(patches, torch.Generator().manual_seed(0))
+        mask = mask_top_k(scores, 12).reshape(64, 4, 6).float()
+        return float((mask[:, :, 1:] * mask[:, :, :-1]).mean() + (mask[:, 1:] * mask[:, :-1]).mean())
+
+    assert neighbours("block") > 1.3 * neighbours("random")
+
+
+def test_an_agent_as_policy_acts_as_it_was_trained_to_whatever_the_autoencoder(run, patches):
+    folder, agent = run
+    other = build_autoencoder("small", image_size=SIZE, patch_size=8, seed=9)
+    policy = make_policy(f"agent:{folder}", other)
+    seen = PatchBatch(patches.images, other.embed(patches.images).detach(), other.grid, 0.5)
+    expected = agent.act(patches.embeddings, deterministic=True)
+    torch.testing.assert_close(policy.score(seen, torch.Generator()), expected)
+    assert policy.guided_fraction(0.0) == 0.5
+    assert policy.observe(patches, mask_top_k(expected, 18), expected) == {} == policy.state_dict()
+    policy.load_state_dict({})
+
+
+def test_an_agent_of_another_grid_is_refused(run):
+    other = build_autoencoder("tiny", image_size=(32, 32), patch_size=8)
+    with pytest.raises(
+        InputError, match="knows a grid of 4x6 patches of 8 px with 1 channels, and this run has 4x4"
+    ):
+        make_policy(f"agent:{run[0]}", other)
+
+
+def test_a_folder_without_an_agent_is_refused(autoencoder, tmp_path):
+    with pytest.raises(InputError, match="holds no trained agent"):
+        make_policy(f"agent:{tmp_path}", autoencoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("randm", "did you mean 'random'"), ("agent", "agent:RUN_DIR"), ("block:3", "bare name")],
+)
+def test_names_that_cannot_be_used_are_refused(name, message, autoencoder):
+    with pytest.raises(InputError, match=message):
+        make_policy(name, autoencoder)
