@@ -1,0 +1,8 @@
+"""Images for pretraining and segmentation: `open_data` finds them, `BatchStream` hands them out."""
+
+from ahm_gym.data.sample import Sample
+from ahm_gym.data.sources import open_data
+from ahm_gym.data.store import ImageDataset
+from ahm_gym.data.stream import BatchStream
+
+__all__ = ["BatchStream", "ImageDataset", "Sample", "open_data"]

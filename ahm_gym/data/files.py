@@ -1,0 +1,172 @@
+"""Reads one image or label file of any accepted kind."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pydicom
+from nibabel.spatialimages import SpatialImage
+from PIL import Image
+from pydicom.pixels.utils import pixel_array
+
+from ahm_gym.errors import InputError
+
+MAX_ARRAY_CHANNELS = 4
+"""An array (H, W, C) has at most so many channels; with more it is a volume (H, W, slices)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What one file holds."""
+
+    array: np.ndarray
+    """(H, W) or (H, W, C); of a volume (H, W, slices) or (H, W, slices, C)."""
+    is_volume: bool = False
+    spacing: tuple[float, float] | None = None
+    """Millimetres per pixel (row, column)."""
+    patient: str | None = None
+    """Where the file itself says."""
+
+
+def suffix_of(path: Path) -> str:
+    """The lower-case suffix; `.nii.gz` is one."""
+    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+
+
+def stem_of(path: Path) -> str:
+    """The file name without its suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
+    """The file's pixels, in its own depth; of a label with a palette, the indices.
+
+    Raises:
+        InputError: where it is empty, truncated or otherwise unreadable.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes): expected an image; copy it again or leave it out.")
+    try:
+        with warnings.catch_warnings():
+            # Decoders warn of header details that do not change the pixels.
+            warnings.simplefilter("ignore")
+            reader = _read_palette if is_label and _has_palette(path) else READERS[suffix_of(path)]
+            pixels = reader(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): expected a whole "
+            f"{suffix_of(path)} file; copy it again or leave it out."
+        ) from error
+    shape, dtype = pixels.array.shape, pixels.array.dtype
+    if len(shape) not in ((3, 4) if pixels.is_volume else (2, 3)) or 0 in shape or dtype.kind not in "buif":
+        raise InputError(
+            f"{path} has the shape {shape} and values of type {dtype}: expected rows, columns and, if any, "
+            "slices and channels of real numbers; convert it or leave it out."
+        )
+    return pixels
+
+
+def _read_picture(path: Path) -> Pixels:
+    with _silent_opencv():
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise ValueError("OpenCV cannot decode it")
+    return Pixels(_to_rgb(picture))
+
+
+def _read_tiff(path: Path) -> Pixels:
+    """One page is an image, several are a volume."""
+    with _silent_opencv():
+        complete, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if not complete or not pages:
+        raise ValueError("OpenCV cannot decode it")
+    if len(pages) == 1:
+        return Pixels(_to_rgb(pages[0]))
+    return Pixels(np.stack([_to_rgb(page) for page in pages], axis=2), is_volume=True)
+
+
+@contextlib.contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """OpenCV logs to stderr what the caller raises."""
+    log_level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(log_level)
+
+
+def _has_palette(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(26)
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and start[25:] == b"\x03"
+
+
+def _read_palette(path: Path) -> Pixels:
+    """The indices into the palette, which OpenCV replaces by colours."""
+    with Image.open(path) as picture:
+        return Pixels(np.asarray(picture))
+
+
+def _to_rgb(picture: np.ndarray) -> np.ndarray:
+    """RGB from OpenCV's BGR or BGRA; grey stays grey."""
+    return picture if picture.ndim == 2 else picture[:, :, 2::-1]
+
+
+def _read_nifti(path: Path) -> Pixels:
+    """Slices along the last axis, turned so that the second axis points up, as in a head seen from below."""
+    image = nibabel.load(path)
+    if not isinstance(image, SpatialImage):
+        raise ValueError("it holds no image")
+    array = np.asanyarray(image.dataobj)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    sizes = [abs(float(size)) for size in image.header.get_zooms()[:2]]
+    spacing = (sizes[1], sizes[0]) if len(sizes) == 2 and min(sizes) > 0 else None
+    return Pixels(np.rot90(array), is_volume=array.ndim > 2, spacing=spacing)
+
+
+def _read_dicom(path: Path) -> Pixels:
+    file = pydicom.dcmread(path)
+    array = pixel_array(file)
+    if file.PhotometricInterpretation == "MONOCHROME1":  # high values are dark
+        array = ~array if array.dtype.kind in "iu" else -array
+    is_volume = int(file.get("NumberOfFrames") or 1) > 1
+    spacing = file.get("PixelSpacing")
+    return Pixels(
+        np.moveaxis(array, 0, 2) if is_volume else array,
+        is_volume=is_volume,
+        spacing=(float(spacing[0]), float(spacing[1])) if spacing else None,
+        patient=str(file.get("PatientID") or "").strip() or None,
+    )
+
+
+def _read_array(path: Path) -> Pixels:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Pixels(array, is_volume=array.ndim > 3 or (array.ndim > 2 and array.shape[2] > MAX_ARRAY_CHANNELS))
+
+
+READERS: dict[str, Callable[[Path], Pixels]] = {
+    ".png": _read_picture,
+    ".jpg": _read_picture,
+    ".jpeg": _read_picture,
+    ".bmp": _read_picture,
+    ".tif": _read_tiff,
+    ".tiff": _read_tiff,
+    ".dcm": _read_dicom,
+    ".nii": _read_nifti,
+    ".nii.gz": _read_nifti,
+    ".npy": _read_array,
+}
+"""How each kind of file is read, by suffix."""
+
+PICTURES = frozenset(suffix for suffix, reader in READERS.items() if reader is _read_picture)
+"""Suffixes of files that always hold exactly one image."""

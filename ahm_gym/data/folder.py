@@ -1,0 +1,157 @@
+"""A folder of images, with labels of the same names in a folder beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ahm_gym.data.files import PICTURES, READERS, read_pixels, stem_of, suffix_of
+from ahm_gym.data.sample import Record, patient_of
+from ahm_gym.data.splits import SplitTable
+from ahm_gym.errors import InputError
+
+IMAGE_FOLDERS = ("images", "imagesTr")
+LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
+SPLIT_TABLE = "split.csv"
+
+
+class FolderSource:
+    """Images directly in a folder, or in its `images` or `imagesTr`.
+
+    Labels lie under the same names (the suffix may differ) in a folder `labels`, `labelsTr`, `masks`,
+    `label` or `mask`, inside the folder of the images or beside it; nnU-Net's `case_0000` goes with the
+    label `case`. The splits come from `split.csv` in the folder of the images or the one around it,
+    else from the patients: DICOM's PatientID, or the part of the name before its last underscore.
+    Volumes become slices along the last axis; constant slices are left out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.resolve().name
+        self.folder = find_images(folder)
+        self.images = by_stem(self.folder)
+        self.labels = match_labels(self.images, self.folder)
+        places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
+        self.table = next((SplitTable(path) for path in places if path.is_file()), None)
+        pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
+        self.num_images = len(self.images) if pictures_only else None
+
+    def fingerprint(self) -> list:
+        paths = [*self.images.values(), *(label for _, label in self.labels.values())]
+        if self.table is not None:
+            paths.append(self.table.path)
+        return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+    def records(self) -> Iterator[Record]:
+        for stem, path in self.images.items():
+            pixels = read_pixels(path)
+            case, label_path = self.labels.get(stem, (stem, None))
+            label = None if label_path is None else read_pixels(label_path, is_label=True).array
+            patient = pixels.patient or patient_of(stem)
+            record = Record(
+                pixels.array,
+                label,
+                stem,
+                patient,
+                origin=str(path),
+                label_origin=str(label_path),
+                split=None if self.table is None else self.table.find(path, stem, patient),
+                spacing=pixels.spacing,
+            )
+            if pixels.is_volume:
+                yield from slices(dataclasses.replace(record, volume=case))
+            else:
+                yield record
+
+
+def slices(volume: Record) -> Iterator[Record]:
+    """One record for each slice along the third axis; constant slices are left out.
+
+    Raises:
+        InputError: where the label is not as large as the volume.
+    """
+    image, label = volume.image, volume.label
+    if label is not None and label.shape[:3] != image.shape[:3]:
+        raise InputError(
+            f"{volume.label_origin} has the shape {label.shape} and its image {volume.origin} {image.shape}: "
+            "expected the same size; resample the label with nearest neighbours."
+        )
+    for index in range(image.shape[2]):
+        picture = image[:, :, index]
+        if picture.min() != picture.max():  # NaN differs from itself, and is refused later
+            yield dataclasses.replace(
+                volume,
+                image=picture,
+                label=None if label is None else label[:, :, index],
+                id=f"{volume.id}_s{index:03d}",
+                origin=f"{volume.origin} (slice {index})",
+                label_origin=f"{volume.label_origin} (slice {index})",
+            )
+
+
+def find_images(folder: Path) -> Path:
+    """The folder that holds the images: the given one, its `images` or its `imagesTr`.
+
+    Raises:
+        InputError: where there are none.
+    """
+    for candidate in (folder, *(folder / name for name in IMAGE_FOLDERS)):
+        if candidate.is_dir() and by_stem(candidate):
+            return candidate
+    nested = sorted(path.name for path in folder.iterdir() if path.is_dir() and by_stem(path))
+    hint = f"give one of its folders: {', '.join(nested[:5])}" if nested else "give another folder"
+    raise InputError(
+        f"{folder} holds no images, nor does its folder {' or '.join(IMAGE_FOLDERS)}: expected files ending "
+        f"in {', '.join(READERS)}; {hint}."
+    )
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The readable files of a folder by their name without suffix, numbers in numeric order.
+
+    Raises:
+        InputError: where two files differ only in their suffix.
+    """
+    files: dict[str, Path] = {}
+    readable = (path for path in folder.iterdir() if suffix_of(path) in READERS and path.name[0] != ".")
+    for path in sorted(readable, key=lambda path: _natural(path.name)):
+        other = files.setdefault(stem_of(path), path)
+        if other is not path:
+            raise InputError(f"{other} and {path.name} have the same name: keep one of them.")
+    return files
+
+
+def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, Path]]:
+    """The case and the label file of every labelled image, by the image's stem.
+
+    A folder of labels beside a folder that is not called `images` belongs to it only where some name
+    matches.
+
+    Raises:
+        InputError: where a label has no image.
+    """
+    ours = folder.resolve().name in IMAGE_FOLDERS
+    inside, beside = ([base / name for name in LABEL_FOLDERS] for base in (folder, folder.resolve().parent))
+    for place in (*inside, *beside):
+        labels = by_stem(place) if place.is_dir() else {}
+        matched = {}
+        for stem in images:
+            case = next((name for name in (stem, re.sub(r"_\d{4}$", "", stem)) if name in labels), None)
+            if case is not None:
+                matched[stem] = (case, labels[case])
+        alone = set(labels) - {case for case, _ in matched.values()}
+        if alone and (matched or ours or place in inside):
+            first = labels[min(alone)]
+            raise InputError(
+                f"{first} is a label without image: expected {min(alone)} with one of the suffixes "
+                f"{', '.join(READERS)} in {folder}; add the image or remove the label."
+            )
+        if matched:
+            return matched
+    return {}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts `img_2` before `img_10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,115 @@
+"""Data sets of the MedSegBench and MedMNIST packages, by name: the cached file first, then a download."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from torchvision.datasets.utils import download_url
+
+from ahm_gym.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a package offers; its files lie in `~/.PACKAGE` unless told otherwise."""
+
+    package: str
+    sizes: tuple[int, ...]
+    names: tuple[str, ...]
+    bare_size: int | None = None
+    """The size whose file carries none in its name."""
+
+    def ending(self, size: int) -> str:
+        """What the size adds to the names of files and of entries in the package's table."""
+        return "" if size == self.bare_size else f"_{size}"
+
+
+COLLECTIONS = {
+    "medsegbench": Collection(
+        package="medsegbench",
+        sizes=(128, 256, 512),
+        names=tuple(
+            "abdomenus bbbc010 bkai-igh brifiseg busi cellnuclei chasedb1 chuac covid19radio covidquex "
+            "cystoidfluid dca1 deepbacs drive dynamicnuclear fhpsaop idrib isic2016 isic2018 kvasir m2caiseg "
+            "monusac mosmedplus nuclei nuset pandental polypgen promise12 robotool tnbcnuclei "
+            "ultrasoundnerve usforkidney uwaterlooskincancer wbc yeaz".split()
+        ),
+    ),
+    "medmnist": Collection(
+        package="medmnist",
+        sizes=(28, 64, 128, 224),
+        names=tuple(
+            "adrenalmnist3d bloodmnist breastmnist chestmnist dermamnist fracturemnist3d nodulemnist3d "
+            "octmnist organamnist organcmnist organmnist3d organsmnist pathmnist pneumoniamnist retinamnist "
+            "synapsemnist3d tissuemnist vesselmnist3d".split()
+        ),
+        bare_size=28,
+    ),
+}
+
+
+def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Path:
+    """The `.npz` file of `PACKAGE:NAME[:SIZE]`, downloaded where it is in none of the folders.
+
+    Without SIZE, the smallest that is at least `image_size`, or the nearest to it that is there already.
+
+    Args:
+        spec: what was given as `--data`.
+        roots: where to look, before the package's own folder; a download goes to the first of them.
+        image_size: rows and columns that the images will be used at.
+
+    Raises:
+        InputError: where the name or the size is unknown, or the file can neither be found nor downloaded.
+    """
+    package, name, *rest = spec.split(":")
+    collection = COLLECTIONS[package]
+    sizes = _sizes(collection, spec, rest, max(image_size))
+    folders = [*roots, Path.home() / f".{package}"]
+    for size in sizes:
+        for folder in folders:
+            if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():
+                return path
+    if name not in collection.names:
+        raise unknown_name(f"{package} data set", name, collection.names)
+    return _download(collection, name, sizes, folders[0])
+
+
+def _sizes(collection: Collection, spec: str, rest: list[str], wanted: int) -> list[int]:
+    """The sizes to try, the best first."""
+    if rest:
+        if len(rest) > 1 or rest[0] not in map(str, collection.sizes):
+            known = ", ".join(map(str, collection.sizes))
+            raise InputError(f"{spec!r} asks for an unknown size: choose one of {known}.")
+        return [int(rest[0])]
+    large_enough = [size for size in collection.sizes if size >= wanted]
+    return large_enough + [size for size in reversed(collection.sizes) if size < wanted]
+
+
+def _download(collection: Collection, name: str, sizes: list[int], folder: Path) -> Path:
+    """The file of the best size there is, fetched to a temporary name and renamed once it is whole."""
+    package = collection.package
+    try:
+        known = importlib.import_module(f"{package}.info").INFO[name]
+    except ImportError as error:
+        raise InputError(
+            f"there is no {folder / name}{collection.ending(sizes[0])}.npz, and the package {package} that "
+            'knows where to download it is not installed: pip install "ahm-gym[datasets]", or put it there.'
+        ) from error
+    endings = [collection.ending(size) for size in sizes if f"url{collection.ending(size)}" in known]
+    if not endings:
+        raise InputError(f"{package} has no {name} of size {sizes[0]}: choose another size, or none.")
+    path = folder / f"{name}{endings[0]}.npz"
+    partial = path.with_suffix(".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download_url(
+            known[f"url{endings[0]}"], root=folder, filename=partial.name, md5=known[f"MD5{endings[0]}"]
+        )
+    except (URLError, ConnectionError, TimeoutError, PermissionError, RuntimeError) as error:
+        raise InputError(
+            f"{path} could not be downloaded ({error}): try again, or put the file there yourself."
+        ) from error
+    return partial.replace(path)

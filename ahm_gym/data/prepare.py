@@ -1,0 +1,234 @@
+"""Walks a source once and writes its images, labels and statistics into the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from ahm_gym.data.sample import Record, Source, Split
+from ahm_gym.data.scaling import (
+    FOREGROUND,
+    channels_last,
+    class_indices,
+    class_out_of_range,
+    scale_intensities,
+    shrink,
+)
+from ahm_gym.data.splits import complete_splits, name_cases
+from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
+from ahm_gym.errors import InputError
+
+FORMAT_VERSION = 1
+STALE_SECONDS = 24 * 3600
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept: `$AHM_CACHE`, else `ahm-gym` in the user's cache folder."""
+    chosen = os.environ.get("AHM_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
+
+
+def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
+    """The source's dataset, from the cache where nothing has changed since it was prepared.
+
+    Args:
+        source: where the images come from.
+        shortest_side: images are shrunk until their short side has at most so many pixels; None keeps all.
+
+    Raises:
+        InputError: where a file cannot be used, or the cache cannot be written.
+    """
+    parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint()]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', source.name)}-{digest}"
+    if not (folder / INDEX_FILE).is_file():
+        with _cache_errors(folder.parent):
+            _build(source, folder, shortest_side)
+    return ImageDataset(folder)
+
+
+def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
+    """Write the store beside its place and rename it, so that it is complete or absent."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(f".{folder.name}.*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just finished
+            if time.time() - left_over.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left_over, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(source, temporary, shortest_side)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise  # otherwise another process has prepared the same data meanwhile
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(source: Source, folder: Path, shortest_side: int | None) -> None:
+    writer = StoreWriter(folder)
+    try:
+        table = _Table()
+        for record in _with_progress(source):
+            table.add(record, writer, shortest_side)
+        if not table.ids:
+            raise InputError(f"{source.name} has only constant slices: expected at least one image in them.")
+        index = table.index(source.name)
+        writer.finish(index)
+    finally:
+        writer.close()
+    if FOREGROUND in table.all_values():
+        replace_label_value(folder, FOREGROUND, 1)
+
+
+def _with_progress(source: Source) -> Iterator[Record]:
+    console = Console(stderr=True)
+    yield from track(
+        source.records(),
+        description=f"preparing {source.name}",
+        total=source.num_images,
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+@contextlib.contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    """Turn a full or protected cache folder into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {errno.ENOSPC: "has no space left", errno.EDQUOT: "is over its quota"}
+        forbidden = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+        reasons |= dict.fromkeys(forbidden, "cannot be written")
+        if error.errno not in reasons:
+            raise
+        raise InputError(
+            f"the cache folder {folder} {reasons[error.errno]}: free some space there, or set AHM_CACHE to "
+            "a folder elsewhere."
+        ) from error
+
+
+@dataclass
+class _Table:
+    """The columns of the index, and what is needed to finish them."""
+
+    ids: list[str] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
+    volumes: list[str | None] = field(default_factory=list)
+    splits: list[Split | None] = field(default_factory=list)
+    spacings: list[tuple[float, float] | None] = field(default_factory=list)
+    images: list[list[int]] = field(default_factory=list)
+    labels: list[list[int] | None] = field(default_factory=list)
+    label_values: list[list[int]] = field(default_factory=list)
+    label_origins: list[str] = field(default_factory=list)
+    moments: list[torch.Tensor] = field(default_factory=list)
+    """One (2, C) an image: mean and mean square of every channel."""
+
+    def add(self, record: Record, writer: StoreWriter, shortest_side: int | None) -> None:
+        image = channels_last(record.image, record.origin)
+        if self.moments and self.moments[0].shape[1] != image.shape[2]:
+            raise InputError(
+                f"wrong channel count: {record.origin} has {image.shape[2]}, expected "
+                f"{self.moments[0].shape[1]} like the images before it; convert one kind, or split the data."
+            )
+        label = None
+        if record.label is not None:
+            label = class_indices(record.label, (image.shape[0], image.shape[1]), record.label_origin)
+        scaled = shrink(scale_intensities(image), shortest_side)
+        exact = scaled.double()
+        self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
+        self.images.append(writer.add_image(scaled))
+        self.labels.append(None if label is None else writer.add_label(label))
+        self.label_values.append([] if label is None else np.unique(label).tolist())
+        self.label_origins.append(record.label_origin)
+        self.ids.append(record.id)
+        self.patients.append(record.patient)
+        self.volumes.append(record.volume)
+        self.splits.append(record.split)
+        self.spacings.append(record.spacing)
+
+    def all_values(self) -> set[int]:
+        """Every label value that occurs."""
+        return {value for values in self.label_values for value in values}
+
+    def index(self, name: str) -> dict:
+        """The finished index.
+
+        Raises:
+            InputError: where the train split is empty, or a class is out of range.
+        """
+        splits, in_blocks = complete_splits(self.splits, self.patients, self.volumes)
+        if in_blocks:
+            print(
+                f"note: the names in {name} tell of fewer than 3 patients, so it is split into contiguous "
+                "blocks; a split.csv (name,split) says otherwise.",
+                file=sys.stderr,
+            )
+        train = [index for index, split in enumerate(splits) if split == "train"]
+        if not train:
+            raise InputError(f"the train split of {name} is empty: expected at least one training image.")
+        mean, square = torch.stack([self.moments[index] for index in train]).mean(dim=0)
+        std = (square - mean.square()).clamp(min=0.0).sqrt()
+        std[std < 1e-6] = 1.0
+        return {
+            "format": FORMAT_VERSION,
+            "name": name,
+            "channels": len(mean),
+            "num_classes": self._count_classes(train),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "records": {
+                "id": self.ids,
+                "case": name_cases(self.ids, self.patients, self.volumes),
+                "split": splits,
+                "image": self.images,
+                "label": self.labels,
+                "spacing": self.spacings,
+            },
+        }
+
+    def _count_classes(self, train: list[int]) -> int:
+        """The number of classes in the train split's labels, at least 2; 0 where there are no labels."""
+        values = self.all_values()
+        if not values:
+            return 0
+        if FOREGROUND in values:
+            if values <= {0, FOREGROUND}:
+                return 2
+            raise class_out_of_range(self._first_with(FOREGROUND), FOREGROUND)
+        in_train = {value for index in train for value in self.label_values[index]}
+        num_classes = max(max(in_train or values) + 1, 2)
+        if max(values) >= num_classes:
+            origin = self._first_with(max(values))
+            raise InputError(
+                f"class index out of range: {origin} contains the value {max(values)}, expected 0 to "
+                f"{num_classes - 1} as in the training labels; put an image with that class into the train "
+                "split."
+            )
+        return num_classes
+
+    def _first_with(self, value: int) -> str:
+        found = next(index for index, values in enumerate(self.label_values) if value in values)
+        return self.label_origins[found]

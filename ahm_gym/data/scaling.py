@@ -1,0 +1,104 @@
+"""Checks of raw images and labels, and their conversion to what the store keeps: pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from ahm_gym.errors import InputError
+
+MAX_CLASSES = 64
+PERCENTILES = (0.5, 99.5)
+FOREGROUND = 255
+"""The other code of binary masks, beside 0, that image editors write."""
+
+
+def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
+    """The image with its channels in the last axis.
+
+    Raises:
+        InputError: where it is not a finite, real-valued picture.
+    """
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise InputError(
+            f"{origin} has the shape {image.shape}: expected rows, columns and, if any, channels; "
+            "convert it or leave it out."
+        )
+    if image.dtype.kind not in "buif":
+        raise InputError(f"{origin} holds values of type {image.dtype}: expected real numbers; convert it.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InputError(
+            f"{origin} contains NaN or infinite values: expected finite numbers; replace them, or leave "
+            "the image out."
+        )
+    return image[:, :, None] if image.ndim == 2 else image
+
+
+def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
+    """The image in [0, 1]: clipped at its percentiles (all channels together), a constant one is 0.
+
+    Where more than 99 % of the pixels share one value, as in sparse fluorescence, the percentiles
+    coincide and the extremes take their place.
+    """
+    exact = image.dtype.itemsize <= 2
+    values = image.astype(np.float32 if exact else np.float64)
+    low, high = np.percentile(values, PERCENTILES)
+    if high <= low:
+        low, high = values.min(), values.max()
+    if high <= low:
+        return torch.zeros(image.shape[2], image.shape[0], image.shape[1])
+    scaled = ((values - low) / (high - low)).clip(0.0, 1.0).astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Tensor, "C H2 W2"]:
+    """The image with its short side at most `shortest_side` pixels, aspect kept; never enlarged."""
+    height, width = image.shape[1:]
+    if shortest_side is None or min(height, width) <= shortest_side:
+        return image
+    scale = shortest_side / min(height, width)
+    size = [round(height * scale), round(width * scale)]
+    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
+
+
+def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
+    """The label as class indices below 64, or 255 as the foreground of a binary mask.
+
+    Args:
+        label: rows and columns, possibly with channels that are all equal.
+        size: rows and columns of its image.
+        origin: the file, for the message.
+
+    Raises:
+        InputError: where it does not fit its image, or holds anything but class indices.
+    """
+    if label.ndim == 3 and (label == label[:, :, :1]).all():
+        label = label[:, :, 0]
+    if label.ndim != 2:
+        raise InputError(
+            f"{origin} has the shape {label.shape}: expected one channel of class indices; "
+            "save the label as a single-channel image."
+        )
+    if label.shape != size:
+        raise InputError(
+            f"{origin} is {label.shape[0]}x{label.shape[1]} pixels and its image {size[0]}x{size[1]}: "
+            "expected the same size; resample the label with nearest neighbours."
+        )
+    if label.dtype.kind not in "buif":
+        raise InputError(f"{origin} holds values of type {label.dtype}: expected class indices; convert it.")
+    values = np.unique(label).astype(np.float64)
+    known = (values < MAX_CLASSES) | (values == FOREGROUND)
+    wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal
+    if len(wrong):
+        raise class_out_of_range(origin, wrong[0])
+    return label.astype(np.uint8)
+
+
+def class_out_of_range(origin: str, value: int | float) -> InputError:
+    return InputError(
+        f"class index out of range: {origin} contains the value {value:g}, expected whole numbers from 0 to "
+        f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG)."
+    )

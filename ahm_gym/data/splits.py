@@ -1,0 +1,118 @@
+"""Which images train, which validate and which test: by CSV, by patient, or in blocks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ahm_gym.data.sample import SPLITS, Split, patient_of
+from ahm_gym.errors import InputError
+
+VAL_SHARE = 0.1
+TEST_SHARE = 0.2
+MIN_PATIENTS = 3
+"""As many as there are splits: with fewer, one would stay empty."""
+SEED = 0
+
+
+class SplitTable:
+    """The splits that a CSV file with the columns `name` and `split` gives to files or patients.
+
+    Raises:
+        InputError: where a column is missing, a split is unknown, or a name has two splits.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.splits: dict[str, Split] = {}
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ["(none)"]
+            if not {"name", "split"} <= set(columns):
+                raise InputError(
+                    f"{path} has the columns {', '.join(columns)}: expected a first line 'name,split'."
+                )
+            for row in reader:
+                self._add((row["name"] or "").strip(), (row["split"] or "").strip())
+
+    def _add(self, name: str, given: str) -> None:
+        split: Split | None = next((known for known in SPLITS if known == given), None)
+        if split is None:
+            raise InputError(f"{self.path} gives {name!r} the split {given!r}: expected train, val or test.")
+        if self.splits.setdefault(name, split) != split:
+            raise InputError(f"{self.path} gives {name!r} two splits: keep one of its lines.")
+
+    def find(self, path: Path, stem: str, patient: str) -> Split:
+        """The split of a file by its name, its stem or its patient, the most exact first.
+
+        Raises:
+            InputError: where the table has none of them.
+        """
+        for name in (path.name, stem, patient, patient_of(stem)):
+            if name in self.splits:
+                return self.splits[name]
+        raise InputError(
+            f"{path} has no line in {self.path}: add its file name, its name without suffix, or its patient "
+            f"{patient!r}."
+        )
+
+
+def split_counts(num: int) -> tuple[int, int]:
+    """How many of `num` things validate and test; at least one each from three things on."""
+    if num < MIN_PATIENTS:
+        return 0, num - 1
+    return max(1, round(VAL_SHARE * num)), max(1, round(TEST_SHARE * num))
+
+
+def split_groups(groups: Sequence[str]) -> list[Split]:
+    """One split an image, 70/10/20 by group: the groups are shuffled by a fixed seed."""
+    names = sorted(set(groups))
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(SEED)).tolist()
+    num_val, num_test = split_counts(len(names))
+    splits: dict[str, Split] = dict.fromkeys(names, "train")
+    splits |= dict.fromkeys((names[i] for i in order[:num_val]), "val")
+    splits |= dict.fromkeys((names[i] for i in order[num_val : num_val + num_test]), "test")
+    return [splits[group] for group in groups]
+
+
+def split_blocks(num: int) -> list[Split]:
+    """One split an image, 70/10/20 in contiguous blocks, so that neighbours mostly stay together."""
+    num_val, num_test = split_counts(num)
+    counts = zip(SPLITS, (num - num_val - num_test, num_val, num_test), strict=True)
+    return [split for split, count in counts for _ in range(count)]
+
+
+def complete_splits(
+    splits: Sequence[Split | None], patients: Sequence[str], volumes: Sequence[str | None]
+) -> tuple[list[Split], bool]:
+    """The splits with the missing ones filled in, and whether that had to be done in blocks.
+
+    By patient; where the names tell of fewer than three, by volume; where there are fewer, in blocks.
+    """
+    missing = [index for index, split in enumerate(splits) if split is None]
+    by_patient = [patients[index] for index in missing]
+    by_volume = [volumes[index] or "" for index in missing]
+    in_blocks = False
+    if len(set(by_patient)) >= MIN_PATIENTS:
+        chosen = split_groups(by_patient)
+    elif len(set(by_volume)) >= MIN_PATIENTS:
+        chosen = split_groups(by_volume)
+    else:
+        chosen, in_blocks = split_blocks(len(missing)), len(missing) > 0
+    filled = iter(chosen)
+    return [split or next(filled) for split in splits], in_blocks
+
+
+def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:
+    """The case of every image: its volume, else its patient, else itself.
+
+    Names that tell of fewer than three patients (`img_001`, `img_002`) are taken to tell of none.
+    """
+    known = len(set(patients)) >= MIN_PATIENTS
+    return [
+        volume or (patient if known else name)
+        for name, patient, volume in zip(ids, patients, volumes, strict=True)
+    ]

@@ -1,0 +1,166 @@
+"""Endless training batches, each a pure function of the seed and its number."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from ahm_gym.data.store import ImageDataset
+from ahm_gym.errors import InputError
+
+CROP_SCALE = (0.2, 1.0)
+"""Share of the image's area that a random crop covers."""
+CROP_ASPECT = (3 / 4, 4 / 3)
+"""Range of the factor by which a random crop's aspect differs from the training size's."""
+
+
+class BatchStream:
+    """Normalised batches of the train split, in an order and with crops that the seed fixes.
+
+    Batch i depends on nothing but the seed and i: a stream that starts at i goes on exactly, and
+    loading in worker processes changes no bit. Neither uses nor changes the global random state.
+
+    Args:
+        dataset: a dataset, or normalised images of exactly `image_size`, which are never augmented.
+        batch_size: images in a batch; more than the dataset has is fine.
+        image_size: rows and columns of the images given out.
+        seed: fixes the order, the crops and the flips.
+        augment: random resized crops and horizontal flips; otherwise centre crops of the whole image.
+        num_workers: processes that load ahead, one thread each; 0 loads in this one.
+        start: the number of the first batch.
+
+    Raises:
+        InputError: where a count is out of range, or the images are not of `image_size`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset | Float[Tensor, "N C H W"],
+        *,
+        batch_size: int,
+        image_size: tuple[int, int],
+        seed: int,
+        augment: bool = True,
+        num_workers: int = 0,
+        start: int = 0,
+    ) -> None:
+        counts = {"batch size": (batch_size, 1), "number of workers": (num_workers, 0), "seed": (seed, 0)}
+        for name, (value, least) in counts.items():
+            if value < least:
+                raise InputError(f"{name} {value} is out of range: choose {least} or more.")
+        if isinstance(dataset, Tensor) and dataset.shape[2:] != image_size:
+            raise InputError(
+                f"the images are {tuple(dataset.shape[2:])} pixels and image_size is {image_size}: "
+                "resize them first, or give the dataset itself."
+            )
+        self.index = start
+        self.num_workers = num_workers
+        train = list(range(len(dataset))) if isinstance(dataset, Tensor) else dataset.indices("train")
+        self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment)
+        self._loaded: Iterator[Tensor] | None = None
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Float[Tensor, "B C H W"]:
+        if self.num_workers == 0:
+            batch = self._batches[self.index]
+        else:
+            if self._loaded is None:
+                self._loaded = iter(self._loader())
+            batch = next(self._loaded)
+        self.index += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop the worker processes; the next batch would start new ones."""
+        self._loaded = None
+
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=_CountFrom(self.index),
+            num_workers=self.num_workers,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # otherwise the loader draws from the global one
+        )
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    """Batches by number."""
+
+    dataset: ImageDataset | Tensor
+    train: list[int]
+    batch_size: int
+    image_size: tuple[int, int]
+    seed: int
+    augment: bool
+
+    def __getitem__(self, number: int) -> Float[Tensor, "B C H W"]:
+        chosen = [self.train[place] for place in self.places(number)]
+        if isinstance(self.dataset, Tensor):
+            return self.dataset[chosen]
+        if not self.augment:
+            return self.dataset.resized(chosen, self.image_size)
+        images = [self.dataset.image(index) for index in chosen]
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also seed the accelerators, whose state is not forked here.
+            torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
+            batch = torch.stack([random_crop(image, self.image_size) for image in images])
+            flipped = torch.rand(len(batch)) < 0.5
+        batch[flipped] = v2.functional.horizontal_flip(batch[flipped])
+        return self.dataset.normalise(batch)
+
+    def places(self, number: int) -> list[int]:
+        """Places in the train split: a window over the concatenated permutations of all epochs."""
+        size = len(self.train)
+        first = number * self.batch_size
+        wanted = range(first, first + self.batch_size)
+        return [epoch_order(self.seed, at // size, size)[at % size] for at in wanted]
+
+
+class _CountFrom:
+    """Batch numbers without end, as the sampler of a loader."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def random_crop(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Float[Tensor, "C H2 W2"]:
+    """A random part of the image, resized, drawn from torch's global generator."""
+    aspect = image_size[1] / image_size[0]
+    ratio = [aspect * CROP_ASPECT[0], aspect * CROP_ASPECT[1]]
+    top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_SCALE), ratio)
+    return v2.functional.resized_crop(image, top, left, height, width, list(image_size), antialias=True)
+
+
+def derive_seed(*numbers: int) -> int:
+    """A 63-bit seed that differs for every tuple of non-negative numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@functools.lru_cache(maxsize=8)
+def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
+    """The permutation of `size` images in one epoch."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, 0, epoch))
+    return torch.randperm(size, generator=generator).tolist()
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

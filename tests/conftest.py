@@ -1,0 +1,29 @@
+"""Fixtures that several test modules use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ahm_gym  # noqa: F401  (first: it makes torchvision importable)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images; the tests that need it are skipped where it is missing."""
+    folder = Path(
+        os.environ.get("AHM_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    )
+    if not (folder / "hc18_128.npz").is_file():
+        pytest.skip(f"no images at {folder}: set AHM_DATA to the folder that holds hc18_128.npz")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for prepared data that ends with the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AHM_CACHE", str(folder))
+        yield folder

@@ -1,0 +1,248 @@
+"""Folders of images: their layout, their labels and their splits."""
+
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from torch import Tensor
+
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sample import SPLITS, Split
+from ahm_gym.errors import InputError
+
+SIZE = (8, 8)
+RNG = np.random.default_rng(0)
+
+
+def write(path: Path, array: np.ndarray | None = None) -> Path:
+    """An image of random numbers, or the given one, in the kind that the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = RNG.integers(0, 200, (12, 10), dtype=np.uint8) if array is None else array
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif ".nii" in path.name:
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([2.0, 3.0, 4.0, 1.0])), path)
+    else:
+        assert cv2.imwrite(str(path), array)
+    return path
+
+
+def mask(shape: tuple[int, ...] = (12, 10)) -> np.ndarray:
+    label = np.zeros(shape, np.uint8)
+    label[2:5, 3:6] = 1
+    return label
+
+
+def label_of(dataset: ImageDataset, index: int) -> Tensor:
+    label = dataset.sample(index).label
+    assert label is not None
+    return label
+
+
+def names(dataset: ImageDataset, split: Split) -> list[str]:
+    return [dataset.sample(index).id for index in dataset.indices(split)]
+
+
+def test_images_may_lie_in_the_folder_itself_or_in_its_images(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "plain" / f"{name}.png")
+        write(tmp_path / "nested" / "images" / f"{name}.png")
+    for folder in ("plain", "nested", "nested/images"):
+        assert len(open_data(str(tmp_path / folder), image_size=SIZE)) == 3
+
+
+@pytest.mark.parametrize("labels", ["labels", "masks", "label", "mask", "labelsTr"])
+@pytest.mark.parametrize("images", ["images", "imagesTr"])
+def test_labels_lie_beside_the_images_under_the_same_names(tmp_path: Path, images: str, labels: str):
+    for index, name in enumerate("abc"):
+        label = np.zeros((12, 10), np.uint8)
+        label[index] = 1
+        write(tmp_path / images / f"{name}.jpg")
+        write(tmp_path / labels / f"{name}.png", label)
+    for folder in (tmp_path, tmp_path / images):
+        dataset = open_data(str(folder), image_size=SIZE, native_resolution=True)
+        rows = {dataset.sample(i).id: label_of(dataset, i)[:, 0].argmax().item() for i in range(3)}
+        assert rows == {"a": 0, "b": 1, "c": 2}
+
+
+def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
+    write(tmp_path / "a.png")
+    write(tmp_path / "labels" / "a.png", mask())
+    assert open_data(str(tmp_path), image_size=SIZE, need_labels=True).num_classes == 2
+
+
+def test_labels_of_a_neighbour_are_left_alone(tmp_path: Path):
+    write(tmp_path / "imagesTr" / "a.png")
+    write(tmp_path / "labelsTr" / "a.png", mask())
+    write(tmp_path / "imagesTs" / "b.png")
+    assert open_data(str(tmp_path / "imagesTs"), image_size=SIZE).num_classes == 0
+
+
+def test_the_channel_suffix_of_nnunet_is_no_part_of_the_labels_name(tmp_path: Path):
+    for case in ("heart_00", "heart_01", "heart_02"):
+        volume = RNG.integers(1, 90, (9, 8, 3), dtype=np.int16)
+        write(tmp_path / "imagesTr" / f"{case}_0000.nii.gz", volume)
+        write(tmp_path / "labelsTr" / f"{case}.nii.gz", mask((9, 8, 3)))
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert len(dataset) == 9
+    assert dataset.sample(0).case == "heart_00" and dataset.sample(0).id == "heart_00_0000_s000"
+    assert all(len(dataset.indices(split)) == 3 for split in SPLITS)
+
+
+def test_images_without_a_label_are_for_pretraining_only(tmp_path: Path):
+    for name in ("a_1", "b_1", "c_1", "d_1", "e_1"):
+        write(tmp_path / "images" / f"{name}.png")
+    with pytest.raises(InputError, match="has no training labels"):
+        open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    unlabelled = open_data(str(tmp_path), image_size=SIZE)
+    first = names(unlabelled, "train")[0]
+    write(tmp_path / "masks" / f"{first}.png", mask())
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    labelled = dataset.indices("train", labelled=True)
+    assert len(dataset.indices("train")) == 3 and [dataset.sample(i).id for i in labelled] == [first]
+
+
+def test_a_label_without_image_is_refused_with_its_file(tmp_path: Path):
+    write(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.png", mask())
+    write(tmp_path / "labels" / "b.png", mask())
+    with pytest.raises(InputError, match=r"labels/b\.png is a label without image: expected b with"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_an_empty_folder_is_refused_with_the_accepted_suffixes(tmp_path: Path):
+    (tmp_path / "readme.txt").write_text("nothing here")
+    with pytest.raises(InputError, match=r"holds no images.*\.png, .*\.tiff, \.dcm, \.nii, \.nii\.gz, \.npy"):
+        open_data(str(tmp_path), image_size=SIZE)
+    write(tmp_path / "patient1" / "a.png")
+    with pytest.raises(InputError, match="give one of its folders: patient1"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path):
+    write(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"resource fork")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path):
+    write(tmp_path / "a.png")
+    write(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="have the same name: keep one"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_images_of_mixed_sizes_are_fine(tmp_path: Path):
+    for index, shape in enumerate([(5, 9), (40, 30), (8, 8)]):
+        write(tmp_path / f"{index}.png", RNG.integers(0, 255, shape, dtype=np.uint8))
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    assert [dataset.sample(i).image.shape[1:] for i in range(3)] == [(5, 9), (21, 16), (8, 8)]
+
+
+def test_grey_and_colour_in_one_folder_are_refused(tmp_path: Path):
+    write(tmp_path / "a.png")
+    write(tmp_path / "b.png", RNG.integers(0, 255, (12, 10, 3), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"wrong channel count: .*b\.png has 3, expected 1"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".nii.gz"])
+def test_labels_of_another_size_than_their_image_are_refused(tmp_path: Path, suffix: str):
+    shape = (12, 10, 6) if suffix == ".nii.gz" else (12, 10)
+    write(tmp_path / "images" / f"a{suffix}", RNG.integers(0, 99, shape).astype(np.uint8))
+    write(tmp_path / "labels" / f"a{suffix}", mask((12, 9, *shape[2:])))
+    with pytest.raises(InputError, match=r"labels/a\..* expected the same size"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_classes_out_of_range_are_refused_with_their_slice(tmp_path: Path):
+    label = mask((12, 10, 6))
+    label[0, 0, 4] = 70
+    write(tmp_path / "images" / "a.nii.gz", RNG.integers(0, 99, (12, 10, 6)).astype(np.uint8))
+    write(tmp_path / "labels" / "a.nii.gz", label)
+    with pytest.raises(
+        InputError, match=r"class index out of range: .*a\.nii\.gz \(slice 4\) contains the value 70"
+    ):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_nan_is_refused_with_its_slice(tmp_path: Path):
+    volume = RNG.random((12, 10, 6)).astype(np.float32)
+    volume[1, 1, 3] = np.nan
+    write(tmp_path / "a.npy", volume)
+    with pytest.raises(InputError, match=r"a\.npy \(slice 3\) contains NaN"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_patients_are_told_by_the_part_before_the_last_underscore(tmp_path: Path):
+    for patient in range(10):
+        for image in range(3):
+            write(tmp_path / f"p_{patient}_{image}.png")
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    cases = [{dataset.sample(i).case for i in dataset.indices(split)} for split in SPLITS]
+    assert [len(case) for case in cases] == [7, 1, 2]
+    assert set.union(*cases) == {f"p_{patient}" for patient in range(10)}
+
+
+def test_numbered_images_without_patients_are_split_in_blocks(tmp_path: Path, capsys):
+    for image in range(1, 21):
+        write(tmp_path / f"img_{image}.png")
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    assert names(dataset, "train") == [f"img_{i}" for i in range(1, 15)]
+    assert names(dataset, "test") == [f"img_{i}" for i in range(17, 21)]
+    assert dataset.sample(0).case == "img_1"
+    assert "contiguous blocks" in capsys.readouterr().err
+
+
+def test_volumes_of_unknown_patients_are_split_by_volume(tmp_path: Path):
+    for volume in range(5):
+        write(tmp_path / f"la_{volume}.npy", RNG.integers(0, 99, (9, 8, 6)))
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    cases = [{dataset.sample(i).case for i in dataset.indices(split)} for split in SPLITS]
+    assert [len(case) for case in cases] == [3, 1, 1] and set.union(*cases) == {f"la_{i}" for i in range(5)}
+
+
+@pytest.mark.parametrize("where", ["images/split.csv", "split.csv"])
+def test_a_table_decides_the_splits(tmp_path: Path, where: str):
+    for name in ("p_1", "p_2", "q_1", "r_1"):
+        write(tmp_path / "images" / f"{name}.png")
+    (tmp_path / where).write_text("name,split\np,test\nq_1,train\nr_1.png,val\n")
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    splits = [names(dataset, split) for split in SPLITS]
+    assert splits == [["q_1"], ["r_1"], ["p_1", "p_2"]]
+
+
+def test_a_table_without_training_images_is_refused(tmp_path: Path):
+    write(tmp_path / "a.png")
+    (tmp_path / "split.csv").write_text("name,split\na,test\n")
+    with pytest.raises(InputError, match=r"the train split of .* is empty"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_a_changed_file_is_prepared_again(tmp_path: Path):
+    path = write(tmp_path / "a.png", RNG.integers(0, 200, (12, 10), dtype=np.uint8))
+    assert open_data(str(tmp_path), image_size=SIZE).sample(0).image.shape == (1, 12, 10)
+    write(path, RNG.integers(0, 200, (6, 7), dtype=np.uint8))
+    assert open_data(str(tmp_path), image_size=SIZE).sample(0).image.shape == (1, 6, 7)
+
+
+def test_volumes_become_slices_with_names_cases_and_spacing(tmp_path: Path):
+    volume = RNG.integers(1, 999, (9, 11, 4), dtype=np.int16)
+    volume[:, :, 1] = 5
+    write(tmp_path / "images" / "brain.nii.gz", volume)
+    write(tmp_path / "labels" / "brain.nii.gz", mask((9, 11, 4)))
+    dataset = open_data(str(tmp_path), image_size=SIZE, native_resolution=True)
+    samples = [dataset.sample(i) for i in range(len(dataset))]
+    assert [sample.id for sample in samples] == ["brain_s000", "brain_s002", "brain_s003"]
+    assert {sample.case for sample in samples} == {"brain"}
+    assert samples[0].spacing == (3.0, 2.0) and samples[0].image.shape == (1, 11, 9)
+    assert label_of(dataset, 0).tolist() == np.rot90(mask((9, 11))).tolist()
+
+
+def test_a_volume_of_constant_slices_alone_is_refused(tmp_path: Path):
+    write(tmp_path / "a.npy", np.zeros((9, 9, 9)))
+    with pytest.raises(InputError, match="has only constant slices"):
+        open_data(str(tmp_path), image_size=SIZE)

@@ -1,0 +1,109 @@
+"""Intensities by percentiles, sizes, and label values."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ahm_gym.data.scaling as scaling
+from ahm_gym.errors import InputError
+
+
+def test_intensities_are_clipped_at_the_percentiles_of_all_channels_together():
+    values = np.arange(2000, dtype=np.int16).reshape(40, 25, 2) - 700
+    low, high = np.percentile(values, 0.5), np.percentile(values, 99.5)
+    expected = np.clip((values - low) / (high - low), 0, 1).transpose(2, 0, 1)
+    scaled = scaling.scale_intensities(values)
+    torch.testing.assert_close(scaled, torch.from_numpy(expected).float(), atol=1e-6, rtol=0)
+
+
+@given(
+    dtype=st.sampled_from(["uint8", "int8", "uint16", "int16", "int32", "uint64", "float32", "float64"]),
+    offset=st.integers(0, 50),
+    seed=st.integers(0, 1000),
+)
+def test_images_of_any_depth_and_sign_are_scaled_to_zero_and_one(dtype: str, offset: int, seed: int):
+    values = (np.random.default_rng(seed).random((9, 7, 3)) * 60 + offset).astype(dtype)
+    scaled = scaling.scale_intensities(values)
+    assert scaled.dtype == torch.float32
+    assert scaled.min() == 0.0 and scaled.max() == 1.0
+
+
+def test_a_small_range_far_from_zero_keeps_its_detail():
+    values = (10_000_000 + np.arange(100)).reshape(10, 10, 1)
+    assert scaling.scale_intensities(values).unique().numel() > 90
+
+
+def test_a_constant_image_becomes_zero():
+    assert not scaling.scale_intensities(np.full((5, 6, 2), 7, np.uint16)).any()
+
+
+def test_a_nearly_constant_image_is_scaled_by_its_extremes():
+    values = np.zeros((100, 100, 1), np.uint8)
+    values[3, 4] = 10
+    values[3, 5] = 5
+    scaled = scaling.scale_intensities(values)
+    assert scaled[0, 3, 4] == 1.0 and scaled[0, 3, 5] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "shortest_side", "expected"),
+    [
+        ((60, 90), 20, (20, 30)),
+        ((90, 60), 20, (30, 20)),
+        ((10, 90), 20, (10, 90)),
+        ((60, 90), None, (60, 90)),
+    ],
+)
+def test_images_are_shrunk_by_their_short_side_and_never_enlarged(size, shortest_side, expected):
+    image = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    shrunk = scaling.shrink(image, shortest_side)
+    assert shrunk.shape == (2, *expected)
+    assert shrunk.min() >= 0 and shrunk.max() <= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinite_pixels_are_refused_with_the_file(bad: float):
+    image = np.zeros((4, 4), np.float32)
+    image[1, 2] = bad
+    with pytest.raises(InputError, match=r"scan\.npy contains NaN or infinite"):
+        scaling.channels_last(image, "scan.npy")
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), complex), np.zeros((4, 0)), np.zeros(4), np.zeros((2, 2, 2, 2))]
+)
+def test_what_is_no_picture_is_refused_with_the_file(image: np.ndarray):
+    with pytest.raises(InputError, match=r"odd\.npy"):
+        scaling.channels_last(image, "odd.npy")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.float32])
+def test_labels_of_any_type_become_indices(dtype: type):
+    label = np.array([[0, 1], [1, 0]], dtype)
+    indices = scaling.class_indices(label, (2, 2), "a.png")
+    assert indices.dtype == np.uint8 and indices.tolist() == [[0, 1], [1, 0]]
+
+
+def test_a_label_with_equal_channels_is_collapsed():
+    label = np.array([[0, 1], [2, 0]], np.uint8)
+    assert (scaling.class_indices(np.stack([label] * 3, axis=2), (2, 2), "a.png") == label).all()
+
+
+def test_a_label_with_colours_is_refused():
+    with pytest.raises(InputError, match=r"a\.png has the shape .* one channel"):
+        scaling.class_indices(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), (2, 2), "a.png")
+
+
+def test_a_label_of_another_size_than_its_image_is_refused():
+    with pytest.raises(InputError, match=r"a\.png is 2x3 pixels and its image 2x2"):
+        scaling.class_indices(np.zeros((2, 3), np.uint8), (2, 2), "a.png")
+
+
+@pytest.mark.parametrize("value", [64, 128, -1, 0.5, 256, np.nan, np.inf])
+def test_label_values_that_are_no_class_are_refused_with_file_and_value(value: float):
+    label = np.zeros((2, 2))
+    label[0, 1] = value
+    with pytest.raises(InputError, match=rf"class index out of range: a\.png contains the value {value:g},"):
+        scaling.class_indices(label, (2, 2), "a.png")

@@ -1,0 +1,93 @@
+"""Splits by patient, by volume, by CSV and in blocks."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ahm_gym.data.sample import patient_of
+from ahm_gym.data.splits import SplitTable, complete_splits, name_cases, split_blocks, split_groups
+from ahm_gym.errors import InputError
+
+
+@given(num_patients=st.integers(3, 60), images_each=st.integers(1, 4))
+def test_no_patient_is_in_two_splits_and_no_split_is_empty(num_patients: int, images_each: int):
+    patients = [f"p{i}" for i in range(num_patients) for _ in range(images_each)]
+    splits = split_groups(patients)
+    assert len(set(zip(patients, splits, strict=True))) == num_patients
+    assert set(splits) == {"train", "val", "test"}
+
+
+def test_the_shares_are_70_10_20_and_do_not_depend_on_the_order():
+    patients = [f"p{i}" for i in range(100)]
+    splits = split_groups(patients)
+    assert [splits.count(name) for name in ("train", "val", "test")] == [70, 10, 20]
+    assert split_groups(patients[::-1]) == splits[::-1]
+
+
+def test_patients_are_shuffled():
+    splits = split_groups([f"p{i:03d}" for i in range(100)])
+    assert splits != sorted(splits, key=("train", "val", "test").index)
+
+
+@pytest.mark.parametrize(
+    ("num", "counts"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 1]), (3, [1, 1, 1]), (20, [14, 2, 4])]
+)
+def test_blocks_are_contiguous_and_ordered(num: int, counts: list[int]):
+    splits = split_blocks(num) if num else []
+    assert [splits.count(name) for name in ("train", "val", "test")] == counts
+    assert splits == sorted(splits, key=("train", "val", "test").index)
+
+
+def test_few_patients_are_split_by_volume_and_few_volumes_in_blocks():
+    volumes = [f"la_{i}" for i in range(5) for _ in range(4)]
+    splits, in_blocks = complete_splits([None] * 20, ["la"] * 20, volumes)
+    assert len(set(zip(volumes, splits, strict=True))) == 5 and not in_blocks
+    assert complete_splits([None] * 20, ["la"] * 20, [None] * 20) == (split_blocks(20), True)
+
+
+def test_given_splits_are_kept():
+    splits, in_blocks = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
+    assert splits == ["test", "train", "val"] and not in_blocks
+
+
+def test_a_case_is_the_volume_else_the_patient_else_the_image():
+    assert name_cases(["a_s1", "b_s1"], ["x", "y"], ["a", "b"]) == ["a", "b"]
+    assert name_cases(["a_1", "b_1", "c_1"], ["a", "b", "c"], [None] * 3) == ["a", "b", "c"]
+    assert name_cases(["img_1", "img_2", "img_3"], ["img"] * 3, [None] * 3) == ["img_1", "img_2", "img_3"]
+
+
+def test_the_patient_is_the_part_before_the_last_underscore():
+    assert patient_of("p_01_3") == "p_01" and patient_of("p") == "p" and patient_of("_3") == "_3"
+
+
+def table(folder: Path, text: str) -> SplitTable:
+    path = folder / "split.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    return SplitTable(path)
+
+
+def test_a_table_knows_file_names_stems_and_patients_and_the_most_exact_wins(tmp_path: Path):
+    splits = table(tmp_path, "name,split\np1,train\np1_2,val\np1_3.png,test\n")
+    found = [splits.find(Path(f"p1_{i}.png"), f"p1_{i}", "p1") for i in (1, 2, 3)]
+    assert found == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,fold\na,1\n", "file, fold: expected a first line 'name,split'"),
+        ("", "columns \\(none\\)"),
+        ("name,split\na,valid\n", "'a' the split 'valid': expected train, val or test"),
+        ("name,split\na,val\na,test\n", "'a' two splits"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, text: str, message: str):
+    with pytest.raises(InputError, match=message):
+        table(tmp_path, text)
+
+
+def test_a_file_that_is_not_in_the_table_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"q_1\.png has no line in .*split\.csv"):
+        table(tmp_path, "name,split\np,train\n").find(Path("q_1.png"), "q_1", "q")
