@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -17,6 +17,7 @@ Callback = Callable[[Metrics], bool]
 """Called after every update of the autoencoder with its metrics; True asks the agent to stop."""
 
 
+@runtime_checkable
 class Agent(Protocol):
     """A learner of masks in a vector environment."""
 

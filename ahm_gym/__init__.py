@@ -1,7 +1,8 @@
 """Self-supervised pretraining for medical image segmentation in which the mask is learned."""
 
-from ahm_gym import _compat as _compat  # first: timm and MONAI import torchvision
 import gymnasium
+
+from ahm_gym import _compat as _compat  # before timm and MONAI, which import torchvision
 
 __version__ = "0.1.0"
 

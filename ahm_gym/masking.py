@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,7 @@ class PatchBatch:
     """Share of pretraining done, 0 to 1."""
 
 
+@runtime_checkable
 class MaskPolicy(Protocol):
     """Gives one score a patch; the highest-scored patches of each image are masked."""
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ahm_gym.envs.masking import MaskingEnv, MaskingVectorEnv
 from ahm_gym.errors import InputError
 from ahm_gym.masking import count_masked
-from ahm_gym.patches import grid_of
 
 
 class SequentialMaskingVectorEnv(MaskingVectorEnv):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from ahm_gym.masking import random_scores, select_patches
 from ahm_gym.pretraining import Pretrainer
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Called around every update of the autoencoder."""
 

@@ -19,5 +19,5 @@ def test_patch_values_are_ordered_row_column_channel():
 
 
 def test_a_patch_size_that_does_not_divide_is_refused_with_a_way_out():
-    with pytest.raises(InputError, match="patch size 7 does not divide the image size 64x64.*multiple of 7"):
+    with pytest.raises(InputError, match=r"patch size 7 does not divide the image size 64x64.*multiple of 7"):
         grid_of((64, 64), 7)
