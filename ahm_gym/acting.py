@@ -1,0 +1,127 @@
+"""Whoever chooses the masks, policy or agent, behind one face for the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
+from ahm_gym.agents.frozen import save_agent
+from ahm_gym.autoencoder import MaskedAutoencoder
+from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.masking import MaskPolicy, PatchBatch
+from ahm_gym.policies import POLICIES, make_policy
+
+
+class PolicyActor:
+    """A mask policy that acts in the environment, batch after batch."""
+
+    exports = False
+
+    def __init__(self, policy: MaskPolicy) -> None:
+        self.policy = policy
+        self.generator = torch.Generator()
+
+    def guided_fraction(self, progress: float) -> float:
+        return self.policy.guided_fraction(progress)
+
+    def learn(
+        self,
+        make_env: Callable[[], MaskingVectorEnv],
+        num_steps: int,
+        *,
+        seed: int | None,
+        callback: Callback | None = None,
+    ) -> None:
+        env = make_env()
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        env.reset(seed=seed)
+        for _ in range(num_steps):
+            patches = env.patches
+            ended = False
+            while not ended:
+                scores = self.policy.score(patches, self.generator)
+                _, reward, terminated, _, info = env.step(scores.cpu().numpy())
+                ended = bool(terminated.all())
+            mask, patch_loss = torch.as_tensor(info["mask"]), torch.as_tensor(info["patch_loss"])
+            metrics = update_metrics(info, reward) | self.policy.observe(patches, mask, patch_loss)
+            if callback is not None and callback(metrics):
+                return
+
+    def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
+        """Scores to judge by; drawn from a generator of their own, so that looking changes nothing."""
+        return self.policy.score(patches, torch.Generator().manual_seed(0))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.generator.set_state(state["generator"])
+
+
+class AgentActor:
+    """A learning agent; its guided share ramps up from 0."""
+
+    exports = True
+
+    def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
+        self.name, self.options, self.agent, self.model = name, options, agent, model
+
+    guided_fraction = staticmethod(guided_ramp)
+
+    def learn(
+        self,
+        make_env: Callable[[], MaskingVectorEnv],
+        num_steps: int,
+        *,
+        seed: int | None,
+        callback: Callback | None = None,
+    ) -> None:
+        self.agent.learn(make_env, num_steps, seed=seed, callback=callback)
+
+    def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
+        """Scores to judge by: the agent's best choice, without its exploration."""
+        return self.agent.act(patches.embeddings, deterministic=True)
+
+    def export(self, folder: Path, autoencoder: MaskedAutoencoder) -> None:
+        """Writes what `--policy agent:RUN_DIR` needs."""
+        save_agent(folder, self.name, self.options, self.agent, self.model, autoencoder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.agent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state)
+
+
+Actor = PolicyActor | AgentActor
+
+
+def make_actor(
+    name: str, autoencoder: MaskedAutoencoder, model: str, *, num_workers: int, device: torch.device
+) -> Actor:
+    """The policy or agent of that name.
+
+    Raises:
+        InputError: for a name in neither table, or several workers for a policy that needs none.
+    """
+    if name in AGENTS:
+        shape = (autoencoder.num_patches, autoencoder.dim)
+        agent = make_agent(name, shape, grid=autoencoder.grid, device=device, num_workers=num_workers)
+        return AgentActor(name, {}, agent, model)
+    if name.partition(":")[0] not in POLICIES:
+        raise unknown_name("policy", name, [*POLICIES, *AGENTS])
+    if num_workers != 1:
+        raise InputError(
+            f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."
+        )
+    return PolicyActor(make_policy(name, autoencoder))

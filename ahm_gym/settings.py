@@ -1,0 +1,98 @@
+"""Settings of the programs: sizes, devices, and what a resumed run keeps."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from ahm_gym.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def image_size_of(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width in pixels from one number (a square) or two.
+
+    Raises:
+        InputError: for another count, or a size below 1.
+    """
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise InputError(
+            f"--image-size {' '.join(map(str, sizes))}: give one number for a square, or height and width, in pixels."
+        )
+    return sizes[0], sizes[-1]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto takes a GPU where there is one.
+
+    Raises:
+        InputError: where it is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda.") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {name} is not available here: choose auto or cpu.")
+    return device
+
+
+def merge_resumed(given: Config, saved: dict[str, Any], program: str) -> Config:
+    """The settings of a saved run; whatever was given besides must agree with them.
+
+    Args:
+        given: the settings of the command line, defaults where nothing was given.
+        saved: what the run's `config.json` holds.
+        program: pretrain or segment, for the message.
+
+    Raises:
+        InputError: where a setting was given that the run does not have.
+    """
+    values: dict[str, Any] = {}
+    for item in fields(given):
+        asked = getattr(given, item.name)
+        if item.name == "run_dir" or item.name not in saved:
+            continue
+        kept = _restored(saved[item.name], str(item.type))
+        if _same(asked) not in (_same(item.default), _same(kept)):
+            why = (
+                "its schedule was laid out for that length"
+                if item.name == "steps"
+                else "it keeps its settings"
+            )
+            raise InputError(
+                f"--{item.name.replace('_', '-')} {_plain(asked)} differs from the {_plain(kept)} that this run was "
+                f"started with, and {why}: leave the flag out, or {program} into a new --run-dir."
+            )
+        values[item.name] = kept
+    return replace(given, **values)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The settings as JSON values, paths absolute, so that a run goes on from any folder."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def _restored(value: Any, annotation: str) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if value is not None and "Path" in annotation else value
+
+
+def _same(value: Any) -> Any:
+    """One number for a size means a square."""
+    return value * 2 if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

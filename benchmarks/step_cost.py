@@ -1,0 +1,161 @@
+"""What a step costs: a plain MAE, our bare update, the environment with random masks, and a learning agent.
+
+`python benchmarks/step_cost.py` measures the tiny preset at 64 px and ViT-S/16 at 224 px, each on random
+images at batch 64; `--quick` the first alone. Steps are interleaved, so that a slow moment of the machine
+falls on all alike. The last line is JSON: ratios of the tiny size.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import tyro
+from plain_mae import PlainMAE
+from scipy.stats import bootstrap
+
+from ahm_gym.agents.a3c import A3C, Learner
+from ahm_gym.autoencoder import PRESETS, build_autoencoder
+from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.masking import mask_top_k
+from ahm_gym.pretraining import Pretrainer
+
+BATCH = 64
+MASK_RATIO = 0.75
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Cost of a step, as ratios in one run."""
+
+    quick: bool = False
+    """The tiny size alone, for at most 35 seconds."""
+    rounds: int = 100
+    """Steps of each kind at most."""
+    seconds: float = 1800.0
+    """Time for each size at most; at least 5 rounds are made."""
+    threads: int = 0
+    """Threads of torch; 0 leaves its own choice."""
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    model: str
+    image_size: int
+    patch_size: int
+
+
+SIZES = [Size("tiny, 64 px, patch 8", "tiny", 64, 8), Size("ViT-S/16, 224 px", "small", 224, 16)]
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, mask ratio {MASK_RATIO}")
+    ratios = {}
+    for size in SIZES[: 1 if arguments.quick else None]:
+        seconds = measure(steps(size), arguments.rounds, 35.0 if arguments.quick else arguments.seconds)
+        ratios[size.name] = report(size, seconds)
+    print(json.dumps(ratios[SIZES[0].name]))
+
+
+def steps(size: Size) -> dict[str, Callable[[], object]]:
+    """One function a kind of step; all see the same images."""
+    images = torch.randn(4 * BATCH, 1, size.image_size, size.image_size, generator=torch.Generator().manual_seed(0))
+    batch = images[:BATCH]
+    bare = pretrainer(size)
+    num_patches = bare.autoencoder.num_patches
+    num_masked = round(num_patches * MASK_RATIO)
+    mask = mask_top_k(torch.rand(BATCH, num_patches), num_masked)
+
+    preset = PRESETS[size.model]
+    encoder = bare.autoencoder.encoder
+    plain = PlainMAE(
+        size.image_size, size.patch_size, 1, encoder.embed_dim, len(encoder.blocks),
+        encoder.blocks[0].attn.num_heads, preset.decoder_dim, preset.decoder_depth, preset.decoder_heads,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95))
+
+    def plain_step() -> None:
+        optimizer.zero_grad()
+        plain(batch, num_patches - num_masked).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+
+    env = environment(size, images)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    learning = environment(size, images)
+    agent = A3C((num_patches, encoder.embed_dim), grid=bare.autoencoder.grid)
+    learner = Learner(agent, agent.network, learning, agent.generator, 0)
+    return {
+        "plain": plain_step,
+        "bare": lambda: bare.step(batch, mask),
+        "random": lambda: env.step(rng.uniform(-1, 1, (BATCH, num_patches)).astype(np.float32)),
+        "a3c": learner.episode,
+    }
+
+
+def pretrainer(size: Size) -> Pretrainer:
+    shape = (size.image_size, size.image_size)
+    return Pretrainer(
+        build_autoencoder(size.model, image_size=shape, patch_size=size.patch_size), num_steps=10_000
+    )
+
+
+def environment(size: Size, images: torch.Tensor) -> MaskingVectorEnv:
+    return MaskingVectorEnv(
+        BATCH, data=images, pretrainer=pretrainer(size), mask_ratio=MASK_RATIO, guided_fraction=0.5
+    )
+
+
+def measure(kinds: dict[str, Callable[[], object]], rounds: int, limit: float) -> dict[str, np.ndarray]:
+    """Seconds of every step, by kind; the order within a round is drawn anew."""
+    rng = np.random.default_rng(0)
+    began = time.perf_counter()
+    for step in kinds.values():
+        step()
+        step()
+    rows: list[dict[str, float]] = []
+    while len(rows) < rounds and (len(rows) < 5 or time.perf_counter() - began < limit):
+        row = {}
+        for name in rng.permutation(list(kinds)):
+            start = time.perf_counter()
+            kinds[name]()
+            row[name] = time.perf_counter() - start
+        rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in kinds}
+
+
+def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
+    """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios."""
+    print(f"\n{size.name}, {len(seconds['bare'])} interleaved steps each")
+    for name, values in seconds.items():
+        low, high = interval(np.median, values)
+        print(f"  {name:7s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")
+    pairs = {"env_over_bare": ("random", "bare"), "a3c_over_random": ("a3c", "random"), "bare_over_plain": ("bare", "plain")}
+    ratios = {}
+    for key, (above, below) in pairs.items():
+        ratios[key] = round(float(np.median(seconds[above]) / np.median(seconds[below])), 3)
+        low, high = interval(lambda a, b: np.median(a) / np.median(b), seconds[above], seconds[below])
+        print(f"  {key:16s} {ratios[key]:.3f}  [{low:.3f}, {high:.3f}]")
+    return ratios
+
+
+def interval(statistic: Callable[..., float], *samples: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval; the samples are paired by round."""
+    result = bootstrap(
+        samples, statistic, paired=True, vectorized=False, method="percentile", n_resamples=2000,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Pretrain an encoder with a learned mask: `python examples/pretrain.py --data FOLDER`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ahm_gym.errors import command_line
+from ahm_gym.training import PretrainConfig, pretrain
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Self-supervised pretraining in which a policy or a learning agent chooses the masks."""
+
+    data: str | None = PretrainConfig.data
+    """A folder of images, a .npz file, medsegbench:NAME or medmnist:NAME; nothing takes the MNI152 brain."""
+    data_root: Path | None = PretrainConfig.data_root
+    """Where relative names are looked up; the variable AHM_DATA does the same."""
+    policy: str = PretrainConfig.policy
+    """Who chooses the masks: a3c, random, block, grid, or agent:RUN_DIR for a trained agent, frozen."""
+    steps: int = PretrainConfig.steps
+    """Updates of the autoencoder."""
+    batch_size: int = PretrainConfig.batch_size
+    """Images in an update."""
+    image_size: tuple[int, ...] = PretrainConfig.image_size
+    """Side of the training images in pixels, or height and width."""
+    patch_size: int = PretrainConfig.patch_size
+    """Side of a patch in pixels."""
+    model: str = PretrainConfig.model
+    """tiny, small, base, or the name of one of timm's plain vision transformers."""
+    init: Path | None = PretrainConfig.init
+    """Published weights to start from: an MAE or timm checkpoint, .pth or .safetensors."""
+    normalise_target: bool = PretrainConfig.normalise_target
+    """Predict patches of zero mean and unit variance instead of raw pixels."""
+    learning_rate: float = PretrainConfig.learning_rate
+    """Of the autoencoder, after its warm-up."""
+    mask_ratio: float = PretrainConfig.mask_ratio
+    """Share of masked patches."""
+    reward: str = PretrainConfig.reward
+    """What a masked patch pays an agent: loss, relative, rank, progress or advantage."""
+    guided_fraction: float | None = PretrainConfig.guided_fraction
+    """Share of masked patches that follow the scores; nothing takes the policy's own schedule."""
+    masking_steps: int = PretrainConfig.masking_steps
+    """Steps in which an agent builds up each mask."""
+    num_workers: int = PretrainConfig.num_workers
+    """Processes of an agent, one thread each; 1 is deterministic."""
+    data_workers: int = PretrainConfig.data_workers
+    """Processes that load images; 0 loads between the updates."""
+    seed: int = PretrainConfig.seed
+    """Of weights, masks and the order of images."""
+    device: str = PretrainConfig.device
+    """auto, cpu or cuda."""
+    run_dir: Path | None = PretrainConfig.run_dir
+    """Where everything is written; nothing takes the first free runs/DATA-POLICY-N."""
+    checkpoint_every: int = PretrainConfig.checkpoint_every
+    """Updates between two checkpoints."""
+    resume: bool = False
+    """Go on with the run in --run-dir, with its own settings."""
+
+
+def main() -> None:
+    arguments = dataclasses.asdict(tyro.cli(Arguments, description=__doc__))
+    resume = arguments.pop("resume")
+    with command_line():
+        run = pretrain(PretrainConfig(**arguments), resume=resume)
+        print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
+        print(f"Next: python examples/segment.py --encoder {run} --labels 10")
+
+
+if __name__ == "__main__":
+    main()

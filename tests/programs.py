@@ -1,0 +1,47 @@
+"""Running the example programs as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(program: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """Starts `examples/PROGRAM` with one thread, in `cwd`."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `examples/PROGRAM` to its end."""
+    process = start(program, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def write_discs(path: Path, count: int = 24, size: int = 32) -> Path:
+    """An .npz with bright discs on noise, labelled, in the keys of MedSegBench."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    rows, columns = np.mgrid[:size, :size]
+    for split, number in (("train", count), ("val", 6), ("test", 8)):
+        centre = rng.uniform(size * 0.3, size * 0.7, (2, number, 1, 1))
+        radius = rng.uniform(size * 0.15, size * 0.3, (number, 1, 1))
+        disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        noise = rng.normal(60, 20, (number, size, size))
+        arrays[f"{split}_images"] = np.clip(noise + 120 * disc, 0, 255).astype(np.uint8)
+        arrays[f"{split}_label"] = disc.astype(np.uint8)
+    np.savez_compressed(path, **arrays)
+    return path

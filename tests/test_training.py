@@ -1,0 +1,336 @@
+import dataclasses
+import errno
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from programs import run, start, write_discs
+
+from ahm_gym import runs
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.pretraining import Pretrainer
+from ahm_gym.storage import load_state
+from ahm_gym.training import PretrainConfig, pretrain
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return PretrainConfig(
+        data=str(discs),
+        image_size=(32,),
+        steps=12,
+        batch_size=8,
+        checkpoint_every=4,
+        run_dir=tmp_path / "run",
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(monkeypatch, update):
+    """Lets the process fall over in the middle of that update, as a kill would."""
+    step = Pretrainer.step
+
+    def falls_over(self, images, mask):
+        if self.updates == update:
+            raise Stop
+        return step(self, images, mask)
+
+    monkeypatch.setattr(Pretrainer, "step", falls_over)
+
+
+def final_state(path):
+    (folder,) = (path / "checkpoint").iterdir()
+    return load_state(folder)
+
+
+def assert_same(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for first, second in zip(one, two, strict=True):
+            assert_same(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two
+
+
+def comparable(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": "a3c", "reward": "relative"},
+        {"policy": "a3c", "reward": "progress", "masking_steps": 3, "guided_fraction": 1.0},
+        {"policy": "random"},
+        {"policy": "block"},
+        {"policy": "grid"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_run_that_fell_over_and_was_resumed_ends_bit_for_bit_as_one_that_was_not(
+    config, options, monkeypatch, tmp_path
+):
+    config = dataclasses.replace(config, **options)
+    whole = pretrain(dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    for update in (2, 7):
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stop_at(patch, update)
+            pretrain(config, resume=update != 2)
+    resumed = pretrain(config, resume=True)
+    assert_same(final_state(resumed), final_state(whole))
+    assert comparable(resumed) == comparable(whole)
+
+
+def test_a_frozen_agent_masks_in_a_run_of_its_own_and_resumes(config, monkeypatch, tmp_path):
+    trained = pretrain(dataclasses.replace(config, run_dir=tmp_path / "trained"))
+    config = dataclasses.replace(config, policy=f"agent:{trained}", steps=6, checkpoint_every=2)
+    whole = pretrain(dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 3)
+        pretrain(config)
+    assert_same(final_state(pretrain(config, resume=True)), final_state(whole))
+    assert not (whole / "agent").exists()
+
+
+def test_a_run_writes_what_it_promises(config):
+    path = pretrain(config)
+    rows = comparable(path)
+    logged = {key for row in rows for key in row}
+    assert {"loss", "reward", "val/spearman", "val/spearman_variance", "agent/draw_entropy", "val/overlap",
+            "val/masked_foreground"} <= logged  # fmt: skip
+    assert rows[0]["step"] == 0 and rows[-1]["step"] == 12
+    assert [p.name for p in (path / "checkpoint").iterdir()] == ["step-12"]
+    assert list(path.glob("events/events.out.tfevents.*"))
+    for name in ("masks.png", "curves.png"):
+        assert (path / "figures" / name).stat().st_size > 5000
+    saved = final_state(path)["pretrainer"]["autoencoder"]
+    encoder = timm.create_model(f"local-dir:{path / 'encoder'}", pretrained=True)
+    assert encoder.num_classes == 0
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, saved[key])
+
+
+def test_events_are_cut_back_with_the_metrics(config, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 7)
+        pretrain(config)
+    assert comparable(config.run_dir)[-1]["step"] == 7
+    path = pretrain(config, resume=True)
+    events = EventAccumulator(str(path / "events"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+
+
+def test_a_finished_run_stays_as_it_is(config):
+    path = pretrain(config)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    assert pretrain(config, resume=True) == path
+    assert before == {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+
+
+def test_resume_needs_the_run_folder_alone(config):
+    path = pretrain(dataclasses.replace(config, policy="grid", patch_size=16))
+    assert pretrain(PretrainConfig(run_dir=path), resume=True) == path
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [("steps", 50, "--steps 50 differs from the 12"),
+                                                         ("patch_size", 4, "--patch-size 4 differs from the 8")])  # fmt: skip
+def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, field, value, message):
+    config = dataclasses.replace(config, policy="random", steps=12)
+    path = pretrain(config)
+    with pytest.raises(InputError, match=message):
+        pretrain(PretrainConfig(run_dir=path, **{field: value}), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_ratio": 1.2}, "mask ratio 1.2"),
+        ({"patch_size": 5}, "patch size 5 does not divide"),
+        ({"policy": "a3d"}, "did you mean 'a3c'"),
+        ({"model": "smal"}, "did you mean 'small'"),
+        ({"reward": "progres"}, "did you mean 'progress'"),
+        ({"guided_fraction": 1.5}, "guided fraction 1.5"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"image_size": (32, 32, 3)}, "--image-size 32 32 3"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"data": "nowhere.npz"}, "nowhere.npz"),
+        ({"num_workers": 2, "policy": "random"}, "policy random takes 1"),
+        ({"init": "nothing.pth"}, "nothing.pth does not exist"),
+        ({"policy": "agent:nowhere"}, "holds no trained agent"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_refused_run_leaves_no_folder_behind(config, options, message, tmp_path):
+    from pathlib import Path
+
+    options = {key: Path(value) if key == "init" else value for key, value in options.items()}
+    with pytest.raises(InputError, match=message):
+        pretrain(dataclasses.replace(config, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_folder_is_refused_and_left_alone(config):
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.tex").write_text("dear")
+    with pytest.raises(InputError, match="exists already"):
+        pretrain(config)
+    assert [p.name for p in config.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_what_is_no_run_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        pretrain(config, resume=True)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="is not a run folder"):
+        pretrain(config, resume=True)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"kind": "segment"}))
+    with pytest.raises(InputError, match="is a segment run"):
+        pretrain(config, resume=True)
+    with pytest.raises(InputError, match="--resume needs --run-dir"):
+        pretrain(PretrainConfig(), resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(config, monkeypatch):
+    save_state, calls = runs.save_state, []
+
+    def full(folder, state):
+        calls.append(folder)
+        save_state(folder, state)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(runs, "save_state", full)
+        pretrain(config)
+    assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
+    pretrain(config, resume=True)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monkeypatch):
+    step = Pretrainer.step
+
+    def poisoned(self, images, mask):
+        return step(self, images * (float("nan") if self.updates == 6 else 1.0), mask)
+
+    monkeypatch.setattr(Pretrainer, "step", poisoned)
+    with pytest.raises(RunError, match=r"at update 7 \(batch 6"):
+        pretrain(config)
+    assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
+
+
+def test_pretraining_sees_the_train_split_only(config, discs, tmp_path):
+    arrays = dict(np.load(discs))
+    for split in ("val", "test"):
+        arrays[f"{split}_images"] = np.zeros_like(arrays[f"{split}_images"])
+    np.savez_compressed(tmp_path / "other.npz", **arrays)
+    first = pretrain(dataclasses.replace(config, policy="random"))
+    second = pretrain(
+        dataclasses.replace(
+            config, policy="random", data=str(tmp_path / "other.npz"), run_dir=tmp_path / "second"
+        )
+    )
+    assert_same(final_state(first)["pretrainer"], final_state(second)["pretrainer"])
+
+
+def test_two_workers_pretrain_together_and_go_on(config):
+    config = dataclasses.replace(config, num_workers=2, steps=10, checkpoint_every=5)
+    path = pretrain(config)
+    assert final_state(path)["pretrainer"]["updates"] == 10
+    assert comparable(path)[-1]["step"] == 10
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(discs, tmp_path_factory):
+    """A run of the program that nothing disturbs, and its arguments."""
+    arguments = (
+        "--data",
+        discs,
+        "--image-size",
+        32,
+        "--steps",
+        60,
+        "--batch-size",
+        8,
+        "--checkpoint-every",
+        10,
+    )
+    folder = tmp_path_factory.mktemp("programs")
+    result = run("pretrain.py", *arguments, "--run-dir", "whole", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return arguments, final_state(folder / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_program_survives_a_signal(number, uninterrupted, tmp_path):
+    arguments, expected = uninterrupted
+    process = start("pretrain.py", *arguments, "--run-dir", "run", cwd=tmp_path)
+    wait_for((tmp_path / "run" / "checkpoint" / "step-10").exists, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    if number != signal.SIGKILL:
+        assert "go on with: --resume --run-dir run" in err
+        assert "Traceback" not in err
+    resumed = run("pretrain.py", "--resume", "--run-dir", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Next: python examples/segment.py --encoder run" in resumed.stdout
+    assert_same(final_state(tmp_path / "run"), expected)
+
+
+def test_the_program_ends_with_2_and_one_sentence_on_bad_input(tmp_path):
+    result = run("pretrain.py", "--data", "missing", cwd=tmp_path)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith("error: ")
+        and "missing" in result.stderr
+        and "Traceback" not in result.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quickstart_runs(tmp_path):
+    result = run("quickstart.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    losses = [
+        float(line.split("loss ")[1].split(",")[0]) for line in result.stdout.splitlines() if "loss" in line
+    ]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(config, tmp_path):
+    path = pretrain(config)
+    shutil.copytree(path / "checkpoint" / "step-12", path / "checkpoint" / ".step-99.tmp")
+    assert runs.RunFolder.open(path, "pretrain").checkpoint_step() == 12
