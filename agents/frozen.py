@@ -98,7 +98,9 @@ def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
         )
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]
-    agent = make_agent(saved["agent"], (num_patches, dim), grid=(rows, columns), **saved["options"])
+    device = autoencoder.mask_token.device
+    options = saved["options"] | {"grid": (rows, columns), "device": device}
+    agent = make_agent(saved["agent"], (num_patches, dim), **options)
     agent.load_state_dict(saved["state"])
     embedder = build_autoencoder(
         saved["model"],
@@ -107,4 +109,4 @@ def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
         channels=autoencoder.channels,
     )
     embedder.load_state_dict(embedder.state_dict() | saved["embedding"])
-    return AgentMasking(agent, embedder)
+    return AgentMasking(agent, embedder.to(device))

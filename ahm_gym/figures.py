@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ahm_gym.envs.rendering import GAP
+from ahm_gym.storage import write_atomically
 
 CURVES = {
     "reconstruction loss": ("loss", "val/loss"),
@@ -19,21 +21,18 @@ CURVES = {
 }
 
 
-def save_snapshot(path: Path, step: int, panels: np.ndarray) -> None:
+def save_snapshot(folder: Path, step: int, panels: np.ndarray) -> None:
     """Writes the panels (N, h, w, 3) of the same few images at this step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, step=step, panels=panels)
+    content = io.BytesIO()
+    np.savez_compressed(content, panels=panels)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"step-{step}.npz", content.getvalue())
 
 
 def load_snapshots(folder: Path, last_step: int) -> dict[int, np.ndarray]:
     """Step to panels, ascending; snapshots after `last_step` belong to a part that is run again."""
-    snapshots = {}
-    for path in folder.glob("step-*.npz"):
-        with np.load(path) as content:
-            if int(content["step"]) <= last_step:
-                snapshots[int(content["step"])] = content["panels"]
-    return dict(sorted(snapshots.items()))
+    paths = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
+    return {step: np.load(paths[step])["panels"] for step in sorted(paths) if step <= last_step}
 
 
 def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:

@@ -281,7 +281,7 @@ class Recorder:
     def snapshot(self) -> None:
         """Keeps the masks of the same few validation images as they are now."""
         panels = draw_panels(self.training, self.step / self.training.config.steps)
-        figures.save_snapshot(self._snapshots / f"step-{self.step}.npz", self.step, panels)
+        figures.save_snapshot(self._snapshots, self.step, panels)
 
     def checkpoint(self) -> None:
         """Saves pictures and exports, then the state: a checkpoint never stands without them."""

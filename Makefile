@@ -1,0 +1,44 @@
+# make install | pretrain | test | check; CPU=1 takes the small builds without a GPU.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter 1,$(CPU)),-c constraints/cpu.txt)
+REQUIREMENTS := pyproject.toml constraints/cpu.txt
+
+.PHONY: install pretrain test lint check
+.NOTPARALLEL:
+
+install: $(VENV)/.installed-all
+
+pretrain: $(VENV)/.installed
+	$(BIN)/python examples/pretrain.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+check: lint test
+
+# A venv that could not be completed is removed: half of one would pass for whole the next time.
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	touch $@
+
+# What a larger installation holds need not be installed again for a smaller one.
+$(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | $(VENV)/.made
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-all: $(REQUIREMENTS) | $(VENV)/.made
+	$(PIP) -e '.[dev,contrib]'
+	touch $(VENV)/.installed $(VENV)/.installed-dev $@

@@ -1,0 +1,196 @@
+"""Files that are whole or not there, and nested state on disk without pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ahm_gym.errors import InputError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that a reader finds old or new, never half-written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Replaces a folder by what `write` puts into the empty one that it is given.
+
+    Everything is on the disk before the new folder takes the place of the old one, and a failed write
+    leaves the old one. After a crash `recover_folder` puts things right.
+    """
+    recover_folder(path)
+    temporary, old = _beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for item in [*temporary.rglob("*"), temporary]:
+            sync(item)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if path.exists():
+        os.rename(path, old)
+    os.rename(temporary, path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Puts back the old folder where a crash in `replace_folder` left no new one, and clears the rest."""
+    temporary, old = _beside(path)
+    if old.exists() and not path.exists():
+        os.rename(old, path)
+    for leftover in (temporary, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def recover_all(folder: Path) -> None:
+    """Clears away what crashes left in a folder."""
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if leftover.is_file():
+            leftover.unlink()
+        else:
+            recover_folder(folder / leftover.name[1:-4])
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of names of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_state(folder: Path, state: dict[Any, Any]) -> None:
+    """Writes nested state as `state.json` and its tensors as `state.safetensors`.
+
+    Args:
+        folder: made where it is missing.
+        state: dicts, lists and tuples of tensors, arrays, numbers, strings and None.
+
+    Raises:
+        TypeError: for anything else, with its place in `state`.
+        OSError: where the files cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    content = json.dumps(_encode(state, "state", tensors), allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "state.safetensors"
+    try:
+        save_file(_unshared(tensors), path)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    sync(path)
+    write_atomically(folder / "state.json", content)
+
+
+def load_state(folder: Path) -> dict[Any, Any]:
+    """The state that `save_state` wrote, with tensors in main memory.
+
+    Raises:
+        InputError: where a file is missing or damaged.
+    """
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        return _decode(json.loads((folder / "state.json").read_text()), tensors)
+    except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} holds no readable state ({error}): bring back state.json and state.safetensors "
+            "as they were written, or start again in another --run-dir."
+        ) from error
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON; its tensors go into `tensors` by their place."""
+    if isinstance(value, Tensor):
+        return {"tensor": _put(value.detach(), place, tensors)}
+    if isinstance(value, (np.ndarray, np.generic)):
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return {kind: _put(torch.from_numpy(np.array(value, order="C")), place, tensors)}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {"dict": {key: _encode(item, f"{place}/{key}", tensors) for key, item in value.items()}}
+        items = value.items()
+        return {
+            "items": [[_encode(key, place, {}), _encode(v, f"{place}/{key}", tensors)] for key, v in items]
+        }
+    if isinstance(value, (list, tuple)):
+        encoded = [_encode(item, f"{place}/{i}", tensors) for i, item in enumerate(value)]
+        return encoded if isinstance(value, list) else {"tuple": encoded}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{place} is a {type(value).__name__}: save tensors, arrays, numbers, strings and None.")
+
+
+def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:
+    """A name for the tensor that no other has, even where a key holds a slash."""
+    name = place
+    while name in tensors:
+        name += "'"
+    tensors[name] = tensor
+    return name
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in main memory, each with a storage of its own, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        kept = tensor.cpu().contiguous()
+        if kept.untyped_storage().data_ptr() in seen:
+            kept = kept.clone()
+        seen.add(kept.untyped_storage().data_ptr())
+        result[name] = kept
+    return result
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind in ("array", "scalar"):
+        array = tensors[content].numpy().copy()
+        return array if kind == "array" else array[()]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content.items()}
+    if kind == "items":
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    return float(content)
