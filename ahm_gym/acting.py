@@ -23,8 +23,6 @@ from ahm_gym.policies import POLICIES, make_policy
 class PolicyActor:
     """A mask policy that acts in the environment, batch after batch."""
 
-    exports = False
-
     def __init__(self, policy: MaskPolicy) -> None:
         self.policy = policy
         self.generator = torch.Generator()
@@ -70,8 +68,6 @@ class PolicyActor:
 
 class AgentActor:
     """A learning agent; its guided share ramps up from 0."""
-
-    exports = True
 
     def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
         self.name, self.options, self.agent, self.model = name, options, agent, model

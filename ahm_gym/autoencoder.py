@@ -176,7 +176,9 @@ class MaskedAutoencoder(nn.Module):
 
     def _prefix(self, batch: int) -> list[Float[Tensor, "B N D"]]:
         encoder = self.encoder
-        tokens = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+        tokens: list[Tensor] = [
+            token for token in (encoder.cls_token, encoder.reg_token) if token is not None
+        ]
         if not tokens:
             return []
         prefix = torch.cat(tokens, dim=1)
@@ -241,7 +243,7 @@ def build_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = build_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
-        decoder = {
+        decoder: dict[str, Any] = {
             "decoder_dim": preset.decoder_dim,
             "decoder_depth": preset.decoder_depth,
             "decoder_heads": preset.decoder_heads,
@@ -268,10 +270,16 @@ def build_encoder(
     )
     if preset.name not in plain:
         raise refusal
-    options = dict(
-        img_size=image_size, patch_size=patch_size, in_chans=channels, num_classes=0, fc_norm=False
+    encoder = timm.create_model(
+        preset.name,
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=channels,
+        num_classes=0,
+        fc_norm=False,
+        global_pool="",
+        **preset.encoder,
     )
-    encoder = timm.create_model(preset.name, **options, global_pool="", **preset.encoder)
     if type(encoder) is not VisionTransformer or not isinstance(encoder.patch_embed, PatchEmbed):
         raise refusal
     return encoder

@@ -13,7 +13,7 @@ import torch
 from timm.models import save_for_hf
 
 from ahm_gym import figures
-from ahm_gym.acting import Actor, make_actor
+from ahm_gym.acting import Actor, AgentActor, make_actor
 from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
 from ahm_gym.checkpoints import load_published
 from ahm_gym.data import ImageDataset, open_data
@@ -293,9 +293,9 @@ class Recorder:
         autoencoder = training.pretrainer.autoencoder
         with training.pretrainer.locked():
             self.run.replace("encoder", lambda folder: export_encoder(autoencoder, training.dataset, folder))
-        agent = training.actor
-        if agent.exports:
-            self.run.replace("agent", lambda folder: agent.export(folder, autoencoder))
+        actor = training.actor
+        if isinstance(actor, AgentActor):
+            self.run.replace("agent", lambda folder: actor.export(folder, autoencoder))
         self.run.save_checkpoint(self.step, training.state_dict() | {"sums": dict(self.sums)})
 
     @property

@@ -88,7 +88,12 @@ def work(cell: Cell, arguments: Arguments) -> None:
     ):
         folder = cell.folder(arguments.out, part)
         source = "none" if cell.policy == "none" else str(encoder)
-        run("segment.py", folder, folder / "results.json", [*data, *shape, *seed, "--encoder", source, *options])
+        run(
+            "segment.py",
+            folder,
+            folder / "results.json",
+            [*data, *shape, *seed, "--encoder", source, *options],
+        )
 
 
 def run(program: str, folder: Path, finished: Path, options: list[str]) -> None:
@@ -98,7 +103,8 @@ def run(program: str, folder: Path, finished: Path, options: list[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:
         subprocess.run(
-            [sys.executable, str(EXAMPLES / program), *options, "--run-dir", str(folder)] + ["--resume"] * started,
+            [sys.executable, str(EXAMPLES / program), *options, "--run-dir", str(folder)]
+            + ["--resume"] * started,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,

@@ -16,26 +16,24 @@ class PlainMAE(nn.Module):
         image_size: int,
         patch_size: int,
         channels: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        decoder_dim: int,
-        decoder_depth: int,
-        decoder_heads: int,
+        encoder: tuple[int, int, int],
+        decoder: tuple[int, int, int],
     ) -> None:
+        """`encoder` and `decoder` are width, blocks and heads."""
         super().__init__()
+        dim, decoder_dim = encoder[0], decoder[0]
         self.patch_size = patch_size
         self.num_patches = (image_size // patch_size) ** 2
         self.embed = nn.Conv2d(channels, dim, patch_size, patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(0.02 * torch.randn(1, self.num_patches + 1, dim), requires_grad=False)
-        self.encoder = _blocks(dim, depth, heads)
+        self.encoder = _blocks(*encoder)
         self.norm = nn.LayerNorm(dim)
         self.bridge = nn.Linear(dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         shape = (1, self.num_patches + 1, decoder_dim)
         self.decoder_position = nn.Parameter(0.02 * torch.randn(shape), requires_grad=False)
-        self.decoder = _blocks(decoder_dim, decoder_depth, decoder_heads)
+        self.decoder = _blocks(*decoder)
         self.decoder_norm = nn.LayerNorm(decoder_dim)
         self.predict = nn.Linear(decoder_dim, patch_size**2 * channels)
 
@@ -59,7 +57,9 @@ class PlainMAE(nn.Module):
         return (error * masked).sum() / masked.sum()
 
     def _patches(self, images: Tensor) -> Tensor:
-        patches = images.unfold(2, self.patch_size, self.patch_size).unfold(3, self.patch_size, self.patch_size)
+        patches = images.unfold(2, self.patch_size, self.patch_size).unfold(
+            3, self.patch_size, self.patch_size
+        )
         return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 

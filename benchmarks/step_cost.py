@@ -19,7 +19,7 @@ from plain_mae import PlainMAE
 from scipy.stats import bootstrap
 
 from ahm_gym.agents.a3c import A3C, Learner
-from ahm_gym.autoencoder import PRESETS, build_autoencoder
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
@@ -48,16 +48,24 @@ class Size:
     model: str
     image_size: int
     patch_size: int
+    encoder: tuple[int, int, int]
+    """Width, blocks and heads, for the plain MAE."""
+    decoder: tuple[int, int, int]
 
 
-SIZES = [Size("tiny, 64 px, patch 8", "tiny", 64, 8), Size("ViT-S/16, 224 px", "small", 224, 16)]
+SIZES = [
+    Size("tiny, 64 px, patch 8", "tiny", 64, 8, (128, 6, 4), (64, 2, 4)),
+    Size("ViT-S/16, 224 px", "small", 224, 16, (384, 12, 6), (192, 4, 6)),
+]
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, mask ratio {MASK_RATIO}")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, mask ratio {MASK_RATIO}"
+    )
     ratios = {}
     for size in SIZES[: 1 if arguments.quick else None]:
         seconds = measure(steps(size), arguments.rounds, 35.0 if arguments.quick else arguments.seconds)
@@ -67,19 +75,16 @@ def main() -> None:
 
 def steps(size: Size) -> dict[str, Callable[[], object]]:
     """One function a kind of step; all see the same images."""
-    images = torch.randn(4 * BATCH, 1, size.image_size, size.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        4 * BATCH, 1, size.image_size, size.image_size, generator=torch.Generator().manual_seed(0)
+    )
     batch = images[:BATCH]
     bare = pretrainer(size)
     num_patches = bare.autoencoder.num_patches
     num_masked = round(num_patches * MASK_RATIO)
     mask = mask_top_k(torch.rand(BATCH, num_patches), num_masked)
 
-    preset = PRESETS[size.model]
-    encoder = bare.autoencoder.encoder
-    plain = PlainMAE(
-        size.image_size, size.patch_size, 1, encoder.embed_dim, len(encoder.blocks),
-        encoder.blocks[0].attn.num_heads, preset.decoder_dim, preset.decoder_depth, preset.decoder_heads,
-    )  # fmt: skip
+    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95))
 
     def plain_step() -> None:
@@ -92,7 +97,7 @@ def steps(size: Size) -> dict[str, Callable[[], object]]:
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     learning = environment(size, images)
-    agent = A3C((num_patches, encoder.embed_dim), grid=bare.autoencoder.grid)
+    agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
     learner = Learner(agent, agent.network, learning, agent.generator, 0)
     return {
         "plain": plain_step,
@@ -139,7 +144,11 @@ def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     for name, values in seconds.items():
         low, high = interval(np.median, values)
         print(f"  {name:7s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")
-    pairs = {"env_over_bare": ("random", "bare"), "a3c_over_random": ("a3c", "random"), "bare_over_plain": ("bare", "plain")}
+    pairs = {
+        "env_over_bare": ("random", "bare"),
+        "a3c_over_random": ("a3c", "random"),
+        "bare_over_plain": ("bare", "plain"),
+    }
     ratios = {}
     for key, (above, below) in pairs.items():
         ratios[key] = round(float(np.median(seconds[above]) / np.median(seconds[below])), 3)

@@ -158,7 +158,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_name():
         build_encoder("tinny")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]
+)
 def test_a_model_that_is_no_plain_vision_transformer_is_refused(name):
     with pytest.raises(InputError, match="plain vision transformers"):
         build_encoder(name, image_size=(224, 224), patch_size=16, channels=3)

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,8 +157,10 @@ def test_resume_needs_the_run_folder_alone(config):
     assert pretrain(PretrainConfig(run_dir=path), resume=True) == path
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [("steps", 50, "--steps 50 differs from the 12"),
-                                                         ("patch_size", 4, "--patch-size 4 differs from the 8")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("steps", 50, "--steps 50 differs from the 12"), ("patch_size", 4, "--patch-size 4 differs from the 8")],
+)
 def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, field, value, message):
     config = dataclasses.replace(config, policy="random", steps=12)
     path = pretrain(config)
@@ -186,8 +189,6 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_refused_run_leaves_no_folder_behind(config, options, message, tmp_path):
-    from pathlib import Path
-
     options = {key: Path(value) if key == "init" else value for key, value in options.items()}
     with pytest.raises(InputError, match=message):
         pretrain(dataclasses.replace(config, **options))
