@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def lambda_returns(
-    rewards: Float[Tensor, T * shape],
-    values: Float[Tensor, T * shape],
-    ended: Bool[Tensor, T * shape],
+    rewards: Float[Tensor, "T *shape"],
+    values: Float[Tensor, "T *shape"],
+    ended: Bool[Tensor, "T *shape"],
     bootstrap: Float[Tensor, "*shape"],
     *,
     gamma: float = 1.0,
     gae_lambda: float = 1.0,
-) -> Float[Tensor, T * shape]:
+) -> Float[Tensor, "T *shape"]:
     """TD(lambda) returns: generalised advantage estimation (Schulman et al., 2016) plus the values.
 
     With `gae_lambda=1` these are the n-step returns of A3C (Mnih et al., 2016).

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ahm_gym.errors import InputError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config")
 
 
 def image_size_of(sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -58,7 +55,7 @@ def merge_resumed(given: Config, saved: dict[str, Any], program: str) -> Config:
         InputError: where a setting was given that the run does not have.
     """
     values: dict[str, Any] = {}
-    for item in fields(given):
+    for item in fields(given):  # pyright: ignore[reportArgumentType]
         asked = getattr(given, item.name)
         if item.name == "run_dir" or item.name not in saved:
             continue
@@ -74,7 +71,7 @@ def merge_resumed(given: Config, saved: dict[str, Any], program: str) -> Config:
                 f"started with, and {why}: leave the flag out, or {program} into a new --run-dir."
             )
         values[item.name] = kept
-    return replace(given, **values)
+    return replace(given, **values)  # pyright: ignore[reportArgumentType]
 
 
 def to_json(config: Any) -> dict[str, Any]:
