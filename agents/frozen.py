@@ -93,8 +93,8 @@ def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
     if own != wanted:
         raise InputError(
             f"the agent in {run} knows a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with {own[2]} "
-            f"channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: choose the same "
-            "--image-size and --patch-size, and data of as many channels."
+            f"channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: choose the "
+            "same --image-size and --patch-size, and data of as many channels."
         )
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import ahm_gym  # noqa: F401  (first: it makes torchvision importable)
+
+torch.set_num_threads(1)  # small shapes gain nothing from more, and worker processes would thrash
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def config(discs, tmp_path):
     return PretrainConfig(
         data=str(discs),
         image_size=(32,),
-        steps=12,
+        steps=8,
         batch_size=8,
         checkpoint_every=4,
         run_dir=tmp_path / "run",
@@ -94,7 +94,7 @@ def test_a_run_that_fell_over_and_was_resumed_ends_bit_for_bit_as_one_that_was_n
 ):
     config = dataclasses.replace(config, **options)
     whole = pretrain(dataclasses.replace(config, run_dir=tmp_path / "whole"))
-    for update in (2, 7):
+    for update in (2, 6):
         with monkeypatch.context() as patch, pytest.raises(Stop):
             stop_at(patch, update)
             pretrain(config, resume=update != 2)
@@ -120,8 +120,8 @@ def test_a_run_writes_what_it_promises(config):
     logged = {key for row in rows for key in row}
     assert {"loss", "reward", "val/spearman", "val/spearman_variance", "agent/draw_entropy", "val/overlap",
             "val/masked_foreground"} <= logged  # fmt: skip
-    assert rows[0]["step"] == 0 and rows[-1]["step"] == 12
-    assert [p.name for p in (path / "checkpoint").iterdir()] == ["step-12"]
+    assert rows[0]["step"] == 0 and rows[-1]["step"] == 8
+    assert [p.name for p in (path / "checkpoint").iterdir()] == ["step-8"]
     assert list(path.glob("events/events.out.tfevents.*"))
     for name in ("masks.png", "curves.png"):
         assert (path / "figures" / name).stat().st_size > 5000
@@ -136,13 +136,13 @@ def test_events_are_cut_back_with_the_metrics(config, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, 7)
+        stop_at(patch, 6)
         pretrain(config)
-    assert comparable(config.run_dir)[-1]["step"] == 7
+    assert comparable(config.run_dir)[-1]["step"] == 6
     path = pretrain(config, resume=True)
     events = EventAccumulator(str(path / "events"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
 def test_a_finished_run_stays_as_it_is(config):
@@ -159,10 +159,10 @@ def test_resume_needs_the_run_folder_alone(config):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("steps", 50, "--steps 50 differs from the 12"), ("patch_size", 4, "--patch-size 4 differs from the 8")],
+    [("steps", 50, "--steps 50 differs from the 8"), ("patch_size", 4, "--patch-size 4 differs from the 8")],
 )
 def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, field, value, message):
-    config = dataclasses.replace(config, policy="random", steps=12)
+    config = dataclasses.replace(config, policy="random")
     path = pretrain(config)
     with pytest.raises(InputError, match=message):
         pretrain(PretrainConfig(run_dir=path, **{field: value}), resume=True)
@@ -333,5 +333,5 @@ def test_quickstart_runs(tmp_path):
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(config, tmp_path):
     path = pretrain(config)
-    shutil.copytree(path / "checkpoint" / "step-12", path / "checkpoint" / ".step-99.tmp")
-    assert runs.RunFolder.open(path, "pretrain").checkpoint_step() == 12
+    shutil.copytree(path / "checkpoint" / "step-8", path / "checkpoint" / ".step-99.tmp")
+    assert runs.RunFolder.open(path, "pretrain").checkpoint_step() == 8
