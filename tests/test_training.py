@@ -13,6 +13,7 @@ import torch
 from programs import run, start, write_discs
 
 from ahm_gym import runs
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.storage import load_state
@@ -256,6 +257,33 @@ def test_pretraining_sees_the_train_split_only(config, discs, tmp_path):
         )
     )
     assert_same(final_state(first)["pretrainer"], final_state(second)["pretrainer"])
+
+
+def test_loading_processes_change_nothing(config, tmp_path):
+    config = dataclasses.replace(config, policy="random", steps=3)
+    alone = pretrain(config)
+    helped = pretrain(dataclasses.replace(config, data_workers=1, run_dir=tmp_path / "helped"))
+    assert_same(final_state(alone), final_state(helped))
+
+
+def test_a_run_can_start_from_published_weights(config, tmp_path):
+    published = build_autoencoder("tiny", image_size=(32, 32), seed=7).state_dict()
+    torch.save({"model": published}, tmp_path / "mae.pth")
+    config = dataclasses.replace(
+        config, init=tmp_path / "mae.pth", policy="random", steps=1, learning_rate=1e-9
+    )
+    saved = final_state(pretrain(config))["pretrainer"]["autoencoder"]
+    for key, value in published.items():
+        torch.testing.assert_close(saved[key], value, atol=1e-6, rtol=0)
+
+
+def test_normalised_targets_give_another_loss(config, tmp_path):
+    config = dataclasses.replace(config, policy="random", steps=1)
+    raw = comparable(pretrain(config))
+    normalised = comparable(
+        pretrain(dataclasses.replace(config, normalise_target=True, run_dir=tmp_path / "normalised"))
+    )
+    assert raw[0]["val/loss"] != normalised[0]["val/loss"]
 
 
 def test_two_workers_pretrain_together_and_go_on(config):
