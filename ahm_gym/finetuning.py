@@ -1,0 +1,299 @@
+"""Fine-tuning for segmentation: the run, its evaluation, and the probe's run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.losses.dice import DiceCELoss
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sample import Split
+from ahm_gym.encoders import find_encoder, load_encoder
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.labelled import LabelledBatches, choose_labelled
+from ahm_gym.pretraining import cosine_schedule
+from ahm_gym.probe import probe
+from ahm_gym.progress import Progress
+from ahm_gym.runs import Interrupt, RunFolder, write_atomically
+from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
+from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
+
+WARMUP = 0.1
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of a fine-tuning run; `examples/segment.py` documents each."""
+
+    encoder: str = "none"
+    data: str | None = None
+    data_root: Path | None = None
+    labels: int | None = None
+    steps: int = 300
+    model: str | None = None
+    image_size: tuple[int, ...] | None = None
+    patch_size: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 3e-3
+    seed: int = 0
+    device: str = "auto"
+    run_dir: Path = Path("runs/segment")
+    freeze: bool = False
+    native_resolution: bool = False
+    checkpoint_every: int = 100
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tunes a segmenter and scores it; gives back what `results.json` holds.
+
+    With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
+    checkpoint stands; a finished run only gives back its results.
+
+    Raises:
+        InputError: for settings or data that cannot be used; no folder is left behind.
+        RunError: where the loss is not finite; the last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    run = None
+    if resume:
+        run = RunFolder.open(config.run_dir, "segment")
+        config = merge_resumed(_spelled_out(config), run.config, "segment")
+        if is_finished(run.path):
+            return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+    else:
+        config = resolve(config)
+    finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
+    if run is None:
+        run = RunFolder.create(config.run_dir, finetuning.describe())
+    try:
+        finetuning.train(run)
+        return finetuning.score(run)
+    finally:
+        run.close()
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in that folder has its results."""
+    return (run_dir / "results.json").is_file()
+
+
+def run_probe(config: FinetuneConfig) -> dict[str, Any]:
+    """Probes the encoder with `config.labels` images; gives back what `results.json` holds.
+
+    Raises:
+        InputError: for settings or data that cannot be used; no folder is left behind.
+    """
+    config = resolve(config)
+    image_size, patch_size = _shape(config)
+    dataset = _open_labelled(config)
+    encoder = _encoder(config, dataset).to(pick_device(config.device))
+    results = probe(
+        encoder, dataset, labels=config.labels, seed=config.seed, image_size=image_size, patch_size=patch_size
+    )
+    run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
+    run.close()
+    results = {"split": "test", **results, "config": run.config}
+    write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def resolve(config: FinetuneConfig) -> FinetuneConfig:
+    """The settings with what was left out taken from the encoder's run, or from the defaults.
+
+    Raises:
+        InputError: where a number is out of range, or the encoder cannot be found.
+    """
+    for name, least in (("labels", 1), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: choose {least} or more.")
+    if not config.learning_rate > 0:
+        raise InputError(f"--learning-rate {config.learning_rate}: choose a positive value such as 0.001.")
+    config = _spelled_out(config)
+    if config.encoder == "none":
+        return replace(
+            config,
+            model=config.model or "tiny",
+            image_size=config.image_size or (64, 64),
+            patch_size=8 if config.patch_size is None else config.patch_size,
+        )
+    found = find_encoder(Path(config.encoder))
+    return replace(
+        config,
+        data=found.data if config.data is None else config.data,
+        data_root=found.data_root if config.data is None and config.data_root is None else config.data_root,
+        model=config.model or found.model,
+        image_size=config.image_size or found.image_size,
+        patch_size=found.patch_size if config.patch_size is None else config.patch_size,
+    )
+
+
+class Finetuning:
+    """Everything that a run is made of; building it checks all settings and touches no run folder.
+
+    Args:
+        config: resolved.
+        exported: where the run to go on with keeps its segmenter: then its encoder need not exist any more.
+    """
+
+    def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.dataset = _open_labelled(config)
+        self.split: Split = choose_split(self.dataset)
+        self.batches = LabelledBatches(
+            self.dataset,
+            choose_labelled(self.dataset, config.labels, config.seed),
+            batch_size=config.batch_size,
+            image_size=_shape(config)[0],
+            seed=config.seed,
+            native_resolution=config.native_resolution,
+        )
+        if exported is not None and (exported / "config.json").is_file():
+            segmenter = load_segmenter(exported)
+        else:
+            segmenter = build_segmenter(
+                _encoder(config, self.dataset),
+                self.dataset.num_classes,
+                freeze=config.freeze,
+                seed=config.seed,
+            )
+        self.segmenter = segmenter.to(self.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.segmenter), fused=True)
+        # Over the batch: one image alone often lacks a class.
+        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        self.losses: list[float] = []
+
+    def describe(self) -> dict[str, Any]:
+        """What `config.json` holds: the settings, and what they came to."""
+        return {
+            "kind": "segment",
+            **to_json(self.config),
+            "channels": self.dataset.channels,
+            "num_classes": self.dataset.num_classes,
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
+
+    def train(self, run: RunFolder) -> None:
+        """Trains to the last step, from the newest checkpoint of `run` where it has one."""
+        config = self.config
+        found = run.load_checkpoint()
+        start = 0 if found is None else found[0]
+        if found is None:
+            self._checkpoint(run, 0)
+        else:
+            self._load_state_dict(found[1])
+        log_every = max(1, min(config.steps // 50, 20))
+        bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
+        with Interrupt() as interrupt, bar:
+            for step in range(start + 1, config.steps + 1):
+                self.losses.append(self.update(step))
+                bar.advance(step, loss=self.losses[-1])
+                if step % log_every == 0:
+                    rate = self.optimizer.param_groups[-1]["lr"]
+                    run.log(step, {"loss": sum(self.losses) / len(self.losses), "learning_rate": rate})
+                    self.losses.clear()
+                stop = interrupt.requested
+                if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                    self._checkpoint(run, step)
+                if stop:
+                    raise Interrupted(
+                        f"stopped at step {step}; go on with: --resume --run-dir {run.path}",
+                        interrupt.signal or 2,
+                    )
+
+    def update(self, step: int) -> float:
+        """One update, the `step`-th, counted from 1; gives back the loss before it.
+
+        Raises:
+            RunError: where the loss or its gradient is not finite; the weights stay as they were.
+        """
+        config = self.config
+        images, labels = self.batches[step - 1]
+        self.segmenter.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.segmenter(images.to(self.device))
+        loss = self.loss(logits.float(), labels.to(self.device))
+        loss.backward()
+        trained = [parameter for parameter in self.segmenter.parameters() if parameter.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            raise RunError(
+                f"the loss is {loss.item()} (gradient norm {norm.item()}) at step {step}: lower "
+                "--learning-rate; the last checkpoint is good."
+            )
+        rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.optimizer.step()
+        return loss.item()
+
+    def score(self, run: RunFolder) -> dict[str, Any]:
+        """Scores the segmenter, and writes `figures/overlays.png` and `results.json`."""
+        native = self.config.native_resolution
+        results = {
+            "split": self.split,
+            "labels": len(self.batches.indices),
+            **evaluate(self.segmenter, self.dataset, self.split, native_resolution=native),
+            "config": run.config,
+        }
+        figure = draw_cases(self.segmenter, self.dataset, results, native_resolution=native)
+        (run.path / "figures").mkdir(exist_ok=True)
+        figure.savefig(run.path / "figures" / "overlays.png")
+        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+    def _checkpoint(self, run: RunFolder, step: int) -> None:
+        statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
+        run.replace("segmenter", lambda folder: save_segmenter(self.segmenter, folder, **statistics))
+        state = {"segmenter": self.segmenter.state_dict(), "optimizer": self.optimizer.state_dict()}
+        run.save_checkpoint(step, state | {"losses": self.losses})
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self.segmenter.load_state_dict(state["segmenter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+
+
+def _spelled_out(config: FinetuneConfig) -> FinetuneConfig:
+    """The same settings as `config.json` holds them: two image sizes, an absolute path."""
+    encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
+    size = None if config.image_size is None else image_size_of(config.image_size)
+    return replace(config, encoder=encoder, image_size=size)
+
+
+def _shape(config: FinetuneConfig) -> tuple[tuple[int, int], int]:
+    assert config.image_size is not None and config.patch_size is not None, "resolved"
+    return image_size_of(config.image_size), config.patch_size
+
+
+def _open_labelled(config: FinetuneConfig) -> ImageDataset:
+    return open_data(
+        config.data,
+        root=config.data_root,
+        image_size=_shape(config)[0],
+        native_resolution=config.native_resolution,
+        need_labels=True,
+    )
+
+
+def _encoder(config: FinetuneConfig, dataset: ImageDataset) -> VisionTransformer:
+    image_size, patch_size = _shape(config)
+    return load_encoder(
+        None if config.encoder == "none" else Path(config.encoder),
+        model=config.model,
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=dataset.channels,
+        seed=config.seed,
+    )

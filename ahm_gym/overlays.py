@@ -1,0 +1,71 @@
+"""The picture of a segmentation: outlines of labels and predictions over their images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+ROWS = ("image", "label", "prediction")
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One image with its outlines."""
+
+    title: str
+    image: Float[Tensor, "C H W"]
+    """In [0, 1]; three channels are shown as colour, of other counts the first one."""
+    label: Int[Tensor, "H0 W0"]
+    prediction: Int[Tensor, "H0 W0"]
+
+
+def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> Figure:
+    """One column an image: the image alone, with the label's outlines, with the prediction's."""
+    figure = Figure(figsize=(1.9 * len(overlays), 6.6), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(ROWS), len(overlays), squeeze=False)
+    for column, overlay in enumerate(overlays):
+        for row, labels in enumerate((None, overlay.label, overlay.prediction)):
+            axis = axes[row, column]
+            _show(axis, overlay)
+            if labels is not None:
+                _outline(axis, labels.numpy(), num_classes)
+        axes[0, column].set_title(overlay.title, fontsize=8)
+    for row, name in enumerate(ROWS):
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(pad=0.5, rect=(0, 0, 1, 0.98))
+    return figure
+
+
+def _show(axis: Axes, overlay: Overlay) -> None:
+    rows, columns = overlay.label.shape
+    image = overlay.image if overlay.image.shape[0] == 3 else overlay.image[:1]
+    pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
+    # The label may be larger than the image: its pixels are the coordinates.
+    axis.imshow(
+        pixels, cmap="gray", vmin=0, vmax=1, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), aspect="equal"
+    )
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:
+    colours = matplotlib.colormaps["Set1"] if num_classes <= 9 else matplotlib.colormaps["gist_rainbow"]
+    limits = axis.get_xlim(), axis.get_ylim()
+    coordinates = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
+    for index in range(1, num_classes):
+        inside = np.pad(labels == index, 1).astype(float)
+        if inside.any():
+            share = index - 1 if num_classes <= 9 else (index - 1) / (num_classes - 1)
+            axis.contour(*coordinates, inside, levels=[0.5], colors=[colours(share)], linewidths=1.2)
+    axis.set_xlim(limits[0])
+    axis.set_ylim(limits[1])

@@ -1,0 +1,147 @@
+"""The probe: how much a linear map can read from frozen patch features, in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ahm_gym.data import ImageDataset
+from ahm_gym.data.store import cover
+from ahm_gym.errors import InputError
+from ahm_gym.labelled import choose_labelled
+from ahm_gym.patches import grid_of, patchify
+from ahm_gym.scoring import Value, mean
+
+PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
+"""Ridge penalties to choose from, on the sum of squares over all training patches."""
+BATCH_SIZE = 64
+
+
+def probe(
+    encoder: VisionTransformer,
+    dataset: ImageDataset,
+    *,
+    labels: int | None = None,
+    seed: int = 0,
+    image_size: tuple[int, int],
+    patch_size: int,
+) -> dict[str, Any]:
+    """Patch Dice on the test split of a ridge regression from patch features to the label fractions.
+
+    Args:
+        encoder: frozen; its normed patch tokens are the features, standardised over the training patches.
+        dataset: with labels in all three splits.
+        labels: number of labelled training images; None takes all.
+        seed: which ones; see `choose_labelled`.
+        image_size: rows and columns of the images; whole images are fitted to it.
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        `patch_dice` on test, `per_class` the same for every class, `lambda` the ridge penalty with the
+        best `val_patch_dice`, `labels` and `num_images`: the numbers of training and of test images.
+
+    Raises:
+        InputError: where a split has no labels, or the labels do not suffice.
+    """
+    train = choose_labelled(dataset, labels, seed)
+    val, test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
+    for split, indices in (("val", val), ("test", test)):
+        if not indices:
+            raise InputError(
+                f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
+                "fine-tune."
+            )
+    features, targets = _patches(encoder, dataset, train, image_size, patch_size)
+    deviation, centre = torch.std_mean(features, dim=(0, 1))
+    deviation = deviation.clamp(min=1e-6)
+    maps = ridge((features - centre) / deviation, targets, PENALTIES)
+    scores = []
+    features, targets = _patches(encoder, dataset, val, image_size, patch_size)
+    for weights, bias in maps:
+        scores.append(mean_dice(patch_dice((features - centre) / deviation @ weights + bias, targets)))
+    best = max(range(len(maps)), key=lambda index: scores[index] or 0.0)
+    features, targets = _patches(encoder, dataset, test, image_size, patch_size)
+    weights, bias = maps[best]
+    per_class = patch_dice((features - centre) / deviation @ weights + bias, targets)
+    return {
+        "patch_dice": mean_dice(per_class),
+        "per_class": {str(index + 1): value for index, value in enumerate(per_class)},
+        "lambda": float(PENALTIES[best]),
+        "val_patch_dice": scores[best],
+        "labels": len(train),
+        "num_images": len(test),
+    }
+
+
+def ridge(
+    features: Float[Tensor, "B L D"], targets: Float[Tensor, "B L K"], penalties: Float[Tensor, " N"]
+) -> list[tuple[Float[Tensor, "D K"], Float[Tensor, " K"]]]:
+    """Weights and bias of a ridge regression for every penalty; the bias is not penalised."""
+    inputs, outputs = features.flatten(0, 1), targets.flatten(0, 1)
+    centre, bias = inputs.mean(dim=0), outputs.mean(dim=0)
+    inputs, outputs = inputs - centre, outputs - bias
+    values, vectors = torch.linalg.eigh(inputs.T @ inputs)
+    projected = vectors.T @ (inputs.T @ outputs)  # D K
+    # Rounding leaves tiny negative eigenvalues.
+    values = values.clamp(min=0.0)
+    solutions = [vectors @ (projected / (values + penalty)[:, None]) for penalty in penalties]
+    return [(weights, bias - centre @ weights) for weights in solutions]
+
+
+def patch_dice(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> list[Value]:
+    """Dice of every foreground class over patches, each patch counted as its largest class.
+
+    The mean over the images that contain the class; None where no image does.
+    """
+    found, true = predicted.argmax(dim=2), fractions.argmax(dim=2)
+    scores: list[Value] = []
+    for index in range(1, fractions.shape[2]):
+        first, second = found == index, true == index
+        present = second.any(dim=1)
+        overlap = 2 * (first & second).sum(dim=1) / (first.sum(dim=1) + second.sum(dim=1)).clamp(min=1)
+        scores.append(float(overlap[present].mean()) if present.any() else None)
+    return scores
+
+
+def mean_dice(per_class: list[Value]) -> Value:
+    """The mean over the classes that have a Dice."""
+    return mean([value for value in per_class if value is not None])
+
+
+def label_fractions(
+    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], patch_size: int
+) -> Float[Tensor, "L K"]:
+    """Area share of every class in every patch, the label fitted to `image_size` as its image is."""
+    one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
+    fitted = cover(one_hot, image_size)  # K H W
+    return patchify(fitted[:, None], patch_size).mean(dim=2).T
+
+
+def _patches(
+    encoder: VisionTransformer,
+    dataset: ImageDataset,
+    indices: list[int],
+    image_size: tuple[int, int],
+    patch_size: int,
+) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
+    """Features and label fractions of every patch of these samples, in double precision."""
+    grid_of(image_size, patch_size)
+    was_training = encoder.training
+    encoder.eval()
+    device = encoder.patch_embed.proj.weight.device
+    features, fractions = [], []
+    for start in range(0, len(indices), BATCH_SIZE):
+        chosen = indices[start : start + BATCH_SIZE]
+        with torch.no_grad():
+            tokens = encoder.forward_features(dataset.resized(chosen, image_size).to(device))
+        features.append(tokens[:, encoder.num_prefix_tokens :].double().cpu())
+        for index in chosen:
+            label = dataset.sample(index).label
+            assert label is not None, "only labelled samples are chosen"
+            fractions.append(label_fractions(label, dataset.num_classes, image_size, patch_size))
+    encoder.train(was_training)
+    return torch.cat(features), torch.stack(fractions).double()

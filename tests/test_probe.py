@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from programs import write_discs
+from sklearn.linear_model import Ridge
+
+from ahm_gym.data import open_data
+from ahm_gym.encoders import load_encoder
+from ahm_gym.errors import InputError
+from ahm_gym.probe import label_fractions, patch_dice, probe, ridge
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_data(str(write_discs(tmp_path_factory.mktemp("data") / "discs.npz")), image_size=SIZE)
+
+
+def untrained():
+    return load_encoder(None, image_size=SIZE, patch_size=4)
+
+
+def test_ridge_gives_what_scikit_learn_gives_for_every_penalty():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 8, 6, generator=generator, dtype=torch.float64) + 3
+    targets = torch.randn(5, 8, 2, generator=generator, dtype=torch.float64)
+    penalties = torch.tensor([0.01, 1.0, 100.0], dtype=torch.float64)
+    for penalty, (weights, bias) in zip(penalties, ridge(features, targets, penalties), strict=True):
+        expected = Ridge(alpha=float(penalty)).fit(features.flatten(0, 1), targets.flatten(0, 1))
+        np.testing.assert_allclose(weights.T.numpy(), expected.coef_, atol=1e-9)
+        np.testing.assert_allclose(bias.numpy(), expected.intercept_, atol=1e-9)
+
+
+def test_patch_dice_is_the_mean_over_the_images_that_contain_the_class():
+    def as_fractions(rows):
+        return torch.nn.functional.one_hot(torch.tensor(rows), 4).double()
+
+    true = as_fractions([[0, 0, 1, 1], [0, 0, 0, 0], [2, 1, 1, 1]])
+    found = as_fractions([[0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1]])
+    first, second, third = patch_dice(found, true)
+    assert first == pytest.approx((2 * 1 / 4 + 1.0) / 2)
+    assert second == 0.0
+    assert third is None
+
+
+def test_label_fractions_are_the_area_shares_of_the_patches():
+    label = torch.randint(0, 3, (32, 48), generator=torch.Generator().manual_seed(0))
+    shares = label_fractions(label, 3, (32, 48), 16)
+    assert shares.shape == (6, 3)
+    last = label[16:, 32:]
+    assert shares[5].tolist() == pytest.approx([float((last == index).float().mean()) for index in range(3)])
+
+
+def test_label_fractions_of_a_larger_label_follow_the_centre_crop_of_its_image():
+    label = torch.zeros(128, 256, dtype=torch.int64)
+    label[:, 64:96] = 1
+    shares = label_fractions(label, 2, (32, 32), 8)[:, 1].view(4, 4)
+    assert torch.allclose(shares[:, 0], torch.ones(4), atol=0.07)
+    assert torch.allclose(shares[:, 2:], torch.zeros(4, 2), atol=1e-6)
+    assert torch.allclose(label_fractions(label, 2, (32, 32), 8).sum(dim=1), torch.ones(16))
+
+
+def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
+    encoder = untrained().train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    results = probe(encoder, dataset, labels=10, seed=1, image_size=SIZE, patch_size=4)
+    assert encoder.training
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+    assert results["patch_dice"] > 0.85
+    assert results["per_class"] == {"1": results["patch_dice"]}
+    assert (results["labels"], results["num_images"]) == (10, 8)
+    assert results["val_patch_dice"] > 0.85
+    assert results == probe(untrained(), dataset, labels=10, seed=1, image_size=SIZE, patch_size=4)
+
+
+def test_features_that_know_nothing_get_a_low_patch_dice(dataset):
+    encoder = untrained()
+    for parameter in encoder.patch_embed.parameters():
+        torch.nn.init.zeros_(parameter)
+    blind = probe(encoder, dataset, labels=10, image_size=SIZE, patch_size=4)
+    seeing = probe(untrained(), dataset, labels=10, image_size=SIZE, patch_size=4)
+    assert blind["patch_dice"] < seeing["patch_dice"] - 0.15
+
+
+def test_the_test_split_does_not_choose_the_penalty(tmp_path):
+    path = write_discs(tmp_path / "discs.npz")
+    arrays = dict(np.load(path))
+    arrays["test_label"] = 1 - arrays["test_label"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    first, second = (
+        probe(untrained(), open_data(str(file), image_size=SIZE), labels=5, image_size=SIZE, patch_size=4)
+        for file in (path, tmp_path / "other.npz")
+    )
+    assert first["patch_dice"] != second["patch_dice"]
+    assert (first["lambda"], first["val_patch_dice"]) == (second["lambda"], second["val_patch_dice"])
+
+
+def test_data_without_validation_labels_is_refused(tmp_path):
+    arrays = dict(np.load(write_discs(tmp_path / "discs.npz")))
+    del arrays["val_label"]
+    np.savez(tmp_path / "novals.npz", **arrays)
+    with pytest.raises(InputError, match="novals has no labelled val images"):
+        probe(
+            untrained(),
+            open_data(str(tmp_path / "novals.npz"), image_size=SIZE),
+            image_size=SIZE,
+            patch_size=4,
+        )
+
+
+def test_real_ultrasound_is_readable_from_untrained_features(shared_data):
+    dataset = open_data("hc18_128.npz", root=shared_data, image_size=(64, 64))
+    encoder = load_encoder(None, image_size=(64, 64), patch_size=8)
+    results = probe(encoder, dataset, labels=20, image_size=(64, 64), patch_size=8)
+    assert 0.7 < results["patch_dice"] < 0.85
