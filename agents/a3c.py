@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from ahm_gym.agents.networks import ActorCriticOutput, PatchActorCritic, availab
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.agents.workers import run_workers
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients, held, read, share, write_buffers
 
 
@@ -44,6 +44,7 @@ class A3C:
         max_grad_norm: the gradient is scaled down to this norm.
         width: of the network's hidden layers.
         network: conv or attention.
+        seed: of the network's initial weights.
         device: of the network.
 
     Raises:
@@ -68,6 +69,7 @@ class A3C:
         max_grad_norm: float = 1.0,
         width: int = 32,
         network: str = "conv",
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if credit not in ("local", "image"):
@@ -83,7 +85,7 @@ class A3C:
         self.max_grad_norm = max_grad_norm
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(seed)
             self.network = PatchActorCritic(
                 num_patches, dim, grid or square_grid(num_patches), width=width, kind=network
             ).to(self.device)
@@ -182,6 +184,12 @@ class Learner:
         generator: torch.Generator,
         seed: int | None,
     ) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise InputError(
+                f"the environment's autoreset mode is {mode}: A3C needs SAME_STEP; build it with "
+                "autoreset_mode='SameStep'."
+            )
         self.agent, self.network, self.env, self.generator = agent, network, env, generator
         if seed is not None:
             generator.manual_seed(seed)
@@ -248,7 +256,7 @@ class Learner:
                 step.order,
                 step.available,
                 step.num_guided,
-                mask & step.available,
+                mask,
                 returns[t],
                 image_returns[t],
                 agent.credit,
@@ -259,7 +267,12 @@ class Learner:
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         network.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), agent.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), agent.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise RunError(
+                f"the agent's gradient is not finite (loss {float(loss.detach())}) at its update "
+                f"{int(agent.writes) + 1}: look at the rewards; the last checkpoint is good."
+            )
         staleness = self._write()
         return {
             "agent/policy_loss": float(mean.policy.detach()),

@@ -46,17 +46,18 @@ class AgentMasking:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """The agent itself: its run may have gone on, or away, when this one is resumed."""
+        return {"agent": self.agent.state_dict(), "embedding": embedding_of(self.embedder)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        return None
+        self.agent.load_state_dict(state["agent"])
+        self.embedder.load_state_dict(self.embedder.state_dict() | state["embedding"])
 
 
 def save_agent(
     folder: Path, name: str, options: dict[str, Any], agent: Agent, model: str, autoencoder: MaskedAutoencoder
 ) -> None:
     """Writes what `from_run` needs: the agent and the patch embedding that it knows."""
-    weights = autoencoder.state_dict()
     save_state(
         folder,
         {
@@ -68,12 +69,16 @@ def save_agent(
             "image_size": list(autoencoder.image_size),
             "patch_size": autoencoder.patch_size,
             "channels": autoencoder.channels,
-            "embedding": {
-                key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))
-            },
+            "embedding": embedding_of(autoencoder),
             "state": agent.state_dict(),
         },
     )
+
+
+def embedding_of(autoencoder: MaskedAutoencoder) -> dict[str, Tensor]:
+    """The weights of its patch and position embedding."""
+    weights = autoencoder.state_dict()
+    return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
 
 
 def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,43 +33,77 @@ def run_workers(
 ) -> None:
     """Runs the agent's workers until the autoencoder had `num_steps` more updates.
 
+    A callback with a method `next_pause` finds all workers at rest whenever it is called for the update
+    that this method has named: then weights, agent and count of updates belong together.
+
     Raises:
         RunError: with the worker's traceback where one raises, with its exit code where one dies.
     """
     context = multiprocessing.get_context("spawn")
     agent.share_memory(context.Lock())
-    claimed = context.Value("q", 0)
+    claims = Claims(context, num_steps, callback)
     stop = context.Event()
     reader, writer = context.Pipe(duplex=False)
-    write_lock = context.Lock()
-    arguments = (agent, make_env, num_steps, seed, claimed, stop, writer, write_lock, os.getpid())
-    workers = multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        _work, arguments, nprocs=agent.num_workers, join=False, daemon=True
-    )
+    arguments = (agent, make_env, seed, claims, stop, writer, context.Lock(), os.getpid())
+    with _ignored_by_children():
+        workers = multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+            _work, arguments, nprocs=agent.num_workers, join=False, daemon=False
+        )
     writer.close()
     try:
-        _watch(workers, reader, stop, callback)
+        _watch(workers, reader, claims, stop, callback)
     except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
         raise RunError(
             f"worker {error.error_index} of {agent.num_workers} ended the run; go on from the last checkpoint with "
             f"--resume. {error}"
         ) from error
     finally:
-        for process in workers.processes:
+        for process, error_file in zip(workers.processes, workers.error_files, strict=True):
             if process.is_alive():
                 process.kill()
             process.join()
+            Path(error_file).unlink(missing_ok=True)
         reader.close()
 
 
-def _watch(workers: Any, reader: Any, stop: Any, callback: Callback | None) -> None:
+class Claims:
+    """Updates that the workers may begin: `num_steps` in all, and none beyond the next pause."""
+
+    def __init__(self, context: Any, num_steps: int, callback: Callback | None) -> None:
+        self.num_steps = num_steps
+        self.callback_pauses = getattr(callback, "next_pause", lambda done: num_steps)
+        self.done = 0
+        self.claimed = context.Value("q", 0)
+        self.limit = context.Value("q", min(self.callback_pauses(0), num_steps))
+
+    def claim(self) -> bool | None:
+        """Whether one more update may begin now; None where none is left."""
+        with self.claimed.get_lock():
+            if self.claimed.value >= self.num_steps:
+                return None
+            granted = self.claimed.value < self.limit.value
+            self.claimed.value += granted
+            return granted
+
+    def go_on(self) -> None:
+        """Called after the callback of every update; lifts the limit where all workers had come to it."""
+        self.done += 1
+        if self.done == self.limit.value:
+            self.limit.value = min(self.callback_pauses(self.done), self.num_steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"callback_pauses": None}
+
+
+def _watch(workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callback | None) -> None:
     """Hands the workers' metrics to the callback until all have ended."""
-    done = False
-    while not done:
-        done = workers.join(timeout=0.05)
+    ended = False
+    while not ended:
+        ended = workers.join(timeout=0.05, grace_period=0.2)
         while (metrics := _receive(reader)) is not None:
             if callback is not None and not stop.is_set() and callback(metrics):
                 stop.set()
+            claims.go_on()
 
 
 def _receive(reader: Any) -> Metrics | None:
@@ -75,13 +113,26 @@ def _receive(reader: Any) -> Metrics | None:
         return None
 
 
+@contextlib.contextmanager
+def _ignored_by_children() -> Iterator[None]:
+    """Processes that start in here ignore Ctrl-C and SIGTERM from their first moment on: the parent decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _work(
     rank: int,
     agent: A3C,
     make_env: Callable[[], VectorEnv],
-    num_steps: int,
     seed: int | None,
-    claimed: Any,
+    claims: Claims,
     stop: Any,
     writer: Any,
     write_lock: Any,
@@ -90,16 +141,16 @@ def _work(
     """One worker: claims an update, plays and learns, reports; until all updates are claimed."""
     from ahm_gym.agents.a3c import Learner
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     worker_seed = 1_000_003 * (rank + 1) + (int(agent.writes) if seed is None else seed)
     learner = Learner(agent, copy.deepcopy(agent.network), make_env(), torch.Generator(), worker_seed)
     while not stop.is_set() and os.getppid() == parent:
-        with claimed.get_lock():
-            if claimed.value >= num_steps:
-                break
-            claimed.value += 1
+        granted = claims.claim()
+        if granted is None:
+            break
+        if not granted:
+            time.sleep(0.002)
+            continue
         metrics = learner.episode()
         with write_lock:
             writer.send(metrics)

@@ -44,10 +44,10 @@ class PolicyActor:
         env.reset(seed=seed)
         for _ in range(num_steps):
             patches = env.patches
+            scores = self.policy.score(patches, self.generator).cpu().numpy()
             ended = False
             while not ended:
-                scores = self.policy.score(patches, self.generator)
-                _, reward, terminated, _, info = env.step(scores.cpu().numpy())
+                _, reward, terminated, _, info = env.step(scores)
                 ended = bool(terminated.all())
             mask, patch_loss = torch.as_tensor(info["mask"]), torch.as_tensor(info["patch_loss"])
             metrics = update_metrics(info, reward) | self.policy.observe(patches, mask, patch_loss)
@@ -103,7 +103,13 @@ Actor = PolicyActor | AgentActor
 
 
 def make_actor(
-    name: str, autoencoder: MaskedAutoencoder, model: str, *, num_workers: int, device: torch.device
+    name: str,
+    autoencoder: MaskedAutoencoder,
+    model: str,
+    *,
+    num_workers: int,
+    seed: int,
+    device: torch.device,
 ) -> Actor:
     """The policy or agent of that name.
 
@@ -112,7 +118,9 @@ def make_actor(
     """
     if name in AGENTS:
         shape = (autoencoder.num_patches, autoencoder.dim)
-        agent = make_agent(name, shape, grid=autoencoder.grid, device=device, num_workers=num_workers)
+        agent = make_agent(
+            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device
+        )
         return AgentActor(name, {}, agent, model)
     if name.partition(":")[0] not in POLICIES:
         raise unknown_name("policy", name, [*POLICIES, *AGENTS])

@@ -241,7 +241,7 @@ def build_autoencoder(
     """
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
         encoder = build_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
         decoder: dict[str, Any] = {
             "decoder_dim": preset.decoder_dim,

@@ -10,11 +10,13 @@ from typing import Any
 import safetensors
 import timm
 import torch
+from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 from ahm_gym.autoencoder import PRESETS, build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.patches import grid_of
+from ahm_gym.storage import told_as_os_error
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ def find_encoder(spec: Path) -> EncoderFolder:
             f"--run-dir {spec}."
         )
     return _described(exported, _read_config(exported), config)
+
+
+def export_encoder(
+    encoder: VisionTransformer, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Writes an encoder so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+
+    Args:
+        encoder: what to write.
+        folder: made where it is missing.
+        mean: of the images that it was trained with, one a channel; kept beside it.
+        std: likewise.
+    """
+    with told_as_os_error(folder):
+        save_for_hf(encoder, str(folder), safe_serialization=True, data_config={"mean": mean, "std": std})
 
 
 def load_encoder(

@@ -36,6 +36,12 @@ class Interrupted(RunError):
         self.exit_code = 128 + signal_number
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError where the seed is not from 0 to 2**63 - 1."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed {seed} is out of range: choose a whole number from 0 on.")
+
+
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
     """Turn the failures above into one sentence on stderr and an exit code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import Split
+from ahm_gym.data.sources import absolute
 from ahm_gym.encoders import find_encoder, load_encoder
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.evaluation import choose_split, draw_cases, evaluate
@@ -51,11 +53,12 @@ class FinetuneConfig:
     checkpoint_every: int = 100
 
 
-def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, *, resume: bool = False, given: Container[str] = ()) -> dict[str, Any]:
     """Fine-tunes a segmenter and scores it; gives back what `results.json` holds.
 
     With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
-    checkpoint stands; a finished run only gives back its results.
+    checkpoint stands; a finished run only gives back its results. Settings that differ from the defaults,
+    or are named in `given`, must be its own.
 
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
@@ -65,7 +68,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     run = None
     if resume:
         run = RunFolder.open(config.run_dir, "segment")
-        config = merge_resumed(_spelled_out(config), run.config, "segment")
+        config = merge_resumed(_spelled_out(config), run.config, "segment", given)
         if is_finished(run.path):
             return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
     else:
@@ -266,10 +269,11 @@ class Finetuning:
 
 
 def _spelled_out(config: FinetuneConfig) -> FinetuneConfig:
-    """The same settings as `config.json` holds them: two image sizes, an absolute path."""
+    """The same settings as `config.json` holds them: two image sizes, absolute paths."""
+    data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
     size = None if config.image_size is None else image_size_of(config.image_size)
-    return replace(config, encoder=encoder, image_size=size)
+    return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
 
 
 def _shape(config: FinetuneConfig) -> tuple[tuple[int, int], int]:

@@ -80,13 +80,7 @@ def random_scores(
 
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
-    """Patch indices from the highest to the lowest score; equal scores in random order.
-
-    Raises:
-        InputError: where a score is NaN.
-    """
-    if torch.isnan(scores).any():
-        raise InputError("the scores contain NaN: every patch needs a number; check the policy's outputs.")
+    """Patch indices from the highest to the lowest score; equal scores in random order."""
     shuffle = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device).argsort(dim=1)
     by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     return shuffle.gather(1, by_score)
@@ -107,7 +101,14 @@ def select_patches(
         num_guided: how many of them follow the scores; the rest is drawn uniformly.
         generator: for the random rest and for equal scores.
         masked: patches that are masked already; they are not chosen again.
+
+    Raises:
+        InputError: where a score is not finite.
     """
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(
+            "the scores contain NaN or infinity: every patch needs a finite number; check the policy's outputs."
+        )
     if masked is not None:
         scores = scores.masked_fill(masked, -torch.inf)
     order = order_by_score(scores, generator)
@@ -134,7 +135,7 @@ def mask_top_k(
     random order; the rest is drawn uniformly from the others.
 
     Raises:
-        InputError: where a score is NaN, or a count or share is out of range.
+        InputError: where a score is not finite, or a count or share is out of range.
     """
     if not 0 < num_masked < scores.shape[1]:
         raise InputError(f"num_masked is {num_masked}: choose from 1 to {scores.shape[1] - 1} patches.")

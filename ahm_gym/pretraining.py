@@ -42,7 +42,7 @@ class Pretrainer:
     ) -> None:
         if num_steps < 1:
             raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
-        if not learning_rate > 0:
+        if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise InputError(f"the learning rate is {learning_rate}: choose a positive value such as 0.001.")
         self.device = torch.device(device)
         self.autoencoder = autoencoder.to(self.device)
@@ -89,7 +89,7 @@ class Pretrainer:
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
         """The reconstruction without an update."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             return self.model(images, mask)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
@@ -140,7 +140,7 @@ class Pretrainer:
     def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
         model = self.model.train()
         model.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.autocast():
             result = model(images, mask)
         if not bool(torch.isfinite(result.loss)):
             low, high = images.amin().item(), images.amax().item()
@@ -167,7 +167,8 @@ class Pretrainer:
         self.optimizer.step()
         self._updates += 1
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass: bfloat16 on a GPU."""
         # On a CPU bfloat16 products are far slower than float32 ones.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from monai.inferers.utils import sliding_window_inference
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from torch.nn import functional
 
 from ahm_gym.data import Sample
 from ahm_gym.data.stream import derive_seed
-from ahm_gym.encoders import load_encoder
+from ahm_gym.encoders import export_encoder, load_encoder
 from ahm_gym.errors import InputError
+from ahm_gym.storage import told_as_os_error
 
 NUM_DEPTHS = 4
 LAYER_DECAY = 0.75
@@ -236,14 +236,10 @@ def save_segmenter(
         std: likewise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_for_hf(
-        segmenter.encoder,
-        str(folder / "encoder"),
-        safe_serialization=True,
-        data_config={"mean": mean, "std": std},
-    )
+    export_encoder(segmenter.encoder, folder / "encoder", mean=mean, std=std)
     weights = {name: value.contiguous() for name, value in segmenter.decoder.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "decoder.safetensors")
+    with told_as_os_error(folder):
+        safetensors.torch.save_file(weights, folder / "decoder.safetensors")
     config = {
         "num_classes": segmenter.num_classes,
         "feature_size": segmenter.feature_size,

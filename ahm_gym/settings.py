@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,29 +39,40 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda.") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    number = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= number:
         raise InputError(f"--device {name} is not available here: choose auto or cpu.")
     return device
 
 
-def merge_resumed(given: Config, saved: dict[str, Any], program: str) -> Config:
+def flags_in(argv: list[str]) -> set[str]:
+    """Names of the settings that a command line gives by their flags."""
+    names = {
+        argument.lstrip("-").partition("=")[0].replace("-", "_") for argument in argv if argument[:2] == "--"
+    }
+    return names | {name.removeprefix("no_") for name in names}
+
+
+def merge_resumed(config: Config, saved: dict[str, Any], program: str, given: Container[str] = ()) -> Config:
     """The settings of a saved run; whatever was given besides must agree with them.
 
     Args:
-        given: the settings of the command line, defaults where nothing was given.
+        config: the settings that were asked for, defaults where nothing was given.
         saved: what the run's `config.json` holds.
         program: pretrain or segment, for the message.
+        given: names of settings that were given although they may be defaults.
 
     Raises:
         InputError: where a setting was given that the run does not have.
     """
     values: dict[str, Any] = {}
-    for item in fields(given):  # pyright: ignore[reportArgumentType]
-        asked = getattr(given, item.name)
+    for item in fields(config):  # pyright: ignore[reportArgumentType]
+        asked = getattr(config, item.name)
         if item.name == "run_dir" or item.name not in saved:
             continue
         kept = _restored(saved[item.name], str(item.type))
-        if _same(asked) not in (_same(item.default), _same(kept)):
+        counts = item.name in given or _same(asked) != _same(item.default)
+        if counts and _same(asked) != _same(kept):
             why = (
                 "its schedule was laid out for that length"
                 if item.name == "steps"
@@ -71,7 +83,7 @@ def merge_resumed(given: Config, saved: dict[str, Any], program: str) -> Config:
                 f"started with, and {why}: leave the flag out, or {program} into a new --run-dir."
             )
         values[item.name] = kept
-    return replace(given, **values)  # pyright: ignore[reportArgumentType]
+    return replace(config, **values)  # pyright: ignore[reportArgumentType]
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -11,9 +11,15 @@ from torch import nn
 
 from ahm_gym.errors import RunError
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
 
 def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Moves the model's weights and the optimiser's (Adam) state into shared memory, in place."""
+    _allow_many_files()
     model.share_memory()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -25,6 +31,13 @@ def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 }
             for value in optimizer.state[parameter].values():
                 value.share_memory_()
+
+
+def _allow_many_files() -> None:
+    """Every shared tensor is an open file, and the usual limit of 1,024 would stop a larger model."""
+    if resource is not None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def read(local: nn.Module, shared: nn.Module) -> None:

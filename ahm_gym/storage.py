@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,22 @@ def save_state(folder: Path, state: dict[Any, Any]) -> None:
     content = json.dumps(_encode(state, "state", tensors), allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.safetensors"
-    try:
+    with told_as_os_error(path):
         save_file(_unshared(tensors), path)
+    sync(path)
+    write_atomically(folder / "state.json", content)
+
+
+@contextlib.contextmanager
+def told_as_os_error(path: Path) -> Iterator[None]:
+    """Turns what safetensors says of a disk that is full or fails into the OSError that it is."""
+    try:
+        yield
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-    sync(path)
-    write_atomically(folder / "state.json", content)
 
 
 def load_state(folder: Path) -> dict[Any, Any]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.models import save_for_hf
 
-from ahm_gym import figures
-from ahm_gym.acting import Actor, AgentActor, make_actor
-from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
+from ahm_gym.acting import Actor, make_actor
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_published
 from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sources import absolute
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.envs.rendering import render_panels
-from ahm_gym.errors import InputError, Interrupted
-from ahm_gym.judging import judge
-from ahm_gym.masking import PatchBatch, check_guided_fraction, select_patches
+from ahm_gym.errors import InputError, Interrupted, check_seed
+from ahm_gym.masking import check_guided_fraction
 from ahm_gym.pretraining import Pretrainer
-from ahm_gym.progress import Progress
+from ahm_gym.recording import Recorder
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
 
 NUM_JUDGED = 64
-NUM_SHOWN = 4
-SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
-"""When masks are kept for the picture, as shares of the run."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +55,11 @@ class PretrainConfig:
     checkpoint_every: int = 200
 
 
-def pretrain(config: PretrainConfig, *, resume: bool = False) -> Path:
+def pretrain(config: PretrainConfig, *, resume: bool = False, given: Container[str] = ()) -> Path:
     """Pretrains an encoder; gives back the run folder.
 
     With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
-    checkpoint stands.
+    checkpoint stands; settings that differ from the defaults, or are named in `given`, must be its own.
 
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
@@ -72,14 +67,15 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Path:
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     run = None
+    config = with_absolute_paths(config)
     if resume:
         if config.run_dir is None:
             raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
         run = RunFolder.open(config.run_dir, "pretrain")
-        config = merge_resumed(config, run.config, "pretrain")
+        config = merge_resumed(config, run.config, "pretrain", given)
         if run.checkpoint_step() == config.steps:
             return run.path
-    training = Training(config)
+    training = Training(config, fresh=run is None or run.checkpoint_step() is None)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(config), training.describe())
     try:
@@ -87,6 +83,25 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> Path:
     finally:
         run.close()
     return run.path
+
+
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The same settings, so that they can be used from any folder.
+
+    Raises:
+        InputError: where the data is not there.
+    """
+    data, root = config.data, config.data_root
+    if data is not None:
+        data, root = absolute(data, root)
+    policy, colon, argument = config.policy.partition(":")
+    return replace(
+        config,
+        data=data,
+        data_root=None if root is None else root.absolute(),
+        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
+        init=None if config.init is None else config.init.absolute(),
+    )
 
 
 def free_run_dir(config: PretrainConfig) -> Path:
@@ -97,6 +112,21 @@ def free_run_dir(config: PretrainConfig) -> Path:
     while (path := Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return path
+
+
+def check_counts(config: PretrainConfig) -> None:
+    """Refuses numbers that no run can have."""
+    for name in ("steps", "batch_size", "checkpoint_every", "num_workers"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
+    if config.data_workers < 0:
+        raise InputError(f"--data-workers is {config.data_workers}: choose 0 or more.")
+    most = 4 * (os.cpu_count() or 1)
+    if config.num_workers > most:
+        raise InputError(
+            f"--num-workers {config.num_workers} is too many for this machine: choose up to {most}."
+        )
+    check_seed(config.seed)
 
 
 @dataclass
@@ -114,13 +144,15 @@ class EnvFactory:
 
 
 class Training:
-    """Everything that a run is made of; building it checks all settings and touches no run folder."""
+    """Everything that a run is made of; building it checks all settings and touches no run folder.
 
-    def __init__(self, config: PretrainConfig) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(config, name) < 1:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is {getattr(config, name)}: choose at least 1.")
+    Args:
+        config: the settings.
+        fresh: whether there is no checkpoint that would overwrite the initial weights.
+    """
+
+    def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
+        check_counts(config)
         self.config = config
         self.device = pick_device(config.device)
         image_size = image_size_of(config.image_size)
@@ -137,12 +169,18 @@ class Training:
             seed=config.seed,
             normalise_target=config.normalise_target,
         )
-        self.load_report = None if config.init is None else load_published(autoencoder, config.init)
+        if config.init is not None and fresh:
+            print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
         self.pretrainer = Pretrainer(
             autoencoder, num_steps=config.steps, learning_rate=config.learning_rate, device=self.device
         )
         self.actor: Actor = make_actor(
-            config.policy, autoencoder, config.model, num_workers=config.num_workers, device=self.device
+            config.policy,
+            autoencoder,
+            config.model,
+            num_workers=config.num_workers,
+            seed=config.seed,
+            device=self.device,
         )
         if config.guided_fraction is not None:
             check_guided_fraction(config.guided_fraction)
@@ -197,6 +235,8 @@ class Training:
         with Interrupt() as recorder.interrupt, recorder.progress:
             self.actor.learn(self._make_env, self.config.steps - start, seed=seed, callback=recorder)
         if recorder.step < self.config.steps:
+            recorder.step = self.pretrainer.updates
+            recorder.checkpoint()
             raise Interrupted(
                 f"stopped at step {recorder.step}; go on with: --resume --run-dir {run.path}",
                 recorder.interrupt.signal or 2,
@@ -222,113 +262,3 @@ class Training:
         self.actor.load_state_dict(state["actor"])
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])
-
-
-class Recorder:
-    """The callback of a run: metrics, judgement, pictures and checkpoints at their steps."""
-
-    def __init__(self, training: Training, run: RunFolder, start: int) -> None:
-        config = training.config
-        self.training, self.path, self.run, self.step = training, run.path, run, start
-        self.log_every = max(1, min(config.steps // 100, 20))
-        self.judge_every = max(1, config.steps // 20)
-        self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
-        self.sums: dict[str, float] = defaultdict(float)
-        self.progress = Progress(
-            "pretraining", total=config.steps, start=start, images_per_step=config.batch_size
-        )
-        self.interrupt: Interrupt = Interrupt()
-        self.saved_at = start
-        self.since = time.monotonic()
-
-    def __call__(self, metrics: dict[str, float]) -> bool:
-        self.step += 1
-        for name, value in metrics.items():
-            self.sums[name] += value
-        self.sums["count"] += 1
-        if self.step % self.log_every == 0:
-            self._log()
-        self.progress.advance(self.step, loss=metrics["loss"], reward=metrics["reward"])
-        last = self.step == self.training.config.steps
-        if self.step % self.judge_every == 0 or last:
-            self.judge()
-        if self.step in self.snapshot_steps:
-            self.snapshot()
-        stop = self.interrupt.requested and not last
-        if self.step % self.training.config.checkpoint_every == 0 or last or stop:
-            self.checkpoint()
-        return stop
-
-    def _log(self) -> None:
-        count = self.sums.pop("count")
-        now = time.monotonic()
-        averages = {name: value / count for name, value in self.sums.items()}
-        rate = count * self.training.config.batch_size / max(now - self.since, 1e-9)
-        self.run.log(self.step, averages | {"images_per_second": rate})
-        self.sums.clear()
-        self.since = now
-
-    def judge(self) -> None:
-        """Logs how well the scores match the true patch loss, on validation images."""
-        training = self.training
-        autoencoder = training.pretrainer.autoencoder
-        progress = self.step / training.config.steps
-        self.run.log(
-            self.step,
-            judge(training.actor.score, autoencoder, training.judged, training.env.num_masked, progress),
-        )
-
-    def snapshot(self) -> None:
-        """Keeps the masks of the same few validation images as they are now."""
-        panels = draw_panels(self.training, self.step / self.training.config.steps)
-        figures.save_snapshot(self._snapshots, self.step, panels)
-
-    def checkpoint(self) -> None:
-        """Saves pictures and exports, then the state: a checkpoint never stands without them."""
-        training = self.training
-        snapshots = figures.load_snapshots(self._snapshots, self.step)
-        title = f"{training.dataset.name}, {training.config.policy}"
-        figures.draw_masks(snapshots, title).savefig(self.path / "figures" / "masks.png")
-        figures.draw_curves(self.run.metrics()).savefig(self.path / "figures" / "curves.png")
-        autoencoder = training.pretrainer.autoencoder
-        with training.pretrainer.locked():
-            self.run.replace("encoder", lambda folder: export_encoder(autoencoder, training.dataset, folder))
-        actor = training.actor
-        if isinstance(actor, AgentActor):
-            self.run.replace("agent", lambda folder: actor.export(folder, autoencoder))
-        self.run.save_checkpoint(self.step, training.state_dict() | {"sums": dict(self.sums)})
-
-    @property
-    def _snapshots(self) -> Path:
-        return self.path / "figures" / "snapshots"
-
-
-def export_encoder(autoencoder: MaskedAutoencoder, dataset: ImageDataset, folder: Path) -> None:
-    """Writes the encoder so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it."""
-    statistics = {"mean": tuple(dataset.mean), "std": tuple(dataset.std)}
-    save_for_hf(autoencoder.encoder, str(folder), safe_serialization=True, data_config=statistics)
-
-
-def draw_panels(training: Training, progress: float) -> np.ndarray:
-    """Panels (N, h, w, 3) of the first few judged images, masked as the run would mask them now."""
-    autoencoder = training.pretrainer.autoencoder.eval()
-    images = training.judged[:: max(1, len(training.judged) // NUM_SHOWN)][:NUM_SHOWN]
-    with torch.no_grad():
-        embeddings = autoencoder.embed(images)
-    scores = training.actor.score(PatchBatch(images, embeddings, autoencoder.grid, progress)).float().cpu()
-    fraction = training.env.guided_fraction
-    share = fraction(progress) if callable(fraction) else fraction
-    num_masked = training.env.num_masked
-    generator = torch.Generator().manual_seed(0)
-    mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
-    with torch.no_grad():
-        result = autoencoder(images, mask.to(images.device))
-    filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)
-    display = training.dataset.denormalise(images.cpu()).clamp(0, 1)
-    shown = training.dataset.denormalise(filled.cpu()).clamp(0, 1)
-    return np.stack(
-        [
-            render_panels(display[i], mask[i], guided[i], shown[i], scores[i], autoencoder.grid)
-            for i in range(len(images))
-        ]
-    )

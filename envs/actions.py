@@ -23,6 +23,12 @@ class SequentialMaskingVectorEnv(MaskingVectorEnv):
     """
 
     def __init__(self, num_envs: int = 16, *, mask_ratio: float = 0.75, **options: Any) -> None:
+        for name in ("masking_steps", "guided_fraction"):
+            if name in options:
+                raise InputError(
+                    f"{name} does not go with one patch a step, where every masked patch is chosen: leave it out, "
+                    "or use AHM/Masking-v0."
+                )
         super().__init__(num_envs, mask_ratio=mask_ratio, **options)
         self.masking_steps = count_masked(self.num_patches, mask_ratio)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.data import BatchStream, ImageDataset, open_data
 from ahm_gym.envs.rendering import render_panels
 from ahm_gym.envs.rewards import make_reward
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, check_seed
 from ahm_gym.masking import PatchBatch, check_guided_fraction, count_masked, select_patches
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer
@@ -136,6 +137,8 @@ class MaskingVectorEnv(VectorEnv):
         itself, it is rebuilt from the seed too. One that was handed in is never touched. After
         `load_state_dict` the first reset without a seed goes on with the batch of the state.
         """
+        if seed is not None:
+            check_seed(seed)
         super().reset(seed=seed, options=options)
         reset_mask = (options or {}).get("reset_mask")
         if reset_mask is not None and not np.all(reset_mask):
@@ -184,6 +187,8 @@ class MaskingVectorEnv(VectorEnv):
                 "render() without a render_mode: build the environment with render_mode='rgb_array'."
             )
             return None
+        if self._stream is None:
+            raise ResetNeeded("there is nothing to show yet: call reset() before render().")
         shown = self._shown
         images = self._to_display(self._images if shown is None else shown["images"])
         blank = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
@@ -244,20 +249,18 @@ class MaskingVectorEnv(VectorEnv):
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
         scores, info = self._scores(actions)
         done, step = self._episode_step, self._episode_step + 1
-        num_new = _part(self.num_masked, step, self.masking_steps) - _part(
-            self.num_masked, done, self.masking_steps
-        )
-        guided_total = round(self._fraction * self.num_masked)
-        num_guided = _part(guided_total, step, self.masking_steps) - _part(
-            guided_total, done, self.masking_steps
-        )
+        masked = [round(self.num_masked * part / self.masking_steps) for part in (done, step)]
+        # In proportion to what is masked so far: never more than is masked now, and all of them in the end.
+        share = round(self._fraction * self.num_masked) / self.num_masked
+        guided_counts = [math.floor(count * share + 0.5) for count in masked]
+        num_new, num_guided = masked[1] - masked[0], guided_counts[1] - guided_counts[0]
         before = self._mask if done else None
-        mask, guided = select_patches(scores, num_new, min(num_guided, num_new), self.generator, before)
+        mask, guided = select_patches(scores, num_new, num_guided, self.generator, before)
         self._mask, self._guided = (self._mask | mask, self._guided | guided) if done else (mask, guided)
         self._scores_now = scores
         self._episode_step = step
         empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
-        rows = {"mask": self._mask.numpy(), "guided": self._guided.numpy()}
+        rows = {"mask": self._mask.numpy().copy(), "guided": self._guided.numpy().copy()}
         return info | rows | {"patch_loss": empty, "patch_reward": empty}
 
     def _update(self, info: dict[str, Any]) -> np.ndarray:
@@ -314,7 +317,7 @@ class MaskingVectorEnv(VectorEnv):
         embeddings = self._embeddings.float().cpu()
         if self._episode_step:
             embeddings = embeddings.masked_fill(self._mask[..., None], 0.0)
-        return embeddings.numpy()
+        return embeddings.numpy().copy()
 
     def _build(self, seed: int) -> Pretrainer:
         assert self._owned is not None
@@ -381,11 +384,6 @@ def open_images(
     if isinstance(data, (ImageDataset, Tensor)):
         return data
     return open_data(None if data is None else str(data), root=root, image_size=image_size)
-
-
-def _part(total: int, step: int, steps: int) -> int:
-    """How many of `total` are handed out after `step` of `steps` even steps."""
-    return round(total * step / steps)
 
 
 def _first(info: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class ProgressReward(LossReward):
         self.slow_loss: Tensor | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), self.pretrainer.autocast():
             self.slow_loss = self.slow(images, mask).patch_loss
 
     def __call__(

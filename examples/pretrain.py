@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from ahm_gym.errors import command_line
+from ahm_gym.settings import flags_in
 from ahm_gym.training import PretrainConfig, pretrain
 
 
@@ -66,7 +68,7 @@ def main() -> None:
     arguments = dataclasses.asdict(tyro.cli(Arguments, description=__doc__))
     resume = arguments.pop("resume")
     with command_line():
-        run = pretrain(PretrainConfig(**arguments), resume=resume)
+        run = pretrain(PretrainConfig(**arguments), resume=resume, given=flags_in(sys.argv))
         print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
         print(f"Next: python examples/segment.py --encoder {run} --labels 10")
 

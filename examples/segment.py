@@ -1,8 +1,7 @@
 """Fine-tune an encoder for segmentation: `python examples/segment.py --encoder RUN_DIR --labels 10`."""
 
-from __future__ import annotations
-
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import tyro
 
 from ahm_gym.errors import InputError, command_line
 from ahm_gym.finetuning import FinetuneConfig, finetune, is_finished, run_probe
+from ahm_gym.settings import flags_in
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def main() -> None:
         else:
             if resume and is_finished(config.run_dir):
                 print(f"{config.run_dir} has finished already.")
-            report(config.run_dir, finetune(config, resume=resume))
+            report(config.run_dir, finetune(config, resume=resume, given=flags_in(sys.argv)))
 
 
 def report(run_dir: Path, results: dict[str, Any]) -> None:

@@ -168,6 +168,37 @@ def test_an_episode_of_several_steps_masks_its_parts_and_updates_once_at_its_end
     assert (info["guided"].sum(axis=1) == 6).all()
 
 
+@pytest.mark.parametrize("masking_steps", [2, 5, 7, 12])
+@pytest.mark.parametrize("guided_fraction", [0.1, 0.5, 0.9, 1.0])
+def test_the_guided_share_holds_however_many_steps_build_up_the_mask(make, masking_steps, guided_fraction):
+    env = make(masking_steps=masking_steps, guided_fraction=guided_fraction)
+    env.reset(seed=0)
+    for step in range(masking_steps):
+        *_, info = env.step(scores(env, step))
+    assert (info["mask"].sum(axis=1) == 12).all()
+    assert (info["guided"].sum(axis=1) == round(guided_fraction * 12)).all()
+
+
+def test_what_is_returned_can_be_changed_without_harm(make):
+    env = make()
+    observation, _ = env.reset(seed=0)
+    observation *= 0
+    assert env.patches.embeddings.any()
+    *_, info = env.step(scores(env))
+    info["guided"][:] = False
+    assert info["mask"].any()
+
+
+def test_rendering_before_the_first_reset_is_refused(make):
+    with pytest.raises(ResetNeeded):
+        make(render_mode="rgb_array").render()
+
+
+def test_one_patch_a_step_has_no_guided_share(make):
+    with pytest.raises(InputError, match="guided_fraction does not go with one patch a step"):
+        make(cls=SequentialMaskingVectorEnv, guided_fraction=0.5)
+
+
 def test_disabled_autoreset_refuses_to_step_over_the_end(make):
     env = make(autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ResetNeeded):

@@ -47,8 +47,9 @@ def test_patches_that_are_masked_already_are_not_chosen_again():
     assert (mask.sum(dim=1) == 2).all() and (guided & mask).sum() == 100
 
 
-def test_a_nan_score_raises():
-    scores = torch.tensor([[0.0, float("nan"), 1.0]])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_score_that_is_not_finite_raises(value):
+    scores = torch.tensor([[0.0, float(value), 1.0]])
     with pytest.raises(InputError, match="NaN"):
         mask_top_k(scores, 1)
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -77,8 +79,17 @@ def test_an_agent_as_policy_acts_as_it_was_trained_to_whatever_the_autoencoder(r
     expected = agent.act(patches.embeddings, deterministic=True)
     torch.testing.assert_close(policy.score(seen, torch.Generator()), expected)
     assert policy.guided_fraction(0.0) == 0.5
-    assert policy.observe(patches, mask_top_k(expected, 18), expected) == {} == policy.state_dict()
-    policy.load_state_dict({})
+    assert policy.observe(patches, mask_top_k(expected, 18), expected) == {}
+
+
+def test_a_frozen_agent_is_part_of_the_state_of_the_run_that_it_masks_for(run, patches, autoencoder):
+    policy = make_policy(f"agent:{run[0]}", autoencoder)
+    state, expected = copy.deepcopy(policy.state_dict()), policy.score(patches, torch.Generator())
+    for parameter in [*policy.agent.network.parameters(), policy.embedder.encoder.patch_embed.proj.weight]:
+        parameter.data.add_(0.1)
+    assert not torch.equal(policy.score(patches, torch.Generator()), expected)
+    policy.load_state_dict(state)
+    assert torch.equal(policy.score(patches, torch.Generator()), expected)
 
 
 def test_an_agent_of_another_grid_is_refused(run):

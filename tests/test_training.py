@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -14,8 +15,10 @@ from programs import run, start, write_discs
 
 from ahm_gym import runs
 from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.errors import InputError, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.recording import Recorder
+from ahm_gym.settings import flags_in
 from ahm_gym.storage import load_state
 from ahm_gym.training import PretrainConfig, pretrain
 
@@ -180,6 +183,10 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"guided_fraction": 1.5}, "guided fraction 1.5"),
         ({"steps": 0}, "--steps is 0"),
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"num_workers": 10_000}, "--num-workers 10000 is too many"),
+        ({"data_workers": -1}, "--data-workers is -1"),
+        ({"learning_rate": float("inf")}, "learning rate is inf"),
         ({"image_size": (32, 32, 3)}, "--image-size 32 32 3"),
         ({"device": "tpu"}, "--device tpu"),
         ({"data": "nowhere.npz"}, "nowhere.npz"),
@@ -194,6 +201,14 @@ def test_a_refused_run_leaves_no_folder_behind(config, options, message, tmp_pat
     with pytest.raises(InputError, match=message):
         pretrain(dataclasses.replace(config, **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_that_was_given_counts_even_where_it_is_the_default(config):
+    path = pretrain(config)
+    given = flags_in(["--resume", "--steps", str(PretrainConfig.steps), "--no-normalise-target"])
+    assert {"steps", "normalise_target"} <= given
+    with pytest.raises(InputError, match=f"--steps {PretrainConfig.steps} differs from the 8"):
+        pretrain(PretrainConfig(run_dir=path), resume=True, given=given)
 
 
 def test_an_existing_folder_is_refused_and_left_alone(config):
@@ -286,11 +301,27 @@ def test_normalised_targets_give_another_loss(config, tmp_path):
     assert raw[0]["val/loss"] != normalised[0]["val/loss"]
 
 
-def test_two_workers_pretrain_together_and_go_on(config):
-    config = dataclasses.replace(config, num_workers=2, steps=10, checkpoint_every=5)
-    path = pretrain(config)
-    assert final_state(path)["pretrainer"]["updates"] == 10
-    assert comparable(path)[-1]["step"] == 10
+def test_two_workers_stop_when_asked_save_what_they_did_and_go_on(config, monkeypatch):
+    config = dataclasses.replace(config, num_workers=2, data_workers=1, steps=20, checkpoint_every=5)
+    call = Recorder.__call__
+
+    def interrupted(self, metrics):
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Recorder, "__call__", interrupted)
+        pretrain(config)
+    (folder,) = (config.run_dir / "checkpoint").iterdir()
+    saved = final_state(config.run_dir)
+    assert (
+        saved["pretrainer"]["updates"] == saved["actor"]["writes"] == int(folder.name.removeprefix("step-"))
+    )
+    assert 8 <= saved["pretrainer"]["updates"] < 20
+    path = pretrain(config, resume=True)
+    assert final_state(path)["pretrainer"]["updates"] == 20
+    assert comparable(path)[-1]["step"] == 20
 
 
 def wait_for(condition, process, seconds=120):
@@ -363,3 +394,11 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(config, tmp_path):
     path = pretrain(config)
     shutil.copytree(path / "checkpoint" / "step-8", path / "checkpoint" / ".step-99.tmp")
     assert runs.RunFolder.open(path, "pretrain").checkpoint_step() == 8
+
+
+def test_a_run_goes_on_without_the_variable_that_named_its_data(config, discs, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setenv("AHM_DATA", str(discs.parent))
+        stop_at(patch, 5)
+        pretrain(dataclasses.replace(config, data="discs.npz"))
+    assert pretrain(PretrainConfig(run_dir=config.run_dir), resume=True) == config.run_dir

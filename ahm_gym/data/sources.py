@@ -67,6 +67,15 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     return FolderSource(path) if path.is_dir() else NpzSource(path)
 
 
+def absolute(spec: str | None, root: Path | None) -> tuple[str | None, Path | None]:
+    """`spec` and `root` as they can be opened again from any folder and without AHM_DATA."""
+    roots = search_roots(root)
+    first = roots[0].absolute() if roots else None
+    if spec is None or spec.split(":")[0] in COLLECTIONS:
+        return spec, first
+    return str(find_path(spec, [*roots, Path()]).absolute()), first
+
+
 def find_path(spec: str, folders: list[Path]) -> Path:
     """The file or folder of that name in the first of the folders that has it.
 

@@ -1,0 +1,138 @@
+"""What a pretraining run writes while it goes: metrics, judgements, pictures, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ahm_gym import figures
+from ahm_gym.acting import AgentActor
+from ahm_gym.encoders import export_encoder
+from ahm_gym.envs.rendering import render_panels
+from ahm_gym.judging import judge
+from ahm_gym.masking import PatchBatch, select_patches
+from ahm_gym.progress import Progress
+from ahm_gym.runs import Interrupt, RunFolder
+
+if TYPE_CHECKING:
+    from ahm_gym.training import Training
+
+NUM_SHOWN = 4
+SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
+"""When masks are kept for the picture, as shares of the run."""
+
+
+class Recorder:
+    """The callback of a run: metrics, judgement, pictures and checkpoints at their steps."""
+
+    def __init__(self, training: Training, run: RunFolder, start: int) -> None:
+        config = training.config
+        self.training, self.path, self.run, self.step, self.start = training, run.path, run, start, start
+        self.log_every = max(1, min(config.steps // 100, 20))
+        self.judge_every = max(1, config.steps // 20)
+        self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
+        self.sums: dict[str, float] = defaultdict(float)
+        self.progress = Progress(
+            "pretraining", total=config.steps, start=start, images_per_step=config.batch_size
+        )
+        self.interrupt: Interrupt = Interrupt()
+        self.saved_at = start
+        self.since = time.monotonic()
+
+    def __call__(self, metrics: dict[str, float]) -> bool:
+        self.step += 1
+        for name, value in metrics.items():
+            self.sums[name] += value
+        self.sums["count"] += 1
+        if self.step % self.log_every == 0:
+            self._log()
+        self.progress.advance(self.step, loss=metrics["loss"], reward=metrics["reward"])
+        last = self.step == self.training.config.steps
+        if self.step % self.judge_every == 0 or last:
+            self.judge()
+        if self.step in self.snapshot_steps:
+            self.snapshot()
+        if self.step % self.training.config.checkpoint_every == 0 or last:
+            self.checkpoint()
+        return self.interrupt.requested and not last
+
+    def next_pause(self, done: int) -> int:
+        """Updates of this session after which workers must rest, for what is saved and drawn to belong together."""
+        step = self.start + done
+        regular = [
+            every * (step // every + 1) for every in (self.judge_every, self.training.config.checkpoint_every)
+        ]
+        return min(*regular, *(s for s in self.snapshot_steps if s > step)) - self.start
+
+    def _log(self) -> None:
+        count = self.sums.pop("count")
+        now = time.monotonic()
+        averages = {name: value / count for name, value in self.sums.items()}
+        rate = count * self.training.config.batch_size / max(now - self.since, 1e-9)
+        self.run.log(self.step, averages | {"images_per_second": rate})
+        self.sums.clear()
+        self.since = now
+
+    def judge(self) -> None:
+        """Logs how well the scores match the true patch loss, on validation images."""
+        training = self.training
+        autoencoder = training.pretrainer.autoencoder
+        progress = self.step / training.config.steps
+        self.run.log(
+            self.step,
+            judge(training.actor.score, autoencoder, training.judged, training.env.num_masked, progress),
+        )
+
+    def snapshot(self) -> None:
+        """Keeps the masks of the same few validation images as they are now."""
+        panels = draw_panels(self.training, self.step / self.training.config.steps)
+        figures.save_snapshot(self._snapshots, self.step, panels)
+
+    def checkpoint(self) -> None:
+        """Saves pictures and exports, then the state: a checkpoint never stands without them."""
+        training = self.training
+        snapshots = figures.load_snapshots(self._snapshots, self.step)
+        title = f"{training.dataset.name}, {training.config.policy}"
+        figures.draw_masks(snapshots, title).savefig(self.path / "figures" / "masks.png")
+        figures.draw_curves(self.run.metrics()).savefig(self.path / "figures" / "curves.png")
+        autoencoder = training.pretrainer.autoencoder
+        statistics = {"mean": training.dataset.mean, "std": training.dataset.std}
+        self.run.replace("encoder", lambda folder: export_encoder(autoencoder.encoder, folder, **statistics))
+        actor = training.actor
+        if isinstance(actor, AgentActor):
+            self.run.replace("agent", lambda folder: actor.export(folder, autoencoder))
+        self.run.save_checkpoint(self.step, training.state_dict() | {"sums": dict(self.sums)})
+
+    @property
+    def _snapshots(self) -> Path:
+        return self.path / "figures" / "snapshots"
+
+
+def draw_panels(training: Training, progress: float) -> np.ndarray:
+    """Panels (N, h, w, 3) of the first few judged images, masked as the run would mask them now."""
+    autoencoder = training.pretrainer.autoencoder.eval()
+    images = training.judged[:: max(1, len(training.judged) // NUM_SHOWN)][:NUM_SHOWN]
+    with torch.no_grad():
+        embeddings = autoencoder.embed(images)
+    scores = training.actor.score(PatchBatch(images, embeddings, autoencoder.grid, progress)).float().cpu()
+    fraction = training.env.guided_fraction
+    share = fraction(progress) if callable(fraction) else fraction
+    num_masked = training.env.num_masked
+    generator = torch.Generator().manual_seed(0)
+    mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
+    with torch.no_grad():
+        result = autoencoder(images, mask.to(images.device))
+    filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)
+    display = training.dataset.denormalise(images.cpu()).clamp(0, 1)
+    shown = training.dataset.denormalise(filled.cpu()).clamp(0, 1)
+    return np.stack(
+        [
+            render_panels(display[i], mask[i], guided[i], shown[i], scores[i], autoencoder.grid)
+            for i in range(len(images))
+        ]
+    )
