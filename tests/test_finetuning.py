@@ -143,10 +143,8 @@ def test_shapes_and_data_default_to_those_of_the_encoder(pretrained, tmp_path, d
     resolved = resolve(FinetuneConfig(encoder=str(pretrained), run_dir=tmp_path / "run"))
     assert (resolved.model, resolved.image_size, resolved.patch_size) == ("tiny", (32, 32), 8)
     assert (resolved.data, resolved.data_root) == ("discs.npz", discs.parent)
-    other = resolve(
-        FinetuneConfig(encoder=str(pretrained), data="other.npz", image_size=(64,), patch_size=16)
-    )
-    assert (other.data, other.data_root) == ("other.npz", None)
+    other = resolve(FinetuneConfig(encoder=str(pretrained), data=str(discs), image_size=(64,), patch_size=16))
+    assert (other.data, other.data_root) == (str(discs), None)
     assert (other.image_size, other.patch_size) == ((64, 64), 16)
     scratch = resolve(FinetuneConfig())
     assert (scratch.model, scratch.image_size, scratch.patch_size) == ("tiny", (64, 64), 8)
