@@ -37,11 +37,10 @@ class PlainMAE(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_dim)
         self.predict = nn.Linear(decoder_dim, patch_size**2 * channels)
 
-    def forward(self, images: Tensor, num_visible: int) -> Tensor:
-        """Loss (scalar) of a random mask that leaves `num_visible` patches of each image."""
+    def forward(self, images: Tensor, shuffle: Tensor, num_visible: int) -> Tensor:
+        """Loss (scalar) where the first `num_visible` patches of each row of `shuffle` (B, L) are shown."""
         batch = len(images)
         tokens = self.embed(images).flatten(2).transpose(1, 2) + self.position[:, 1:]  # B L D
-        shuffle = torch.rand(batch, self.num_patches, device=images.device).argsort(dim=1)
         restore = shuffle.argsort(dim=1)
         kept = shuffle[:, :num_visible, None]
         visible = tokens.gather(1, kept.expand(-1, -1, tokens.shape[2]))
