@@ -6,7 +6,8 @@ if __name__ == "envs":
     )
 
 from ahm_gym.envs.actions import SequentialMaskingEnv, SequentialMaskingVectorEnv
-from ahm_gym.envs.masking import MaskingEnv, MaskingVectorEnv
+from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.envs.rewards import REWARDS
+from ahm_gym.envs.single import MaskingEnv
 
 __all__ = ["REWARDS", "MaskingEnv", "MaskingVectorEnv", "SequentialMaskingEnv", "SequentialMaskingVectorEnv"]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ahm_gym.envs.masking import MaskingEnv, MaskingVectorEnv
+from ahm_gym.envs.masking import MaskingVectorEnv
+from ahm_gym.envs.single import MaskingEnv
 from ahm_gym.errors import InputError
 from ahm_gym.masking import count_masked
 
