@@ -1,8 +1,9 @@
 """What a step costs: a plain MAE, our bare update, the environment with random masks, and a learning agent.
 
-`python benchmarks/step_cost.py` measures the tiny preset at 64 px and ViT-S/16 at 224 px, each on random
-images at batch 64; `--quick` the first alone. Steps are interleaved, so that a slow moment of the machine
-falls on all alike. The last line is JSON: ratios of the tiny size.
+`python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64 and ViT-S/16 at 224 px in
+batches of 16, on random images, and at the tiny size the two rewards that need another forward pass; `--quick`
+the tiny size alone, without those and the plain MAE. Steps are interleaved, so that a slow moment of the
+machine falls on all alike. The last line is JSON: ratios of the tiny size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
 
-BATCH = 64
 MASK_RATIO = 0.75
 
 
@@ -34,7 +34,7 @@ class Arguments:
     """Cost of a step, as ratios in one run."""
 
     quick: bool = False
-    """The tiny size alone, without the plain MAE, for at most 36 seconds."""
+    """The tiny size alone, without the plain MAE and the dear rewards, for at most 36 seconds."""
     rounds: int = 100
     """Steps of each kind; --quick may end with fewer."""
     threads: int = 0
@@ -47,14 +47,15 @@ class Size:
     model: str
     image_size: int
     patch_size: int
+    batch: int
     encoder: tuple[int, int, int]
     """Width, blocks and heads, for the plain MAE."""
     decoder: tuple[int, int, int]
 
 
 SIZES = [
-    Size("tiny, 64 px, patch 8", "tiny", 64, 8, (128, 6, 4), (64, 2, 4)),
-    Size("ViT-S/16, 224 px", "small", 224, 16, (384, 12, 6), (192, 4, 6)),
+    Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4), (64, 2, 4)),
+    Size("ViT-S/16, 224 px", "small", 224, 16, 16, (384, 12, 6), (192, 4, 6)),
 ]
 
 
@@ -62,14 +63,14 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {BATCH}, mask ratio {MASK_RATIO}"
-    )
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, mask ratio {MASK_RATIO}")
     ratios = {}
     for size in SIZES[: 1 if arguments.quick else None]:
         kinds = steps(size)
         if arguments.quick:
             del kinds["plain"]
+        elif size is SIZES[0]:
+            kinds |= reward_steps(size)
         seconds = measure(kinds, arguments.rounds, 36.0 if arguments.quick else math.inf)
         ratios[size.name] = report(size, seconds)
     print(json.dumps(ratios[SIZES[0].name]))
@@ -77,18 +78,16 @@ def main() -> None:
 
 def steps(size: Size) -> dict[str, Callable[[], object]]:
     """One function a kind of step; all see the same images."""
-    images = torch.randn(
-        4 * BATCH, 1, size.image_size, size.image_size, generator=torch.Generator().manual_seed(0)
-    )
-    batch = images[:BATCH]
+    images = random_images(size)
+    batch = images[: size.batch]
     bare = pretrainer(size)
     num_patches = bare.autoencoder.num_patches
     num_masked = round(num_patches * MASK_RATIO)
-    mask = mask_top_k(torch.rand(BATCH, num_patches), num_masked)
+    mask = mask_top_k(torch.rand(size.batch, num_patches), num_masked)
 
     plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    shuffle = torch.rand(BATCH, num_patches).argsort(dim=1)
+    shuffle = torch.rand(size.batch, num_patches).argsort(dim=1)
 
     def plain_step() -> None:
         optimizer.zero_grad()
@@ -96,18 +95,34 @@ def steps(size: Size) -> dict[str, Callable[[], object]]:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
 
-    env = environment(size, images)
-    env.reset(seed=0)
-    rng = np.random.default_rng(0)
     learning = environment(size, images)
     agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
     learner = Learner(agent, agent.network, learning, agent.generator, 0)
     return {
         "plain": plain_step,
         "bare": lambda: bare.step(batch, mask),
-        "random": lambda: env.step(rng.uniform(-1, 1, (BATCH, num_patches)).astype(np.float32)),
+        "random": random_step(environment(size, images)),
         "a3c": learner.episode,
     }
+
+
+def reward_steps(size: Size) -> dict[str, Callable[[], object]]:
+    """The environment with random masks, paid by the rewards that need another forward pass."""
+    images = random_images(size)
+    return {
+        reward: random_step(environment(size, images, reward=reward)) for reward in ("progress", "advantage")
+    }
+
+
+def random_step(env: MaskingVectorEnv) -> Callable[[], object]:
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    return lambda: env.step(rng.uniform(-1, 1, (env.num_envs, env.num_patches)).astype(np.float32))
+
+
+def random_images(size: Size) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4 * size.batch, 1, size.image_size, size.image_size, generator=generator)
 
 
 def pretrainer(size: Size) -> Pretrainer:
@@ -117,9 +132,14 @@ def pretrainer(size: Size) -> Pretrainer:
     )
 
 
-def environment(size: Size, images: torch.Tensor) -> MaskingVectorEnv:
+def environment(size: Size, images: torch.Tensor, reward: str = "relative") -> MaskingVectorEnv:
     return MaskingVectorEnv(
-        BATCH, data=images, pretrainer=pretrainer(size), mask_ratio=MASK_RATIO, guided_fraction=0.5
+        size.batch,
+        data=images,
+        pretrainer=pretrainer(size),
+        mask_ratio=MASK_RATIO,
+        guided_fraction=0.5,
+        reward=reward,
     )
 
 
@@ -143,22 +163,24 @@ def measure(kinds: dict[str, Callable[[], object]], rounds: int, limit: float) -
 
 def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios."""
-    print(f"\n{size.name}, {len(seconds['bare'])} interleaved steps each")
+    print(f"\n{size.name}, batch {size.batch}, {len(seconds['bare'])} interleaved steps each")
     for name, values in seconds.items():
         low, high = interval(np.median, values)
-        print(f"  {name:7s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")
+        print(f"  {name:9s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")
     pairs = {
         "env_over_bare": ("random", "bare"),
         "a3c_over_random": ("a3c", "random"),
         "bare_over_plain": ("bare", "plain"),
+        "progress_over_random": ("progress", "random"),
+        "advantage_over_random": ("advantage", "random"),
     }
     ratios = {}
     for key, (above, below) in pairs.items():
-        if below not in seconds:
+        if above not in seconds or below not in seconds:
             continue
         ratios[key] = round(float(np.median(seconds[above]) / np.median(seconds[below])), 3)
         low, high = interval(lambda a, b: np.median(a) / np.median(b), seconds[above], seconds[below])
-        print(f"  {key:16s} {ratios[key]:.3f}  [{low:.3f}, {high:.3f}]")
+        print(f"  {key:21s} {ratios[key]:.3f}  [{low:.3f}, {high:.3f}]")
     return ratios
 
 
