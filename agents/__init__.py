@@ -11,7 +11,8 @@ from typing import Any
 from ahm_gym.agents.base import Agent
 from ahm_gym.errors import unknown_name
 
-AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C"}
+SB3 = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
+AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C"} | {name: f"ahm_gym.agents.sb3:{name}" for name in SB3}
 """Name to class, imported when asked for. A class takes the observation's shape and keyword arguments."""
 
 __all__ = ["AGENTS", "Agent", "make_agent"]

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from ahm_gym.agents.base import Callback, Metrics, update_metrics
 from ahm_gym.agents.losses import StepLoss, step_loss
-from ahm_gym.agents.networks import ActorCriticOutput, PatchActorCritic, available_patches
+from ahm_gym.agents.networks import (
+    ActorCriticOutput,
+    PatchActorCritic,
+    available_patches,
+    square_grid,
+)
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.agents.workers import run_workers
@@ -325,15 +330,3 @@ class Learner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, dtype=torch.float32, device=self.agent.device)
-
-
-def square_grid(num_patches: int) -> tuple[int, int]:
-    """Rows and columns of a square of so many patches.
-
-    Raises:
-        InputError: where there is none.
-    """
-    side = round(num_patches**0.5)
-    if side * side != num_patches:
-        raise InputError(f"{num_patches} patches make no square: give the grid.")
-    return side, side

@@ -38,9 +38,30 @@ class PatchActorCritic(nn.Module):
         self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
     ) -> None:
         super().__init__()
+        self.normalise = ObservationNorm(num_patches, dim)
+        self.trunk = PatchTrunk(num_patches, dim, grid, width=width, kind=kind)
+        self.heads = nn.Linear(width, 2)
+        self.image_head = nn.Linear(width, 1)
+        self.reward_scale = RunningScale()
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
+        hidden = self.trunk(self.normalise(observation))  # B L width
+        logits, values = self.heads(hidden).unbind(dim=-1)
+        image_value = self.image_head(hidden.mean(dim=1))[:, 0]
+        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, image_value)
+
+
+class PatchTrunk(nn.Module):
+    """Hidden features of every patch, from its normalised embedding, its position and its surroundings."""
+
+    def __init__(
+        self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
+    ) -> None:
+        super().__init__()
         if grid[0] * grid[1] != num_patches:
             raise InputError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches.")
-        self.normalise = ObservationNorm(num_patches, dim)
         self.project = nn.Linear(dim, width)
         self.position = nn.Parameter(torch.zeros(1, num_patches, width))
         self.context: nn.Module
@@ -50,18 +71,9 @@ class PatchActorCritic(nn.Module):
             self.context = Block(width, num_heads=4, mlp_ratio=2.0, qkv_bias=True)
         else:
             raise unknown_name("network", kind, ["conv", "attention"])
-        self.heads = nn.Linear(width, 2)
-        self.image_head = nn.Linear(width, 1)
-        self.reward_scale = RunningScale()
-        nn.init.zeros_(self.heads.weight)
-        nn.init.zeros_(self.heads.bias)
 
-    def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
-        hidden = self.project(self.normalise(observation)) + self.position  # B L width
-        hidden = self.context(nn.functional.gelu(hidden))
-        logits, values = self.heads(hidden).unbind(dim=-1)
-        image_value = self.image_head(hidden.mean(dim=1))[:, 0]
-        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, image_value)
+    def forward(self, observation: Float[Tensor, "B L D"]) -> Float[Tensor, "B L width"]:
+        return self.context(nn.functional.gelu(self.project(observation) + self.position))
 
 
 class ConvContext(nn.Module):
@@ -141,3 +153,15 @@ class RunningScale(nn.Module):
 def available_patches(observation: Float[Tensor, "B L D"]) -> Bool[Tensor, "B L"]:
     """False where a patch is masked already: the environment shows it as zeros."""
     return observation.ne(0).any(dim=-1)
+
+
+def square_grid(num_patches: int) -> tuple[int, int]:
+    """Rows and columns of a square of so many patches.
+
+    Raises:
+        InputError: where there is none.
+    """
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise InputError(f"{num_patches} patches make no square: give the grid.")
+    return side, side

@@ -23,6 +23,9 @@ from ahm_gym.policies import POLICIES, make_policy
 class PolicyActor:
     """A mask policy that acts in the environment, batch after batch."""
 
+    env_id = "AHM/Masking-v0"
+    resumes_exactly = True
+
     def __init__(self, policy: MaskPolicy) -> None:
         self.policy = policy
         self.generator = torch.Generator()
@@ -71,6 +74,8 @@ class AgentActor:
 
     def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
         self.name, self.options, self.agent, self.model = name, options, agent, model
+        self.env_id = agent.env_id
+        self.resumes_exactly = getattr(agent, "resumes_exactly", True)
 
     guided_fraction = staticmethod(guided_ramp)
 
@@ -118,9 +123,8 @@ def make_actor(
     """
     if name in AGENTS:
         shape = (autoencoder.num_patches, autoencoder.dim)
-        agent = make_agent(
-            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device
-        )
+        workers = {} if num_workers == 1 else {"num_workers": num_workers}
+        agent = make_agent(name, shape, grid=autoencoder.grid, seed=seed, device=device, **workers)
         return AgentActor(name, {}, agent, model)
     if name.partition(":")[0] not in POLICIES:
         raise unknown_name("policy", name, [*POLICIES, *AGENTS])

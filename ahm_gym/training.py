@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
 
 from ahm_gym.acting import Actor, make_actor
 from ahm_gym.autoencoder import build_autoencoder
@@ -133,6 +135,7 @@ def check_counts(config: PretrainConfig) -> None:
 class EnvFactory:
     """Makes a worker's environment around the shared pretrainer; picklable."""
 
+    env_id: str
     dataset: ImageDataset
     pretrainer: Pretrainer
     options: dict[str, Any]
@@ -140,7 +143,8 @@ class EnvFactory:
 
     def __call__(self) -> MaskingVectorEnv:
         pretrainer = self.pretrainer.attach() if self.shared else self.pretrainer
-        return MaskingVectorEnv(data=self.dataset, pretrainer=pretrainer, **self.options)
+        make_env: Any = load_env_creator(str(gym.spec(self.env_id).vector_entry_point))
+        return make_env(data=self.dataset, pretrainer=pretrainer, **self.options)
 
 
 class Training:
@@ -184,23 +188,25 @@ class Training:
         )
         if config.guided_fraction is not None:
             check_guided_fraction(config.guided_fraction)
-        self.factory = EnvFactory(self.dataset, self.pretrainer, self._env_options(), shared=False)
+        self.factory = self._env_factory(shared=False)
         self.env = self.factory()
         indices = self.dataset.indices("val") or self.dataset.indices("train")
         picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
         self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
 
-    def _env_options(self) -> dict[str, Any]:
+    def _env_factory(self, *, shared: bool) -> EnvFactory:
         config = self.config
         fraction = config.guided_fraction
-        return {
+        options = {
             "num_envs": config.batch_size,
             "mask_ratio": config.mask_ratio,
             "reward": config.reward,
-            "masking_steps": config.masking_steps,
             "guided_fraction": self.actor.guided_fraction if fraction is None else fraction,
             "data_workers": config.data_workers,
         }
+        if config.masking_steps != 1:
+            options["masking_steps"] = config.masking_steps
+        return EnvFactory(self.actor.env_id, self.dataset, self.pretrainer, options, shared)
 
     def describe(self) -> dict[str, Any]:
         """What `config.json` holds: the settings, and what they came to."""
@@ -222,6 +228,12 @@ class Training:
             recorder.judge()
             recorder.snapshot()
         else:
+            if not self.actor.resumes_exactly:
+                print(
+                    f"note: {self.config.policy} goes on with its weights and statistics, but without its stored "
+                    "experience: the run is a good one, not the same one.",
+                    file=sys.stderr,
+                )
             self.load_state_dict(found[1])
             recorder.sums.update(found[1]["sums"])
         seed = self.config.seed if start == 0 else None
@@ -248,7 +260,7 @@ class Training:
 
     def _share(self) -> None:
         self.pretrainer.share_memory(torch.multiprocessing.get_context("spawn").Lock())
-        self.factory = EnvFactory(self.dataset, self.pretrainer, self._env_options(), shared=True)
+        self.factory = self._env_factory(shared=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {

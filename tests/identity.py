@@ -47,13 +47,64 @@ class IdentityTask(VectorEnv):
         reward = paid.sum(axis=1) / self.num_targets
         info = {"mask": mask, "guided": mask, "patch_reward": paid, "patch_loss": paid}
         ended = np.ones(self.num_envs, dtype=bool)
-        return self._observe(), reward.astype(np.float64), ended, ~ended, info
+        info["final_obs"] = self._observe()
+        return info["final_obs"], reward.astype(np.float64), ended, ~ended, info
 
     def _observe(self) -> np.ndarray:
         draws = self.np_random.random((self.num_envs, self.num_patches))
         self.targets = draws.argsort(axis=1).argsort(axis=1) < self.num_targets
         noise = self.np_random.normal(size=(self.num_envs, self.num_patches, self.dim)) * 0.3
         return (self.position + noise + self.targets[..., None] * self.mark).astype(np.float32)
+
+
+class SequentialIdentityTask(IdentityTask):
+    """The same task, one patch a step: an episode is `num_targets` choices, paid at its end.
+
+    What is chosen already shows as zeros; choosing it again masks a random other patch.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.single_action_space = gym.spaces.Discrete(self.num_patches)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.masking_steps = self.num_targets
+
+    def action_masks(self) -> np.ndarray:
+        return ~self.mask
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self._begin()
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        wanted = np.eye(self.num_patches)[np.asarray(actions)] + self.np_random.random(self.mask.shape) / 2
+        chosen = np.where(self.mask, -1, wanted).argmax(axis=1)
+        self.mask[np.arange(self.num_envs), chosen] = True
+        self.steps += 1
+        if self.steps < self.num_targets:
+            zero = np.zeros(self.mask.shape, dtype=np.float32)
+            info = {
+                "mask": self.mask.copy(),
+                "guided": self.mask.copy(),
+                "patch_reward": zero,
+                "patch_loss": zero,
+            }
+            going_on = np.zeros(self.num_envs, dtype=bool)
+            observation = np.where(self.mask[..., None], np.float32(0), self.shown)
+            return observation, zero.sum(axis=1).astype(np.float64), going_on, going_on, info
+        mask = self.mask
+        self._begin()
+        return super().step(np.where(mask, 1.0, -1.0))
+
+    def _begin(self) -> None:
+        self.mask = np.zeros((self.num_envs, self.num_patches), dtype=bool)
+        self.steps = 0
+
+    def _observe(self) -> np.ndarray:
+        self.shown = super()._observe()
+        return self.shown
 
 
 def solved(env: IdentityTask, reward: float) -> float:

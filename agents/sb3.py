@@ -1,0 +1,235 @@
+"""stable-baselines3's algorithms as agents."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from jaxtyping import Float
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from ahm_gym.agents.base import Callback
+from ahm_gym.agents.networks import ObservationNorm, RunningScale, available_patches, square_grid
+from ahm_gym.agents.ordering import draw_order, scores_of_order
+from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv, to_numpy
+from ahm_gym.agents.sb3_presets import ALGORITHMS
+from ahm_gym.errors import InputError, unknown_name
+
+
+class SB3Agent:
+    """One of stable-baselines3's algorithms, with patch-wise networks and settings for masking.
+
+    It sees only the scalar reward of a mask, in running root mean squares. Saved are networks, optimisers
+    and statistics; replay buffer and half-collected rollout are not, so a resumed run is approximate.
+
+    Args:
+        name: ppo, a2c, trpo, sac, td3, tqc, dqn or maskable_ppo.
+        observation_shape: patches L and width D.
+        grid: rows and columns of patches; None takes a square.
+        seed: of the networks' initial weights.
+        device: of the networks.
+        callbacks: SB3 callbacks that run during training.
+        progress_bar: SB3's own.
+        settings: keyword arguments of SB3's algorithm, in place of the presets.
+
+    Raises:
+        InputError: for an unknown algorithm, or one whose package is not installed.
+    """
+
+    resumes_exactly = False
+
+    def __init__(
+        self,
+        name: str,
+        observation_shape: tuple[int, int],
+        *,
+        grid: tuple[int, int] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        callbacks: tuple[BaseCallback, ...] = (),
+        progress_bar: bool = False,
+        **settings: Any,
+    ) -> None:
+        if name not in ALGORITHMS:
+            raise unknown_name("stable-baselines3 algorithm", name, ALGORITHMS)
+        self.name, self.settings = name, settings
+        self.recipe = ALGORITHMS[name]
+        self.env_id = self.recipe.env_id
+        self.device = torch.device(device)
+        self.callbacks, self.progress_bar = callbacks, progress_bar
+        num_patches, dim = observation_shape
+        self.grid = grid or square_grid(num_patches)
+        self.normalise = ObservationNorm(num_patches, dim).to(self.device)
+        self.reward_scale = RunningScale().to(self.device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.num_updates = 0
+        with seeded(seed):
+            self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
+
+    def learn(
+        self,
+        make_env: Callable[[], VectorEnv],
+        num_steps: int,
+        *,
+        seed: int | None,
+        callback: Callback | None = None,
+    ) -> None:
+        env = MaskingVecEnv(make_env(), self._normalised, self._scaled)
+        draw = int(torch.randint(2**31, (), generator=self.generator)) if seed is None else seed
+        with seeded(draw):
+            before, self.algorithm = self.algorithm, self._build(env)
+            self._take(parameters_of(before))
+            self.algorithm.num_timesteps = before.num_timesteps
+            self.algorithm.action_space.seed(draw % 2**32)
+            if seed is not None:  # SB3 would draw one, and the environment would start anew
+                env.seed(seed)
+            counter = CountUpdates(num_steps, callback)
+            self.algorithm.learn(
+                num_steps * getattr(env.env, "masking_steps", 1) * env.num_envs,
+                callback=[*self.callbacks, counter],
+                reset_num_timesteps=False,
+                progress_bar=self.progress_bar,
+            )
+        self.num_updates += counter.done
+
+    def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
+        """One score a patch; of algorithms that choose one patch a step their preferences for the first."""
+        observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
+        self.normalise.eval()
+        policy = self.algorithm.policy
+        policy.set_training_mode(False)
+        with torch.no_grad():
+            shown = self.normalise(observation)
+            if not self._is_discrete and deterministic:
+                return policy._predict(shown, deterministic=True)
+            if not self._is_discrete:
+                with seeded(int(torch.randint(2**31, (), generator=self.generator))):
+                    return policy._predict(shown, deterministic=False)
+            if hasattr(policy, "q_net"):
+                logits = policy.q_net(shown)
+            else:
+                logits = policy.get_distribution(shown).distribution.logits
+        if deterministic:
+            return logits
+        return scores_of_order(draw_order(logits, available_patches(observation), self.generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "algorithm": parameters_of(self.algorithm),
+            "num_timesteps": self.algorithm.num_timesteps,
+            "normalise": self.normalise.state_dict(),
+            "reward_scale": self.reward_scale.state_dict(),
+            "generator": self.generator.get_state(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._take(state["algorithm"])
+        self.algorithm.num_timesteps = state["num_timesteps"]
+        self.normalise.load_state_dict(state["normalise"])
+        self.reward_scale.load_state_dict(state["reward_scale"])
+        self.generator.set_state(state["generator"])
+        self.num_updates = state["num_updates"]
+
+    @property
+    def _is_discrete(self) -> bool:
+        return isinstance(self.algorithm.action_space, gym.spaces.Discrete)
+
+    def _build(self, env: MaskingVecEnv) -> Any:
+        settings = self.recipe.presets(env.env) | self.settings
+        options = {"features_extractor_kwargs": {"grid": self.grid}} | settings.pop("policy_kwargs", {})
+        return load(self.recipe.algorithm)(
+            load(self.recipe.policy), env, policy_kwargs=options, device=self.device, **settings
+        )
+
+    def _take(self, parameters: dict[str, Any]) -> None:
+        self.algorithm.set_parameters(copy.deepcopy(parameters["networks"]), device=self.device)
+        for name, value in parameters["variables"].items():
+            getattr(self.algorithm, name).data.copy_(value)
+
+    def _normalised(self, observation: np.ndarray) -> np.ndarray:
+        self.normalise.train()
+        return to_numpy(self.normalise)(observation)
+
+    def _scaled(self, reward: np.ndarray) -> float:
+        if reward.any():
+            self.reward_scale.follow(torch.as_tensor(reward, dtype=torch.float32, device=self.device))
+        return float(self.reward_scale.value()) if self.reward_scale.count else 1.0
+
+
+class SpacesOnly(VectorEnv):
+    """Spaces without an environment: enough to build an algorithm's networks."""
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    render_mode = None
+    num_envs = 1
+
+    def __init__(self, observation_shape: tuple[int, int], env_id: str) -> None:
+        num_patches = observation_shape[0]
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
+        self.single_action_space = (
+            gym.spaces.Box(-1.0, 1.0, (num_patches,), np.float32)
+            if env_id == "AHM/Masking-v0"
+            else gym.spaces.Discrete(num_patches)
+        )
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones((1, (self.single_observation_space.shape or (0,))[0]), dtype=bool)
+
+
+def parameters_of(algorithm: Any) -> dict[str, Any]:
+    """Everything that SB3 would save, as nested state dicts."""
+    _, variables = algorithm._get_torch_save_params()
+    return {
+        "networks": algorithm.get_parameters(),
+        "variables": {name: getattr(algorithm, name).detach() for name in variables},
+    }
+
+
+def load(path: str) -> Any:
+    """The class at `module:name`.
+
+    Raises:
+        InputError: where its package is missing.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "sb3_contrib":
+            raise
+        raise InputError(
+            f"{name} comes with sb3-contrib, which is not installed: pip install 'ahm-gym[contrib]'."
+        ) from error
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global generators, which SB3 draws from, seeded for a while and then as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+ppo, a2c, trpo, sac, td3, tqc, dqn, maskable_ppo = (
+    functools.partial(SB3Agent, name)
+    for name in ("ppo", "a2c", "trpo", "sac", "td3", "tqc", "dqn", "maskable_ppo")
+)
+"""Factories by name, as the table of agents wants them."""

@@ -1,0 +1,147 @@
+"""A masking vector environment as stable-baselines3 wants it, and the callback that counts its updates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from ahm_gym.agents.base import Callback, Metrics, update_metrics
+from ahm_gym.errors import InputError
+
+
+class MaskingVecEnv(VecEnv):
+    """All images of a batch as the parallel environments of stable-baselines3.
+
+    Nothing is copied into other processes: there is one autoencoder. `info["episode"]` holds the reward
+    and the length of a finished episode, as SB3's Monitor writes them.
+
+    Args:
+        env: with SAME_STEP autoreset.
+        transform: of the observations (B, L, D), such as a running normalisation; None leaves them.
+        scale: divides the rewards; None leaves them. It is told the rewards of finished episodes.
+
+    Raises:
+        InputError: for an environment of another autoreset mode.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        transform: Callable[[np.ndarray], np.ndarray] | None = None,
+        scale: Callable[[np.ndarray], float] | None = None,
+    ) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise InputError(
+                f"the environment's autoreset mode is {mode}: stable-baselines3 needs SAME_STEP; build it with "
+                "autoreset_mode='SameStep'."
+            )
+        self.env = env
+        self.transform = transform or (lambda observation: observation)
+        self.scale = scale or (lambda reward: 1.0)
+        self.update: Metrics | None = None
+        """Metrics of the update that the last step has made; None where it made none."""
+        self._length = 0
+        self._began = time.monotonic()
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        seed = self._seeds[0]
+        observation, _ = self.env.reset(seed=None if seed is None else int(seed))
+        self._reset_seeds()
+        self._reset_options()
+        self._length = 0
+        return self.transform(observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observation, reward, terminated, truncated, info = self.env.step(self._actions)
+        ended = bool(terminated.all())
+        self._length += 1
+        self.update = update_metrics(info, reward) if ended else None
+        infos: list[dict[str, Any]] = [
+            {"TimeLimit.truncated": bool(cut and not done)}
+            for cut, done in zip(truncated, terminated, strict=True)
+        ]
+        if ended:
+            self._close_episode(infos, info["final_obs"], reward)
+        return self.transform(observation), reward / self.scale(reward), terminated | truncated, infos
+
+    def _close_episode(self, infos: list[dict[str, Any]], last: np.ndarray, reward: np.ndarray) -> None:
+        seconds = round(time.monotonic() - self._began, 6)
+        for row, observation, paid in zip(infos, self.transform(last), reward, strict=True):
+            row["terminal_observation"] = observation
+            row["episode"] = {"r": float(paid), "l": self._length, "t": seconds}
+        self._length = 0
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return self.env.render() or []  # pyright: ignore[reportReturnType]
+
+    def has_attr(self, attr_name: str) -> bool:
+        return hasattr(self.env, attr_name)
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(self._rows(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """The rows of what the batch's method gives back, such as those of `action_masks`."""
+        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [None if result is None else result[row] for row in self._rows(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * len(self._rows(indices))
+
+    def _rows(self, indices: Any) -> list[int]:
+        return list(range(self.num_envs)) if indices is None else [int(i) for i in np.atleast_1d(indices)]
+
+
+class CountUpdates(BaseCallback):
+    """Ends SB3's training after exactly so many updates of the autoencoder, whatever its rollouts' length.
+
+    Args:
+        num_steps: updates of the autoencoder.
+        callback: called after each; True asks to stop.
+    """
+
+    def __init__(self, num_steps: int, callback: Callback | None) -> None:
+        super().__init__()
+        self.num_steps, self.callback = num_steps, callback
+        self.done = 0
+
+    def _on_step(self) -> bool:
+        env = self.training_env
+        while not isinstance(env, MaskingVecEnv):
+            env = env.venv  # pyright: ignore[reportAttributeAccessIssue]
+        if env.update is None:
+            return True
+        self.done += 1
+        stop = self.callback is not None and self.callback(dict(env.update))
+        return not stop and self.done < self.num_steps
+
+
+def to_numpy(module: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """The module as a function of arrays, on its own device, without gradients."""
+
+    def call(array: np.ndarray) -> np.ndarray:
+        device = next(iter(module.buffers())).device
+        with torch.no_grad():
+            return module(torch.as_tensor(array, dtype=torch.float32, device=device)).cpu().numpy()
+
+    return call
