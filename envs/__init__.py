@@ -5,6 +5,7 @@ if __name__ == "envs":
         "import this package as ahm_gym.envs: the bare name belongs to other distributions too."
     )
 
+from ahm_gym.envs.binary import MultiBinaryMaskingEnv, MultiBinaryMaskingVectorEnv
 from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.envs.patchwise import (
     GroupMaskingEnv,
@@ -12,6 +13,7 @@ from ahm_gym.envs.patchwise import (
     SequentialMaskingEnv,
     SequentialMaskingVectorEnv,
 )
+from ahm_gym.envs.rectangles import RectangleMaskingEnv, RectangleMaskingVectorEnv
 from ahm_gym.envs.rewards import REWARDS
 from ahm_gym.envs.single import MaskingEnv
 
@@ -21,6 +23,10 @@ __all__ = [
     "GroupMaskingVectorEnv",
     "MaskingEnv",
     "MaskingVectorEnv",
+    "MultiBinaryMaskingEnv",
+    "MultiBinaryMaskingVectorEnv",
+    "RectangleMaskingEnv",
+    "RectangleMaskingVectorEnv",
     "SequentialMaskingEnv",
     "SequentialMaskingVectorEnv",
 ]
