@@ -6,13 +6,9 @@ from ahm_gym import _compat as _compat  # before timm and MONAI, which import to
 
 __version__ = "0.1.0"
 
-gymnasium.register(
-    id="AHM/Masking-v0",
-    entry_point="ahm_gym.envs:MaskingEnv",
-    vector_entry_point="ahm_gym.envs:MaskingVectorEnv",
-)
-gymnasium.register(
-    id="AHM/SequentialMasking-v0",
-    entry_point="ahm_gym.envs:SequentialMaskingEnv",
-    vector_entry_point="ahm_gym.envs:SequentialMaskingVectorEnv",
-)
+for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMasking", "RectangleMasking"):
+    gymnasium.register(
+        id=f"AHM/{_form}-v0",
+        entry_point=f"ahm_gym.envs:{_form}Env",
+        vector_entry_point=f"ahm_gym.envs:{_form}VectorEnv",
+    )

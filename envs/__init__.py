@@ -5,9 +5,28 @@ if __name__ == "envs":
         "import this package as ahm_gym.envs: the bare name belongs to other distributions too."
     )
 
-from ahm_gym.envs.actions import SequentialMaskingEnv, SequentialMaskingVectorEnv
+from ahm_gym.envs.binary import MultiBinaryMaskingEnv, MultiBinaryMaskingVectorEnv
 from ahm_gym.envs.masking import MaskingVectorEnv
+from ahm_gym.envs.patchwise import (
+    GroupMaskingEnv,
+    GroupMaskingVectorEnv,
+    SequentialMaskingEnv,
+    SequentialMaskingVectorEnv,
+)
+from ahm_gym.envs.rectangles import RectangleMaskingEnv, RectangleMaskingVectorEnv
 from ahm_gym.envs.rewards import REWARDS
 from ahm_gym.envs.single import MaskingEnv
 
-__all__ = ["REWARDS", "MaskingEnv", "MaskingVectorEnv", "SequentialMaskingEnv", "SequentialMaskingVectorEnv"]
+__all__ = [
+    "REWARDS",
+    "GroupMaskingEnv",
+    "GroupMaskingVectorEnv",
+    "MaskingEnv",
+    "MaskingVectorEnv",
+    "MultiBinaryMaskingEnv",
+    "MultiBinaryMaskingVectorEnv",
+    "RectangleMaskingEnv",
+    "RectangleMaskingVectorEnv",
+    "SequentialMaskingEnv",
+    "SequentialMaskingVectorEnv",
+]

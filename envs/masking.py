@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.data import BatchStream, ImageDataset, open_data
-from ahm_gym.envs.rendering import render_panels
+from ahm_gym.data import ImageDataset
+from ahm_gym.envs.batches import ImageBatches, open_images
+from ahm_gym.envs.plans import GuidedFraction, check_count, guided_share, proportional_plan
+from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
 from ahm_gym.errors import InputError, check_seed
-from ahm_gym.masking import PatchBatch, check_guided_fraction, count_masked, select_patches
+from ahm_gym.masking import PatchBatch, count_masked, select_patches
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer
-
-GuidedFraction = float | Callable[[float], float]
 
 
 class MaskingVectorEnv(VectorEnv):
@@ -100,14 +98,10 @@ class MaskingVectorEnv(VectorEnv):
         self.grid = autoencoder.grid
         self.num_patches = autoencoder.num_patches
         self.num_masked = count_masked(self.num_patches, mask_ratio)
-        if not 1 <= masking_steps <= self.num_masked:
-            raise InputError(
-                f"masking_steps is {masking_steps}: choose from 1 to the {self.num_masked} patches that are masked."
-            )
+        check_count("masking_steps", masking_steps, self.num_masked)
         self.guided_fraction = guided_fraction
-        self.masking_steps = masking_steps
         self.num_envs = num_envs
-        self.render_mode = _checked_render_mode(render_mode)
+        self.render_mode = checked_render_mode(render_mode)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = gym.spaces.Box(
@@ -120,10 +114,11 @@ class MaskingVectorEnv(VectorEnv):
         self.generator = torch.Generator()
         self.reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
-        self._data_workers = data_workers
-        self._stream: BatchStream | None = None
-        self._seed = 0
-        self._shown: dict[str, Tensor] | None = None
+        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers)
+        self._masking_steps = masking_steps
+        self._steps = self._plan(self.num_masked)
+        self._episode_step = 0
+        self._shown: Shown | None = None
         self._needs_reset = True
         self._restored = False
 
@@ -149,7 +144,7 @@ class MaskingVectorEnv(VectorEnv):
         going_on, self._restored = self._restored and seed is None, False
         if going_on:
             return self._observation(), {}
-        if seed is not None or self._stream is None:
+        if seed is not None or not self._batches.opened:
             self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
         self._next_batch()
         return self._observation(), {}
@@ -163,7 +158,7 @@ class MaskingVectorEnv(VectorEnv):
             RunError: where the loss is not finite.
         """
         if self._needs_reset:
-            if self.autoreset_mode != AutoresetMode.NEXT_STEP or self._stream is None:
+            if self.autoreset_mode != AutoresetMode.NEXT_STEP or not self._batches.opened:
                 raise ResetNeeded("the episode is over, or none was begun: call reset() before step().")
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
@@ -187,24 +182,20 @@ class MaskingVectorEnv(VectorEnv):
                 "render() without a render_mode: build the environment with render_mode='rgb_array'."
             )
             return None
-        if self._stream is None:
+        if not self._batches.opened:
             raise ResetNeeded("there is nothing to show yet: call reset() before render().")
-        shown = self._shown
-        images = self._to_display(self._images if shown is None else shown["images"])
-        blank = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
-        mask, guided = (self._mask, self._guided) if shown is None else (shown["mask"], shown["guided"])
-        filled = None if shown is None else self._to_display(self._filled(shown))
-        return tuple(
-            render_panels(
-                images[i],
-                (blank if mask is None else mask)[i],
-                (blank if guided is None else guided)[i],
-                None if filled is None else filled[i],
-                None if shown is None else shown["scores"][i],
-                self.grid,
-            )
-            for i in range(self.num_envs)
-        )
+        shown = self._shown or Shown(self._images, self._mask, self._guided)
+        return render_batch(shown, self.pretrainer.model, self.data)
+
+    @property
+    def masking_steps(self) -> int:
+        """Steps of the present episode."""
+        return len(self._steps)
+
+    @property
+    def num_guided(self) -> int:
+        """Patches that the coming action chooses, in every image; 0 once the episode is over."""
+        return 0 if self._episode_step == len(self._steps) else self._steps[self._episode_step][1]
 
     @property
     def patches(self) -> PatchBatch:
@@ -213,28 +204,28 @@ class MaskingVectorEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environment stands between two episodes; the pretrainer has its own state."""
-        assert self._stream is not None, "reset() comes first"
-        return {
-            "seed": self._seed,
-            "batch": self._stream.index - 1,
+        return self._batches.state_dict() | {
             "generator": self.generator.get_state(),
             "reward": self.reward.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, with the batch that was current then."""
-        self._open_stream(state["seed"], state["batch"])
+        self._batches.load_state_dict(state)
         self._next_batch()
         self.generator.set_state(state["generator"])
         self.reward.load_state_dict(state["reward"])
         self._restored = True
 
     def close_extras(self, **kwargs: Any) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        self._batches.close()
 
     def _action_space(self) -> gym.Space:
         return gym.spaces.Box(-1.0, 1.0, (self.num_patches,), np.float32)
+
+    def _plan(self, num_guided: int) -> list[tuple[int, int]]:
+        """(num_new, num_guided) of every step of an episode, which masks `num_guided` chosen patches in all."""
+        return proportional_plan(self.num_masked, num_guided, self._masking_steps)
 
     def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
         """Scores (B, L) of the actions, and what `info` says about them."""
@@ -248,17 +239,11 @@ class MaskingVectorEnv(VectorEnv):
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
         scores, info = self._scores(actions)
-        done, step = self._episode_step, self._episode_step + 1
-        masked = [round(self.num_masked * part / self.masking_steps) for part in (done, step)]
-        # In proportion to what is masked so far: never more than is masked now, and all of them in the end.
-        share = round(self._fraction * self.num_masked) / self.num_masked
-        guided_counts = [math.floor(count * share + 0.5) for count in masked]
-        num_new, num_guided = masked[1] - masked[0], guided_counts[1] - guided_counts[0]
-        before = self._mask if done else None
-        mask, guided = select_patches(scores, num_new, num_guided, self.generator, before)
-        self._mask, self._guided = (self._mask | mask, self._guided | guided) if done else (mask, guided)
+        num_new, num_guided = self._steps[self._episode_step]
+        mask, guided = select_patches(scores, num_new, num_guided, self.generator, self._mask)
+        self._mask, self._guided = self._mask | mask, self._guided | guided
         self._scores_now = scores
-        self._episode_step = step
+        self._episode_step += 1
         empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
         rows = {"mask": self._mask.numpy().copy(), "guided": self._guided.numpy().copy()}
         return info | rows | {"patch_loss": empty, "patch_reward": empty}
@@ -273,8 +258,7 @@ class MaskingVectorEnv(VectorEnv):
         info["patch_loss"] = (result.patch_loss * mask).float().cpu().numpy()
         info["patch_reward"] = patch_reward.numpy()
         if self.render_mode is not None:
-            self._shown = {"images": self._images, "mask": self._mask, "guided": self._guided,
-                           "scores": self._scores_now, "prediction": result.prediction}  # fmt: skip
+            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, result.prediction)
         count = self._guided.sum(dim=1).clamp(min=1)
         return ((patch_reward * self._guided).sum(dim=1) / count).numpy().astype(np.float64)
 
@@ -282,34 +266,19 @@ class MaskingVectorEnv(VectorEnv):
         return reward, np.full(self.num_envs, ended), np.zeros(self.num_envs, dtype=bool)
 
     def _start(self, seed: int) -> None:
-        self._open_stream(seed, 0)
+        self._batches.open(seed)
         self.generator.manual_seed(seed)
         self._shown = None
         if self._owned is not None:
             self.pretrainer = self._build(seed)
             self.reward = make_reward(self._reward_name, self.pretrainer, self.generator)
 
-    def _open_stream(self, seed: int, start: int) -> None:
-        self.close_extras()
-        self._seed = seed
-        self._stream = BatchStream(
-            self.data,
-            batch_size=self.num_envs,
-            image_size=self.image_size,
-            seed=seed,
-            num_workers=self._data_workers,
-            start=start,
-        )
-
     def _next_batch(self) -> None:
-        assert self._stream is not None
-        self._images = next(self._stream).to(self.pretrainer.device)
+        self._images = self._batches.next().to(self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
         self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
-        fraction = self.guided_fraction
-        self._fraction = check_guided_fraction(
-            fraction(self.pretrainer.progress) if callable(fraction) else fraction
-        )
+        share = guided_share(self.guided_fraction, self.pretrainer.progress)
+        self._steps = self._plan(round(share * self.num_masked))
         self._episode_step = 0
         self._needs_reset = False
 
@@ -326,30 +295,3 @@ class MaskingVectorEnv(VectorEnv):
             model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
         )
         return Pretrainer(autoencoder, num_steps=num_steps)
-
-    def _filled(self, shown: dict[str, Tensor]) -> Tensor:
-        return self.pretrainer.model.reconstruct(
-            shown["images"], shown["mask"].to(self.pretrainer.device), shown["prediction"]
-        )
-
-    def _to_display(self, images: Tensor) -> Tensor:
-        images = images.float().cpu()
-        if isinstance(self.data, ImageDataset):
-            return self.data.denormalise(images).clamp(0, 1)
-        low, high = self.data.min(), self.data.max()
-        return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-
-
-def open_images(
-    data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, int]
-) -> ImageDataset | Tensor:
-    """The opened data that the `data` argument of an environment means."""
-    if isinstance(data, (ImageDataset, Tensor)):
-        return data
-    return open_data(None if data is None else str(data), root=root, image_size=image_size)
-
-
-def _checked_render_mode(render_mode: str | None) -> str | None:
-    if render_mode not in (None, "rgb_array"):
-        raise InputError(f"render mode {render_mode!r} is unknown: choose None or 'rgb_array'.")
-    return render_mode

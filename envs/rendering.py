@@ -2,13 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from torch import Tensor
 
+from ahm_gym.autoencoder import MaskedAutoencoder
+from ahm_gym.data import ImageDataset
+from ahm_gym.errors import InputError
+
 GAP = 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A batch to show; before its update it has neither scores nor a prediction."""
+
+    images: Float[Tensor, "B C H W"]
+    """Normalised images."""
+    mask: Bool[Tensor, "B L"]
+    guided: Bool[Tensor, "B L"]
+    scores: Float[Tensor, "B L"] | None = None
+    prediction: Float[Tensor, "B L P"] | None = None
+
+
+def render_batch(
+    shown: Shown, autoencoder: MaskedAutoencoder, data: ImageDataset | Float[Tensor, "N C H W"]
+) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
+    """One picture an image, in the grey values of `data`."""
+    images, filled = to_display(shown.images, data), None
+    if shown.prediction is not None:
+        mask = shown.mask.to(shown.images.device)
+        filled = to_display(autoencoder.reconstruct(shown.images, mask, shown.prediction), data)
+    return tuple(
+        render_panels(
+            images[i],
+            shown.mask[i],
+            shown.guided[i],
+            None if filled is None else filled[i],
+            None if shown.scores is None else shown.scores[i],
+            autoencoder.grid,
+        )
+        for i in range(len(images))
+    )
+
+
+def to_display(
+    images: Float[Tensor, "B C H W"], data: ImageDataset | Float[Tensor, "N C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """Normalised images in [0, 1]: denormalised, or by the range of a tensor."""
+    images = images.float().cpu()
+    if isinstance(data, ImageDataset):
+        return data.denormalise(images).clamp(0, 1)
+    low, high = data.min(), data.max()
+    return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def checked_render_mode(render_mode: str | None) -> str | None:
+    if render_mode not in (None, "rgb_array"):
+        raise InputError(f"render mode {render_mode!r} is unknown: choose None or 'rgb_array'.")
+    return render_mode
 
 
 def render_panels(

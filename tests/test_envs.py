@@ -1,22 +1,16 @@
 import pickle
-import warnings
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import (
     REWARDS,
     MaskingEnv,
     MaskingVectorEnv,
-    SequentialMaskingEnv,
-    SequentialMaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
 from ahm_gym.pretraining import Pretrainer
@@ -44,9 +38,8 @@ def scores(env, seed=0):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cls", [MaskingVectorEnv, SequentialMaskingVectorEnv])
-def test_the_vector_environments_pass_our_checker(make, cls, mode):
-    check_vector_env(lambda: make(cls=cls, autoreset_mode=mode))
+def test_the_vector_environment_passes_our_checker(make, mode):
+    check_vector_env(lambda: make(autoreset_mode=mode))
 
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))
@@ -84,28 +77,6 @@ def test_our_checker_finds_what_is_broken(make, monkeypatch, fault, sentence):
     monkeypatch.setattr(Broken, "fault", fault)
     with pytest.raises(AssertionError, match=sentence):
         check_vector_env(lambda: make(cls=Broken))
-
-
-@pytest.mark.parametrize("env_id", ["AHM/Masking-v0", "AHM/SequentialMasking-v0"])
-def test_check_env_of_gymnasium_and_of_sb3_pass(env_id, images):
-    options = {"data": images, "image_size": 32, "patch_size": 8}
-    env = gym.make(f"ahm_gym:{env_id}", **options).unwrapped
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=r".*Box observation space (minimum|maximum) value is (-)?infinity.*"
-        )
-        check_env(env)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*observation .* has an unconventional shape.*")
-        check_env_sb3(env)
-
-
-@pytest.mark.parametrize("cls", [MaskingVectorEnv, SequentialMaskingVectorEnv])
-def test_make_vec_builds_the_vector_form(images, cls):
-    env_id = "AHM/Masking-v0" if cls is MaskingVectorEnv else "AHM/SequentialMasking-v0"
-    env = gym.make_vec(f"ahm_gym:{env_id}", num_envs=3, data=images, image_size=32, patch_size=8)
-    assert type(env) is cls
-    assert env.observation_space.shape == (3, L, 128)
 
 
 def test_the_highest_scores_are_masked_and_the_update_reduces_nothing_but_the_loss(make):
@@ -194,11 +165,6 @@ def test_rendering_before_the_first_reset_is_refused(make):
         make(render_mode="rgb_array").render()
 
 
-def test_one_patch_a_step_has_no_guided_share(make):
-    with pytest.raises(InputError, match="guided_fraction does not go with one patch a step"):
-        make(cls=SequentialMaskingVectorEnv, guided_fraction=0.5)
-
-
 def test_disabled_autoreset_refuses_to_step_over_the_end(make):
     env = make(autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ResetNeeded):
@@ -257,19 +223,6 @@ def test_going_on_from_a_saved_state_is_exact(make):
     assert np.array_equal(trace(other, 3), expected)
 
 
-def test_choosing_a_masked_patch_masks_another_one_and_says_so(make):
-    env = make(cls=SequentialMaskingVectorEnv)
-    _, info = env.reset(seed=0)
-    assert info["action_mask"].all()
-    *_, info = env.step(np.array([3, 3, 5, 5]))
-    assert not info["repaired"].any()
-    assert np.array_equal(info["action_mask"] == 0, info["mask"])
-    *_, info = env.step(np.array([3, 4, 5, 6]))
-    assert info["repaired"].tolist() == [True, False, True, False]
-    assert (info["mask"].sum(axis=1) == 2).all()
-    assert np.array_equal(env.action_masks(), ~info["mask"])
-
-
 def test_the_single_environment_gives_one_image(images):
     env = MaskingEnv(data=images, image_size=32, patch_size=8, render_mode="rgb_array")
     observation, _ = env.reset(seed=0)
@@ -280,14 +233,6 @@ def test_the_single_environment_gives_one_image(images):
     assert info["mask"].shape == (L,) and info["mask"].sum() == 12
     assert env.render().shape == picture.shape == (32, 4 * 32 + 6, 3)
     assert not np.array_equal(env.render(), picture)
-
-
-def test_the_sequential_environment_offers_its_action_masks(images):
-    env = SequentialMaskingEnv(data=images, image_size=32, patch_size=8)
-    _, info = env.reset(seed=0)
-    env.step(2)
-    assert info["action_mask"].all()
-    assert env.action_masks().sum() == L - 1
 
 
 @pytest.mark.parametrize(
@@ -324,10 +269,6 @@ def test_actions_of_another_shape_and_nan_are_refused(make):
         env.step(np.zeros((4, L + 1)))
     with pytest.raises(InputError, match="NaN"):
         env.step(np.full((4, L), np.nan))
-    sequential = make(cls=SequentialMaskingVectorEnv)
-    sequential.reset(seed=0)
-    with pytest.raises(InputError, match="patch indices"):
-        sequential.step(np.array([0, 1, 2, L]))
 
 
 def test_resetting_only_some_images_is_refused(make):

@@ -1,0 +1,73 @@
+"""The images of an environment: what it opens, and the batches that it goes through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.data import BatchStream, ImageDataset, open_data
+
+
+class ImageBatches:
+    """Batches in the order of a seed; none before `open`.
+
+    Args:
+        data: a dataset, or normalised images (N, C, H, W).
+        num_images: images in a batch.
+        image_size: rows and columns of the images given out.
+        num_workers: processes that load images; 0 loads in this one.
+    """
+
+    def __init__(
+        self, data: ImageDataset | Tensor, num_images: int, image_size: tuple[int, int], num_workers: int
+    ) -> None:
+        self.data, self.num_images, self.image_size = data, num_images, image_size
+        self.num_workers = num_workers
+        self._stream: BatchStream | None = None
+        self._seed = 0
+
+    @property
+    def opened(self) -> bool:
+        return self._stream is not None
+
+    def open(self, seed: int, start: int = 0) -> None:
+        """Begins with batch `start` of the seed's order."""
+        self.close()
+        self._seed = seed
+        self._stream = BatchStream(
+            self.data,
+            batch_size=self.num_images,
+            image_size=self.image_size,
+            seed=seed,
+            num_workers=self.num_workers,
+            start=start,
+        )
+
+    def next(self) -> Float[Tensor, "B C H W"]:
+        assert self._stream is not None, "open() comes first"
+        return next(self._stream)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present batch: its seed and number."""
+        assert self._stream is not None, "open() comes first"
+        return {"seed": self._seed, "batch": self._stream.index - 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Lets the batch of `state` come next."""
+        self.open(state["seed"], state["batch"])
+
+
+def open_images(
+    data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, int]
+) -> ImageDataset | Tensor:
+    """The opened data that the `data` argument of an environment means."""
+    if isinstance(data, (ImageDataset, Tensor)):
+        return data
+    return open_data(None if data is None else str(data), root=root, image_size=image_size)

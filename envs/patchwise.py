@@ -1,0 +1,101 @@
+"""Masking one patch, or a few, a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
+from ahm_gym.envs.plans import check_count
+from ahm_gym.envs.single import MaskingEnv
+
+
+class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
+    """`group_size` = k patches a step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
+
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that is masked
+    already or comes twice, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
+    says so. Where fewer than k guided patches are left, the first choices count. Takes the arguments of
+    `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
+
+    Args:
+        group_size: patches that a step chooses, at most those that are masked.
+    """
+
+    def __init__(self, num_envs: int = 16, *, group_size: int = 4, **options: Any) -> None:
+        self.group_size = group_size
+        super().__init__(num_envs, **options)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | self._action_mask_info()
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(actions)
+        return observation, reward, terminated, truncated, info | self._action_mask_info()
+
+    def action_masks(self) -> np.ndarray:
+        """True where a patch can be chosen, for each choice (B, k * L): what sb3-contrib's maskable agents ask for."""
+        return np.tile(~self._mask.numpy(), self.group_size)
+
+    def _action_mask_info(self) -> dict[str, np.ndarray]:
+        return {
+            "action_mask": (~self._mask).numpy().astype(np.int8),
+            "_action_mask": np.ones(self.num_envs, dtype=bool),
+        }
+
+    def _action_space(self) -> gym.Space:
+        check_count("group_size", self.group_size, self.num_masked)
+        return gym.spaces.MultiDiscrete([self.num_patches] * self.group_size)
+
+    def _parts(self, num_guided: int) -> list[int]:
+        return [min(self.group_size, num_guided - first) for first in range(0, num_guided, self.group_size)]
+
+    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+        limits = np.full((self.num_envs, *(self.single_action_space.shape or ())), self.num_patches)
+        expected = f"patch indices from 0 to {self.num_patches - 1}, {self.group_size} an image"
+        choices = whole_numbers(actions, limits, expected).reshape(self.num_envs, self.group_size)
+        earlier_is_higher = torch.arange(self.group_size, 0, -1.0).expand(self.num_envs, -1)
+        scores = torch.zeros(self.num_envs, self.num_patches)
+        scores = scores.scatter_reduce(1, choices, earlier_is_higher, "amax")
+        num_chosen = ((scores > 0) & ~self._mask).sum(dim=1)
+        return scores, {"repaired": (num_chosen < self.num_guided).numpy()}
+
+
+class SequentialMaskingVectorEnv(GroupMaskingVectorEnv):
+    """One patch a step, `Discrete(L)`; an episode lasts until all guided patches are chosen.
+
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. Choosing a masked patch masks
+    a random other one, and `info["repaired"]` (B,) says so. Takes the arguments of `MaskingVectorEnv`
+    but masking_steps; with a guided_fraction below 1 the last step also masks the random rest.
+    """
+
+    def __init__(self, num_envs: int = 16, **options: Any) -> None:
+        super().__init__(num_envs, group_size=1, **options)
+
+    def _action_space(self) -> gym.Space:
+        return gym.spaces.Discrete(self.num_patches)
+
+
+class GroupMaskingEnv(MaskingEnv):
+    """One image and a group of patches a step; see `GroupMaskingVectorEnv`."""
+
+    vector_class = GroupMaskingVectorEnv
+
+    def action_masks(self) -> np.ndarray:
+        """True where a patch can be chosen, for each choice (k * L,)."""
+        vector = self.vector
+        assert isinstance(vector, GroupMaskingVectorEnv)
+        return vector.action_masks()[0]
+
+
+class SequentialMaskingEnv(GroupMaskingEnv):
+    """One image and one patch a step; see `SequentialMaskingVectorEnv`."""
+
+    vector_class = SequentialMaskingVectorEnv

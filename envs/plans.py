@@ -1,0 +1,50 @@
+"""How many patches each step of an episode masks, and how many of them its action chooses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ahm_gym.errors import InputError
+from ahm_gym.masking import check_guided_fraction
+
+GuidedFraction = float | Callable[[float], float]
+"""Share of the masked patches that the action chooses, or a function of training progress."""
+
+
+def guided_share(guided_fraction: GuidedFraction, progress: float) -> float:
+    """The share, 0 to 1, at that progress of training.
+
+    Raises:
+        InputError: where it is out of range.
+    """
+    return check_guided_fraction(guided_fraction(progress) if callable(guided_fraction) else guided_fraction)
+
+
+def proportional_plan(num_masked: int, num_guided: int, num_steps: int) -> list[tuple[int, int]]:
+    """(num_new, num_guided) of each of `num_steps` steps that mask equal parts, each with its guided share."""
+    masked = [round(num_masked * part / num_steps) for part in range(num_steps + 1)]
+    # In proportion to what is masked so far: never more than is masked now, and all of them in the end.
+    share = num_guided / num_masked
+    guided = [math.floor(count * share + 0.5) for count in masked]
+    return [(masked[i + 1] - masked[i], guided[i + 1] - guided[i]) for i in range(num_steps)]
+
+
+def guided_plan(num_masked: int, parts: list[int]) -> list[tuple[int, int]]:
+    """(num_new, num_guided) of steps that choose `parts` patches; the last one also masks the random rest."""
+    plan = [(part, part) for part in parts]
+    plan[-1] = (parts[-1] + num_masked - sum(parts), parts[-1])
+    return plan
+
+
+def equal_parts(count: int, num_parts: int) -> list[int]:
+    """`count` in parts that differ by at most one and are at least one: as many as `num_parts` or `count`."""
+    num_parts = min(num_parts, count)
+    ends = [count * part // num_parts for part in range(num_parts + 1)]
+    return [ends[i + 1] - ends[i] for i in range(num_parts)]
+
+
+def check_count(name: str, count: int, num_masked: int) -> None:
+    """Raises InputError where the count is not from 1 to `num_masked`."""
+    if not 1 <= count <= num_masked:
+        raise InputError(f"{name} is {count}: choose from 1 to the {num_masked} patches that are masked.")

@@ -1,0 +1,79 @@
+"""Masking one rectangle of patches a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
+from ahm_gym.envs.plans import check_count, equal_parts
+from ahm_gym.envs.single import MaskingEnv
+
+
+class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
+    """One rectangle a step, `MultiDiscrete([rows, columns, rows, columns])`: top, left, height - 1, width - 1.
+
+    All in patches; what reaches over the image's edge is cut off. All images of a batch are one update
+    and end together, so a mask takes `num_rectangles` steps however large the rectangles are, and
+    each step masks an equal part of the guided patches, `num_guided`: those visible in the rectangle. Of
+    too many a random subset is masked; to too few the nearest visible ones around are added, ring by
+    ring, and count as guided. `info["repaired"]` (B,) is True where the patches are not exactly the
+    rectangle's visible ones. Fewer guided patches than rectangles take one step each. Takes the
+    arguments of `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
+
+    After the occluded rectangle of Bahrami et al. (Intelligent Masking, MLMI 2022) and the position and
+    size of Xu et al. (Adaptive-Masking Policy, ICME 2023).
+
+    Args:
+        num_rectangles: rectangles of a mask, at most as many as patches are masked.
+    """
+
+    def __init__(self, num_envs: int = 16, *, num_rectangles: int = 4, **options: Any) -> None:
+        self.num_rectangles = num_rectangles
+        super().__init__(num_envs, **options)
+
+    def _action_space(self) -> gym.Space:
+        check_count("num_rectangles", self.num_rectangles, self.num_masked)
+        return gym.spaces.MultiDiscrete([*self.grid, *self.grid])
+
+    def _parts(self, num_guided: int) -> list[int]:
+        return equal_parts(num_guided, self.num_rectangles)
+
+    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+        rows, columns = self.grid
+        limits = np.tile([rows, columns, rows, columns], (self.num_envs, 1))
+        expected = f"top, left, height - 1 and width - 1 of a rectangle in {rows} x {columns} patches"
+        distance = rectangle_distance(whole_numbers(actions, limits, expected), self.grid)
+        num_visible = ((distance == 0) & ~self._mask).sum(dim=1)
+        return -distance.float(), {"repaired": (num_visible != self.num_guided).numpy()}
+
+
+class RectangleMaskingEnv(MaskingEnv):
+    """One image and one rectangle a step; see `RectangleMaskingVectorEnv`."""
+
+    vector_class = RectangleMaskingVectorEnv
+
+
+def rectangle_distance(rectangles: Int[Tensor, "B 4"], grid: tuple[int, int]) -> Int[Tensor, "B L"]:
+    """Rings of patches between each patch and the rectangle, 0 inside.
+
+    Args:
+        rectangles: top, left, height - 1 and width - 1 in patches; they may reach over the edge.
+        grid: rows and columns of patches.
+    """
+    top, left, height, width = rectangles[:, :, None].unbind(dim=1)
+    down = _distance(torch.arange(grid[0]), top, height)
+    across = _distance(torch.arange(grid[1]), left, width)
+    return torch.maximum(down[:, :, None], across[:, None, :]).flatten(1)
+
+
+def _distance(
+    place: Int[Tensor, " N"], first: Int[Tensor, "B 1"], extent: Int[Tensor, "B 1"]
+) -> Int[Tensor, "B N"]:
+    """Steps from each place to the interval from `first` to `first + extent`."""
+    return torch.maximum(first - place, place - first - extent).clamp(min=0)
