@@ -14,10 +14,10 @@ install: $(VENV)/.installed-all
 pretrain: $(VENV)/.installed
 	$(BIN)/python examples/pretrain.py $(ARGS)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-all
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -30,15 +30,11 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	touch $@
 
-# What a larger installation holds need not be installed again for a smaller one.
 $(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(REQUIREMENTS) | $(VENV)/.made
-	$(PIP) -e '.[dev]'
-	touch $(VENV)/.installed $@
-
+# What a larger installation holds need not be installed again for a smaller one.
 $(VENV)/.installed-all: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e '.[dev,contrib]'
-	touch $(VENV)/.installed $(VENV)/.installed-dev $@
+	touch $(VENV)/.installed $@

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,7 +74,8 @@ class SB3Agent:
         self.reward_scale = RunningScale().to(self.device)
         self.generator = torch.Generator().manual_seed(seed)
         self.num_updates = 0
-        with seeded(seed):
+        with seeded(seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # sizes for a batch do not fit the one image of this
             self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
 
     def learn(
@@ -93,9 +95,11 @@ class SB3Agent:
             self.algorithm.action_space.seed(draw % 2**32)
             if seed is not None:  # SB3 would draw one, and the environment would start anew
                 env.seed(seed)
-            counter = CountUpdates(num_steps, callback)
+            counter = CountUpdates(num_steps, callback, before=self.num_updates)
             self.algorithm.learn(
-                num_steps * getattr(env.env, "masking_steps", 1) * env.num_envs,
+                num_steps
+                * env.num_envs
+                * self.normalise.mean.shape[0],  # no episode is longer; the counter stops
                 callback=[*self.callbacks, counter],
                 reset_num_timesteps=False,
                 progress_bar=self.progress_bar,

@@ -115,14 +115,18 @@ class MaskingVecEnv(VecEnv):
 class CountUpdates(BaseCallback):
     """Ends SB3's training after exactly so many updates of the autoencoder, whatever its rollouts' length.
 
+    SB3's schedules, such as DQN's exploration, follow the share of updates: how many steps they will take
+    is not known, as episodes of one patch a step grow with the share of guided patches.
+
     Args:
         num_steps: updates of the autoencoder.
         callback: called after each; True asks to stop.
+        before: updates of earlier sessions of the same run.
     """
 
-    def __init__(self, num_steps: int, callback: Callback | None) -> None:
+    def __init__(self, num_steps: int, callback: Callback | None, before: int = 0) -> None:
         super().__init__()
-        self.num_steps, self.callback = num_steps, callback
+        self.num_steps, self.callback, self.before = num_steps, callback, before
         self.done = 0
 
     def _on_step(self) -> bool:
@@ -132,6 +136,8 @@ class CountUpdates(BaseCallback):
         if env.update is None:
             return True
         self.done += 1
+        share = (self.before + self.done) / (self.before + self.num_steps)
+        self.model._total_timesteps = round(self.num_timesteps / share)
         stop = self.callback is not None and self.callback(dict(env.update))
         return not stop and self.done < self.num_steps
 

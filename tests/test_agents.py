@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from identity import IdentityTask, SequentialIdentityTask, solved
 
 from ahm_gym.agents import AGENTS, make_agent
 from ahm_gym.agents.losses import step_loss
@@ -14,6 +13,7 @@ from ahm_gym.agents.networks import ActorCriticOutput, ObservationNorm, PatchAct
 from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.identity import IdentityTask, SequentialIdentityTask, solved
 from ahm_gym.sharing import hand_over_gradients
 from ahm_gym.storage import load_state, save_state
 
@@ -191,7 +191,14 @@ def task_of(agent, num_patches=16):
     return task(num_patches=num_patches, num_targets=num_patches // 4)
 
 
-LEARNING = {"sac": (300, 0.9), "td3": (200, 0.85), "tqc": (300, 0.85), "dqn": (250, 0.7), "a2c": (300, 0.8)}
+LEARNING = {
+    "trpo": (150, 0.8),
+    "sac": (300, 0.9),
+    "td3": (200, 0.85),
+    "tqc": (300, 0.85),
+    "dqn": (250, 0.7),
+    "a2c": (300, 0.8),
+}
 """Updates and share of the way from a random to the best choice, where they are not 300 and 0.9."""
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from identity import IdentityTask, SequentialIdentityTask
 from programs import write_discs
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ahm_gym.agents import make_agent
+from ahm_gym.agents.sb3 import seeded
 from ahm_gym.agents.sb3_env import MaskingVecEnv
 from ahm_gym.agents.sb3_policies import PatchActionValue, PatchActorCriticPolicy, PatchQNetwork
 from ahm_gym.agents.sb3_presets import ALGORITHMS, MEMORY, observation_bytes
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.errors import InputError
+from ahm_gym.identity import IdentityTask
 from ahm_gym.runs import RunFolder
 from ahm_gym.training import PretrainConfig, pretrain
 
@@ -45,6 +46,17 @@ def test_an_agent_makes_exactly_as_many_updates_as_it_is_asked_for(name, make_en
         agent.learn(lambda: env, steps, seed=0 if total == 7 else None)
         assert env.pretrainer.updates == total
     assert agent.num_updates == 10
+
+
+def test_dqn_s_exploration_follows_the_share_of_updates(make_env):
+    env = make_env(SequentialMaskingVectorEnv, guided_fraction=lambda progress: 0.5 * progress)
+    agent = make_agent("dqn", env.single_observation_space.shape, exploration_fraction=0.5)
+    rates = []
+    agent.learn(
+        lambda: env, 20, seed=0, callback=lambda m: rates.append(agent.algorithm.exploration_rate) or False
+    )
+    assert rates[5] > 0.4
+    assert rates[-1] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
@@ -182,24 +194,32 @@ def test_a_patch_that_is_masked_already_is_never_the_best():
 
 
 def test_learning_leaves_the_global_generators_as_they_were():
+    agent = make_agent("sac", (16, 8))  # imports what it needs
     torch.manual_seed(3)
     np.random.seed(3)
-    random.seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    agent = make_agent("sac", (16, 8))
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
     agent.learn(IdentityTask, 12, seed=0)
     agent.act(IdentityTask().reset(seed=0)[0], deterministic=False)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
-    assert before[2] == random.getstate()
+
+
+def test_python_s_generator_is_seeded_for_a_while_only():
+    random.seed(3)
+    before = random.getstate()
+    with seeded(5):
+        assert random.random() == random.Random(5).random()
+    assert random.getstate() == before
 
 
 def test_settings_of_the_algorithm_replace_the_presets():
-    agent = make_agent("ppo", (16, 8), n_steps=3, learning_rate=1e-4, policy_kwargs={"log_std_init": -2.0})
+    agent = make_agent(
+        "ppo", (16, 8), n_steps=3, batch_size=48, learning_rate=1e-4, policy_kwargs={"log_std_init": -2.0}
+    )
     agent.learn(IdentityTask, 1, seed=0)
     assert agent.algorithm.n_steps == 3
     assert agent.algorithm.learning_rate == 1e-4
-    assert math.isclose(float(agent.algorithm.policy.log_std[0]), -2.0)
+    assert math.isclose(agent.algorithm.policy.log_std[0].item(), -2.0)
 
 
 def test_algorithms_of_the_extra_say_so_where_it_is_missing(monkeypatch):
@@ -245,12 +265,3 @@ def test_a_run_trains_resumes_and_serves_as_a_frozen_policy(name, tmp_path, monk
         **(vars(config) | {"policy": f"agent:{tmp_path / 'run'}", "run_dir": tmp_path / "frozen"})
     )
     pretrain(frozen)
-
-
-def test_the_sequential_task_pays_what_the_one_step_task_pays():
-    env = SequentialIdentityTask(num_envs=5)
-    env.reset(seed=0)
-    for choice in range(4):
-        targets = env.targets.argsort(axis=1, kind="stable")[:, ::-1]
-        _, reward, ended, *_ = env.step(targets[:, choice])
-    assert ended.all() and (reward == 1).all()
