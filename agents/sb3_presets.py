@@ -89,6 +89,7 @@ def td3(env: VectorEnv) -> dict[str, Any]:
 def dqn(env: VectorEnv) -> dict[str, Any]:
     return off_policy(env) | {
         "learning_starts": 32 * env.num_envs,
+        "train_freq": 2,
         "target_update_interval": 50 * env.num_envs,
         "exploration_fraction": 0.3,
         "exploration_final_eps": 0.02,

@@ -7,19 +7,13 @@ and seed, one thread each, and prints the table. Finished parts are not run agai
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
-from scipy.stats import t
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from cells import interval, result, run
 
 
 @dataclass(frozen=True)
@@ -96,22 +90,6 @@ def work(cell: Cell, arguments: Arguments) -> None:
         )
 
 
-def run(program: str, folder: Path, finished: Path, options: list[str]) -> None:
-    if finished.exists():
-        return
-    started = (folder / "config.json").exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log:
-        subprocess.run(
-            [sys.executable, str(EXAMPLES / program), *options, "--run-dir", str(folder)]
-            + ["--resume"] * started,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
-
-
 def print_table(cells: list[Cell], arguments: Arguments) -> None:
     values = {
         cell: (
@@ -130,19 +108,6 @@ def print_table(cells: list[Cell], arguments: Arguments) -> None:
         pairs = [(cell, Cell(cell.size, reference, cell.seed)) for cell in cells if cell.policy == policy]
         shown = (interval([values[a][i] - values[b][i] for a, b in pairs]) for i in range(2))
         print(f"| {policy} - {reference} | {' | '.join(shown)} |")
-
-
-def result(folder: Path, key: str) -> float:
-    return json.loads((folder / "results.json").read_text())[key]
-
-
-def interval(differences: list[float]) -> str:
-    """Mean paired difference and its 95 % t interval over seeds."""
-    mean = float(np.mean(differences))
-    if len(differences) < 2:
-        return f"{mean:+.4f}"
-    half = t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5
-    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 if __name__ == "__main__":

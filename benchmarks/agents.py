@@ -1,0 +1,212 @@
+"""Learning agents side by side: on the identity task, on scans, and by the cost of a step.
+
+`python benchmarks/agents.py` runs every part for every agent, task and seed, one thread each, keeps what is
+finished in `--out`, and prints the tables. `--parts identity` (or scans, cost, masking-steps) picks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from cells import interval, last_metric, run
+
+from ahm_gym.acting import PolicyActor
+from ahm_gym.agents import make_agent
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
+from ahm_gym.identity import IdentityTask, SequentialIdentityTask, solved
+from ahm_gym.policies import make_policy
+from ahm_gym.pretraining import Pretrainer
+from ahm_gym.storage import write_atomically
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare learning agents under one budget."""
+
+    parts: tuple[str, ...] = ("identity", "scans", "masking-steps", "cost")
+    """Which tables to make."""
+    agents: tuple[str, ...] = ("a3c", "ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo")
+    """Names in the table of agents."""
+    data: tuple[str, ...] = ("hc18_128.npz", "hippocampus_128.npz")
+    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    seeds: int = 3
+    """Seeds 0, 1, ..."""
+    steps: int = 500
+    """Updates of the autoencoder on scans, 32 images each."""
+    jobs: int = 2
+    """Runs on scans at a time, one thread each; the identity task and the cost run one after another."""
+    out: Path = Path("runs/agents")
+    """Where finished parts are kept."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tables = {"identity": identity, "scans": scans, "masking-steps": masking_steps, "cost": cost}
+    for part in arguments.parts:
+        tables[part](arguments)
+
+
+MOST_MASKS = 600
+LEVELS = {
+    "acting 80 %": ("acting", 0.8),
+    "acting 95 %": ("acting", 0.95),
+    "greedy 95 %": ("greedy", 0.95),
+}
+
+
+def identity(arguments: Arguments) -> None:
+    """Environment steps and seconds of learning until so much of the way to the best choice is reached.
+
+    Acting is what the agent does while it learns, exploration and all, averaged over ten batches; greedy is
+    its best guess on new images, looked at every five batches.
+    """
+    print(f"\nidentity task, median over seeds: environment steps (seconds) to {', '.join(LEVELS)}")
+    for name, num_patches in itertools.product(arguments.agents, (16, 64)):
+        rows = [identity_cell(arguments.out, name, num_patches, seed) for seed in range(arguments.seeds)]
+        shown = []
+        for level in LEVELS:
+            reached = [row[level] for row in rows if row[level] is not None]
+            if len(reached) < len(rows):
+                shown.append(f"{len(reached)} of {len(rows)} seeds within {MOST_MASKS} batches")
+            else:
+                steps, seconds = np.median(reached, axis=0)
+                shown.append(f"{steps:.0f} ({seconds:.1f} s)")
+        print(f"| {name} | {num_patches} patches | {' | '.join(shown)} |", flush=True)
+
+
+def identity_cell(out: Path, name: str, num_patches: int, seed: int) -> dict[str, Any]:
+    path = out / f"identity-{name}-{num_patches}-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    agent = make_agent(name, (num_patches, 8), seed=seed)
+    task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask
+    sizes = {"num_patches": num_patches, "num_targets": num_patches // 4}
+    env = task(**sizes)
+    steps_a_mask = env.num_envs * (1 if task is IdentityTask else env.num_targets)
+    reached: dict[str, Any] = dict.fromkeys(LEVELS)
+    rewards: list[float] = []
+    looking, began = 0.0, time.perf_counter()
+
+    def look(metrics: dict[str, float]) -> bool:
+        nonlocal looking
+        rewards.append(metrics["reward"])
+        before = time.perf_counter()
+        shares = {"acting": solved(env, float(np.mean(rewards[-10:]))), "greedy": 0.0}
+        if len(rewards) % 5 == 0:
+            shares["greedy"] = greedy(agent, task(num_envs=128, **sizes))
+        for level, (kind, share) in LEVELS.items():
+            if shares[kind] >= share and reached[level] is None:
+                reached[level] = [len(rewards) * steps_a_mask, before - began - looking]
+        looking += time.perf_counter() - before
+        return None not in reached.values()
+
+    agent.learn(lambda: env, MOST_MASKS, seed=seed, callback=look)
+    write_atomically(path, json.dumps(reached))
+    return reached
+
+
+def greedy(agent: Any, env: IdentityTask) -> float:
+    """Share of the way to the best choice, of the agent's best guess on new images."""
+    observation, _ = env.reset(seed=12345)
+    ended, reward = False, np.zeros(1)
+    while not ended:
+        scores = agent.act(observation, deterministic=True).numpy()
+        if isinstance(env, SequentialIdentityTask):
+            scores = np.where(env.action_masks(), scores, -np.inf).argmax(axis=1)
+        observation, reward, terminated, _, _ = env.step(scores)
+        ended = bool(terminated.all())
+    return solved(env, float(reward.mean()))
+
+
+def scans(arguments: Arguments) -> None:
+    """Spearman correlation of the scores with the true patch loss, on val images, at the end of a run."""
+    values = pretrain_all(
+        arguments, [*itertools.product(arguments.data, arguments.agents, range(arguments.seeds), [1])]
+    )
+    print(f"\nSpearman correlation with the true patch loss after {arguments.steps} updates of 32 images")
+    for data, name in itertools.product(arguments.data, arguments.agents):
+        found = [values[data, name, seed, 1] for seed in range(arguments.seeds)]
+        print(
+            f"| {Path(data).stem} | {name} | {np.mean(found):.3f} ({', '.join(f'{v:.3f}' for v in found)}) |"
+        )
+
+
+def masking_steps(arguments: Arguments) -> None:
+    """The same for masks that are built up in several steps, on the first data set."""
+    data, names, parts = arguments.data[0], ("a3c", "ppo"), (1, 4, 8)
+    values = pretrain_all(arguments, list(itertools.product([data], names, range(arguments.seeds), parts)))
+    print(f"\n{Path(data).stem}: Spearman correlation by steps of a mask, {arguments.steps} updates")
+    for name in names:
+        for count in parts:
+            found = [values[data, name, seed, count] for seed in range(arguments.seeds)]
+            paired = [value - values[data, name, seed, 1] for seed, value in enumerate(found)]
+            against = "" if count == 1 else f"{interval(paired)} against 1"
+            print(f"| {name} | {count} | {np.mean(found):.3f} | {against} |")
+
+
+Key = tuple[str, str, int, int]
+
+
+def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
+    """Runs pretraining with the raw loss as the reward and every masked patch guided."""
+
+    def one(cell: Key) -> float:
+        data, name, seed, count = cell
+        folder = arguments.out / f"{Path(data).stem}-{name}-{seed}-{count}"
+        options = [
+            *("--data", data, "--policy", name, "--seed", str(seed), "--steps", str(arguments.steps)),
+            *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
+            *(["--masking-steps", str(count)] if count > 1 else []),
+        ]
+        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+        return last_metric(folder, "val/spearman")
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        ordered = sorted(cells, key=lambda cell: cell[2])
+        return dict(zip(ordered, pool.map(one, ordered), strict=True))
+
+
+def cost(arguments: Arguments) -> None:
+    """Seconds of an update with each agent over those with a random mask, in blocks that take turns."""
+    blocks, updates, warm = 5, 16, 4
+    actors: dict[str, tuple[Callable[..., None], Any]] = {}
+    images = torch.randn(128, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for name in ("random", *arguments.agents):
+        pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(64, 64), patch_size=8), num_steps=1000)
+        if name == "random":
+            learner, form = PolicyActor(make_policy("random", pretrainer.autoencoder)), MaskingVectorEnv
+        else:
+            learner = make_agent(name, (64, 128))
+            sequential = learner.env_id == "AHM/SequentialMasking-v0"
+            form = SequentialMaskingVectorEnv if sequential else MaskingVectorEnv
+        env = form(32, data=images, pretrainer=pretrainer, reward="loss")
+        actors[name] = learner.learn, env
+    seconds: dict[str, list[float]] = {name: [] for name in actors}
+    for learn, env in actors.values():
+        learn(lambda env=env: env, warm, seed=0)
+    for _ in range(blocks):
+        for name, (learn, env) in actors.items():
+            began = time.perf_counter()
+            learn(lambda env=env: env, updates, seed=None)
+            seconds[name].append((time.perf_counter() - began) / updates)
+    print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {blocks} blocks of {updates}")
+    for name, values in seconds.items():
+        ratio = np.median(np.array(values) / np.array(seconds["random"]))
+        print(f"| {name} | {1e3 * np.median(values):.0f} ms | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
