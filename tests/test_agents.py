@@ -222,30 +222,6 @@ def test_a3c_still_learns_when_rewards_fall_tenfold():
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
-def test_the_same_seed_gives_the_same_numbers(name):
-    shape = IdentityTask().single_observation_space.shape
-    first, second, other = (play(make_agent(name, shape), IdentityTask(), 10, seed) for seed in (0, 0, 1))
-    assert first == second != other
-
-
-@pytest.mark.parametrize("name", sorted(AGENTS))
-def test_a_saved_agent_acts_and_learns_on_as_before(name):
-    env = IdentityTask()
-    shape = env.single_observation_space.shape
-    agent, other = make_agent(name, shape), make_agent(name, shape)
-    play(agent, env, 5)
-    state = copy.deepcopy(agent.state_dict())
-    other.load_state_dict(state)
-    observation, _ = IdentityTask().reset(seed=4)
-    for deterministic in (True, False):
-        assert torch.equal(
-            agent.act(observation, deterministic=deterministic),
-            other.act(observation, deterministic=deterministic),
-        )
-    assert play(agent, IdentityTask(), 5) == play(other, IdentityTask(), 5)
-
-
 def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
     metrics = []

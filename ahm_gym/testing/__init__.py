@@ -1,0 +1,7 @@
+"""Checks for parts of one's own, each with one sentence about the first thing that does not hold."""
+
+from ahm_gym.testing.agents import check_agent
+from ahm_gym.testing.environments import check_vector_env
+from ahm_gym.testing.policies import check_policy
+
+__all__ = ["check_agent", "check_policy", "check_vector_env"]
