@@ -1,7 +1,5 @@
 """An agent of your own in one file: PPO from scratch on the masking environment, one score a patch."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +19,20 @@ class Arguments:
 
     data: str | None = None
     """As of examples/pretrain.py; nothing takes the MNI152 brain."""
-    updates: int = 400
+    updates: int = 300
     """Updates of the autoencoder."""
-    num_envs: int = 64
+    num_envs: int = 32
     """Images in an update."""
-    mask_ratio: float = 0.5
+    mask_ratio: float = 0.75
     """Share of masked patches."""
+    guided_fraction: float = 0.25
+    """Share of them that the agent chooses: without random ones the autoencoder forgets all other patches."""
     rollout: int = 4
     """Batches of images between two updates of the agent."""
     epochs: int = 4
     """Passes over a rollout."""
     learning_rate: float = 3e-3
     clip: float = 0.2
-    entropy_coef: float = 0.001
     seed: int = 0
 
 
@@ -43,16 +42,15 @@ class PatchActorCritic(nn.Module):
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.GELU(), nn.Linear(width, 2))
-        self.log_std = nn.Parameter(torch.zeros(()))
 
     def forward(self, observation: Tensor) -> tuple[Normal, Tensor]:
         mean, value = self.body(observation).unbind(dim=-1)
         # Only the order of an image's scores counts: a shift of all of them would change nothing.
-        return Normal(mean - mean.mean(dim=-1, keepdim=True), self.log_std.exp()), value
+        return Normal(mean - mean.mean(dim=-1, keepdim=True), 1.0), value
 
 
 def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batches: int = 8) -> float:
-    """What masks are paid by the autoencoder as it stands: it is put back before every batch."""
+    """What masks are paid by the autoencoder as it stands: it is put back before every batch of images."""
     state, total = copy.deepcopy(env.pretrainer.state_dict()), 0.0
     for seed in range(batches):
         env.pretrainer.load_state_dict(state)
@@ -63,8 +61,8 @@ def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batch
 
 args = tyro.cli(Arguments, description=__doc__)
 torch.manual_seed(args.seed)
-env = gym.make_vec("ahm_gym:AHM/Masking-v0", num_envs=args.num_envs, data=args.data, reward="loss",
-                   mask_ratio=args.mask_ratio, num_steps=args.updates)  # fmt: skip
+task = {"num_envs": args.num_envs, "mask_ratio": args.mask_ratio, "guided_fraction": args.guided_fraction}
+env = gym.make_vec("ahm_gym:AHM/Masking-v0", data=args.data, reward="loss", num_steps=args.updates, **task)
 assert isinstance(env, MaskingVectorEnv)
 network = PatchActorCritic(env.pretrainer.autoencoder.dim)
 optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
@@ -77,9 +75,9 @@ for update in range(0, args.updates, args.rollout):
             policy, value = network(seen)
         scores = policy.sample()
         observation, reward, _, _, info = env.step(scores.numpy())
-        # A score is paid the loss of its patch, nothing where it stays visible. Episodes are one step
-        # long: the reward is the return. The loss falls as the autoencoder learns: its scale goes.
-        paid = torch.as_tensor(info["patch_reward"])
+        # A score is paid the loss of its patch where it had it masked. Episodes are one step long: the
+        # reward is the return. Losses fall as the autoencoder learns, so they are scaled.
+        paid = torch.as_tensor(info["patch_reward"] * info["guided"])
         steps.append((seen, scores, policy.log_prob(scores), paid / paid.std(), value))
     seen, scores, log_prob, paid, value = (torch.cat(parts) for parts in zip(*steps, strict=True))
     advantage = (paid - value - (paid - value).mean()) / (paid - value).std()
@@ -88,15 +86,13 @@ for update in range(0, args.updates, args.rollout):
         ratio = (policy.log_prob(scores[rows]) - log_prob[rows]).exp()
         clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
         gain = torch.min(ratio * advantage[rows], clipped * advantage[rows]).mean()
-        value_loss = (value - paid[rows]).square().mean()
-        loss = 0.5 * value_loss - gain - args.entropy_coef * policy.entropy().mean()
+        loss = 0.5 * (value - paid[rows]).square().mean() - gain
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     print(f"\rupdate {update + args.rollout}: mean reward {reward.mean():.3f}", end="")
 
-judge = MaskingVectorEnv(args.num_envs, data=env.data, pretrainer=env.pretrainer, reward="loss",
-                         mask_ratio=args.mask_ratio, autoreset_mode="Disabled")  # fmt: skip
+judge = MaskingVectorEnv(data=env.data, pretrainer=env.pretrainer, reward="loss", **task)
 agent = mean_reward(judge, lambda observation: network(observation)[0].mean)
 chance = mean_reward(judge, lambda observation: torch.rand(observation.shape[:2]))
 print(f"\nmean reward: agent {agent:.4f}, random {chance:.4f}, ratio {agent / chance:.2f}")
