@@ -9,7 +9,7 @@ REQUIREMENTS := pyproject.toml constraints/cpu.txt
 .PHONY: install pretrain test lint check
 .NOTPARALLEL:
 
-install: $(VENV)/.installed-all
+install: $(VENV)/.installed-dev
 
 pretrain: $(VENV)/.installed
 	$(BIN)/python examples/pretrain.py $(ARGS)
@@ -30,15 +30,12 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	touch $@
 
-# What a larger installation holds need not be installed again for a smaller one.
+# What the larger installation holds need not be installed again for the smaller one. The tests use the
+# libraries of contrib, too.
 $(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(REQUIREMENTS) | $(VENV)/.made
-	$(PIP) -e '.[dev]'
-	touch $(VENV)/.installed $@
-
-$(VENV)/.installed-all: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e '.[dev,contrib]'
-	touch $(VENV)/.installed $(VENV)/.installed-dev $@
+	touch $(VENV)/.installed $@
