@@ -62,6 +62,7 @@ class MaskingVectorEnv(VectorEnv):
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    _stream: BatchStream | None = None  # Gymnasium 1.2 also closes what could not be built
 
     def __init__(
         self,
@@ -121,7 +122,6 @@ class MaskingVectorEnv(VectorEnv):
         self.reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
         self._data_workers = data_workers
-        self._stream: BatchStream | None = None
         self._seed = 0
         self._shown: dict[str, Tensor] | None = None
         self._needs_reset = True
