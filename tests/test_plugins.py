@@ -1,22 +1,13 @@
-"""Agents and policies of other packages: as metadata alone, and installed by pip."""
-
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+"""Agents and policies of other packages, by their metadata; test_docs.py installs one."""
 
 import pytest
 import torch
-from programs import run
 
 from ahm_gym.acting import AgentActor, PolicyActor, make_actor
 from ahm_gym.agents import AGENTS, agents, make_agent
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.policies import POLICIES, make_policy, policies
-
-PACKAGE = Path(__file__).parent / "plugin_package"
 
 
 @pytest.fixture
@@ -90,36 +81,3 @@ def test_an_agent_that_does_not_name_num_workers_has_one(install, autoencoder):
     with pytest.raises(InputError, match="agent bandit learns in one process and takes 1 worker, not 2"):
         actor("bandit", autoencoder, num_workers=2)
     assert actor("a3c", autoencoder, num_workers=2).agent.num_workers == 2
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """What a program needs to find the package, installed by pip without a network."""
-    folder = tmp_path_factory.mktemp("installed")
-    source = shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    target = folder / "target"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    command += ["--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths)}
-
-
-def test_an_installed_agent_and_policy_pretrain_and_the_agent_masks_again(environment, tmp_path, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    tiny = ("--image-size", 32, "--steps", 4, "--batch-size", 4)
-    for policy in ("position-bandit", "textured", "agent:position-bandit"):
-        folder = policy.replace(":", "-")
-        done = run("pretrain.py", "--policy", policy, *tiny, "--run-dir", folder, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / folder / "checkpoint" / "step-4").is_dir()
-    assert (tmp_path / "position-bandit" / "agent" / "state.json").is_file()
-
-
-def test_the_program_names_installed_policies_where_a_name_is_unknown(environment, tmp_path, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    done = run("pretrain.py", "--policy", "texturd", cwd=tmp_path)
-    assert done.returncode == 2 and "did you mean 'textured'" in done.stderr

@@ -26,8 +26,14 @@ def test_a_policy_and_an_agent_of_somebody_else_pass_our_checker():
     check_agent(PositionBandit)
 
 
-class NoAct(PositionBandit):
-    act = property()
+class OnlyActs:
+    env_id = "AHM/Masking-v0"
+
+    def __init__(self, observation_shape, *, grid, seed, device):
+        pass
+
+    def act(self, observation, *, deterministic):
+        return torch.zeros(observation.shape[:2])
 
 
 class UnknownEnvironment(PositionBandit):
@@ -60,12 +66,12 @@ class AlwaysDraws(PositionBandit):
 
 
 class OneMore(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps + 1, seed=seed, callback=callback)
 
 
 class CallsInTheEnd(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         calls = []
         super().learn(make_env, num_steps, seed=seed, callback=calls.append)
         for metrics in calls:
@@ -77,35 +83,35 @@ class StartsAnew(PositionBandit):
 
     num_updates = 0
 
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps - self.num_updates, seed=seed, callback=callback)
         self.num_updates = num_steps
 
 
 class NeverStops(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps, seed=seed, callback=lambda metrics: callback(metrics) and False)
 
 
 class NoReward(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps, seed=seed, callback=lambda m: callback({"loss": m["loss"]}))
 
 
 class TensorMetrics(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(
             make_env, num_steps, seed=seed, callback=lambda m: callback(m | {"loss": torch.zeros(1)})
         )
 
 
 class IgnoresTheSeed(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps, seed=None, callback=callback)
 
 
 class OneSeed(PositionBandit):
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         super().learn(make_env, num_steps, seed=3, callback=callback)
 
 
@@ -133,7 +139,7 @@ class ForgetsItsCounts(PositionBandit):
 @pytest.mark.parametrize(
     ("agent", "sentence"),
     [
-        (NoAct, "has no act"),
+        (OnlyActs, "has no learn: expected env_id, learn, act"),
         (UnknownEnvironment, "env_id is 'AHM/Maskin-v0'"),
         (OneScoreAnImage, r"gives torch.float32 \(4,\): expected one float score a patch, \(4, 6\)"),
         (Array, "gives a ndarray"),
@@ -159,8 +165,12 @@ def test_our_checker_finds_the_fault_of_an_agent(agent, sentence):
         check_agent(agent)
 
 
-class NoObserve(RandomPolicy):
-    observe = property()
+class OnlyScores:
+    def __init__(self, autoencoder):
+        pass
+
+    def score(self, patches, generator):
+        return torch.zeros(patches.embeddings.shape[:2])
 
 
 class SquareOnly(RandomPolicy):
@@ -249,7 +259,7 @@ class Forgetful(RandomPolicy):
 @pytest.mark.parametrize(
     ("policy", "sentence"),
     [
-        (NoObserve, "has no observe"),
+        (OnlyScores, "has no guided_fraction"),
         (SquareOnly, r"on a grid of 2x5 gives torch.float32 \(1, 25\)"),
         (GreyOnly, r"on a grid of 5x3 gives torch.float32 \(1, 3, 15\)"),
         (Whole, "gives torch.int64"),
