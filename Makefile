@@ -30,11 +30,12 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	touch $@
 
+# What the larger installation holds need not be installed again for the smaller one. The tests use the
+# libraries of contrib, too.
 $(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e .
 	touch $@
 
-# What a larger installation holds need not be installed again for a smaller one.
 $(VENV)/.installed-all: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e '.[dev,contrib]'
 	touch $(VENV)/.installed $@

@@ -5,26 +5,43 @@ if __name__ == "agents":
         "import this package as ahm_gym.agents: the bare name belongs to other distributions too."
     )
 
-import importlib
+import inspect
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from ahm_gym.agents.base import Agent
-from ahm_gym.errors import unknown_name
+from ahm_gym.errors import InputError
+from ahm_gym.plugins import load, with_installed
 
 SB3 = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
 AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C"} | {name: f"ahm_gym.agents.sb3:{name}" for name in SB3}
-"""Name to class, imported when asked for. A class takes the observation's shape and keyword arguments."""
+"""Name to class, imported when asked for. A class takes what `make_agent` hands on."""
 
-__all__ = ["AGENTS", "Agent", "make_agent"]
+__all__ = ["AGENTS", "Agent", "agents", "make_agent"]
 
 
-def make_agent(name: str, observation_shape: tuple[int, int], **options: Any) -> Agent:
+def agents() -> dict[str, EntryPoint]:
+    """Ours, and those that installed packages add as entry points of the group `ahm_gym.agents`."""
+    return with_installed("ahm_gym.agents", AGENTS)
+
+
+def make_agent(
+    name: str, observation_shape: tuple[int, int], *, num_workers: int = 1, **options: Any
+) -> Agent:
     """A new agent of that name.
 
+    Args:
+        name: one of `agents()`.
+        observation_shape: patches L and width D.
+        num_workers: handed on where it is not 1, to a class that names it.
+        options: handed on; the training loop gives `grid`, `seed` and `device`.
+
     Raises:
-        InputError: for an unknown name, with the nearest one.
+        InputError: for an unknown name, with the nearest one; for several workers of an agent that has one.
     """
-    if name not in AGENTS:
-        raise unknown_name("agent", name, AGENTS)
-    module, _, cls = AGENTS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(observation_shape, **options)
+    cls = load("agent", name, agents())
+    if num_workers != 1:
+        if "num_workers" not in inspect.signature(cls).parameters:
+            raise InputError(f"agent {name} learns in one process and takes 1 worker, not {num_workers}.")
+        options["num_workers"] = num_workers
+    return cls(observation_shape, **options)

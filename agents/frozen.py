@@ -104,7 +104,7 @@ def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]
     device = autoencoder.mask_token.device
-    options = saved["options"] | {"grid": (rows, columns), "device": device}
+    options = saved["options"] | {"grid": (rows, columns), "seed": 0, "device": device}
     agent = make_agent(saved["agent"], (num_patches, dim), **options)
     agent.load_state_dict(saved["state"])
     embedder = build_autoencoder(

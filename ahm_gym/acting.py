@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents import agents, make_agent
 from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
-from ahm_gym.policies import POLICIES, make_policy
+from ahm_gym.policies import POLICIES, make_policy, policies
 
 
 class PolicyActor:
@@ -121,13 +121,13 @@ def make_actor(
     Raises:
         InputError: for a name in neither table, or several workers for a policy that needs none.
     """
-    if name in AGENTS:
+    if name in agents() and name not in POLICIES:
         shape = (autoencoder.num_patches, autoencoder.dim)
         workers = {} if num_workers == 1 else {"num_workers": num_workers}
         agent = make_agent(name, shape, grid=autoencoder.grid, seed=seed, device=device, **workers)
         return AgentActor(name, {}, agent, model)
-    if name.partition(":")[0] not in POLICIES:
-        raise unknown_name("policy", name, [*POLICIES, *AGENTS])
+    if name.partition(":")[0] not in policies():
+        raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
         raise InputError(
             f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."

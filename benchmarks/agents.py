@@ -24,10 +24,10 @@ from ahm_gym.acting import PolicyActor
 from ahm_gym.agents import make_agent
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
-from ahm_gym.identity import IdentityTask, SequentialIdentityTask, solved
 from ahm_gym.policies import make_policy
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.storage import write_atomically
+from ahm_gym.testing import IdentityTask, SequentialIdentityTask, solved
 
 
 @dataclass(frozen=True)

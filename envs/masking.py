@@ -218,7 +218,8 @@ class MaskingVectorEnv(VectorEnv):
         self._restored = True
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._batches.close()
+        if hasattr(self, "_batches"):  # Gymnasium 1.2 also closes what could not be built
+            self._batches.close()
 
     def _action_space(self) -> gym.Space:
         return gym.spaces.Box(-1.0, 1.0, (self.num_patches,), np.float32)

@@ -23,7 +23,7 @@ class Arguments:
     data_root: Path | None = PretrainConfig.data_root
     """Where relative names are looked up; the variable AHM_DATA does the same."""
     policy: str = PretrainConfig.policy
-    """Who chooses the masks: a3c, random, block, grid, or agent:RUN_DIR for a trained agent, frozen."""
+    """Who chooses the masks: a3c, random, block, grid, agent:RUN_DIR for a trained agent, frozen, or a plug-in."""
     steps: int = PretrainConfig.steps
     """Updates of the autoencoder."""
     batch_size: int = PretrainConfig.batch_size

@@ -13,9 +13,8 @@ from ahm_gym.agents.networks import ActorCriticOutput, ObservationNorm, PatchAct
 from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
-from ahm_gym.identity import IdentityTask, SequentialIdentityTask, solved
 from ahm_gym.sharing import hand_over_gradients
-from ahm_gym.storage import load_state, save_state
+from ahm_gym.testing import IdentityTask, SequentialIdentityTask, solved
 
 L = 5
 EVERYTHING = torch.ones(1, L, dtype=torch.bool)
@@ -246,31 +245,6 @@ def test_a3c_still_learns_when_rewards_fall_tenfold():
     env = FallingRewards()
     rewards = play(make_agent("a3c", env.single_observation_space.shape), env, 400)
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
-
-
-@pytest.mark.parametrize("name", sorted(AGENTS))
-def test_the_same_seed_gives_the_same_numbers(name):
-    agents = [make_agent(name, (16, 8)) for _ in range(3)]
-    first, second, other = (
-        play(agent, task_of(agent), 10, seed) for agent, seed in zip(agents, (0, 0, 1), strict=True)
-    )
-    assert first == second != other
-
-
-@pytest.mark.parametrize("name", sorted(AGENTS))
-def test_a_saved_agent_acts_and_learns_on_as_before(name, tmp_path):
-    agent, other = make_agent(name, (16, 8)), make_agent(name, (16, 8), seed=1)
-    play(agent, task_of(agent), 5)
-    save_state(tmp_path, agent.state_dict())
-    other.load_state_dict(load_state(tmp_path))
-    observation, _ = IdentityTask().reset(seed=4)
-    for deterministic in (True, False):
-        assert torch.equal(
-            agent.act(observation, deterministic=deterministic),
-            other.act(observation, deterministic=deterministic),
-        )
-    if getattr(agent, "resumes_exactly", True):
-        assert play(agent, task_of(agent), 5) == play(other, task_of(agent), 5)
 
 
 def test_two_workers_solve_the_identity_task_and_count_their_updates_together():

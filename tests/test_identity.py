@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ahm_gym.identity import IdentityTask, SequentialIdentityTask, solved
+from ahm_gym.testing import IdentityTask, SequentialIdentityTask, solved
 
 
 def test_masking_the_targets_pays_one_and_a_random_choice_pays_their_share():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib.metadata import EntryPoint
 
 from ahm_gym.autoencoder import MaskedAutoencoder
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError
 from ahm_gym.masking import MaskPolicy
+from ahm_gym.plugins import load, with_installed
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
@@ -16,7 +17,12 @@ POLICIES = {
 }
 """Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""
 
-__all__ = ["POLICIES", "make_policy"]
+__all__ = ["POLICIES", "make_policy", "policies"]
+
+
+def policies() -> dict[str, EntryPoint]:
+    """Ours, and those that installed packages add as entry points of the group `ahm_gym.policies`."""
+    return with_installed("ahm_gym.policies", POLICIES)
 
 
 def make_policy(name: str, autoencoder: MaskedAutoencoder) -> MaskPolicy:
@@ -26,12 +32,9 @@ def make_policy(name: str, autoencoder: MaskedAutoencoder) -> MaskPolicy:
         InputError: for an unknown name, with the nearest one, or a run folder that holds no agent.
     """
     key, colon, argument = name.partition(":")
-    if key not in POLICIES:
-        raise unknown_name("policy", key, POLICIES)
+    factory = load("policy", key, policies())
     if (key == "agent") != bool(argument):
         raise InputError(
             f"policy {name!r}: write agent:RUN_DIR for the trained agent of a run, and the bare name for any other."
         )
-    module, _, attribute = POLICIES[key].partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
     return factory(autoencoder, argument) if colon else factory(autoencoder)

@@ -1,4 +1,4 @@
-"""Checks for environments of one's own: what agents rely on, said in one sentence where it does not hold."""
+"""Checks for environments: what agents rely on."""
 
 from __future__ import annotations
 

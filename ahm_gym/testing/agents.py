@@ -1,0 +1,191 @@
+"""Checks for agents: what the training loop relies on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.pretraining import Pretrainer
+from ahm_gym.storage import load_state, save_state
+
+NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 24), 8
+MEMBERS = ("env_id", "learn", "act", "state_dict", "load_state_dict")
+
+
+def check_agent(make_agent: Callable[..., Any]) -> None:
+    """Checks an agent: its members, its scores, its count of updates, its seed and its state.
+
+    An agent with `resumes_exactly = False` need not learn on alike after loading, only act alike.
+
+    Args:
+        make_agent: builds a fresh agent from the observation's shape and the keywords `grid`, `seed` and
+            `device`; the class itself will do.
+
+    Raises:
+        AssertionError: with a sentence about the first thing that does not hold.
+    """
+    agent = _Trial.build(make_agent)
+    _check_members(agent)
+    _check_act(agent, _Trial(agent.env_id).observation())
+    _check_learn(agent)
+    _check_stop(make_agent)
+    _check_seed(make_agent)
+    _check_state(make_agent)
+
+
+class _Trial:
+    """A small environment of real masking, around one autoencoder that counts its updates."""
+
+    def __init__(self, env_id: str) -> None:
+        self.env_id = env_id
+        autoencoder = build_autoencoder(
+            "tiny", image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, channels=CHANNELS
+        )
+        self.pretrainer = Pretrainer(autoencoder, num_steps=100)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(3 * NUM_ENVS, CHANNELS, *IMAGE_SIZE, generator=generator)
+
+    @staticmethod
+    def build(make_agent: Callable[..., Any], seed: int = 0) -> Any:
+        autoencoder = build_autoencoder("tiny", image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
+        shape = (autoencoder.num_patches, autoencoder.dim)
+        return make_agent(shape, grid=autoencoder.grid, seed=seed, device=torch.device("cpu"))
+
+    def make_env(self) -> VectorEnv:
+        return gymnasium.make_vec(
+            f"ahm_gym:{self.env_id}", num_envs=NUM_ENVS, data=self.images, pretrainer=self.pretrainer
+        )
+
+    def observation(self) -> np.ndarray:
+        return self.make_env().reset(seed=9)[0]
+
+    def learn(self, agent: Any, num_steps: int, seed: int | None) -> list[dict[str, Any]]:
+        """Metrics of every call of the callback, with the number of updates at that moment."""
+        calls: list[dict[str, Any]] = []
+
+        def callback(metrics: Any) -> bool:
+            _check_metrics(metrics)
+            calls.append({**metrics, "updates": self.pretrainer.updates})
+            return False
+
+        agent.learn(self.make_env, num_steps, seed=seed, callback=callback)
+        return calls
+
+
+def _check_members(agent: Any) -> None:
+    for name in MEMBERS:
+        assert hasattr(agent, name), f"the agent has no {name}: expected {', '.join(MEMBERS)}."
+    assert agent.env_id in gymnasium.registry, (
+        f"env_id is {agent.env_id!r}: expected the id of a registered environment, such as AHM/Masking-v0."
+    )
+
+
+def _check_act(agent: Any, observation: np.ndarray) -> None:
+    for batch in (observation, observation[:1], torch.from_numpy(observation)):
+        for deterministic in (True, False):
+            _scores(agent, batch, deterministic)
+        first, second = (_scores(agent, batch, deterministic=True) for _ in range(2))
+        assert torch.equal(first, second), "act(deterministic=True) gives other scores the second time."
+
+
+def _scores(agent: Any, observation: Any, deterministic: bool) -> Tensor:
+    """What the agent scores, checked."""
+    scores = agent.act(observation, deterministic=deterministic)
+    said = f"act() on {type(observation).__name__} {tuple(observation.shape)} gives"
+    assert isinstance(scores, Tensor), f"{said} a {type(scores).__name__}: expected a tensor."
+    expected = tuple(observation.shape[:2])
+    assert tuple(scores.shape) == expected and scores.is_floating_point(), (
+        f"{said} {scores.dtype} {tuple(scores.shape)}: expected one float score a patch, {expected}."
+    )
+    assert bool(torch.isfinite(scores).all()), f"{said} scores that are not finite."
+    assert not scores.requires_grad, f"{said} scores that require a gradient: act under torch.no_grad()."
+    return scores.clone()
+
+
+def _check_metrics(metrics: Any) -> None:
+    assert isinstance(metrics, dict), f"the callback got a {type(metrics).__name__}: expected a dict."
+    for key in ("loss", "reward"):
+        assert key in metrics, f"the callback's metrics have no {key!r}: expected loss and reward."
+    for key, value in metrics.items():
+        assert isinstance(value, (int, float)), (
+            f"metrics[{key!r}] is a {type(value).__name__}: expected a number."
+        )
+
+
+def _check_learn(agent: Any) -> None:
+    """Exactly so many updates and calls, in a first call of learn and in one that goes on."""
+    trial = _Trial(agent.env_id)
+    counts = [call["updates"] for call in trial.learn(agent, 3, seed=0)]
+    assert trial.pretrainer.updates == 3, (
+        f"learn(num_steps=3) made {trial.pretrainer.updates} updates of the autoencoder: expected 3."
+    )
+    assert counts == [1, 2, 3], (
+        f"the callback was called when {counts} updates were made: expected a call right after each of the 3."
+    )
+    trial.learn(agent, 2, seed=None)
+    assert trial.pretrainer.updates == 5, (
+        f"learn(num_steps=2, seed=None) made {trial.pretrainer.updates - 3} more updates: expected 2."
+    )
+
+
+def _check_stop(make_agent: Callable[..., Any]) -> None:
+    agent = _Trial.build(make_agent)
+    trial = _Trial(agent.env_id)
+    agent.learn(trial.make_env, 6, seed=0, callback=lambda metrics: trial.pretrainer.updates >= 2)
+    assert trial.pretrainer.updates == 2, (
+        f"the callback returned True after update 2, and learn() went on to {trial.pretrainer.updates}."
+    )
+
+
+def _check_seed(make_agent: Callable[..., Any]) -> None:
+    first, second, other = (_learned(make_agent, seed) for seed in (0, 0, 1))
+    assert first == second, "two agents that learn with the same seed differ in loss, reward or scores."
+    assert first != other, "another seed of learn() changes nothing: it seeds the draws and env.reset()."
+
+
+def _learned(make_agent: Callable[..., Any], seed: int) -> list[Any]:
+    agent = _Trial.build(make_agent)
+    trial = _Trial(agent.env_id)
+    calls = trial.learn(agent, 3, seed)
+    scores = _scores(agent, trial.observation(), deterministic=True)
+    return [[call["loss"], call["reward"]] for call in calls] + scores.tolist()
+
+
+def _check_state(make_agent: Callable[..., Any]) -> None:
+    """A state that was saved and loaded into another agent makes it the same in all that follows."""
+    agent, other = _Trial.build(make_agent), _Trial.build(make_agent, seed=1)
+    trial = _Trial(agent.env_id)
+    trial.learn(agent, 3, seed=0)
+    other.load_state_dict(saved_and_loaded(agent.state_dict()))
+    observation = trial.observation()
+    for deterministic in (True, False):
+        first, second = (_scores(a, observation, deterministic) for a in (agent, other))
+        assert torch.equal(first, second), (
+            f"after load_state_dict() another agent acts otherwise (deterministic={deterministic}): the state "
+            "lacks something."
+        )
+    if not getattr(agent, "resumes_exactly", True):
+        return
+    first, second = (_Trial(a.env_id).learn(a, 2, seed=5) for a in (agent, other))
+    same = all(a[key] == b[key] for a, b in zip(first, second, strict=True) for key in ("loss", "reward"))
+    assert same, "after load_state_dict() another agent learns on otherwise: the state lacks something."
+
+
+def saved_and_loaded(state: Any) -> dict[Any, Any]:
+    """The state as it comes back from the disk."""
+    assert isinstance(state, dict), f"state_dict() gives a {type(state).__name__}: expected a dict."
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_state(Path(folder), state)
+        except TypeError as error:
+            raise AssertionError(f"state_dict() cannot be saved: {error}") from error
+        return load_state(Path(folder))

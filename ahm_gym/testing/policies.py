@@ -1,0 +1,115 @@
+"""Checks for mask policies: what the training loop relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
+from ahm_gym.masking import PatchBatch, count_masked, mask_top_k
+from ahm_gym.testing.agents import saved_and_loaded
+
+PATCH_SIZE = 8
+CASES = (((32, 32), 1), ((16, 40), 1), ((40, 24), 3))
+"""Image sizes and channels: square, wide, high."""
+MEMBERS = ("score", "guided_fraction", "observe", "state_dict", "load_state_dict")
+
+
+def check_policy(make_policy: Callable[[MaskedAutoencoder], Any]) -> None:
+    """Checks a mask policy: its members, scores, draws, guided share, metrics and state.
+
+    Args:
+        make_policy: builds a fresh policy for an autoencoder; the class itself will do.
+
+    Raises:
+        AssertionError: with a sentence about the first thing that does not hold.
+    """
+    for image_size, channels in CASES:
+        autoencoder = build_autoencoder(
+            "tiny", image_size=image_size, patch_size=PATCH_SIZE, channels=channels
+        )
+        weights = [value.clone() for value in autoencoder.state_dict().values()]
+        policy = make_policy(autoencoder)
+        _check_members(policy)
+        for batch in (1, 4):
+            _check_draws(policy, _patches(autoencoder, batch))
+        _check_guided_fraction(policy)
+        _check_observe(policy, _patches(autoencoder, 4))
+        _check_state(policy, make_policy(autoencoder), _patches(autoencoder, 4))
+        same = map(torch.equal, weights, autoencoder.state_dict().values())
+        assert all(same), "the policy has changed the autoencoder: only the pretrainer does."
+
+
+def _patches(autoencoder: MaskedAutoencoder, batch: int) -> PatchBatch:
+    height, width = autoencoder.image_size
+    generator = torch.Generator().manual_seed(batch)
+    images = torch.randn(batch, autoencoder.channels, height, width, generator=generator)
+    with torch.no_grad():
+        return PatchBatch(images, autoencoder.embed(images), autoencoder.grid, 0.5)
+
+
+def _check_members(policy: Any) -> None:
+    for name in MEMBERS:
+        assert hasattr(policy, name), f"the policy has no {name}(): expected {', '.join(MEMBERS)}."
+
+
+def _scores(policy: Any, patches: PatchBatch, seed: int = 0) -> Tensor:
+    """What the policy scores, checked."""
+    scores = policy.score(patches, torch.Generator().manual_seed(seed))
+    expected = tuple(patches.embeddings.shape[:2])
+    said = f"score() of {expected[0]} images on a grid of {patches.grid[0]}x{patches.grid[1]} gives"
+    assert isinstance(scores, Tensor), f"{said} a {type(scores).__name__}: expected a tensor."
+    assert tuple(scores.shape) == expected and scores.is_floating_point(), (
+        f"{said} {scores.dtype} {tuple(scores.shape)}: expected one float score a patch, {expected}."
+    )
+    assert bool(torch.isfinite(scores).all()), f"{said} scores that are not finite."
+    assert not scores.requires_grad, f"{said} scores that require a gradient: score under torch.no_grad()."
+    return scores.clone()
+
+
+def _check_draws(policy: Any, patches: PatchBatch) -> None:
+    images, embeddings = patches.images.clone(), patches.embeddings.clone()
+    before = torch.get_rng_state()
+    first, second = (_scores(policy, patches) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state()), (
+        "score() draws from torch's global generator: draw from the one that is given."
+    )
+    assert torch.equal(first, second), (
+        "score() gives other scores for the same images and generator: draw from the one that is given."
+    )
+    unchanged = torch.equal(images, patches.images) and torch.equal(embeddings, patches.embeddings)
+    assert unchanged, "score() has changed the images or embeddings that it was given."
+
+
+def _check_guided_fraction(policy: Any) -> None:
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+        share = policy.guided_fraction(progress)
+        assert isinstance(share, (int, float)) and 0 <= share <= 1, (
+            f"guided_fraction({progress}) is {share!r}: expected a number from 0 to 1."
+        )
+
+
+def _check_observe(policy: Any, patches: PatchBatch) -> None:
+    scores = _scores(policy, patches)
+    num_masked = count_masked(scores.shape[1], 0.75)
+    before = torch.get_rng_state()
+    for seed in range(2):
+        mask = mask_top_k(scores, num_masked, generator=torch.Generator().manual_seed(seed))
+        metrics = policy.observe(patches, mask, scores.sigmoid() * mask)
+        assert isinstance(metrics, dict), f"observe() gives a {type(metrics).__name__}: expected a dict."
+        for name, value in metrics.items():
+            assert isinstance(name, str) and isinstance(value, (int, float)), (
+                f"observe() gives {name!r}: {value!r}, expected a name and a number."
+            )
+    assert torch.equal(before, torch.get_rng_state()), "observe() draws from torch's global generator."
+
+
+def _check_state(policy: Any, other: Any, patches: PatchBatch) -> None:
+    expected = _scores(policy, patches)
+    other.load_state_dict(saved_and_loaded(policy.state_dict()))
+    assert torch.equal(_scores(other, patches), expected), (
+        "after load_state_dict() another policy scores otherwise: the state lacks something."
+    )
