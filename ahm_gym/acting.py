@@ -13,11 +13,11 @@ from torch import Tensor
 from ahm_gym.agents import AGENTS, make_agent
 from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
 from ahm_gym.agents.frozen import save_agent
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
 from ahm_gym.policies import POLICIES, make_policy
+from ahm_gym.reconstruction import Autoencoder
 
 
 class PolicyActor:
@@ -88,7 +88,7 @@ class AgentActor:
         """Scores to judge by: the agent's best choice, without its exploration."""
         return self.agent.act(patches.embeddings, deterministic=True)
 
-    def export(self, folder: Path, autoencoder: MaskedAutoencoder) -> None:
+    def export(self, folder: Path, autoencoder: Autoencoder) -> None:
         """Writes what `--policy agent:RUN_DIR` needs."""
         save_agent(folder, self.name, self.options, self.agent, self.model, autoencoder)
 
@@ -104,7 +104,7 @@ Actor = PolicyActor | AgentActor
 
 def make_actor(
     name: str,
-    autoencoder: MaskedAutoencoder,
+    autoencoder: Autoencoder,
     model: str,
     *,
     num_workers: int,

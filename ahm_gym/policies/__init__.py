@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy
+from ahm_gym.reconstruction import Autoencoder
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
@@ -19,7 +19,7 @@ POLICIES = {
 __all__ = ["POLICIES", "make_policy"]
 
 
-def make_policy(name: str, autoencoder: MaskedAutoencoder) -> MaskPolicy:
+def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
     """The mask policy of that name; `agent:RUN_DIR` is the trained agent of a run, frozen.
 
     Raises:
