@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.errors import InputError
+from ahm_gym.reconstruction import Autoencoder
 
 
 @dataclass
@@ -37,15 +38,20 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_published(autoencoder: MaskedAutoencoder, path: Path) -> LoadReport:
+def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     """Copies the weights of `path` into the autoencoder; says what matched, was resized and left out.
 
     Takes MAE checkpoints and timm vision transformers, `.pth`, `.pt` or `.safetensors`. Other image,
     patch and channel sizes go through timm's converters.
 
     Raises:
-        InputError: where the file is missing or unreadable, or no encoder weight fits.
+        InputError: for a U-Net, or where the file is missing or unreadable, or no encoder weight fits.
     """
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        raise InputError(
+            f"--init {path} holds a vision transformer, and a U-Net takes no published weights: leave --init out, or "
+            "choose another --model."
+        )
     published = read_weights(path)
     own = autoencoder.state_dict()
     encoder_keys = {key for key in own if not key.startswith(("decoder_", "mask_token"))}
