@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents import AGENTS, agent_class, make_agent
 from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
@@ -110,22 +112,77 @@ def make_actor(
     num_workers: int,
     seed: int,
     device: torch.device,
+    agent_options: dict[str, Any] | None = None,
 ) -> Actor:
     """The policy or agent of that name.
 
     Raises:
-        InputError: for a name in neither table, or several workers for a policy that needs none.
+        InputError: for a name in neither table, an option that the agent does not have, or several workers or
+            options for a policy that needs none.
     """
     if name in AGENTS:
         shape = (autoencoder.num_patches, autoencoder.dim)
+        options = check_options(name, agent_options or {}) | pixel_options(name, autoencoder, model)
         agent = make_agent(
-            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device
+            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device, **options
         )
-        return AgentActor(name, {}, agent, model)
+        return AgentActor(name, options, agent, model)
     if name.partition(":")[0] not in POLICIES:
         raise unknown_name("policy", name, [*POLICIES, *AGENTS])
     if num_workers != 1:
         raise InputError(
             f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."
         )
+    if agent_options:
+        raise InputError(
+            f"--agent-options {' '.join(agent_options)} goes with a learning agent such as a3c, not with policy {name}."
+        )
     return PolicyActor(make_policy(name, autoencoder))
+
+
+def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Options from NAME=VALUE; a value that is JSON, such as a number, is read as that.
+
+    Raises:
+        InputError: where there is no equals sign.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"--agent-options {pair}: write NAME=VALUE, such as critic=relu6.")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, once each is found to be one that the agent takes, and that is not set otherwise.
+
+    Raises:
+        InputError: with the nearest one that it takes.
+    """
+    taken = set(inspect.signature(agent_class(name)).parameters)
+    known = taken - {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "network"}
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of agent {name}", option, known)
+    return options
+
+
+def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, Any]:
+    """What an agent that sees raw images must know to put them together; nothing for any other agent.
+
+    Raises:
+        InputError: where it would see a vision transformer's embeddings instead.
+    """
+    if not getattr(agent_class(name), "sees_pixels", False):
+        return {}
+    if not autoencoder.embeds_pixels:
+        raise InputError(
+            f"agent {name} sees the raw image, and --model {model} shows embeddings of its patches: choose --model "
+            "unet, or --policy a3c."
+        )
+    return {"channels": autoencoder.channels}

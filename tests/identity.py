@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ahm_gym.agents import agent_class
+
 
 class IdentityTask(VectorEnv):
     """Mask the `num_targets` patches of each image whose embedding carries the mark.
@@ -54,6 +56,24 @@ class IdentityTask(VectorEnv):
         self.targets = draws.argsort(axis=1).argsort(axis=1) < self.num_targets
         noise = self.np_random.normal(size=(self.num_envs, self.num_patches, self.dim)) * 0.3
         return (self.position + noise + self.targets[..., None] * self.mark).astype(np.float32)
+
+
+class PixelIdentityTask(IdentityTask):
+    """The same with raw images: the mark is a texture of the pixels, and noise is all the rest.
+
+    For agents that put the image together again: a patch has 4 by 4 pixels.
+    """
+
+    def __init__(
+        self, num_envs: int = 16, num_patches: int = 16, num_targets: int = 4, dim: int = 16
+    ) -> None:
+        super().__init__(num_envs, num_patches, num_targets, dim)
+        self.position = np.zeros_like(self.position)
+
+
+def task_of(agent: str) -> type[IdentityTask]:
+    """The identity task in the observations that the agent of that name asks for."""
+    return PixelIdentityTask if getattr(agent_class(agent), "sees_pixels", False) else IdentityTask
 
 
 def solved(env: IdentityTask, reward: float) -> float:

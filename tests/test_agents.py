@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from identity import IdentityTask, solved
+from identity import IdentityTask, solved, task_of
 
 from ahm_gym.agents import AGENTS, make_agent
 from ahm_gym.agents.losses import step_loss
@@ -187,7 +187,7 @@ def play(agent, env, steps, seed=0):
 @pytest.mark.parametrize("name", sorted(AGENTS))
 @pytest.mark.parametrize("num_patches", [16, 64])
 def test_every_agent_solves_the_identity_task(name, num_patches):
-    env = IdentityTask(num_patches=num_patches, num_targets=num_patches // 4)
+    env = task_of(name)(num_patches=num_patches, num_targets=num_patches // 4)
     agent = make_agent(name, env.single_observation_space.shape)
     play(agent, env, 300)
     observation, _ = env.reset(seed=1000)
@@ -224,26 +224,27 @@ def test_a3c_still_learns_when_rewards_fall_tenfold():
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_the_same_seed_gives_the_same_numbers(name):
-    shape = IdentityTask().single_observation_space.shape
-    first, second, other = (play(make_agent(name, shape), IdentityTask(), 10, seed) for seed in (0, 0, 1))
+    task = task_of(name)
+    shape = task().single_observation_space.shape
+    first, second, other = (play(make_agent(name, shape), task(), 10, seed) for seed in (0, 0, 1))
     assert first == second != other
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_a_saved_agent_acts_and_learns_on_as_before(name):
-    env = IdentityTask()
+    env = task_of(name)()
     shape = env.single_observation_space.shape
     agent, other = make_agent(name, shape), make_agent(name, shape)
     play(agent, env, 5)
     state = copy.deepcopy(agent.state_dict())
     other.load_state_dict(state)
-    observation, _ = IdentityTask().reset(seed=4)
+    observation, _ = task_of(name)().reset(seed=4)
     for deterministic in (True, False):
         assert torch.equal(
             agent.act(observation, deterministic=deterministic),
             other.act(observation, deterministic=deterministic),
         )
-    assert play(agent, IdentityTask(), 5) == play(other, IdentityTask(), 5)
+    assert play(agent, task_of(name)(), 5) == play(other, task_of(name)(), 5)
 
 
 def test_two_workers_solve_the_identity_task_and_count_their_updates_together():

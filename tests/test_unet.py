@@ -13,8 +13,12 @@ from ahm_gym.unet import UNet, UNetAutoencoder
 SIZE = (32, 48)
 
 
-def build(channels=2, seed=0, **options):
-    return build_autoencoder("unet", image_size=SIZE, patch_size=8, channels=channels, seed=seed, **options)
+def build(channels=2, seed=0, **options) -> UNetAutoencoder:
+    autoencoder = build_autoencoder(
+        "unet", image_size=SIZE, patch_size=8, channels=channels, seed=seed, **options
+    )
+    assert isinstance(autoencoder, UNetAutoencoder)
+    return autoencoder
 
 
 def images_and_mask(channels=2, num_masked=18, batch=3):
