@@ -164,11 +164,14 @@ def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: with the nearest one that it takes.
     """
-    taken = set(inspect.signature(agent_class(name)).parameters)
-    known = taken - {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "network"}
-    for option in options:
+    taken = inspect.signature(agent_class(name)).parameters
+    known = taken.keys() - {"observation_shape", "grid", "channels", "num_workers", "seed", "device"}
+    for option, value in options.items():
         if option not in known:
             raise unknown_name(f"option of agent {name}", option, known)
+        if isinstance(value, str) != isinstance(taken[option].default, str):
+            wanted = "a name" if isinstance(taken[option].default, str) else "a number"
+            raise InputError(f"--agent-options {option}={value}: expected {wanted}.")
     return options
 
 
