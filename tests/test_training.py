@@ -98,6 +98,18 @@ def test_a_frozen_agent_masks_in_a_run_of_its_own_and_resumes(config, monkeypatc
     assert not (whole / "agent").exists()
 
 
+@pytest.mark.parametrize(
+    ("trained", "own"),
+    [({"model": "tiny"}, "unet"), ({"model": "unet", "policy": "ahm2025"}, "tiny")],
+    ids=["a3c-for-unet", "ahm2025-for-vit"],
+)
+def test_an_agent_masks_for_another_model_than_the_one_it_was_trained_with(config, trained, own, tmp_path):
+    config = dataclasses.replace(config, steps=2)
+    folder = pretrain(dataclasses.replace(config, run_dir=tmp_path / "trained", **trained))
+    path = pretrain(dataclasses.replace(config, policy=f"agent:{folder}", model=own))
+    assert comparable(path)[-1]["step"] == 2
+
+
 def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(config, monkeypatch, tmp_path):
     source = pretrain(dataclasses.replace(config, policy="random", run_dir=tmp_path / "source"))
     config = dataclasses.replace(config, reconstructor=source)
