@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -119,8 +119,8 @@ class UNetAutoencoder(Autoencoder):
         return pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
 
 
-def build_unet(seed: int = 0, **options: object) -> UNetAutoencoder:
+def build_unet(seed: int = 0, **options: Any) -> UNetAutoencoder:
     """A freshly initialised `UNetAutoencoder`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return UNetAutoencoder(**options)  # pyright: ignore[reportArgumentType]
+        return UNetAutoencoder(**options)

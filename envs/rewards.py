@@ -192,9 +192,8 @@ class AHMReward(LossReward):
     background does not. Both terms are on the paper's pixel scale, 0 to 1: images here are normalised, so
     0 and 1 are the darkest and the brightest value of each channel of each image.
 
-    The reward is paid for what the environment reports, so the cells of reward are the patches. In the
-    authors' code they are squares of 20 px over patches of 16, laid out from the first patch on, and
-    what the grid holds beyond them is 0: `ahm2025:20` brings that back.
+    The cells of reward are the patches. In the authors' code they are squares of 20 px over patches of 16,
+    laid out from the first patch on, and the patches that are left over get 0: `ahm2025:20` brings that back.
     """
 
     scale, brightness = 255.0, 0.5
