@@ -14,10 +14,12 @@ from ahm_gym.errors import InputError
 from ahm_gym.plugins import load, with_installed
 
 SB3 = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
-AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C"} | {name: f"ahm_gym.agents.sb3:{name}" for name in SB3}
+AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C", "ahm2025": "ahm_gym.agents.ahm2025:AHM2025"} | {
+    name: f"ahm_gym.agents.sb3:{name}" for name in SB3
+}
 """Name to class, imported when asked for. A class takes what `make_agent` hands on."""
 
-__all__ = ["AGENTS", "Agent", "agents", "make_agent"]
+__all__ = ["AGENTS", "Agent", "agent_class", "agents", "make_agent"]
 
 
 def agents() -> dict[str, EntryPoint]:
@@ -39,9 +41,18 @@ def make_agent(
     Raises:
         InputError: for an unknown name, with the nearest one; for several workers of an agent that has one.
     """
-    cls = load("agent", name, agents())
+    cls = agent_class(name)
     if num_workers != 1:
         if "num_workers" not in inspect.signature(cls).parameters:
             raise InputError(f"agent {name} learns in one process and takes 1 worker, not {num_workers}.")
         options["num_workers"] = num_workers
     return cls(observation_shape, **options)
+
+
+def agent_class(name: str) -> Any:
+    """The class of that name, or the function that makes one.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one.
+    """
+    return load("agent", name, agents())

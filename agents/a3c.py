@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ahm_gym.agents.base import Callback, Metrics, update_metrics
 from ahm_gym.agents.losses import StepLoss, step_loss
 from ahm_gym.agents.networks import (
+    ActorCritic,
     ActorCriticOutput,
     PatchActorCritic,
     available_patches,
@@ -48,7 +49,7 @@ class A3C:
         learning_rate: of Adam.
         max_grad_norm: the gradient is scaled down to this norm.
         width: of the network's hidden layers.
-        network: conv or attention.
+        network: conv, attention, or a function from the grid that builds another.
         seed: of the network's initial weights.
         device: of the network.
 
@@ -73,7 +74,7 @@ class A3C:
         learning_rate: float = 1e-3,
         max_grad_norm: float = 1.0,
         width: int = 32,
-        network: str = "conv",
+        network: str | Callable[[tuple[int, int]], ActorCritic] = "conv",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -91,9 +92,12 @@ class A3C:
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.network = PatchActorCritic(
-                num_patches, dim, grid or square_grid(num_patches), width=width, kind=network
-            ).to(self.device)
+            grid = grid or square_grid(num_patches)
+            if isinstance(network, str):
+                built: ActorCritic = PatchActorCritic(num_patches, dim, grid, width=width, kind=network)
+            else:
+                built = network(grid)
+            self.network = built.to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         self.generator = torch.Generator()
         self.writes = torch.zeros((), dtype=torch.int64)
@@ -127,6 +131,39 @@ class A3C:
             return logits
         order = draw_order(logits, available_patches(observation), self.generator)
         return scores_of_order(order)
+
+    def draw(
+        self,
+        logits: Float[Tensor, "B L"],
+        available: Bool[Tensor, "B L"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "B L"]:
+        """The order in which patches are masked while learning."""
+        return draw_order(logits, available, generator)
+
+    def step_loss(
+        self,
+        step: Transition,
+        masked: Bool[Tensor, "B L"],
+        patch_return: Float[Tensor, "B L"],
+        image_return: Float[Tensor, " B"],
+    ) -> StepLoss:
+        """The losses of one step; see `ahm_gym.agents.losses.step_loss`."""
+        return step_loss(
+            step.output,
+            step.order,
+            step.available,
+            step.num_guided,
+            masked,
+            patch_return,
+            image_return,
+            self.credit,
+        )
+
+    def write(self) -> None:
+        """One update of the weights by the gradients that they have; called under the lock."""
+        self.optimizer.step()
+        self.writes += 1
 
     def state_dict(self) -> dict[str, Any]:
         with self.locked():
@@ -184,7 +221,7 @@ class Learner:
     def __init__(
         self,
         agent: A3C,
-        network: PatchActorCritic,
+        network: ActorCritic,
         env: VectorEnv,
         generator: torch.Generator,
         seed: int | None,
@@ -225,7 +262,7 @@ class Learner:
             observation = self.observation
             available = available_patches(observation)
             output = network(observation)
-            order = draw_order(output.logits, available, self.generator)
+            order = agent.draw(output.logits, available, self.generator)
             following, reward, terminated, truncated, info = self.env.step(
                 scores_of_order(order).cpu().numpy()
             )
@@ -255,19 +292,7 @@ class Learner:
         if bool(rollout[-1].ended.all()):
             network.reward_scale.follow(rollout[-1].patch_reward[mask])
         returns, image_returns = self._returns(rollout)
-        losses = [
-            step_loss(
-                step.output,
-                step.order,
-                step.available,
-                step.num_guided,
-                mask,
-                returns[t],
-                image_returns[t],
-                agent.credit,
-            )
-            for t, step in enumerate(rollout)
-        ]
+        losses = [agent.step_loss(step, mask, returns[t], image_returns[t]) for t, step in enumerate(rollout)]
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         network.zero_grad(set_to_none=True)
@@ -324,8 +349,7 @@ class Learner:
             if network is not agent.network:
                 hand_over_gradients(network, agent.network)
                 write_buffers(network, agent.network)
-            agent.optimizer.step()
-            agent.writes += 1
+            agent.write()
         return staleness
 
     def _tensor(self, array: np.ndarray) -> Tensor:

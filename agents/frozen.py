@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.base import Agent, guided_ramp
-from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.masking import PatchBatch
+from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.storage import load_state, save_state
 
 
@@ -28,7 +29,7 @@ class AgentMasking:
         embedder: holds the patch and position embedding of its training.
     """
 
-    def __init__(self, agent: Agent, embedder: MaskedAutoencoder) -> None:
+    def __init__(self, agent: Agent, embedder: Autoencoder) -> None:
         self.agent = agent
         self.embedder = embedder.eval()
 
@@ -47,7 +48,7 @@ class AgentMasking:
 
     def state_dict(self) -> dict[str, Any]:
         """The agent itself: its run may have gone on, or away, when this one is resumed."""
-        return {"agent": self.agent.state_dict(), "embedding": embedding_of(self.embedder)}
+        return {"agent": self.agent.state_dict(), "embedding": self.embedder.embedding_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
@@ -55,7 +56,7 @@ class AgentMasking:
 
 
 def save_agent(
-    folder: Path, name: str, options: dict[str, Any], agent: Agent, model: str, autoencoder: MaskedAutoencoder
+    folder: Path, name: str, options: dict[str, Any], agent: Agent, model: str, autoencoder: Autoencoder
 ) -> None:
     """Writes what `from_run` needs: the agent and the patch embedding that it knows."""
     save_state(
@@ -69,19 +70,13 @@ def save_agent(
             "image_size": list(autoencoder.image_size),
             "patch_size": autoencoder.patch_size,
             "channels": autoencoder.channels,
-            "embedding": embedding_of(autoencoder),
+            "embedding": autoencoder.embedding_state(),
             "state": agent.state_dict(),
         },
     )
 
 
-def embedding_of(autoencoder: MaskedAutoencoder) -> dict[str, Tensor]:
-    """The weights of its patch and position embedding."""
-    weights = autoencoder.state_dict()
-    return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
-
-
-def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
+def from_run(autoencoder: Autoencoder, run: str) -> AgentMasking:
     """The trained agent of a pretraining run, to mask images for `autoencoder`.
 
     Raises:
@@ -103,7 +98,7 @@ def from_run(autoencoder: MaskedAutoencoder, run: str) -> AgentMasking:
         )
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]
-    device = autoencoder.mask_token.device
+    device = autoencoder.device
     options = saved["options"] | {"grid": (rows, columns), "seed": 0, "device": device}
     agent = make_agent(saved["agent"], (num_patches, dim), **options)
     agent.load_state_dict(saved["state"])

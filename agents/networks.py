@@ -23,7 +23,16 @@ class ActorCriticOutput(NamedTuple):
     """Expected reward of the whole mask."""
 
 
-class PatchActorCritic(nn.Module):
+class ActorCritic(nn.Module):
+    """What A3C asks of a network: logits and values from observations, and the scale of its rewards."""
+
+    reward_scale: RunningScale
+
+    def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
+        raise NotImplementedError
+
+
+class PatchActorCritic(ActorCritic):
     """A small network over patch embeddings, shared over patches.
 
     Args:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import inspect
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ class SB3Agent:
         settings: keyword arguments of SB3's algorithm, in place of the presets.
 
     Raises:
-        InputError: for an unknown algorithm, or one whose package is not installed.
+        InputError: for an unknown algorithm or setting, or a package that is not installed.
     """
 
     resumes_exactly = False
@@ -65,6 +66,9 @@ class SB3Agent:
             raise unknown_name("stable-baselines3 algorithm", name, ALGORITHMS)
         self.name, self.settings = name, settings
         self.recipe = ALGORITHMS[name]
+        known = inspect.signature(load(self.recipe.algorithm)).parameters
+        for setting in settings.keys() - known.keys():
+            raise unknown_name(f"setting of {name}", setting, known)
         self.env_id = self.recipe.env_id
         self.device = torch.device(device)
         self.callbacks, self.progress_bar = callbacks, progress_bar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.agents import agents, make_agent
+from ahm_gym.agents import agent_class, agents, make_agent
 from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
 from ahm_gym.agents.frozen import save_agent
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
 from ahm_gym.policies import POLICIES, make_policy, policies
+from ahm_gym.reconstruction import Autoencoder
 
 
 class PolicyActor:
@@ -93,7 +95,7 @@ class AgentActor:
         """Scores to judge by: the agent's best choice, without its exploration."""
         return self.agent.act(patches.embeddings, deterministic=True)
 
-    def export(self, folder: Path, autoencoder: MaskedAutoencoder) -> None:
+    def export(self, folder: Path, autoencoder: Autoencoder) -> None:
         """Writes what `--policy agent:RUN_DIR` needs."""
         save_agent(folder, self.name, self.options, self.agent, self.model, autoencoder)
 
@@ -109,27 +111,88 @@ Actor = PolicyActor | AgentActor
 
 def make_actor(
     name: str,
-    autoencoder: MaskedAutoencoder,
+    autoencoder: Autoencoder,
     model: str,
     *,
     num_workers: int,
     seed: int,
     device: torch.device,
+    agent_options: dict[str, Any] | None = None,
 ) -> Actor:
     """The policy or agent of that name.
 
     Raises:
-        InputError: for a name in neither table, or several workers for a policy that needs none.
+        InputError: for a name in neither table, an option that the agent does not have, or several workers or
+            options for a policy that needs none.
     """
     if name in agents() and name not in POLICIES:
         shape = (autoencoder.num_patches, autoencoder.dim)
-        workers = {} if num_workers == 1 else {"num_workers": num_workers}
-        agent = make_agent(name, shape, grid=autoencoder.grid, seed=seed, device=device, **workers)
-        return AgentActor(name, {}, agent, model)
+        options = check_options(name, agent_options or {}) | pixel_options(name, autoencoder, model)
+        agent = make_agent(
+            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device, **options
+        )
+        return AgentActor(name, options, agent, model)
     if name.partition(":")[0] not in policies():
         raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
         raise InputError(
             f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."
         )
+    if agent_options:
+        raise InputError(
+            f"--agent-options {' '.join(agent_options)} goes with a learning agent such as a3c, not with policy {name}."
+        )
     return PolicyActor(make_policy(name, autoencoder))
+
+
+def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Options from NAME=VALUE; a value that is JSON, such as a number, is read as that.
+
+    Raises:
+        InputError: where there is no equals sign.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"--agent-options {pair}: write NAME=VALUE, such as critic=relu6.")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, once each is found to be one that the agent takes, and that is not set otherwise.
+
+    Raises:
+        InputError: with the nearest one that it takes.
+    """
+    taken = inspect.signature(agent_class(name)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return options  # the agent checks them itself
+    known = taken.keys() - {"observation_shape", "grid", "channels", "num_workers", "seed", "device"}
+    for option, value in options.items():
+        if option not in known:
+            raise unknown_name(f"option of agent {name}", option, known)
+        if isinstance(value, str) != isinstance(taken[option].default, str):
+            wanted = "a name" if isinstance(taken[option].default, str) else "a number"
+            raise InputError(f"--agent-options {option}={value}: expected {wanted}.")
+    return options
+
+
+def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, Any]:
+    """What an agent that sees raw images must know to put them together; nothing for any other agent.
+
+    Raises:
+        InputError: where it would see a vision transformer's embeddings instead.
+    """
+    if not getattr(agent_class(name), "sees_pixels", False):
+        return {}
+    if not autoencoder.embeds_pixels:
+        raise InputError(
+            f"agent {name} sees the raw image, and --model {model} shows embeddings of its patches: choose --model "
+            "unet, or --policy a3c."
+        )
+    return {"channels": autoencoder.channels}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.patches import grid_of, patchify, unpatchify
+from ahm_gym.patches import grid_of, patchify
+from ahm_gym.reconstruction import Autoencoder, Reconstruction
+from ahm_gym.unet import build_unet
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,7 @@ PRESETS = {
 }
 
 
-class Reconstruction(NamedTuple):
-    """What one masked forward pass gives back."""
-
-    loss: Float[Tensor, ""]
-    """Mean squared error over the masked patches; `backward()` starts here."""
-    patch_loss: Float[Tensor, "B L"]
-    """Mean squared error of every patch; it means something where the mask is True."""
-    prediction: Float[Tensor, "B L P"]
-    """Predicted patches, in the target's scale."""
-
-
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Autoencoder):
     """Reconstructs masked patches from the visible ones.
 
     After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is an
@@ -72,15 +63,15 @@ class MaskedAutoencoder(nn.Module):
         normalise_target: bool = False,
         norm_eps: float | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.normalise_target = normalise_target
-        self.grid: tuple[int, int] = encoder.patch_embed.grid_size
-        self.patch_size: int = encoder.patch_embed.patch_size[0]
-        self.channels: int = encoder.patch_embed.proj.in_channels
-        self.dim: int = encoder.embed_dim
-        self.num_patches = self.grid[0] * self.grid[1]
-        self.image_size = (self.grid[0] * self.patch_size, self.grid[1] * self.patch_size)
+        (rows, columns), patch_size = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
+        super().__init__(
+            image_size=(rows * patch_size, columns * patch_size),
+            patch_size=patch_size,
+            channels=encoder.patch_embed.proj.in_channels,
+            dim=encoder.embed_dim,
+            normalise_target=normalise_target,
+        )
+        self.encoder: VisionTransformer = encoder
         self.num_prefix: int = encoder.num_prefix_tokens
 
         self.decoder_embed = nn.Linear(self.dim, decoder_dim)
@@ -101,6 +92,11 @@ class MaskedAutoencoder(nn.Module):
         """Patch plus position embedding of every patch: what an agent observes."""
         return self._place(self._project(patchify(self._checked(images), self.patch_size)))
 
+    def embedding_state(self) -> dict[str, Tensor]:
+        """The weights of the patch and position embedding."""
+        weights = self.state_dict()
+        return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
+
     def encode(
         self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B N D"]:
@@ -117,37 +113,7 @@ class MaskedAutoencoder(nn.Module):
         patches = patchify(self._checked(images), self.patch_size)
         visible = visible_indices(mask)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
-        target = self.target(patches)
-        patch_loss = (prediction.float() - target).square().mean(dim=-1)
-        loss = (patch_loss * mask).sum() / mask.sum()
-        return Reconstruction(loss, patch_loss, prediction)
-
-    def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
-        """What the decoder is asked for: the patches, raw or each standardised (unbiased variance)."""
-        if not self.normalise_target:
-            return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
-
-    def reconstruct(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L P"]
-    ) -> Float[Tensor, "B C H W"]:
-        """Images whose masked patches are the predicted ones, in the scale of the images."""
-        patches = patchify(images, self.patch_size)
-        filled = prediction.float()
-        if self.normalise_target:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            filled = filled * (variance + 1e-6).sqrt() + mean
-        return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)
-
-    def _checked(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        expected = (self.channels, *self.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise InputError(
-                f"images of shape (C, H, W) = {tuple(images.shape[1:])} do not fit this autoencoder: it was built "
-                f"for {expected}; build it with that channels and image_size, or resize the images."
-            )
-        return images
+        return self.compare(prediction, patches, mask)
 
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed
@@ -225,20 +191,24 @@ def build_autoencoder(
     channels: int = 1,
     seed: int = 0,
     **options: Any,
-) -> MaskedAutoencoder:
+) -> Autoencoder:
     """A freshly initialised autoencoder.
 
     Args:
-        model: tiny, small, base, or the name of one of timm's plain vision transformers.
+        model: tiny, small, base, the name of one of timm's plain vision transformers, or unet.
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch in pixels.
         channels: of the images.
         seed: of the weights; the global generator is left as it was.
-        options: keyword arguments of `MaskedAutoencoder`; they override the preset's.
+        options: keyword arguments of `MaskedAutoencoder`, where they override the preset's, or of
+            `UNetAutoencoder`.
 
     Raises:
         InputError: for an unknown model or a patch size that does not divide the image size.
     """
+    if model == "unet":
+        shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+        return build_unet(seed, **shape, **options)
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
@@ -263,7 +233,7 @@ def build_encoder(
     preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
     plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
     if not timm.is_model(preset.name):
-        raise unknown_name("model", model, [*PRESETS, *plain])
+        raise unknown_name("model", model, [*PRESETS, "unet", *plain])
     refusal = InputError(
         f"model {model!r} is not one of timm's plain vision transformers: choose tiny, small, base or a name such "
         "as vit_small_patch16_224."

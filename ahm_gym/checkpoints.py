@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.errors import InputError
+from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.runs import RunFolder
+from ahm_gym.storage import load_state
 
 
 @dataclass
@@ -37,15 +41,20 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_published(autoencoder: MaskedAutoencoder, path: Path) -> LoadReport:
+def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     """Copies the weights of `path` into the autoencoder; says what matched, was resized and left out.
 
     Takes MAE checkpoints and timm vision transformers, `.pth`, `.pt` or `.safetensors`. Other image,
     patch and channel sizes go through timm's converters.
 
     Raises:
-        InputError: where the file is missing or unreadable, or no encoder weight fits.
+        InputError: for a U-Net, or where the file is missing or unreadable, or no encoder weight fits.
     """
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        raise InputError(
+            f"--init {path} holds a vision transformer, and a U-Net takes no published weights: leave --init out, or "
+            "choose another --model."
+        )
     published = read_weights(path)
     own = autoencoder.state_dict()
     encoder_keys = {key for key in own if not key.startswith(("decoder_", "mask_token"))}
@@ -70,6 +79,34 @@ def load_published(autoencoder: MaskedAutoencoder, path: Path) -> LoadReport:
         )
     autoencoder.load_state_dict(own | taken)
     return report
+
+
+def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
+    """Copies the weights of a pretraining run's last checkpoint.
+
+    Raises:
+        InputError: where the folder is no pretraining run, has no checkpoint, or trained another autoencoder.
+    """
+    folder = RunFolder.open(run, "pretrain")
+    step = folder.checkpoint_step()
+    if step is None:
+        raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain --resume --run-dir {run}.")
+    names = ("image_size", "patch_size", "channels", "normalise_target")
+    own = {name: getattr(autoencoder, name) for name in names}
+    saved = {name: folder.config.get(name) for name in names}
+    saved["image_size"] = tuple(saved["image_size"] or ())
+    weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
+    shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
+    if own != saved or next(shapes) != next(shapes):
+        raise InputError(
+            f"the autoencoder of {run} (--model {folder.config.get('model')}, {_plain(saved)}) is another one than "
+            f"that of this run ({_plain(own)}): choose the --model and sizes that it has."
+        )
+    autoencoder.load_state_dict(weights)
+
+
+def _plain(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models import adapt_input_conv, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
 from ahm_gym.autoencoder import PRESETS, build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.patches import grid_of
 from ahm_gym.storage import told_as_os_error
+from ahm_gym.unet import UNet
+
+Encoder = VisionTransformer | UNet
+"""What is pretrained and fine-tuned; of a U-Net it is all but the last layer."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,9 @@ class EncoderFolder:
     """An exported encoder, and the settings that whoever uses it starts from."""
 
     path: Path
-    """Loads with `timm.create_model("local-dir:PATH", pretrained=True)`."""
+    """Loads with `timm.create_model("local-dir:PATH", pretrained=True)`, or, of a U-Net, with `load_encoder`."""
     model: str
-    """The preset, else timm's name."""
+    """unet, the preset, else timm's name."""
     image_size: tuple[int, int]
     patch_size: int
     channels: int
@@ -44,9 +48,11 @@ def find_encoder(spec: Path) -> EncoderFolder:
     if not spec.is_dir():
         raise InputError(f"--encoder {spec} does not exist: give the folder of a pretraining run, or none.")
     config = _read_config(spec)
-    if config.get("kind", "pretrain") != "pretrain":
+    if config.get("kind") == "recipe":
+        return _encoder_of_recipe(spec, config)
+    if config.get("kind", "pretrain") not in ("pretrain", "unet"):
         raise InputError(f"--encoder {spec} is a {config['kind']} run: give a pretraining run, or none.")
-    if "kind" not in config:
+    if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
         return _described(spec, config, run if run.get("kind") == "pretrain" else {})
     exported = spec / "encoder"
@@ -58,10 +64,23 @@ def find_encoder(spec: Path) -> EncoderFolder:
     return _described(exported, _read_config(exported), config)
 
 
+def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
+    """What the last stage of a recipe's run has exported."""
+    stage = spec / str(config["stages"][-1])
+    if not (stage / "encoder" / "config.json").is_file():
+        raise InputError(
+            f"--encoder {spec} has not come to its last stage yet: let it go on with pretrain --resume "
+            f"--run-dir {spec}."
+        )
+    return find_encoder(stage)
+
+
 def export_encoder(
-    encoder: VisionTransformer, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: Encoder, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Writes an encoder so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+    """Writes an encoder so that `load_encoder` reads it.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads a vision transformer too.
 
     Args:
         encoder: what to write.
@@ -70,6 +89,9 @@ def export_encoder(
         std: likewise.
     """
     with told_as_os_error(folder):
+        if isinstance(encoder, UNet):
+            _save_unet(encoder, folder, {"mean": mean, "std": std})
+            return
         save_for_hf(encoder, str(folder), safe_serialization=True, data_config={"mean": mean, "std": std})
 
 
@@ -81,7 +103,7 @@ def load_encoder(
     patch_size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
-) -> VisionTransformer:
+) -> Encoder:
     """The encoder that `spec` names, or an untrained one: exactly that with which pretraining starts.
 
     Args:
@@ -117,7 +139,8 @@ def load_encoder(
         "in_chans": channels or found.channels,
     }
     grid_of(shape["img_size"], shape["patch_size"])
-    return _load_exported(found.path, shape)
+    load = _load_unet if found.model == "unet" else _load_exported
+    return load(found.path, shape)
 
 
 def _load_exported(folder: Path, shape: dict[str, Any]) -> VisionTransformer:
@@ -131,6 +154,42 @@ def _load_exported(folder: Path, shape: dict[str, Any]) -> VisionTransformer:
     if type(encoder) is not VisionTransformer:
         raise InputError(f"{refusal}: expected timm's plain VisionTransformer, not {type(encoder).__name__}.")
     return encoder
+
+
+def _save_unet(unet: UNet, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in unet.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    arguments = {"img_size": unet.image_size, "patch_size": unet.patch_size, "in_chans": unet.channels}
+    config = {
+        "kind": "unet",
+        "architecture": "unet",
+        "model_args": {**arguments, "features": unet.features},
+        "pretrained_cfg": statistics,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_unet(folder: Path, shape: dict[str, Any]) -> UNet:
+    features = tuple(_read_config(folder)["model_args"].get("features", ()))
+    try:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        with torch.random.fork_rng(devices=[]):
+            unet = UNet(
+                image_size=shape["img_size"],
+                patch_size=shape["patch_size"],
+                channels=shape["in_chans"],
+                features=features,
+            )
+        stem = "conv_0.conv_0.conv.weight"
+        if weights[stem].shape[1] != unet.channels:
+            weights[stem] = adapt_input_conv(unet.channels, weights[stem], base_chans=weights[stem].shape[1])
+        unet.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, IndexError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"the encoder in {folder} cannot be used ({_first_line(error)}): export it again, or choose another."
+        ) from error
+    return unet
 
 
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:

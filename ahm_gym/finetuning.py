@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from monai.losses.dice import DiceCELoss
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import Split
 from ahm_gym.data.sources import absolute
-from ahm_gym.encoders import find_encoder, load_encoder
+from ahm_gym.encoders import Encoder, find_encoder, load_encoder
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.labelled import LabelledBatches, choose_labelled
@@ -291,7 +290,7 @@ def _open_labelled(config: FinetuneConfig) -> ImageDataset:
     )
 
 
-def _encoder(config: FinetuneConfig, dataset: ImageDataset) -> VisionTransformer:
+def _encoder(config: FinetuneConfig, dataset: ImageDataset) -> Encoder:
     image_size, patch_size = _shape(config)
     return load_encoder(
         None if config.encoder == "none" else Path(config.encoder),

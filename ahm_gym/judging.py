@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.masking import PatchBatch, random_scores, select_patches
 from ahm_gym.patches import patchify
+from ahm_gym.reconstruction import Autoencoder
 
 
 def true_patch_loss(
-    autoencoder: MaskedAutoencoder,
+    autoencoder: Autoencoder,
     images: Float[Tensor, "B C H W"],
     num_masked: int,
     *,
@@ -91,7 +91,7 @@ def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
 
 def judge(
     score: Callable[[PatchBatch], Float[Tensor, "B L"]],
-    autoencoder: MaskedAutoencoder,
+    autoencoder: Autoencoder,
     images: Float[Tensor, "B C H W"],
     num_masked: int,
     progress: float,

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ahm_gym.autoencoder import MaskedAutoencoder, Reconstruction
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.sharing import hand_over_gradients, held, read, share
 
 
@@ -27,11 +27,12 @@ class Pretrainer:
         warmup: share of the updates that warms up.
         max_grad_norm: the gradient is scaled down to this norm.
         device: where the autoencoder lives; autocast to bfloat16 on a GPU.
+        frozen: never update the autoencoder; a step only reconstructs, and counts.
     """
 
     def __init__(
         self,
-        autoencoder: MaskedAutoencoder,
+        autoencoder: Autoencoder,
         *,
         num_steps: int,
         learning_rate: float = 1e-3,
@@ -39,6 +40,7 @@ class Pretrainer:
         warmup: float = 0.05,
         max_grad_norm: float = 1.0,
         device: torch.device | str = "cpu",
+        frozen: bool = False,
     ) -> None:
         if num_steps < 1:
             raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
@@ -50,15 +52,16 @@ class Pretrainer:
         self.learning_rate = learning_rate
         self.warmup = warmup
         self.max_grad_norm = max_grad_norm
+        self.frozen = frozen
         groups = _decay_groups(self.autoencoder, weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
-        self._local: MaskedAutoencoder | None = None
+        self._local: Autoencoder | None = None
 
     @property
     def updates(self) -> int:
-        """Number of updates so far, over all processes that share this pretrainer."""
+        """Number of steps so far, over all processes that share this pretrainer."""
         return int(self._updates)
 
     @property
@@ -67,12 +70,12 @@ class Pretrainer:
         return min(self.updates / self.num_steps, 1.0)
 
     @property
-    def model(self) -> MaskedAutoencoder:
+    def model(self) -> Autoencoder:
         """The autoencoder as this process last read it."""
         return self.autoencoder if self._local is None else self._local
 
     def step(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
-        """One update; gives back the reconstruction from before it, detached.
+        """One update, unless frozen; gives back the reconstruction from before it, detached.
 
         Gradients are switched on here, whatever the caller has switched off.
 
@@ -82,9 +85,11 @@ class Pretrainer:
         with torch.inference_mode(False), torch.enable_grad():
             self._refresh()
             images, mask = _outside_inference(images), _outside_inference(mask)
-            result = self._backward(images, mask)
+            result = self.forward(images, mask) if self.frozen else self._backward(images, mask)
             with self.locked():
-                self._apply()
+                if not self.frozen:
+                    self._apply()
+                self._updates += 1
         return Reconstruction(*(value.detach() for value in result))
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
@@ -129,7 +134,7 @@ class Pretrainer:
         self._updates.fill_(state["updates"])
 
     def _refresh(self) -> None:
-        if self._local is not None:
+        if self._local is not None and not self.frozen:
             with self.locked():
                 read(self._local, self.autoencoder)
 
@@ -165,7 +170,6 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self._updates += 1
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass: bfloat16 on a GPU."""

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.store import cover
+from ahm_gym.encoders import Encoder
 from ahm_gym.errors import InputError
 from ahm_gym.labelled import choose_labelled
 from ahm_gym.patches import grid_of, patchify
 from ahm_gym.scoring import Value, mean
+from ahm_gym.unet import UNet
 
 PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
 """Ridge penalties to choose from, on the sum of squares over all training patches."""
@@ -22,7 +23,7 @@ BATCH_SIZE = 64
 
 
 def probe(
-    encoder: VisionTransformer,
+    encoder: Encoder,
     dataset: ImageDataset,
     *,
     labels: int | None = None,
@@ -33,7 +34,8 @@ def probe(
     """Patch Dice on the test split of a ridge regression from patch features to the label fractions.
 
     Args:
-        encoder: frozen; its normed patch tokens are the features, standardised over the training patches.
+        encoder: frozen; the features are its normed patch tokens, or the averages of a U-Net's feature map over
+            the patches, standardised over the training patches.
         dataset: with labels in all three splits.
         labels: number of labelled training images; None takes all.
         seed: which ones; see `choose_labelled`.
@@ -121,8 +123,17 @@ def label_fractions(
     return patchify(fitted[:, None], patch_size).mean(dim=2).T
 
 
+def patch_features(
+    encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
+) -> Float[Tensor, "B L D"]:
+    """What the encoder knows of every patch, in reading order."""
+    if isinstance(encoder, UNet):
+        return encoder.pooled(images, patch_size)
+    return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
+
+
 def _patches(
-    encoder: VisionTransformer,
+    encoder: Encoder,
     dataset: ImageDataset,
     indices: list[int],
     image_size: tuple[int, int],
@@ -132,13 +143,13 @@ def _patches(
     grid_of(image_size, patch_size)
     was_training = encoder.training
     encoder.eval()
-    device = encoder.patch_embed.proj.weight.device
+    device = next(encoder.parameters()).device
     features, fractions = [], []
     for start in range(0, len(indices), BATCH_SIZE):
         chosen = indices[start : start + BATCH_SIZE]
         with torch.no_grad():
-            tokens = encoder.forward_features(dataset.resized(chosen, image_size).to(device))
-        features.append(tokens[:, encoder.num_prefix_tokens :].double().cpu())
+            tokens = patch_features(encoder, dataset.resized(chosen, image_size).to(device), patch_size)
+        features.append(tokens.double().cpu())
         for index in chosen:
             label = dataset.sample(index).label
             assert label is not None, "only labelled samples are chosen"

@@ -38,7 +38,7 @@ class Recorder:
         self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
         self.sums: dict[str, float] = defaultdict(float)
         self.progress = Progress(
-            "pretraining", total=config.steps, start=start, images_per_step=config.batch_size
+            training.title, total=config.steps, start=start, images_per_step=config.batch_size
         )
         self.interrupt: Interrupt = Interrupt()
         self.saved_at = start

@@ -1,4 +1,4 @@
-"""The segmenter: an encoder, features of four of its depths, and a light UNETR decoder."""
+"""The segmenter: a vision transformer with a light UNETR decoder, or a U-Net with a head."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Float, Int
 from monai.inferers.utils import sliding_window_inference
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.data import Sample
 from ahm_gym.data.stream import derive_seed
-from ahm_gym.encoders import export_encoder, load_encoder
+from ahm_gym.encoders import Encoder, export_encoder, load_encoder
 from ahm_gym.errors import InputError
 from ahm_gym.storage import told_as_os_error
+from ahm_gym.unet import UNet
 
 NUM_DEPTHS = 4
 LAYER_DECAY = 0.75
@@ -32,14 +32,15 @@ class Segmenter(nn.Module):
     """Class logits for every pixel, from the features of an encoder.
 
     Args:
-        encoder: timm's plain VisionTransformer; its own image size, patch size and channels hold.
+        encoder: timm's plain VisionTransformer, or a U-Net; its own image size, patch size and channels hold.
         num_classes: with the background, at least 2.
-        feature_size: width of the decoder at full resolution; it doubles with every halving, up to 8 times.
+        feature_size: width of the UNETR decoder at full resolution; it doubles with every halving, up to 8
+            times. A U-Net has its own.
         freeze: keep the encoder as it is, and train the decoder alone.
     """
 
     def __init__(
-        self, encoder: VisionTransformer, num_classes: int, *, feature_size: int = 16, freeze: bool = False
+        self, encoder: Encoder, num_classes: int, *, feature_size: int = 16, freeze: bool = False
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -50,6 +51,11 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.feature_size = feature_size
         self.freeze = freeze
+        self.decoder: UnetrDecoder | PixelHead
+        if isinstance(encoder, UNet):
+            self.image_size, self.channels = encoder.image_size, encoder.channels
+            self.decoder = PixelHead(encoder.width, num_classes)
+            return
         rows, columns = encoder.patch_embed.grid_size
         patch_size: int = encoder.patch_embed.patch_size[0]
         self.image_size = (rows * patch_size, columns * patch_size)
@@ -72,8 +78,10 @@ class Segmenter(nn.Module):
         return self
 
     def features(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Normed patch features of four depths as maps, the shallowest first."""
+        """Normed patch features of four depths as maps, the shallowest first; of a U-Net its one feature map."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            if isinstance(self.encoder, UNet):
+                return [self.encoder(images)]
             taken = sorted(set(self.depths))
             maps: Any = self.encoder.forward_intermediates(
                 images, indices=taken, norm=True, output_fmt="NCHW", intermediates_only=True
@@ -82,6 +90,19 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         return self.decoder(images, self.features(images))
+
+
+class PixelHead(nn.Module):
+    """The last layer of a U-Net: class logits from the feature map, pixel by pixel."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(width, num_classes, 1)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
+    ) -> Float[Tensor, "B K H W"]:
+        return self.out(features[0])
 
 
 class UnetrDecoder(nn.Module):
@@ -140,9 +161,7 @@ class UnetrDecoder(nn.Module):
         return resize(self.out(maps), (images.shape[2], images.shape[3]))
 
 
-def build_segmenter(
-    encoder: VisionTransformer, num_classes: int, *, freeze: bool = False, seed: int = 0
-) -> Segmenter:
+def build_segmenter(encoder: Encoder, num_classes: int, *, freeze: bool = False, seed: int = 0) -> Segmenter:
     """A segmenter whose decoder is initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, 4))
@@ -150,18 +169,25 @@ def build_segmenter(
 
 
 def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
-    """Groups for the optimiser: learning rates decay from the decoder down to the patch embedding."""
+    """Groups for the optimiser: learning rates decay from the decoder down to the patch embedding.
+
+    A U-Net, which has a decoder of its own, is trained at one rate.
+    """
+    if isinstance(segmenter.encoder, UNet):
+        return _groups_of_one_rate([p for p in segmenter.parameters() if p.requires_grad])
     encoder = param_groups_layer_decay(
         segmenter.encoder,
         weight_decay=WEIGHT_DECAY,
         no_weight_decay_list=segmenter.encoder.no_weight_decay(),
         layer_decay=LAYER_DECAY,
     )
-    decoder = list(segmenter.decoder.parameters())
+    return [*encoder, *_groups_of_one_rate(list(segmenter.decoder.parameters()))]
+
+
+def _groups_of_one_rate(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [
-        *encoder,
-        {"params": [p for p in decoder if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
-        {"params": [p for p in decoder if p.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
     ]
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from ahm_gym.acting import Actor, make_actor
+from ahm_gym.acting import Actor, make_actor, read_options
+from ahm_gym.agents import AGENTS
 from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.checkpoints import load_published
+from ahm_gym.checkpoints import load_autoencoder, load_published
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.envs import MaskingVectorEnv
@@ -43,6 +44,8 @@ class PretrainConfig:
     patch_size: int = 8
     model: str = "tiny"
     init: Path | None = None
+    reconstructor: Path | None = None
+    agent_options: tuple[str, ...] = ()
     normalise_target: bool = False
     learning_rate: float = 1e-3
     mask_ratio: float = 0.75
@@ -57,11 +60,19 @@ class PretrainConfig:
     checkpoint_every: int = 200
 
 
-def pretrain(config: PretrainConfig, *, resume: bool = False, given: Container[str] = ()) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    given: Container[str] = (),
+    title: str = "pretraining",
+    interrupt: Interrupt | None = None,
+) -> Path:
     """Pretrains an encoder; gives back the run folder.
 
     With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
     checkpoint stands; settings that differ from the defaults, or are named in `given`, must be its own.
+    `title` stands before the progress; `interrupt` tells the caller of a signal in the very last step.
 
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
@@ -77,11 +88,11 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, given: Container[s
         config = merge_resumed(config, run.config, "pretrain", given)
         if run.checkpoint_step() == config.steps:
             return run.path
-    training = Training(config, fresh=run is None or run.checkpoint_step() is None)
+    training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(config), training.describe())
     try:
-        training.run(run)
+        training.run(run, interrupt or Interrupt())
     finally:
         run.close()
     return run.path
@@ -103,6 +114,7 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
         data_root=None if root is None else root.absolute(),
         policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
         init=None if config.init is None else config.init.absolute(),
+        reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
     )
 
 
@@ -131,6 +143,19 @@ def check_counts(config: PretrainConfig) -> None:
     check_seed(config.seed)
 
 
+def check_reconstructor(config: PretrainConfig) -> None:
+    """Refuses what a frozen autoencoder leaves without sense."""
+    if config.reconstructor is None:
+        return
+    if config.policy not in AGENTS:
+        raise InputError(
+            f"--reconstructor freezes the autoencoder, and policy {config.policy} learns nothing: choose a learning "
+            "agent such as a3c, or leave it out."
+        )
+    if config.init is not None:
+        raise InputError("--init and --reconstructor both bring weights: leave one of them out.")
+
+
 @dataclass
 class EnvFactory:
     """Makes a worker's environment around the shared pretrainer; picklable."""
@@ -153,11 +178,14 @@ class Training:
     Args:
         config: the settings.
         fresh: whether there is no checkpoint that would overwrite the initial weights.
+        title: what the progress is called.
     """
 
-    def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
+    def __init__(self, config: PretrainConfig, *, fresh: bool = True, title: str = "pretraining") -> None:
         check_counts(config)
+        check_reconstructor(config)
         self.config = config
+        self.title = title
         self.device = pick_device(config.device)
         image_size = image_size_of(config.image_size)
         if config.num_workers > 1 and self.device.type != "cpu":
@@ -175,8 +203,14 @@ class Training:
         )
         if config.init is not None and fresh:
             print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
+        if config.reconstructor is not None and fresh:
+            load_autoencoder(autoencoder, config.reconstructor)
         self.pretrainer = Pretrainer(
-            autoencoder, num_steps=config.steps, learning_rate=config.learning_rate, device=self.device
+            autoencoder,
+            num_steps=config.steps,
+            learning_rate=config.learning_rate,
+            device=self.device,
+            frozen=config.reconstructor is not None,
         )
         self.actor: Actor = make_actor(
             config.policy,
@@ -185,6 +219,7 @@ class Training:
             num_workers=config.num_workers,
             seed=config.seed,
             device=self.device,
+            agent_options=read_options(config.agent_options),
         )
         if config.guided_fraction is not None:
             check_guided_fraction(config.guided_fraction)
@@ -219,7 +254,7 @@ class Training:
             "std": list(self.dataset.std),
         }
 
-    def run(self, run: RunFolder) -> None:
+    def run(self, run: RunFolder, interrupt: Interrupt) -> None:
         """Trains to the last step, from the newest checkpoint of `run` where it has one."""
         found = run.load_checkpoint()
         start = 0 if found is None else found[0]
@@ -244,7 +279,7 @@ class Training:
         if found is None:
             self.env.reset(seed=self.config.seed)
             recorder.checkpoint()
-        with Interrupt() as recorder.interrupt, recorder.progress:
+        with interrupt as recorder.interrupt, recorder.progress:
             self.actor.learn(self._make_env, self.config.steps - start, seed=seed, callback=recorder)
         if recorder.step < self.config.steps:
             recorder.step = self.pretrainer.updates

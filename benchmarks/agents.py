@@ -27,7 +27,7 @@ from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.policies import make_policy
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.storage import write_atomically
-from ahm_gym.testing import IdentityTask, SequentialIdentityTask, solved
+from ahm_gym.testing import IdentityTask, SequentialIdentityTask, identity_task, solved
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,8 @@ def identity_cell(out: Path, name: str, num_patches: int, seed: int) -> dict[str
     if path.exists():
         return json.loads(path.read_text())
     agent = make_agent(name, (num_patches, 8), seed=seed)
-    task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask
-    sizes = {"num_patches": num_patches, "num_targets": num_patches // 4}
-    env = task(**sizes)
-    steps_a_mask = env.num_envs * (1 if task is IdentityTask else env.num_targets)
+    env = identity_task(agent, num_patches)
+    steps_a_mask = env.num_envs * (env.num_targets if isinstance(env, SequentialIdentityTask) else 1)
     reached: dict[str, Any] = dict.fromkeys(LEVELS)
     rewards: list[float] = []
     looking, began = 0.0, time.perf_counter()
@@ -106,7 +104,7 @@ def identity_cell(out: Path, name: str, num_patches: int, seed: int) -> dict[str
         before = time.perf_counter()
         shares = {"acting": solved(env, float(np.mean(rewards[-10:]))), "greedy": 0.0}
         if len(rewards) % 5 == 0:
-            shares["greedy"] = greedy(agent, task(num_envs=128, **sizes))
+            shares["greedy"] = greedy(agent, identity_task(agent, num_patches, num_envs=128))
         for level, (kind, share) in LEVELS.items():
             if shares[kind] >= share and reached[level] is None:
                 reached[level] = [len(rewards) * steps_a_mask, before - began - looking]

@@ -255,6 +255,7 @@ class MaskingVectorEnv(VectorEnv):
         mask, guided = self._mask.to(device), self._guided.to(device)
         self.reward.before(self._images, mask)
         result = self.pretrainer.step(self._images, mask)
+        self.reward.after(self._images, result)
         patch_reward = (self.reward(result.patch_loss, mask, guided) * mask).float().cpu()
         info["patch_loss"] = (result.patch_loss * mask).float().cpu().numpy()
         info["patch_reward"] = patch_reward.numpy()

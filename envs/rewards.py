@@ -8,10 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
 
-from ahm_gym.errors import unknown_name
+from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import random_scores, select_patches
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.reconstruction import Reconstruction
 
 
 @runtime_checkable
@@ -20,6 +22,10 @@ class Reward(Protocol):
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
         """Look at the batch while the autoencoder is still the old one."""
+        ...
+
+    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
+        """Look at the reconstruction from before the update, with the same mask."""
         ...
 
     def __call__(
@@ -46,7 +52,18 @@ class LossReward:
         self.pretrainer = pretrainer
         self.generator = generator
 
+    def configure(self, argument: str) -> None:
+        """Takes what follows the colon of a reward's name.
+
+        Raises:
+            InputError: where the reward takes nothing, or not this.
+        """
+        raise InputError(f"reward argument {argument!r}: only ahm2025 takes one, as in ahm2025:20.")
+
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+        return None
+
+    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
         return None
 
     def __call__(
@@ -168,21 +185,75 @@ class AdvantageReward(LossReward):
         return patch_loss - self.random_loss
 
 
+class AHMReward(LossReward):
+    """255 times the squared error of the patch, plus 127.5 times the mean square of its reconstruction.
+
+    The reward of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025): bright reconstructions pay, so that black
+    background does not. Both terms are on the paper's pixel scale, 0 to 1: images here are normalised, so
+    0 and 1 are the darkest and the brightest value of each channel of each image.
+
+    The cells of reward are the patches. In the authors' code they are squares of 20 px over patches of 16,
+    laid out from the first patch on, and the patches that are left over get 0: `ahm2025:20` brings that back.
+    """
+
+    scale, brightness = 255.0, 0.5
+
+    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
+        super().__init__(pretrainer, generator)
+        self.cell_size = pretrainer.autoencoder.patch_size
+        self.cells: Tensor | None = None
+
+    def configure(self, argument: str) -> None:
+        """Sets the side of a cell of reward in pixels."""
+        longest = min(self.pretrainer.autoencoder.image_size)
+        if not argument.isdecimal() or not 1 <= int(argument) <= longest:
+            raise InputError(
+                f"reward ahm2025:{argument}: after the colon goes the side of a cell in pixels, 1 to {longest}."
+            )
+        self.cell_size = int(argument)
+
+    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
+        everything = torch.ones_like(result.patch_loss, dtype=torch.bool)
+        filled = self.pretrainer.model.reconstruct(images, everything, result.prediction)
+        darkest = images.amin(dim=(2, 3), keepdim=True)
+        contrast = (images.amax(dim=(2, 3), keepdim=True) - darkest).clamp(min=1e-6)
+        error = ((filled - images) / contrast).square()
+        bright = ((filled - darkest) / contrast).square()
+        self.cells = self._pool(self.scale * (error + self.brightness * bright))
+
+    def _pool(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
+        """Means over the cells, in the places of the patches."""
+        rows, columns = self.pretrainer.autoencoder.grid
+        means = avg_pool2d(values.mean(dim=1, keepdim=True), self.cell_size)[:, 0, :rows, :columns]
+        return pad(means, (0, columns - means.shape[2], 0, rows - means.shape[1])).flatten(1)
+
+    def __call__(
+        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        assert self.cells is not None, "after() comes first"
+        return self.cells
+
+
 REWARDS: dict[str, type[LossReward]] = {
     "loss": LossReward,
     "relative": RelativeReward,
     "rank": RankReward,
     "progress": ProgressReward,
     "advantage": AdvantageReward,
+    "ahm2025": AHMReward,
 }
 
 
 def make_reward(name: str, pretrainer: Pretrainer, generator: torch.Generator) -> Reward:
-    """The reward of that name.
+    """The reward of that name; what follows a colon is its argument.
 
     Raises:
-        InputError: for an unknown name, with the nearest one.
+        InputError: for an unknown name, with the nearest one, or an argument that the reward does not take.
     """
-    if name not in REWARDS:
+    base, colon, argument = name.partition(":")
+    if base not in REWARDS:
         raise unknown_name("reward", name, REWARDS)
-    return REWARDS[name](pretrainer, generator)
+    reward = REWARDS[base](pretrainer, generator)
+    if colon:
+        reward.configure(argument)
+    return reward

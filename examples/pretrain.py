@@ -10,6 +10,7 @@ from pathlib import Path
 import tyro
 
 from ahm_gym.errors import command_line
+from ahm_gym.recipes import is_recipe_run, run_recipe
 from ahm_gym.settings import flags_in
 from ahm_gym.training import PretrainConfig, pretrain
 
@@ -22,8 +23,11 @@ class Arguments:
     """A folder of images, a .npz file, medsegbench:NAME or medmnist:NAME; nothing takes the MNI152 brain."""
     data_root: Path | None = PretrainConfig.data_root
     """Where relative names are looked up; the variable AHM_DATA does the same."""
+    recipe: str | None = None
+    """ahm2025 runs the paper's three stages, each for --steps updates where that is given."""
     policy: str = PretrainConfig.policy
-    """Who chooses the masks: a3c, random, block, grid, agent:RUN_DIR for a trained agent, frozen, or a plug-in."""
+    """Who chooses the masks: random, block, grid; a learning agent such as a3c, ppo or ahm2025; agent:RUN_DIR for
+    a trained one, frozen; or a plug-in."""
     steps: int = PretrainConfig.steps
     """Updates of the autoencoder."""
     batch_size: int = PretrainConfig.batch_size
@@ -33,9 +37,13 @@ class Arguments:
     patch_size: int = PretrainConfig.patch_size
     """Side of a patch in pixels."""
     model: str = PretrainConfig.model
-    """tiny, small, base, or the name of one of timm's plain vision transformers."""
+    """tiny, small, base, unet, or the name of one of timm's plain vision transformers."""
     init: Path | None = PretrainConfig.init
     """Published weights to start from: an MAE or timm checkpoint, .pth or .safetensors."""
+    reconstructor: Path | None = PretrainConfig.reconstructor
+    """A run whose autoencoder is taken and never updated: only the agent learns, and --steps counts batches."""
+    agent_options: tuple[str, ...] = PretrainConfig.agent_options
+    """Settings of the agent as NAME=VALUE, such as critic=relu6."""
     normalise_target: bool = PretrainConfig.normalise_target
     """Predict patches of zero mean and unit variance instead of raw pixels."""
     learning_rate: float = PretrainConfig.learning_rate
@@ -43,7 +51,7 @@ class Arguments:
     mask_ratio: float = PretrainConfig.mask_ratio
     """Share of masked patches."""
     reward: str = PretrainConfig.reward
-    """What a masked patch pays an agent: loss, relative, rank, progress or advantage."""
+    """What a masked patch pays an agent: loss, relative, rank, progress, advantage or ahm2025."""
     guided_fraction: float | None = PretrainConfig.guided_fraction
     """Share of masked patches that follow the scores; nothing takes the policy's own schedule."""
     masking_steps: int = PretrainConfig.masking_steps
@@ -66,10 +74,15 @@ class Arguments:
 
 def main() -> None:
     arguments = dataclasses.asdict(tyro.cli(Arguments, description=__doc__))
-    resume = arguments.pop("resume")
+    resume, recipe = arguments.pop("resume"), arguments.pop("recipe")
+    config, given = PretrainConfig(**arguments), flags_in(sys.argv)
     with command_line():
-        run = pretrain(PretrainConfig(**arguments), resume=resume, given=flags_in(sys.argv))
-        print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
+        if recipe is not None or (resume and is_recipe_run(config.run_dir)):
+            run = run_recipe(recipe, config, resume=resume, given=given)
+            print(f"\nWrote {run}/: one folder a stage, each with figures/masks.png, figures/curves.png")
+        else:
+            run = pretrain(config, resume=resume, given=given)
+            print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
         print(f"Next: python examples/segment.py --encoder {run} --labels 10")
 
 

@@ -18,7 +18,7 @@ class Arguments:
     """Segmentation with a pretrained encoder, or from scratch, on a number of labelled images."""
 
     encoder: str = FinetuneConfig.encoder
-    """Folder of a pretraining run, or none for an untrained encoder."""
+    """Folder of a pretraining run or of a recipe's, or none for an untrained encoder."""
     data: str | None = FinetuneConfig.data
     """Labelled images, as for pretraining; nothing takes those of the encoder's run, else the MNI152 brain."""
     data_root: Path | None = FinetuneConfig.data_root
@@ -28,7 +28,7 @@ class Arguments:
     steps: int = FinetuneConfig.steps
     """Updates of the segmenter."""
     model: str | None = FinetuneConfig.model
-    """tiny, small, base, or a vision transformer of timm; nothing takes the encoder's, else tiny."""
+    """tiny, small, base, unet, or a vision transformer of timm; nothing takes the encoder's, else tiny."""
     image_size: tuple[int, ...] | None = FinetuneConfig.image_size
     """Side of the training images in pixels, or height and width; nothing takes the encoder's, else 64."""
     patch_size: int | None = FinetuneConfig.patch_size

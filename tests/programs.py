@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+
+from ahm_gym.storage import load_state
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,3 +51,35 @@ def write_discs(path: Path, count: int = 24, size: int = 32) -> Path:
         arrays[f"{split}_label"] = disc.astype(np.uint8)
     np.savez_compressed(path, **arrays)
     return path
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Waits until the condition holds while the process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def final_state(path: Path) -> dict[Any, Any]:
+    """The state in the one checkpoint of a run."""
+    (folder,) = (path / "checkpoint").iterdir()
+    return load_state(folder)
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Fails unless two nested states are equal bit for bit."""
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for first, second in zip(one, two, strict=True):
+            assert_same(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two

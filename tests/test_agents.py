@@ -14,7 +14,7 @@ from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_orde
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients
-from ahm_gym.testing import IdentityTask, SequentialIdentityTask, solved
+from ahm_gym.testing import IdentityTask, solved
 
 L = 5
 EVERYTHING = torch.ones(1, L, dtype=torch.bool)
@@ -184,12 +184,6 @@ def play(agent, env, steps, seed=0):
     return rewards
 
 
-def task_of(agent, num_patches=16):
-    """The identity task in the form of action that the agent wants."""
-    task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask
-    return task(num_patches=num_patches, num_targets=num_patches // 4)
-
-
 LEARNING = {
     "trpo": (150, 0.8),
     "sac": (300, 0.9),
@@ -203,9 +197,9 @@ LEARNING = {
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_every_agent_learns_the_identity_task(name):
-    agent = make_agent(name, (16, 8))
+    agent = make_agent(name, (16, 16))
     steps, threshold = LEARNING.get(name, (300, 0.9))
-    rewards = play(agent, task_of(agent), steps)
+    rewards = play(agent, identity_task(agent, dim=16), steps)
     assert len(rewards) == steps
     assert solved(IdentityTask(), float(np.mean(rewards[-30:]))) >= threshold
 

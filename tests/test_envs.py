@@ -13,6 +13,7 @@ from ahm_gym.envs import (
     MaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
+from ahm_gym.patches import patchify
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.testing import check_vector_env
 
@@ -46,6 +47,13 @@ def test_the_vector_environment_passes_our_checker(make, mode):
 @pytest.mark.parametrize("masking_steps", [1, 3])
 def test_every_reward_passes_our_checker(make, reward, masking_steps):
     check_vector_env(lambda: make(reward=reward, masking_steps=masking_steps, guided_fraction=0.5))
+
+
+def test_a_u_net_shows_the_raw_image_and_passes_our_checker(make):
+    env = make(model="unet")
+    observation, _ = env.reset(seed=0)
+    assert torch.equal(torch.from_numpy(observation), patchify(env.patches.images, 8))
+    check_vector_env(lambda: make(model="unet", reward="ahm2025", masking_steps=2))
 
 
 class Broken(MaskingVectorEnv):

@@ -85,6 +85,16 @@ def test_settings_out_of_range_are_refused(options, message):
         build(**options)
 
 
+def test_a_frozen_autoencoder_reconstructs_and_counts_and_stays_as_it_is():
+    frozen, trained = build(frozen=True), build()
+    expected = trained.forward(*batch())
+    for _ in range(2):
+        torch.testing.assert_close(frozen.step(*batch()).patch_loss, expected.patch_loss)
+    for one, two in zip(frozen.autoencoder.parameters(), trained.autoencoder.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert frozen.updates == 2 and frozen.progress == 0.1
+
+
 def test_a_snapshot_applies_its_gradients_to_the_shared_weights():
     alone, shared = build(), build()
     lock = torch.multiprocessing.get_context("spawn").Lock()

@@ -84,17 +84,65 @@ def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrain
     torch.testing.assert_close(again.random_loss, reward.random_loss)
 
 
+def reference_cells(images, filled, mask, side):
+    """The reward of AHM pixel by pixel: what every cell of `side` pixels pays, row by row."""
+    paid = torch.zeros(len(images), 4, 4)
+    for i in range(len(images)):
+        low, high = images[i].min(), images[i].max()
+        original, rebuilt = (images[i, 0] - low) / (high - low), (filled[i, 0] - low) / (high - low)
+        for row in range(32 // side):
+            for column in range(32 // side):
+                place = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
+                error = ((rebuilt[place] - original[place]) ** 2).mean()
+                paid[i, row, column] = 255 * error + 0.5 * 255 * (rebuilt[place] ** 2).mean()
+    return paid.flatten(1)
+
+
+@pytest.mark.parametrize(("name", "side"), [("ahm2025", 8), ("ahm2025:8", 8), ("ahm2025:10", 10)])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_ahm2025_pays_error_and_brightness_of_each_cell(name, side, normalise):
+    autoencoder = build_autoencoder("unet", image_size=(32, 32), normalise_target=normalise)
+    pretrainer = Pretrainer(autoencoder, num_steps=50)
+    images, mask, guided, patch_loss = draw()
+    reward = build(name, pretrainer)
+    result = pretrainer.forward(images, mask)
+    reward.after(images, result)
+    filled = autoencoder.reconstruct(images, torch.ones_like(mask), result.prediction)
+    expected = reference_cells(images, filled, mask, side)
+    torch.testing.assert_close(reward(patch_loss, mask, guided), expected)
+    assert int((expected == 0).sum()) == (0 if side == 8 else 4 * 7)
+
+
+def test_ahm2025_does_not_depend_on_how_images_are_normalised(pretrainer):
+    reward = build("ahm2025", pretrainer)
+    images, mask, guided, patch_loss = draw()
+    result = pretrainer.forward(images, mask)
+    reward.after(images, result)
+    paid = reward(patch_loss, mask, guided)
+    reward.after(3 * images - 1, result._replace(prediction=3 * result.prediction - 1))
+    torch.testing.assert_close(reward(patch_loss, mask, guided), paid)
+
+
+@pytest.mark.parametrize("name", ["ahm2025:", "ahm2025:0", "ahm2025:33", "ahm2025:x", "loss:20"])
+def test_an_argument_that_a_reward_does_not_take_is_refused(name, pretrainer):
+    with pytest.raises(InputError, match="ahm2025:"):
+        build(name, pretrainer)
+
+
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_going_on_from_a_saved_state_pays_the_same(name, pretrainer):
     first = build(name, pretrainer)
     images, mask, guided, patch_loss = draw()
+    result = pretrainer.forward(images, mask)
     first.before(images, mask)
+    first.after(images, result)
     first(patch_loss, mask, guided)
     second = make_reward(name, pretrainer, torch.Generator())
     second.load_state_dict(first.state_dict())
     second.generator.set_state(first.generator.get_state())
     for reward in (first, second):
         reward.before(images, mask)
+        reward.after(images, result)
     assert torch.equal(first(patch_loss, mask, guided), second(patch_loss, mask, guided))
 
 

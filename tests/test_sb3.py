@@ -222,6 +222,11 @@ def test_settings_of_the_algorithm_replace_the_presets():
     assert math.isclose(agent.algorithm.policy.log_std[0].item(), -2.0)
 
 
+def test_a_setting_that_the_algorithm_does_not_have_is_refused_with_the_nearest_one():
+    with pytest.raises(InputError, match="did you mean 'n_steps'"):
+        make_agent("ppo", (16, 8), n_step=3)
+
+
 def test_algorithms_of_the_extra_say_so_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(InputError, match=r"pip install 'ahm-gym\[contrib\]'"):

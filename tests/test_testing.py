@@ -5,7 +5,7 @@ import pytest
 import torch
 from plugin_package.ahm_textured import PositionBandit, Textured
 
-from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents import AGENTS, agent_class
 from ahm_gym.policies import POLICIES, make_policy
 from ahm_gym.policies.random import RandomPolicy
 from ahm_gym.testing import check_agent, check_policy
@@ -13,7 +13,7 @@ from ahm_gym.testing import check_agent, check_policy
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_every_agent_passes_our_checker(name):
-    check_agent(lambda *shape, **options: make_agent(name, *shape, **options))
+    check_agent(agent_class(name))
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"agent"}))

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from programs import run, start, write_discs
+from programs import assert_same, final_state, run, start, wait_for, write_discs
 
 from ahm_gym import runs
 from ahm_gym.autoencoder import build_autoencoder
@@ -19,7 +18,6 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.settings import flags_in
-from ahm_gym.storage import load_state
 from ahm_gym.training import PretrainConfig, pretrain
 
 
@@ -56,27 +54,6 @@ def stop_at(monkeypatch, update):
     monkeypatch.setattr(Pretrainer, "step", falls_over)
 
 
-def final_state(path):
-    (folder,) = (path / "checkpoint").iterdir()
-    return load_state(folder)
-
-
-def assert_same(one, two):
-    assert type(one) is type(two)
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_same(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for first, second in zip(one, two, strict=True):
-            assert_same(first, second)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    else:
-        assert one == two
-
-
 def comparable(path):
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
@@ -90,6 +67,9 @@ def comparable(path):
         {"policy": "random"},
         {"policy": "block"},
         {"policy": "grid"},
+        {"policy": "a3c", "model": "unet"},
+        {"policy": "random", "model": "unet"},
+        {"policy": "ahm2025", "model": "unet", "reward": "ahm2025", "agent_options": ("critic=relu6",)},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -116,6 +96,51 @@ def test_a_frozen_agent_masks_in_a_run_of_its_own_and_resumes(config, monkeypatc
         pretrain(config)
     assert_same(final_state(pretrain(config, resume=True)), final_state(whole))
     assert not (whole / "agent").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained", "own"),
+    [({"model": "tiny"}, "unet"), ({"model": "unet", "policy": "ahm2025"}, "tiny")],
+    ids=["a3c-for-unet", "ahm2025-for-vit"],
+)
+def test_an_agent_masks_for_another_model_than_the_one_it_was_trained_with(config, trained, own, tmp_path):
+    config = dataclasses.replace(config, steps=2)
+    folder = pretrain(dataclasses.replace(config, run_dir=tmp_path / "trained", **trained))
+    path = pretrain(dataclasses.replace(config, policy=f"agent:{folder}", model=own))
+    assert comparable(path)[-1]["step"] == 2
+
+
+def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(config, monkeypatch, tmp_path):
+    source = pretrain(dataclasses.replace(config, policy="random", run_dir=tmp_path / "source"))
+    config = dataclasses.replace(config, reconstructor=source)
+    whole = pretrain(dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 6)
+        pretrain(config)
+    expected = final_state(source)["pretrainer"]["autoencoder"]
+    shutil.rmtree(source)
+    assert_same(final_state(pretrain(config, resume=True)), final_state(whole))
+    assert_same(final_state(whole)["pretrainer"]["autoencoder"], expected)
+    assert final_state(whole)["pretrainer"]["updates"] == final_state(whole)["actor"]["writes"] == 8
+
+
+@pytest.mark.parametrize(
+    ("other", "own"),
+    [("tiny", {"model": "unet"}), ("unet", {"model": "tiny"}), ("tiny", {"patch_size": 16}),
+     ("tiny", {"normalise_target": True}), ("tiny", {"model": "small"})],
+)  # fmt: skip
+def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own, tmp_path):
+    source = dataclasses.replace(config, policy="random", model=other, steps=1, run_dir=tmp_path / "source")
+    pretrain(source)
+    with pytest.raises(InputError, match=f"--model {other}, .* is another one than that of this run"):
+        pretrain(dataclasses.replace(config, reconstructor=tmp_path / "source", **own))
+    assert not config.run_dir.exists()
+
+
+def test_options_of_the_agent_reach_it(config):
+    config = dataclasses.replace(config, agent_options=("network=attention", "learning_rate=0.5"), steps=1)
+    network = final_state(pretrain(config))["actor"]["network"]
+    assert any(key.startswith("context.attn") for key in network)
 
 
 def test_a_run_writes_what_it_promises(config):
@@ -193,6 +218,17 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"num_workers": 2, "policy": "random"}, "policy random takes 1"),
         ({"init": "nothing.pth"}, "nothing.pth does not exist"),
         ({"policy": "agent:nowhere"}, "holds no trained agent"),
+        ({"policy": "ahm2025"}, "agent ahm2025 sees the raw image, and --model tiny shows embeddings"),
+        ({"model": "unet", "image_size": (24,)}, "image size 24x24 does not fit the U-Net"),
+        ({"model": "unet", "init": "nothing.pth"}, "a U-Net takes no published weights"),
+        ({"reconstructor": Path("nowhere")}, "there is no folder"),
+        ({"reconstructor": Path("nowhere"), "policy": "random"}, "policy random learns nothing"),
+        ({"reconstructor": Path("nowhere"), "init": "nothing.pth"}, "both bring weights"),
+        ({"agent_options": ("critic",)}, "write NAME=VALUE"),
+        ({"agent_options": ("gama=1",)}, "did you mean 'gamma'"),
+        ({"agent_options": ("gamma=high",)}, "gamma=high: expected a number"),
+        ({"agent_options": ("network=3",)}, "network=3: expected a name"),
+        ({"agent_options": ("gamma=1",), "policy": "random"}, "not with policy random"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -322,14 +358,6 @@ def test_two_workers_stop_when_asked_save_what_they_did_and_go_on(config, monkey
     path = pretrain(config, resume=True)
     assert final_state(path)["pretrainer"]["updates"] == 20
     assert comparable(path)[-1]["step"] == 20
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

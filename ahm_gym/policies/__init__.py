@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.masking import MaskPolicy
 from ahm_gym.plugins import load, with_installed
+from ahm_gym.reconstruction import Autoencoder
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
@@ -25,7 +25,7 @@ def policies() -> dict[str, EntryPoint]:
     return with_installed("ahm_gym.policies", POLICIES)
 
 
-def make_policy(name: str, autoencoder: MaskedAutoencoder) -> MaskPolicy:
+def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
     """The mask policy of that name; `agent:RUN_DIR` is the trained agent of a run, frozen.
 
     Raises:

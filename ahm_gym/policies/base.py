@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.masking import PatchBatch
+from ahm_gym.reconstruction import Autoencoder
 
 
 class FixedPolicy(ABC):
     """A mask policy without state: every masked patch follows its scores."""
 
-    def __init__(self, autoencoder: MaskedAutoencoder | None = None) -> None:
+    def __init__(self, autoencoder: Autoencoder | None = None) -> None:
         self.autoencoder = autoencoder
 
     @abstractmethod

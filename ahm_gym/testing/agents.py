@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.storage import load_state, save_state
 
 NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 24), 8
@@ -28,14 +29,14 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
 
     Args:
         make_agent: builds a fresh agent from the observation's shape and the keywords `grid`, `seed` and
-            `device`; the class itself will do.
+            `device`; the class itself will do. One with `sees_pixels = True` is given raw pixels.
 
     Raises:
         AssertionError: with a sentence about the first thing that does not hold.
     """
     agent = _Trial.build(make_agent)
     _check_members(agent)
-    _check_act(agent, _Trial(agent.env_id).observation())
+    _check_act(agent, _Trial(agent).observation())
     _check_learn(agent)
     _check_stop(make_agent)
     _check_seed(make_agent)
@@ -45,18 +46,15 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
 class _Trial:
     """A small environment of real masking, around one autoencoder that counts its updates."""
 
-    def __init__(self, env_id: str) -> None:
-        self.env_id = env_id
-        autoencoder = build_autoencoder(
-            "tiny", image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, channels=CHANNELS
-        )
-        self.pretrainer = Pretrainer(autoencoder, num_steps=100)
+    def __init__(self, agent: Any) -> None:
+        self.env_id = agent.env_id
+        self.pretrainer = Pretrainer(_autoencoder(agent), num_steps=100)
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(3 * NUM_ENVS, CHANNELS, *IMAGE_SIZE, generator=generator)
 
     @staticmethod
     def build(make_agent: Callable[..., Any], seed: int = 0) -> Any:
-        autoencoder = build_autoencoder("tiny", image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
+        autoencoder = _autoencoder(make_agent)
         shape = (autoencoder.num_patches, autoencoder.dim)
         return make_agent(shape, grid=autoencoder.grid, seed=seed, device=torch.device("cpu"))
 
@@ -79,6 +77,12 @@ class _Trial:
 
         agent.learn(self.make_env, num_steps, seed=seed, callback=callback)
         return calls
+
+
+def _autoencoder(agent: Any) -> Autoencoder:
+    """One whose observations the agent, or its class, can look at."""
+    model = "unet" if getattr(agent, "sees_pixels", False) else "tiny"
+    return build_autoencoder(model, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, channels=CHANNELS)
 
 
 def _check_members(agent: Any) -> None:
@@ -123,7 +127,7 @@ def _check_metrics(metrics: Any) -> None:
 
 def _check_learn(agent: Any) -> None:
     """Exactly so many updates and calls, in a first call of learn and in one that goes on."""
-    trial = _Trial(agent.env_id)
+    trial = _Trial(agent)
     counts = [call["updates"] for call in trial.learn(agent, 3, seed=0)]
     assert trial.pretrainer.updates == 3, (
         f"learn(num_steps=3) made {trial.pretrainer.updates} updates of the autoencoder: expected 3."
@@ -139,7 +143,7 @@ def _check_learn(agent: Any) -> None:
 
 def _check_stop(make_agent: Callable[..., Any]) -> None:
     agent = _Trial.build(make_agent)
-    trial = _Trial(agent.env_id)
+    trial = _Trial(agent)
     agent.learn(trial.make_env, 6, seed=0, callback=lambda metrics: trial.pretrainer.updates >= 2)
     assert trial.pretrainer.updates == 2, (
         f"the callback returned True after update 2, and learn() went on to {trial.pretrainer.updates}."
@@ -154,7 +158,7 @@ def _check_seed(make_agent: Callable[..., Any]) -> None:
 
 def _learned(make_agent: Callable[..., Any], seed: int) -> list[Any]:
     agent = _Trial.build(make_agent)
-    trial = _Trial(agent.env_id)
+    trial = _Trial(agent)
     calls = trial.learn(agent, 3, seed)
     scores = _scores(agent, trial.observation(), deterministic=True)
     return [[call["loss"], call["reward"]] for call in calls] + scores.tolist()
@@ -163,7 +167,7 @@ def _learned(make_agent: Callable[..., Any], seed: int) -> list[Any]:
 def _check_state(make_agent: Callable[..., Any]) -> None:
     """A state that was saved and loaded into another agent makes it the same in all that follows."""
     agent, other = _Trial.build(make_agent), _Trial.build(make_agent, seed=1)
-    trial = _Trial(agent.env_id)
+    trial = _Trial(agent)
     trial.learn(agent, 3, seed=0)
     other.load_state_dict(saved_and_loaded(agent.state_dict()))
     observation = trial.observation()
@@ -175,7 +179,7 @@ def _check_state(make_agent: Callable[..., Any]) -> None:
         )
     if not getattr(agent, "resumes_exactly", True):
         return
-    first, second = (_Trial(a.env_id).learn(a, 2, seed=5) for a in (agent, other))
+    first, second = (_Trial(a).learn(a, 2, seed=5) for a in (agent, other))
     same = all(a[key] == b[key] for a, b in zip(first, second, strict=True) for key in ("loss", "reward"))
     assert same, "after load_state_dict() another agent learns on otherwise: the state lacks something."
 

@@ -110,6 +110,28 @@ class SequentialIdentityTask(IdentityTask):
         return self.shown
 
 
+class PixelIdentityTask(IdentityTask):
+    """The same with raw images: the mark is a texture of the pixels, and noise is all the rest.
+
+    For agents that put the image together again: a patch has 4 by 4 pixels.
+    """
+
+    def __init__(
+        self, num_envs: int = 16, num_patches: int = 16, num_targets: int = 4, dim: int = 16
+    ) -> None:
+        super().__init__(num_envs, num_patches, num_targets, dim)
+        self.position = np.zeros_like(self.position)
+
+
+def identity_task(agent: Any, num_patches: int = 16, **options: Any) -> IdentityTask:
+    """The identity task with a quarter of targets, in the actions and observations that the agent wants."""
+    if getattr(agent, "sees_pixels", False):
+        task = PixelIdentityTask
+    else:
+        task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask
+    return task(num_patches=num_patches, num_targets=num_patches // 4, **options)
+
+
 def solved(env: IdentityTask, reward: float) -> float:
     """Share of the way from a random choice (0) to the best one (1)."""
     return (reward - env.random_reward) / (1.0 - env.random_reward)

@@ -1,0 +1,228 @@
+"""The convolutional agent of AHM: it looks at the raw image instead of at embeddings."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahm_gym.agents.a3c import A3C, Transition
+from ahm_gym.agents.losses import StepLoss
+from ahm_gym.agents.networks import LOGIT_CAP, ActorCritic, ActorCriticOutput, RunningScale
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.patches import unpatchify
+
+DRAWS = ("ordered", "top_k")
+CRITICS = ("linear", "relu6")
+
+
+class AHM2025(A3C):
+    """The policy and value network of AHM, trained by `A3C` with what its released code gets wrong mended.
+
+    After "Adaptive Hard Masking" (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 44(1), 2025). Observations are raw
+    pixels, patch by patch, as the U-Net autoencoder gives them. Each defect comes back by one option:
+
+    | in the released code | here | to bring it back |
+    |---|---|---|
+    | the k most probable patches, no sampling, no entropy | drawn in order, entropy bonus | `draws="top_k"` |
+    | -log pi of every patch, whichever was masked | log-probability of what was drawn | `draws="top_k"` |
+    | critic capped at 6 by ReLU6, rewards as they are | no cap, rewards in root mean squares | `critic="relu6"` |
+    | learning rate decayed at every update | constant | `learning_rate_decay=0.99` |
+    | reward cells of 20 px over patches of 16 | the patches | reward `ahm2025:20` |
+    | nothing asynchronous | `num_workers` processes | `num_workers=1` |
+
+    Args:
+        observation_shape: patches L and pixel values P of a patch.
+        grid: rows and columns of patches; None takes a square.
+        channels: of the images.
+        num_workers: as for `A3C`.
+        draws: ordered or top_k; with top_k the policy is an independent probability a patch, as published.
+        critic: linear or relu6.
+        learning_rate: of Adam.
+        learning_rate_decay: factor on the learning rate after every update.
+        entropy_coef: of the mean entropy of the draws; top_k has none.
+        value_coef: of the critic's loss.
+        max_grad_norm: the gradient is scaled down to this norm.
+        width: channels of the network.
+        seed: of the network's initial weights.
+        device: of the network.
+
+    Raises:
+        InputError: for observations that are no square patches with a power of two for a side, an unknown
+            name, or a decay outside of 0 to 1.
+    """
+
+    sees_pixels = True
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, int],
+        *,
+        grid: tuple[int, int] | None = None,
+        channels: int = 1,
+        num_workers: int = 1,
+        draws: str = "ordered",
+        critic: str = "linear",
+        learning_rate: float = 2e-4,
+        learning_rate_decay: float = 1.0,
+        entropy_coef: float = 0.02,
+        value_coef: float = 0.5,
+        max_grad_norm: float = 1.0,
+        width: int = 64,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if draws not in DRAWS:
+            raise unknown_name("kind of draws", draws, DRAWS)
+        if critic not in CRITICS:
+            raise unknown_name("critic", critic, CRITICS)
+        if not 0.0 < learning_rate_decay <= 1.0:
+            raise InputError(f"learning_rate_decay is {learning_rate_decay}: choose above 0 and up to 1.")
+        patch_size = patch_size_of(observation_shape[1], channels)
+        self.draws = draws
+        self.learning_rate, self.learning_rate_decay = learning_rate, learning_rate_decay
+
+        def network(grid: tuple[int, int]) -> ConvActorCritic:
+            return ConvActorCritic(grid, patch_size, channels, width=width, critic=critic)
+
+        super().__init__(
+            observation_shape,
+            grid=grid,
+            num_workers=num_workers,
+            entropy_coef=entropy_coef if draws == "ordered" else 0.0,
+            value_coef=value_coef,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            network=network,
+            seed=seed,
+            device=device,
+        )
+
+    def draw(
+        self,
+        logits: Float[Tensor, "B L"],
+        available: Bool[Tensor, "B L"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "B L"]:
+        if self.draws == "ordered":
+            return super().draw(logits, available, generator)
+        ranked = logits.detach().masked_fill(~available, -torch.inf)
+        return ranked.argsort(dim=1, descending=True, stable=True)
+
+    def step_loss(
+        self,
+        step: Transition,
+        masked: Bool[Tensor, "B L"],
+        patch_return: Float[Tensor, "B L"],
+        image_return: Float[Tensor, " B"],
+    ) -> StepLoss:
+        if self.draws == "ordered":
+            return super().step_loss(step, masked, patch_return, image_return)
+        return independent_loss(step.output, patch_return)
+
+    def write(self) -> None:
+        rate = self.learning_rate * self.learning_rate_decay ** int(self.writes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        super().write()
+
+
+class ConvActorCritic(ActorCritic):
+    """Convolutions from the image down to one logit and one value a patch.
+
+    A 3x3 convolution, then as many of stride 2 as halve a patch to a point; a branch of three convolutions
+    for the policy and one for the values.
+
+    Args:
+        grid: rows and columns of patches.
+        patch_size: side of a patch in pixels, a power of two.
+        channels: of the images.
+        width: of the hidden layers.
+        critic: linear, or relu6, whose values stay between 0 and 6 while rewards keep their own scale.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch_size: int,
+        channels: int,
+        *,
+        width: int = 64,
+        critic: str = "linear",
+    ) -> None:
+        super().__init__()
+        self.grid, self.patch_size = grid, patch_size
+        halvings = patch_size.bit_length() - 1
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            *(layer for _ in range(halvings) for layer in halving(width)),
+        )
+        self.policy, self.value = branch(width), branch(width)
+        self.policy_head, self.value_head = nn.Conv2d(width, 1, 1), nn.Conv2d(width, 1, 1)
+        # Every patch is as likely as any other at first; a critic of zeros would be dead under ReLU6.
+        for parameter in self.policy_head.parameters():
+            nn.init.zeros_(parameter)
+        self.cap = nn.ReLU6() if critic == "relu6" else nn.Identity()
+        self.reward_scale = FixedScale() if critic == "relu6" else RunningScale()
+
+    def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
+        hidden = self.stem(unpatchify(observation, self.grid, self.patch_size))  # B width rows columns
+        logits = self.policy_head(self.policy(hidden)).flatten(1)
+        values = self.cap(self.value_head(self.value(hidden))).flatten(1)
+        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, values.mean(dim=1))
+
+
+class FixedScale(RunningScale):
+    """Rewards as they are."""
+
+    def follow(self, rewards: Float[Tensor, " N"]) -> None:
+        return None
+
+    def value(self) -> Float[Tensor, ""]:
+        return torch.ones_like(self.square)
+
+
+def halving(width: int) -> list[nn.Module]:
+    """A convolution to half the resolution, normalised over the batch."""
+    return [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+
+
+def branch(width: int) -> nn.Sequential:
+    """Three convolutions at the resolution of the patches."""
+    convolutions = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+    return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, nn.ReLU())))
+
+
+def independent_loss(output: ActorCriticOutput, patch_return: Float[Tensor, "B L"]) -> StepLoss:
+    """-log(sigmoid of the logit) times reward minus value, of all patches alike, as published.
+
+    It is no policy gradient: what was masked does not enter.
+    """
+    advantage = (patch_return - output.values).detach()
+    nothing = torch.zeros((), device=patch_return.device)
+    return StepLoss(
+        policy=-(functional.logsigmoid(output.logits) * advantage).mean(),
+        value=(patch_return - output.values).square().mean(),
+        entropy=nothing,
+        relative_entropy=nothing,
+    )
+
+
+def patch_size_of(dim: int, channels: int) -> int:
+    """Side in pixels of a square patch of so many values.
+
+    Raises:
+        InputError: where there is none, or it is no power of two.
+    """
+    side = math.isqrt(max(dim // max(channels, 1), 0))
+    if side < 1 or side * side * channels != dim or side & (side - 1):
+        raise InputError(
+            f"observations of {dim} values a patch are not the pixels of square patches with {channels} channels "
+            "and a side of 2, 4, 8, 16, ... px: agent ahm2025 sees the raw image; take --model unet and such a "
+            "--patch-size, or agent a3c."
+        )
+    return side
