@@ -14,7 +14,7 @@ from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_orde
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients
-from ahm_gym.testing import IdentityTask, solved
+from ahm_gym.testing import IdentityTask, identity_task, solved
 
 L = 5
 EVERYTHING = torch.ones(1, L, dtype=torch.bool)

@@ -18,7 +18,7 @@ from ahm_gym.pretraining import Pretrainer
 from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.storage import load_state, save_state
 
-NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 24), 8
+NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 32), 8
 MEMBERS = ("env_id", "learn", "act", "state_dict", "load_state_dict")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.masking import PatchBatch, count_masked, mask_top_k
+from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.testing.agents import saved_and_loaded
 
 PATCH_SIZE = 8
@@ -18,7 +19,7 @@ CASES = (((32, 32), 1), ((16, 40), 1), ((40, 24), 3))
 MEMBERS = ("score", "guided_fraction", "observe", "state_dict", "load_state_dict")
 
 
-def check_policy(make_policy: Callable[[MaskedAutoencoder], Any]) -> None:
+def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
     """Checks a mask policy: its members, scores, draws, guided share, metrics and state.
 
     Args:
@@ -43,7 +44,7 @@ def check_policy(make_policy: Callable[[MaskedAutoencoder], Any]) -> None:
         assert all(same), "the policy has changed the autoencoder: only the pretrainer does."
 
 
-def _patches(autoencoder: MaskedAutoencoder, batch: int) -> PatchBatch:
+def _patches(autoencoder: Autoencoder, batch: int) -> PatchBatch:
     height, width = autoencoder.image_size
     generator = torch.Generator().manual_seed(batch)
     images = torch.randn(batch, autoencoder.channels, height, width, generator=generator)
