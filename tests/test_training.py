@@ -124,6 +124,16 @@ def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(con
     assert final_state(whole)["pretrainer"]["updates"] == final_state(whole)["actor"]["writes"] == 8
 
 
+def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
+    unet = dataclasses.replace(config, model="unet", steps=3)
+    source = pretrain(dataclasses.replace(unet, policy="random", run_dir=tmp_path / "source"))
+    state = final_state(
+        pretrain(dataclasses.replace(unet, policy="ahm2025", reconstructor=source, num_workers=2, steps=6))
+    )
+    assert state["pretrainer"]["updates"] == state["actor"]["writes"] == 6
+    assert_same(state["pretrainer"]["autoencoder"], final_state(source)["pretrainer"]["autoencoder"])
+
+
 @pytest.mark.parametrize(
     ("other", "own"),
     [("tiny", {"model": "unet"}), ("unet", {"model": "tiny"}), ("tiny", {"patch_size": 16}),
