@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ahm_gym.agents.a3c import A3C, Transition
+from ahm_gym.agents.a3c import A3C
+from ahm_gym.agents.learner import Transition
 from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import LOGIT_CAP, ActorCritic, ActorCriticOutput, RunningScale
 from ahm_gym.errors import InputError, unknown_name

@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv
 from torch import multiprocessing
 
 from ahm_gym.agents.base import Callback, Metrics
+from ahm_gym.agents.learner import Learner
 from ahm_gym.errors import RunError
 
 if TYPE_CHECKING:
@@ -139,8 +140,6 @@ def _work(
     parent: int,
 ) -> None:
     """One worker: claims an update, plays and learns, reports; until all updates are claimed."""
-    from ahm_gym.agents.a3c import Learner
-
     torch.set_num_threads(1)
     worker_seed = 1_000_003 * (rank + 1) + (int(agent.writes) if seed is None else seed)
     learner = Learner(agent, copy.deepcopy(agent.network), make_env(), torch.Generator(), worker_seed)

@@ -20,7 +20,8 @@ import tyro
 from plain_mae import PlainMAE
 from scipy.stats import bootstrap
 
-from ahm_gym.agents.a3c import A3C, Learner
+from ahm_gym.agents.a3c import A3C
+from ahm_gym.agents.learner import Learner
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.masking import mask_top_k
