@@ -1,6 +1,5 @@
 import copy
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -241,40 +240,6 @@ def test_a3c_still_learns_when_rewards_fall_tenfold():
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
 
 
-def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    metrics = []
-    agent.learn(IdentityTask, 400, seed=0, callback=lambda m: metrics.append(m) or False)
-    assert len(metrics) == int(agent.writes) == 400
-    assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
-    assert all(m["agent/staleness"] >= 0 for m in metrics)
-
-
-class Pausing:
-    """A callback that wants the workers at rest after every third update, and looks whether they are."""
-
-    def __init__(self, agent):
-        self.agent, self.count, self.writes_at_rest = agent, 0, []
-
-    def next_pause(self, done):
-        return 3 * (done // 3 + 1)
-
-    def __call__(self, metrics):
-        self.count += 1
-        if self.count % 3 == 0:
-            time.sleep(0.02)  # time enough for a worker that does not rest
-            self.writes_at_rest.append((self.count, int(self.agent.writes)))
-        return False
-
-
-def test_workers_rest_where_the_callback_wants_a_pause():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    callback = Pausing(agent)
-    agent.learn(IdentityTask, 20, seed=0, callback=callback)
-    assert callback.writes_at_rest == [(count, count) for count in (3, 6, 9, 12, 15, 18)]
-    assert callback.count == 20
-
-
 def test_an_environment_of_another_autoreset_mode_is_refused():
     env = IdentityTask()
     env.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -293,32 +258,6 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_a_sentence():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape)
     with pytest.raises(RunError, match="gradient is not finite"):
         agent.learn(Poisoned, 3, seed=0)
-
-
-class Raising(IdentityTask):
-    def step(self, actions):
-        raise ValueError("the scanner is on fire")
-
-
-class Dying(IdentityTask):
-    def step(self, actions):
-        import os
-        import signal
-
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize(("env", "reason"), [(Raising, "the scanner is on fire"), (Dying, "SIGKILL")])
-def test_a_worker_that_raises_or_dies_ends_the_run_with_the_reason(env, reason):
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    with pytest.raises(RunError, match=reason):
-        agent.learn(env, 100, seed=0)
-
-
-def test_the_callback_can_stop_workers_early():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    agent.learn(IdentityTask, 10_000, seed=0, callback=lambda m: True)
-    assert int(agent.writes) < 10_000
 
 
 class OneMaskAStep(IdentityTask):

@@ -1,0 +1,146 @@
+"""Several workers: what they learn together, and what is left of them however a run ends."""
+
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import final_state, run, start, wait_for, write_discs
+
+from ahm_gym.agents import make_agent
+from ahm_gym.errors import RunError
+from ahm_gym.testing import IdentityTask, solved
+
+
+def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    metrics = []
+    agent.learn(IdentityTask, 400, seed=0, callback=lambda m: metrics.append(m) or False)
+    assert len(metrics) == int(agent.writes) == 400
+    assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
+    assert all(m["agent/staleness"] >= 0 for m in metrics)
+
+
+class Pausing:
+    """A callback that wants the workers at rest after every third update, and looks whether they are."""
+
+    def __init__(self, agent):
+        self.agent, self.count, self.writes_at_rest = agent, 0, []
+
+    def next_pause(self, done):
+        return 3 * (done // 3 + 1)
+
+    def __call__(self, metrics):
+        self.count += 1
+        if self.count % 3 == 0:
+            time.sleep(0.02)  # time enough for a worker that does not rest
+            self.writes_at_rest.append((self.count, int(self.agent.writes)))
+        return False
+
+
+def test_workers_rest_where_the_callback_wants_a_pause():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    callback = Pausing(agent)
+    agent.learn(IdentityTask, 20, seed=0, callback=callback)
+    assert callback.writes_at_rest == [(count, count) for count in (3, 6, 9, 12, 15, 18)]
+    assert callback.count == 20
+
+
+class Raising(IdentityTask):
+    def step(self, actions):
+        raise ValueError("the scanner is on fire")
+
+
+class Dying(IdentityTask):
+    def step(self, actions):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("env", "reason"), [(Raising, "the scanner is on fire"), (Dying, "SIGKILL")])
+def test_a_worker_that_raises_or_dies_ends_the_run_with_the_reason(env, reason):
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    with pytest.raises(RunError, match=reason):
+        agent.learn(env, 100, seed=0)
+
+
+def test_the_callback_can_stop_workers_early():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    agent.learn(IdentityTask, 10_000, seed=0, callback=lambda m: True)
+    assert int(agent.writes) < 10_000
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Gives what is left of programs started since: living processes, and files in shared memory."""
+    mark = f"AHM_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(mark, "1")
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and Path("/proc/self/environ").exists()):
+        pytest.skip("looks at /proc and /dev/shm, which only Linux has")
+    before = set(memory.iterdir())
+
+    def look():
+        left = [entry for entry in Path("/proc").glob("[0-9]*") if is_marked(entry, mark)]
+        return left, sorted(set(memory.iterdir()) - before)
+
+    return look
+
+
+def is_marked(entry, mark):
+    try:
+        return mark.encode() in (entry / "environ").read_bytes()
+    except OSError:  # it has ended meanwhile, or belongs to somebody else
+        return False
+
+
+def children(process):
+    """Processes that the run has started, but for Python's own tracker of semaphores."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def two_workers(tmp_path, *options):
+    data = write_discs(tmp_path / "discs.npz")
+    return ["--data", data, "--image-size", 32, "--batch-size", 8, "--num-workers", 2, "--run-dir", tmp_path / "run",
+            *options]  # fmt: skip
+
+
+def test_nothing_is_left_of_workers_after_success(tmp_path, traces):
+    result = run("pretrain.py", *two_workers(tmp_path, "--steps", 6), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert traces() == ([], [])
+
+
+def test_nothing_is_left_of_workers_after_ctrl_c(tmp_path, traces):
+    process = start("pretrain.py", *two_workers(tmp_path, "--steps", 5000), cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and '"reward"' in metrics.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert traces() == ([], [])
+
+
+def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path, traces
+):
+    options = two_workers(tmp_path, "--steps", 60, "--checkpoint-every", 10)
+    process = start("pretrain.py", *options, cwd=tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoint"
+    wait_for(lambda: checkpoint.is_dir() and bool([*checkpoint.glob("step-[1-9]0")]), process)
+    os.kill(children(process)[0], signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 10
+    assert process.returncode == 1
+    assert "SIGKILL" in err and "--resume" in err and "Traceback" not in err
+    assert traces() == ([], [])
+    result = run("pretrain.py", "--resume", "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert final_state(tmp_path / "run")["pretrainer"]["updates"] == 60
