@@ -1,0 +1,126 @@
+"""What asynchronous workers gain and lose: reward against updates and against time, and staleness.
+
+`python benchmarks/asynchrony.py` trains A3C with 1, 2 and 4 workers of one thread each on the identity task
+and on scans, one run after another, keeps what is finished in `--out`, prints tables and draws curves.png.
+Staleness is the number of updates by others between a worker's read of the weights and its write.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from cells import run
+
+from ahm_gym.agents import make_agent
+from ahm_gym.storage import write_atomically
+from ahm_gym.testing import IdentityTask, solved
+
+IDENTITY_UPDATES = 400
+Curve = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A3C with several workers."""
+
+    workers: tuple[int, ...] = (1, 2, 4)
+    """Numbers of workers."""
+    data: str = "hc18_128.npz"
+    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    seeds: int = 3
+    """Seeds 0, 1, ..."""
+    steps: int = 500
+    """Updates of the autoencoder on scans, 32 images each."""
+    out: Path = Path("runs/asynchrony")
+    """Where finished parts are kept."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    parts = {"identity task, 64 patches: share of the way to the best reward": identity_curve,
+             f"{Path(arguments.data).stem}: Spearman correlation with the true patch loss": scan_curve}  # fmt: skip
+    _, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for row, (title, curve_of) in zip(axes, parts.items(), strict=True):
+        print(f"\n{title}, mean over seeds 0-{arguments.seeds - 1}")
+        for number in arguments.workers:
+            curves = [curve_of(arguments, number, seed) for seed in range(arguments.seeds)]
+            updates, seconds, value, stale = (
+                np.mean([curve[key] for curve in curves], axis=0)
+                for key in ("updates", "seconds", "value", "staleness")
+            )
+            shown = "  ".join(f"{u:.0f}: {v:.2f}" for u, v in zip(updates, value, strict=True))
+            print(f"| {number} workers | {shown} | {seconds[-1]:.0f} s | staleness {stale.mean():.2f} |")
+            row[0].plot(updates, value, label=f"{number} workers")
+            row[1].plot(seconds, value, label=f"{number} workers")
+        row[0].set(xlabel="updates", ylabel=title.partition(": ")[2], title=title.partition(":")[0])
+        row[1].set(xlabel="seconds")
+        row[0].legend()
+    plt.savefig(arguments.out / "curves.png")
+
+
+def identity_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
+    path = arguments.out / f"identity-{num_workers}-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    agent = make_agent("a3c", (64, 8), num_workers=num_workers, seed=seed)
+    rows: list[tuple[float, float, float]] = []
+
+    def note(metrics: dict[str, float]) -> bool:
+        rows.append((time.perf_counter(), metrics["reward"], metrics["agent/staleness"]))
+        return False
+
+    agent.learn(MakeTask(), IDENTITY_UPDATES, seed=seed, callback=note)
+    times, rewards, staleness = np.array(rows).T
+    marks = [25, 50, 100, 200, IDENTITY_UPDATES]
+    curve = {
+        "updates": [float(mark) for mark in marks],
+        "seconds": [float(times[mark - 1] - times[0]) for mark in marks],
+        "value": [solved(IdentityTask(), float(rewards[mark - 10 : mark].mean())) for mark in marks],
+        "staleness": [float(staleness[:mark].mean()) for mark in marks],
+    }
+    write_atomically(path, json.dumps(curve))
+    return curve
+
+
+@dataclass(frozen=True)
+class MakeTask:
+    """The task of a worker; picklable."""
+
+    def __call__(self) -> IdentityTask:
+        return IdentityTask(num_patches=64, num_targets=16)
+
+
+def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
+    folder = arguments.out / f"{Path(arguments.data).stem}-{num_workers}-{seed}"
+    options = [
+        *("--data", arguments.data, "--steps", str(arguments.steps), "--seed", str(seed)),
+        *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
+        *("--num-workers", str(num_workers)),
+    ]
+    run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "images_per_second" in row]
+    judged = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}
+    marks = [round(arguments.steps * share) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    before, seconds = 0, {}
+    for row in trained:
+        spent = (row["step"] - before) * 32 / row["images_per_second"]
+        seconds[row["step"]] = seconds.get(before, 0.0) + spent
+        before = row["step"]
+    return {
+        "updates": [float(mark) for mark in marks],
+        "seconds": [seconds[mark] for mark in marks],
+        "value": [judged[mark] for mark in marks],
+        "staleness": [row["agent/staleness"] for row in trained],
+    }
+
+
+if __name__ == "__main__":
+    main()
