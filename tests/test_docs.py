@@ -61,7 +61,7 @@ def test_the_commands_install_the_package_and_pretrain_with_it(reader):
 
 
 @pytest.mark.parametrize(
-    "code", PYTHON[1:], ids=["kit", "gymnasium", "stable-baselines3", "torchrl", "tianshou"]
+    "code", PYTHON[1:], ids=["kit", "gymnasium", "stable-baselines3", "batch", "torchrl", "tianshou"]
 )
 def test_the_code_runs(code, reader):
     for library in ("torchrl", "tianshou"):

@@ -1,0 +1,64 @@
+"""Train stable-baselines3's PPO on the masking environment, with SB3's own callbacks, logs and progress bar.
+
+`examples/pretrain.py --policy ppo` does the same inside of a run that survives; this is the loop in SB3's words.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import tyro
+from stable_baselines3 import PPO
+
+from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
+from ahm_gym.agents.sb3_policies import PatchActorCriticPolicy
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """PPO over a batch of images, with one network for all patches."""
+
+    data: str | None = None
+    """As of examples/pretrain.py; nothing takes the MNI152 brain."""
+    updates: int = 200
+    """Updates of the autoencoder: environment steps of the whole batch."""
+    num_envs: int = 32
+    """Images in an update."""
+    guided_fraction: float = 0.5
+    """Share of the masked patches that the agent chooses."""
+    out: Path = Path("runs/train-sb3")
+    """Where TensorBoard events and the trained agent go."""
+    seed: int = 0
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    env = gym.make_vec(
+        "ahm_gym:AHM/Masking-v0",
+        num_envs=arguments.num_envs,
+        data=arguments.data,
+        guided_fraction=arguments.guided_fraction,
+        num_steps=arguments.updates,
+    )
+    agent = PPO(
+        PatchActorCriticPolicy,
+        MaskingVecEnv(env),
+        n_steps=4,
+        batch_size=arguments.num_envs,
+        gamma=1.0,
+        policy_kwargs={"log_std_init": -1.0},
+        tensorboard_log=str(arguments.out / "events"),
+        seed=arguments.seed,
+        device="cpu",
+    )
+    agent.learn(
+        arguments.updates * arguments.num_envs,
+        callback=CountUpdates(arguments.updates, lambda metrics: False),
+        progress_bar=True,
+    )
+    agent.save(arguments.out / "agent.zip")
+    print(f"\nWrote {arguments.out}/agent.zip; tensorboard --logdir {arguments.out}/events shows the curves")
+
+
+if __name__ == "__main__":
+    main()
