@@ -141,7 +141,7 @@ class ForgetsItsCounts(PositionBandit):
     [
         (OnlyActs, "has no learn: expected env_id, learn, act"),
         (UnknownEnvironment, "env_id is 'AHM/Maskin-v0'"),
-        (OneScoreAnImage, r"gives torch.float32 \(4,\): expected one float score a patch, \(4, 6\)"),
+        (OneScoreAnImage, r"gives torch.float32 \(4,\): expected one float score a patch, \(4, 8\)"),
         (Array, "gives a ndarray"),
         (NotFinite, "not finite"),
         (WithGradient, "require a gradient"),

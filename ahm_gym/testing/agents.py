@@ -181,7 +181,10 @@ def _check_state(make_agent: Callable[..., Any]) -> None:
         return
     first, second = (_Trial(a).learn(a, 2, seed=5) for a in (agent, other))
     same = all(a[key] == b[key] for a, b in zip(first, second, strict=True) for key in ("loss", "reward"))
-    assert same, "after load_state_dict() another agent learns on otherwise: the state lacks something."
+    after = [_scores(a, observation, deterministic=True) for a in (agent, other)]
+    assert same and torch.equal(*after), (
+        "after load_state_dict() another agent learns on otherwise: the state lacks something."
+    )
 
 
 def saved_and_loaded(state: Any) -> dict[Any, Any]:
