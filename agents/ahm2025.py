@@ -14,6 +14,7 @@ from ahm_gym.agents.learner import Transition
 from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import LOGIT_CAP, ActorCritic, ActorCriticOutput, RunningScale
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.masking import order_by_score
 from ahm_gym.patches import unpatchify
 
 DRAWS = ("ordered", "top_k")
@@ -110,8 +111,7 @@ class AHM2025(A3C):
     ) -> Int[Tensor, "B L"]:
         if self.draws == "ordered":
             return super().draw(logits, available, generator)
-        ranked = logits.detach().masked_fill(~available, -torch.inf)
-        return ranked.argsort(dim=1, descending=True, stable=True)
+        return order_by_score(logits.detach().masked_fill(~available, -torch.inf), generator)
 
     def step_loss(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import importlib
 import inspect
 import random
@@ -20,12 +19,16 @@ from jaxtyping import Float
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from ahm_gym.agents.base import Callback
+from ahm_gym.agents.base import Callback, Metrics
 from ahm_gym.agents.networks import ObservationNorm, RunningScale, available_patches, square_grid
 from ahm_gym.agents.ordering import draw_order, scores_of_order
-from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv, to_numpy
+from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_presets import ALGORITHMS
 from ahm_gym.errors import InputError, unknown_name
+
+CPU = torch.device("cpu")
+OURS = ("policy", "env", "seed", "device", "_init_setup_model")
+"""Arguments of SB3's algorithms that the agent gives itself."""
 
 
 class SB3Agent:
@@ -66,8 +69,8 @@ class SB3Agent:
             raise unknown_name("stable-baselines3 algorithm", name, ALGORITHMS)
         self.name, self.settings = name, settings
         self.recipe = ALGORITHMS[name]
-        known = inspect.signature(load(self.recipe.algorithm)).parameters
-        for setting in settings.keys() - known.keys():
+        known = {parameter.name for parameter in settings_of(name)}
+        for setting in settings.keys() - known:
             raise unknown_name(f"setting of {name}", setting, known)
         self.env_id = self.recipe.env_id
         self.device = torch.device(device)
@@ -78,8 +81,10 @@ class SB3Agent:
         self.reward_scale = RunningScale().to(self.device)
         self.generator = torch.Generator().manual_seed(seed)
         self.num_updates = 0
-        with seeded(seed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # sizes for a batch do not fit the one image of this
+        with seeded(seed, self.device), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # sizes for a batch do not fit the few images of this
             self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
 
     def learn(
@@ -90,25 +95,29 @@ class SB3Agent:
         seed: int | None,
         callback: Callback | None = None,
     ) -> None:
+        def counted(metrics: Metrics) -> bool:
+            self.num_updates += 1
+            return callback is not None and callback(metrics)
+
         env = MaskingVecEnv(make_env(), self._normalised, self._scaled)
         draw = int(torch.randint(2**31, (), generator=self.generator)) if seed is None else seed
-        with seeded(draw):
+        with seeded(draw, self.device):
             before, self.algorithm = self.algorithm, self._build(env)
             self._take(parameters_of(before))
             self.algorithm.num_timesteps = before.num_timesteps
             self.algorithm.action_space.seed(draw % 2**32)
             if seed is not None:  # SB3 would draw one, and the environment would start anew
                 env.seed(seed)
-            counter = CountUpdates(num_steps, callback, before=self.num_updates)
             self.algorithm.learn(
-                num_steps
-                * env.num_envs
-                * self.normalise.mean.shape[0],  # no episode is longer; the counter stops
-                callback=[*self.callbacks, counter],
+                num_steps * env.num_envs * self._longest_episode(env.env),
+                callback=[*self.callbacks, CountUpdates(num_steps, counted, before=self.num_updates)],
                 reset_num_timesteps=False,
                 progress_bar=self.progress_bar,
             )
-        self.num_updates += counter.done
+
+    def _longest_episode(self, env: VectorEnv) -> int:
+        """Steps of the longest episode; one patch a step may end sooner, and the count of updates ends learning."""
+        return self.normalise.mean.shape[0] if self._is_discrete else getattr(env, "masking_steps", 1)
 
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
         """One score a patch; of algorithms that choose one patch a step their preferences for the first."""
@@ -121,7 +130,7 @@ class SB3Agent:
             if not self._is_discrete and deterministic:
                 return policy._predict(shown, deterministic=True)
             if not self._is_discrete:
-                with seeded(int(torch.randint(2**31, (), generator=self.generator))):
+                with seeded(int(torch.randint(2**31, (), generator=self.generator)), self.device):
                     return policy._predict(shown, deterministic=False)
             if hasattr(policy, "q_net"):
                 logits = policy.q_net(shown)
@@ -154,20 +163,23 @@ class SB3Agent:
         return isinstance(self.algorithm.action_space, gym.spaces.Discrete)
 
     def _build(self, env: MaskingVecEnv) -> Any:
-        settings = self.recipe.presets(env.env) | self.settings
-        options = {"features_extractor_kwargs": {"grid": self.grid}} | settings.pop("policy_kwargs", {})
-        return load(self.recipe.algorithm)(
-            load(self.recipe.policy), env, policy_kwargs=options, device=self.device, **settings
-        )
+        presets = self.recipe.presets(env.env)
+        policy = presets.get("policy_kwargs", {}) | self.settings.get("policy_kwargs", {})
+        features = {"grid": self.grid} | policy.get("features_extractor_kwargs", {})
+        settings = presets | self.settings
+        settings["policy_kwargs"] = policy | {"features_extractor_kwargs": features}
+        return load(self.recipe.algorithm)(load(self.recipe.policy), env, device=self.device, **settings)
 
     def _take(self, parameters: dict[str, Any]) -> None:
         self.algorithm.set_parameters(copy.deepcopy(parameters["networks"]), device=self.device)
         for name, value in parameters["variables"].items():
             getattr(self.algorithm, name).data.copy_(value)
 
-    def _normalised(self, observation: np.ndarray) -> np.ndarray:
-        self.normalise.train()
-        return to_numpy(self.normalise)(observation)
+    def _normalised(self, observation: np.ndarray, begins: bool) -> np.ndarray:
+        self.normalise.train(begins)
+        shown = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
+        with torch.no_grad():
+            return self.normalise(shown).cpu().numpy()
 
     def _scaled(self, reward: np.ndarray) -> float:
         if reward.any():
@@ -180,7 +192,7 @@ class SpacesOnly(VectorEnv):
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     render_mode = None
-    num_envs = 1
+    num_envs = 4
 
     def __init__(self, observation_shape: tuple[int, int], env_id: str) -> None:
         num_patches = observation_shape[0]
@@ -192,7 +204,13 @@ class SpacesOnly(VectorEnv):
         )
 
     def action_masks(self) -> np.ndarray:
-        return np.ones((1, (self.single_observation_space.shape or (0,))[0]), dtype=bool)
+        return np.ones((self.num_envs, (self.single_observation_space.shape or (0,))[0]), dtype=bool)
+
+
+def settings_of(name: str) -> list[inspect.Parameter]:
+    """The keyword arguments of SB3's algorithm that an agent may set."""
+    taken = inspect.signature(load(ALGORITHMS[name].algorithm)).parameters.values()
+    return [p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name not in OURS]
 
 
 def parameters_of(algorithm: Any) -> dict[str, Any]:
@@ -222,10 +240,13 @@ def load(path: str) -> Any:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """The global generators, which SB3 draws from, seeded for a while and then as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if on_gpu:
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
@@ -236,8 +257,24 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-ppo, a2c, trpo, sac, td3, tqc, dqn, maskable_ppo = (
-    functools.partial(SB3Agent, name)
-    for name in ("ppo", "a2c", "trpo", "sac", "td3", "tqc", "dqn", "maskable_ppo")
-)
-"""Factories by name, as the table of agents wants them."""
+class SB3Factory:
+    """Makes agents of one algorithm, and knows what they take."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, observation_shape: tuple[int, int], **options: Any) -> SB3Agent:
+        return SB3Agent(self.name, observation_shape, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        keywords = ("observation_shape", "grid", "seed", "device", "callbacks", "progress_bar")
+        own = inspect.signature(SB3Agent).parameters
+        return inspect.Signature([own[name] for name in keywords] + settings_of(self.name))
+
+
+def __getattr__(name: str) -> SB3Factory:
+    """The factory of that algorithm, as the table of agents names it."""
+    if name not in ALGORITHMS:
+        raise AttributeError(name)
+    return SB3Factory(name)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -24,7 +23,8 @@ class MaskingVecEnv(VecEnv):
 
     Args:
         env: with SAME_STEP autoreset.
-        transform: of the observations (B, L, D), such as a running normalisation; None leaves them.
+        transform: of the observations (B, L, D), such as a running normalisation; it is told whether they begin
+            an episode. None leaves them.
         scale: divides the rewards; None leaves them. It is told the rewards of finished episodes.
 
     Raises:
@@ -34,7 +34,7 @@ class MaskingVecEnv(VecEnv):
     def __init__(
         self,
         env: VectorEnv,
-        transform: Callable[[np.ndarray], np.ndarray] | None = None,
+        transform: Callable[[np.ndarray, bool], np.ndarray] | None = None,
         scale: Callable[[np.ndarray], float] | None = None,
     ) -> None:
         mode = env.metadata.get("autoreset_mode")
@@ -44,7 +44,7 @@ class MaskingVecEnv(VecEnv):
                 "autoreset_mode='SameStep'."
             )
         self.env = env
-        self.transform = transform or (lambda observation: observation)
+        self.transform = transform or (lambda observation, begins: observation)
         self.scale = scale or (lambda reward: 1.0)
         self.update: Metrics | None = None
         """Metrics of the update that the last step has made; None where it made none."""
@@ -58,7 +58,7 @@ class MaskingVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._length = 0
-        return self.transform(observation)
+        return self.transform(observation, True)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -74,11 +74,11 @@ class MaskingVecEnv(VecEnv):
         ]
         if ended:
             self._close_episode(infos, info["final_obs"], reward)
-        return self.transform(observation), reward / self.scale(reward), terminated | truncated, infos
+        return self.transform(observation, ended), reward / self.scale(reward), terminated | truncated, infos
 
     def _close_episode(self, infos: list[dict[str, Any]], last: np.ndarray, reward: np.ndarray) -> None:
         seconds = round(time.monotonic() - self._began, 6)
-        for row, observation, paid in zip(infos, self.transform(last), reward, strict=True):
+        for row, observation, paid in zip(infos, self.transform(last, False), reward, strict=True):
             row["terminal_observation"] = observation
             row["episode"] = {"r": float(paid), "l": self._length, "t": seconds}
         self._length = 0
@@ -140,14 +140,3 @@ class CountUpdates(BaseCallback):
         self.model._total_timesteps = round(self.num_timesteps / share)
         stop = self.callback is not None and self.callback(dict(env.update))
         return not stop and self.done < self.num_steps
-
-
-def to_numpy(module: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """The module as a function of arrays, on its own device, without gradients."""
-
-    def call(array: np.ndarray) -> np.ndarray:
-        device = next(iter(module.buffers())).device
-        with torch.no_grad():
-            return module(torch.as_tensor(array, dtype=torch.float32, device=device)).cpu().numpy()
-
-    return call

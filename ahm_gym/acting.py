@@ -128,9 +128,14 @@ def make_actor(
     if name in agents() and name not in POLICIES:
         shape = (autoencoder.num_patches, autoencoder.dim)
         options = check_options(name, agent_options or {}) | pixel_options(name, autoencoder, model)
-        agent = make_agent(
-            name, shape, grid=autoencoder.grid, num_workers=num_workers, seed=seed, device=device, **options
-        )
+        given = {"grid": autoencoder.grid, "num_workers": num_workers, "seed": seed, "device": device}
+        try:
+            agent = make_agent(name, shape, **given, **options)
+        except (TypeError, ValueError, AssertionError) as error:
+            if isinstance(error, InputError) or not agent_options:
+                raise
+            shown = " ".join(f"{option}={value}" for option, value in agent_options.items())
+            raise InputError(f"agent {name} cannot be made with --agent-options {shown}: {error}") from error
         return AgentActor(name, options, agent, model)
     if name.partition(":")[0] not in policies():
         raise unknown_name("policy", name, [*policies(), *agents()])
@@ -164,22 +169,41 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, once each is found to be one that the agent takes, and that is not set otherwise.
+    """The same options, whole numbers as floats where the agent wants these; each is one that it takes.
 
     Raises:
         InputError: with the nearest one that it takes.
     """
     taken = inspect.signature(agent_class(name)).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        return options  # the agent checks them itself
-    known = taken.keys() - {"observation_shape", "grid", "channels", "num_workers", "seed", "device"}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    known = taken.keys() - GIVEN
     for option, value in options.items():
-        if option not in known:
+        if option in GIVEN or not (open_ended or option in known):
             raise unknown_name(f"option of agent {name}", option, known)
-        if isinstance(value, str) != isinstance(taken[option].default, str):
-            wanted = "a name" if isinstance(taken[option].default, str) else "a number"
-            raise InputError(f"--agent-options {option}={value}: expected {wanted}.")
-    return options
+        if option in known and not fits(value, taken[option].default):
+            raise InputError(
+                f"--agent-options {option}={value}: expected a value like {taken[option].default!r}, the default."
+            )
+    wants_float = {name for name, parameter in taken.items() if isinstance(parameter.default, float)}
+    return {option: float(value) if option in wants_float else value for option, value in options.items()}
+
+
+GIVEN = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
+"""What an agent's class is given besides its options."""
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Whether a value from the command line can stand in for a default."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if default is None:
+        return not isinstance(value, str)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return is_number and isinstance(value, int)
+    if isinstance(default, float) or default == "auto":
+        return is_number or (isinstance(default, str) and isinstance(value, str))
+    return isinstance(value, type(default))
 
 
 def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, Any]:
@@ -196,3 +220,20 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
             "unet, or --policy a3c."
         )
     return {"channels": autoencoder.channels}
+
+
+def check_reconstructor(policy: str, reconstructor: Path | None, init: Path | None) -> None:
+    """Refuses what a frozen autoencoder leaves without sense.
+
+    Raises:
+        InputError: for a policy that learns nothing, or two sources of weights.
+    """
+    if reconstructor is None:
+        return
+    if policy.partition(":")[0] in policies():
+        raise InputError(
+            f"--reconstructor freezes the autoencoder, and policy {policy} learns nothing: choose a learning "
+            "agent such as a3c, or leave it out."
+        )
+    if init is not None:
+        raise InputError("--init and --reconstructor both bring weights: leave one of them out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import merge_resumed, to_json
-from ahm_gym.storage import recover_all
+from ahm_gym.storage import recover_all, write_atomically
 from ahm_gym.training import PretrainConfig, Training, free_run_dir, pretrain, with_absolute_paths
 
 
@@ -133,6 +134,8 @@ def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
         folder = path / stage.name
         recover_all(folder)
         begun = (folder / "config.json").is_file()
+        if begun:
+            _follow_move(folder / "config.json", stage.config)
         config = PretrainConfig(run_dir=folder) if begun else stage.config
         title = f"{name} {number}/{len(stages)} {stage.name.partition('-')[2]}"
         try:
@@ -141,6 +144,14 @@ def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
             raise _stopped(stage, path, error.exit_code - 128) from None
         if interrupt.requested and stage is not stages[-1]:
             raise _stopped(stage, path, interrupt.signal or 2)
+
+
+def _follow_move(saved: Path, config: PretrainConfig) -> None:
+    """Lets a stage find the earlier ones where the folder of the recipe is now."""
+    kept = json.loads(saved.read_text())
+    now = {key: to_json(config)[key] for key in ("policy", "reconstructor")}
+    if kept | now != kept:
+        write_atomically(saved, json.dumps(kept | now, indent=2))
 
 
 def _stopped(stage: Stage, path: Path, signal_number: int) -> Interrupted:

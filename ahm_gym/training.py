@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from ahm_gym.acting import Actor, make_actor, read_options
-from ahm_gym.agents import AGENTS
+from ahm_gym.acting import Actor, check_reconstructor, make_actor, read_options
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder, load_published
 from ahm_gym.data import ImageDataset, open_data
@@ -143,19 +142,6 @@ def check_counts(config: PretrainConfig) -> None:
     check_seed(config.seed)
 
 
-def check_reconstructor(config: PretrainConfig) -> None:
-    """Refuses what a frozen autoencoder leaves without sense."""
-    if config.reconstructor is None:
-        return
-    if config.policy not in AGENTS:
-        raise InputError(
-            f"--reconstructor freezes the autoencoder, and policy {config.policy} learns nothing: choose a learning "
-            "agent such as a3c, or leave it out."
-        )
-    if config.init is not None:
-        raise InputError("--init and --reconstructor both bring weights: leave one of them out.")
-
-
 @dataclass
 class EnvFactory:
     """Makes a worker's environment around the shared pretrainer; picklable."""
@@ -183,7 +169,7 @@ class Training:
 
     def __init__(self, config: PretrainConfig, *, fresh: bool = True, title: str = "pretraining") -> None:
         check_counts(config)
-        check_reconstructor(config)
+        check_reconstructor(config.policy, config.reconstructor, config.init)
         self.config = config
         self.title = title
         self.device = pick_device(config.device)

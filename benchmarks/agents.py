@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,32 +177,38 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
 
 
 def cost(arguments: Arguments) -> None:
-    """Seconds of an update with each agent over those with a random mask, in blocks that take turns."""
-    blocks, updates, warm = 5, 16, 4
-    actors: dict[str, tuple[Callable[..., None], Any]] = {}
+    """Seconds of an update with each agent over those with a random mask just before and after."""
+    print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {ROUNDS} rounds")
+    for name in arguments.agents:
+        seconds = [[seconds_an_update(who) for who in ("random", name, "random")] for _ in range(ROUNDS)]
+        before, own, after = np.array(seconds).T
+        ratio = float(np.median(2 * own / (before + after)))
+        print(f"| {name} | {1e3 * np.median(own):.0f} ms | {ratio:.2f} |", flush=True)
+
+
+ROUNDS = 3
+
+
+def seconds_an_update(name: str, warm: int = 16, updates: int = 64) -> float:
+    """Of one long learning session, so that whole rollouts and stored experience count."""
+    pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(64, 64), patch_size=8), num_steps=1000)
+    learner = (
+        PolicyActor(make_policy("random", pretrainer.autoencoder))
+        if name == "random"
+        else make_agent(name, (64, 128))
+    )
+    sequential = learner.env_id == "AHM/SequentialMasking-v0"
     images = torch.randn(128, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    for name in ("random", *arguments.agents):
-        pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(64, 64), patch_size=8), num_steps=1000)
-        if name == "random":
-            learner, form = PolicyActor(make_policy("random", pretrainer.autoencoder)), MaskingVectorEnv
-        else:
-            learner = make_agent(name, (64, 128))
-            sequential = learner.env_id == "AHM/SequentialMasking-v0"
-            form = SequentialMaskingVectorEnv if sequential else MaskingVectorEnv
-        env = form(32, data=images, pretrainer=pretrainer, reward="loss")
-        actors[name] = learner.learn, env
-    seconds: dict[str, list[float]] = {name: [] for name in actors}
-    for learn, env in actors.values():
-        learn(lambda env=env: env, warm, seed=0)
-    for _ in range(blocks):
-        for name, (learn, env) in actors.items():
-            began = time.perf_counter()
-            learn(lambda env=env: env, updates, seed=None)
-            seconds[name].append((time.perf_counter() - began) / updates)
-    print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {blocks} blocks of {updates}")
-    for name, values in seconds.items():
-        ratio = np.median(np.array(values) / np.array(seconds["random"]))
-        print(f"| {name} | {1e3 * np.median(values):.0f} ms | {ratio:.2f} |", flush=True)
+    form = SequentialMaskingVectorEnv if sequential else MaskingVectorEnv
+    env = form(32, data=images, pretrainer=pretrainer, reward="loss")
+    times: list[float] = []
+
+    def note(_: dict[str, float]) -> bool:
+        times.append(time.perf_counter())
+        return False
+
+    learner.learn(lambda: env, warm + updates, seed=0, callback=note)
+    return (times[-1] - times[warm - 1]) / updates
 
 
 if __name__ == "__main__":

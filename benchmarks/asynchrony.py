@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import tyro
 from cells import run
 
@@ -22,6 +23,8 @@ from ahm_gym.storage import write_atomically
 from ahm_gym.testing import IdentityTask, solved
 
 IDENTITY_UPDATES = 400
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""When the curves on scans are read, as shares of the run."""
 Curve = dict[str, list[float]]
 
 
@@ -43,6 +46,7 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = {"identity task, 64 patches: share of the way to the best reward": identity_curve,
              f"{Path(arguments.data).stem}: Spearman correlation with the true patch loss": scan_curve}  # fmt: skip
@@ -108,15 +112,14 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if "images_per_second" in row]
     judged = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}
-    marks = [round(arguments.steps * share) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)]
-    before, seconds = 0, {}
-    for row in trained:
-        spent = (row["step"] - before) * 32 / row["images_per_second"]
-        seconds[row["step"]] = seconds.get(before, 0.0) + spent
-        before = row["step"]
+    steps = np.array([0] + [row["step"] for row in trained])
+    seconds = np.cumsum(
+        [0.0] + [32 / row["images_per_second"] for row in trained] * np.diff(steps, prepend=0)
+    )
+    marks = [min(judged, key=lambda step: abs(step - share * arguments.steps)) for share in SHARES]
     return {
         "updates": [float(mark) for mark in marks],
-        "seconds": [seconds[mark] for mark in marks],
+        "seconds": [float(np.interp(mark, steps, seconds)) for mark in marks],
         "value": [judged[mark] for mark in marks],
         "staleness": [row["agent/staleness"] for row in trained],
     }

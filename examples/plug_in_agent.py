@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.errors import command_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batch
 args = tyro.cli(Arguments, description=__doc__)
 torch.manual_seed(args.seed)
 task = {"num_envs": args.num_envs, "mask_ratio": args.mask_ratio, "guided_fraction": args.guided_fraction}
-env = gym.make_vec("ahm_gym:AHM/Masking-v0", data=args.data, reward="loss", num_steps=args.updates, **task)
+with command_line():
+    env = gym.make_vec(
+        "ahm_gym:AHM/Masking-v0", data=args.data, reward="loss", num_steps=args.updates, **task
+    )
 assert isinstance(env, MaskingVectorEnv)
 network = PatchActorCritic(env.pretrainer.autoencoder.dim)
 optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
@@ -75,8 +79,7 @@ for update in range(0, args.updates, args.rollout):
             policy, value = network(seen)
         scores = policy.sample()
         observation, reward, _, _, info = env.step(scores.numpy())
-        # A score is paid the loss of its patch where it had it masked. Episodes are one step long: the
-        # reward is the return. Losses fall as the autoencoder learns, so they are scaled.
+        # A score is paid its patch's loss where it had it masked: episodes are one step long. Losses fall.
         paid = torch.as_tensor(info["patch_reward"] * info["guided"])
         steps.append((seen, scores, policy.log_prob(scores), paid / paid.std(), value))
     seen, scores, log_prob, paid, value = (torch.cat(parts) for parts in zip(*steps, strict=True))

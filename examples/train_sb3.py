@@ -12,6 +12,7 @@ from stable_baselines3 import PPO
 
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_policies import PatchActorCriticPolicy
+from ahm_gym.errors import command_line
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    env = gym.make_vec(
-        "ahm_gym:AHM/Masking-v0",
-        num_envs=arguments.num_envs,
-        data=arguments.data,
-        guided_fraction=arguments.guided_fraction,
-        num_steps=arguments.updates,
-    )
+    with command_line():
+        env = gym.make_vec(
+            "ahm_gym:AHM/Masking-v0",
+            num_envs=arguments.num_envs,
+            data=arguments.data,
+            guided_fraction=arguments.guided_fraction,
+            num_steps=arguments.updates,
+        )
     agent = PPO(
         PatchActorCriticPolicy,
         MaskingVecEnv(env),

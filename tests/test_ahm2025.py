@@ -148,3 +148,10 @@ def test_a_vision_transformers_embeddings_are_refused_by_the_training_loop():
         "ahm2025", build_autoencoder("unet", image_size=(32, 32), channels=3), "unet", **settings
     )
     assert actor.options == {"channels": 3}
+
+
+def test_equal_probabilities_of_the_published_agent_are_no_raster_order():
+    agent = make_agent("ahm2025", (16, 16), draws="top_k")
+    available = torch.ones(200, 16, dtype=torch.bool)
+    orders = agent.draw(torch.zeros(200, 16), available, torch.Generator().manual_seed(0))
+    assert len(set(orders[:, 0].tolist())) == 16

@@ -139,7 +139,8 @@ def test_flags_that_differ_from_the_run_are_refused_by_name(config, monkeypatch,
         finetune(FinetuneConfig(run_dir=config.run_dir, **change), resume=True)
 
 
-def test_shapes_and_data_default_to_those_of_the_encoder(pretrained, tmp_path, discs):
+def test_shapes_and_data_default_to_those_of_the_encoder(pretrained, tmp_path, discs, monkeypatch):
+    monkeypatch.delenv("AHM_DATA", raising=False)
     resolved = resolve(FinetuneConfig(encoder=str(pretrained), run_dir=tmp_path / "run"))
     assert (resolved.model, resolved.image_size, resolved.patch_size) == ("tiny", (32, 32), 8)
     assert (resolved.data, resolved.data_root) == ("discs.npz", discs.parent)

@@ -117,6 +117,22 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next(config, monk
     assert (config.run_dir / "3-pretraining" / "encoder" / "model.safetensors").is_file()
 
 
+def test_a_recipe_goes_on_in_another_folder(config, monkeypatch, tmp_path):
+    call = Recorder.__call__
+
+    def interrupted(self, metrics):
+        if self.step == 0 and self.path.name == "3-pretraining":
+            signal.raise_signal(signal.SIGINT)
+        return call(self, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped in stage 3-pretraining"):
+        patch.setattr(Recorder, "__call__", interrupted)
+        run_recipe(NAME, config)
+    moved = config.run_dir.rename(tmp_path / "moved")
+    run_recipe(None, PretrainConfig(run_dir=moved), resume=True)
+    assert (moved / "3-pretraining" / "encoder" / "model.safetensors").is_file()
+
+
 def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("ahm_gym.recipes.pretrain", lambda *_, **__: 1 / 0)

@@ -1,3 +1,4 @@
+import copy
 import math
 import random
 import sys
@@ -57,6 +58,47 @@ def test_dqn_s_exploration_follows_the_share_of_updates(make_env):
     )
     assert rates[5] > 0.4
     assert rates[-1] == pytest.approx(0.02)
+
+
+def test_dqn_s_exploration_goes_on_from_a_checkpoint_in_the_middle_of_a_session(make_env):
+    env = make_env(SequentialMaskingVectorEnv)
+    agent = make_agent("dqn", env.single_observation_space.shape, exploration_fraction=0.5)
+    states = []
+
+    def save(metrics):
+        states.append(copy.deepcopy(agent.state_dict()))
+        return len(states) == 12
+
+    agent.learn(lambda: env, 16, seed=0, callback=save)
+    assert [state["num_updates"] for state in states] == list(range(1, 13))
+    other = make_agent("dqn", env.single_observation_space.shape, exploration_fraction=0.5)
+    other.load_state_dict(states[-1])
+    rates = []
+    other.learn(
+        lambda: env, 4, seed=None, callback=lambda m: rates.append(other.algorithm.exploration_rate) or False
+    )
+    assert max(rates[1:]) == pytest.approx(0.02)
+
+
+def test_the_progress_bar_of_sb3_comes_to_its_end(make_env, monkeypatch):
+    totals = []
+    learn = PPO.learn
+
+    def noted(self, total, **options):
+        totals.append(total)
+        return learn(self, total, **options)
+
+    monkeypatch.setattr(PPO, "learn", noted)
+    env = make_env(masking_steps=2)
+    make_agent("ppo", env.single_observation_space.shape).learn(lambda: env, 6, seed=0)
+    assert totals == [6 * 2 * env.num_envs]
+
+
+def test_the_normaliser_follows_the_first_observation_of_an_episode_alone(make_env):
+    env = make_env(masking_steps=3)
+    agent = make_agent("ppo", env.single_observation_space.shape)
+    agent.learn(lambda: env, 5, seed=0)
+    assert int(agent.normalise.count) == 1 + 5
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
@@ -225,6 +267,15 @@ def test_settings_of_the_algorithm_replace_the_presets():
 def test_a_setting_that_the_algorithm_does_not_have_is_refused_with_the_nearest_one():
     with pytest.raises(InputError, match="did you mean 'n_steps'"):
         make_agent("ppo", (16, 8), n_step=3)
+
+
+def test_settings_of_the_networks_keep_the_grid():
+    agent = make_agent(
+        "ppo", (36, 8), grid=(4, 9), policy_kwargs={"features_extractor_kwargs": {"width": 16}}
+    )
+    trunk = agent.algorithm.policy.features_extractor.trunk
+    assert trunk.context.grid == (4, 9) and trunk.project.out_features == 16
+    assert agent.algorithm.policy.log_std[0].item() == pytest.approx(math.log(1 / 3))
 
 
 def test_algorithms_of_the_extra_say_so_where_it_is_missing(monkeypatch):

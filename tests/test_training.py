@@ -150,7 +150,34 @@ def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own,
 def test_options_of_the_agent_reach_it(config):
     config = dataclasses.replace(config, agent_options=("network=attention", "learning_rate=0.5"), steps=1)
     network = final_state(pretrain(config))["actor"]["network"]
-    assert any(key.startswith("context.attn") for key in network)
+    assert any(key.startswith("trunk.context.attn") for key in network)
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "message"),
+    [
+        ("a3c", "widht=3", "did you mean 'width'"),
+        ("a3c", "width=2.5", "width=2.5: expected a value like 32"),
+        ("a3c", "gamma=null", "gamma=None: expected a value like 1.0"),
+        (
+            "a3c",
+            "learning_rate=-1",
+            "cannot be made with --agent-options learning_rate=-1: Invalid learning rate: -1.0",
+        ),
+        ("a3c", "seed=3", "unknown option of agent a3c 'seed'"),
+        ("ppo", "policy=MlpPolicy", "unknown option of agent ppo 'policy'"),
+        ("ppo", "device=cpu", "unknown option of agent ppo 'device'"),
+        ("ppo", "n_steps=abc", "n_steps=abc: expected a value like 2048"),
+        ("ppo", "batch_size=0", "cannot be made with --agent-options batch_size=0"),
+        ("dqn", "exploration_fraction=x", "exploration_fraction=x: expected a value like 0.1"),
+        ("td3", "action_noise=x", "action_noise=x: expected a value like None"),
+    ],
+)
+def test_options_that_the_agent_cannot_take_are_refused_and_leave_no_folder(config, policy, option, message):
+    with pytest.raises(InputError) as refusal:
+        pretrain(dataclasses.replace(config, policy=policy, agent_options=(option,)))
+    assert message in str(refusal.value)
+    assert not config.run_dir.exists()
 
 
 def test_a_run_writes_what_it_promises(config):
@@ -236,8 +263,8 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"reconstructor": Path("nowhere"), "init": "nothing.pth"}, "both bring weights"),
         ({"agent_options": ("critic",)}, "write NAME=VALUE"),
         ({"agent_options": ("gama=1",)}, "did you mean 'gamma'"),
-        ({"agent_options": ("gamma=high",)}, "gamma=high: expected a number"),
-        ({"agent_options": ("network=3",)}, "network=3: expected a name"),
+        ({"agent_options": ("gamma=high",)}, "gamma=high: expected a value like 1.0"),
+        ({"agent_options": ("network=3",)}, "network=3: expected a value like 'conv'"),
         ({"agent_options": ("gamma=1",), "policy": "random"}, "not with policy random"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
