@@ -24,8 +24,6 @@ class Arguments:
     """Updates of the autoencoder."""
     num_envs: int = 32
     """Images in an update."""
-    mask_ratio: float = 0.75
-    """Share of masked patches."""
     guided_fraction: float = 0.25
     """Share of them that the agent chooses: without random ones the autoencoder forgets all other patches."""
     rollout: int = 4
@@ -62,7 +60,7 @@ def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batch
 
 args = tyro.cli(Arguments, description=__doc__)
 torch.manual_seed(args.seed)
-task = {"num_envs": args.num_envs, "mask_ratio": args.mask_ratio, "guided_fraction": args.guided_fraction}
+task = {"num_envs": args.num_envs, "guided_fraction": args.guided_fraction}
 with command_line():
     env = gym.make_vec(
         "ahm_gym:AHM/Masking-v0", data=args.data, reward="loss", num_steps=args.updates, **task

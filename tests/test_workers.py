@@ -1,6 +1,7 @@
 """Several workers: what they learn together, and what is left of them however a run ends."""
 
 import os
+import re
 import signal
 import time
 import uuid
@@ -86,10 +87,20 @@ def traces(monkeypatch):
     before = set(memory.iterdir())
 
     def look():
-        left = [entry for entry in Path("/proc").glob("[0-9]*") if is_marked(entry, mark)]
-        return left, sorted(set(memory.iterdir()) - before)
+        for _ in range(50):
+            processes = [entry for entry in Path("/proc").glob("[0-9]*") if is_marked(entry, mark)]
+            files = [file for file in set(memory.iterdir()) - before if not is_in_use(file)]
+            if not processes and not files:
+                break
+            time.sleep(0.1)
+        return processes, files
 
     return look
+
+
+def is_in_use(file):
+    """Whether a number in the name of the file is that of a living process, of another test perhaps."""
+    return any(Path("/proc", number).exists() for number in re.findall(r"\d+", file.name))
 
 
 def is_marked(entry, mark):
