@@ -82,9 +82,8 @@ class SB3Agent:
         self.generator = torch.Generator().manual_seed(seed)
         self.num_updates = 0
         with seeded(seed, self.device), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # sizes for a batch do not fit the few images of this
+            # SB3 warns that the sizes for a batch do not fit the few images of this.
+            warnings.simplefilter("ignore", UserWarning)
             self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
 
     def learn(
