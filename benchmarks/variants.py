@@ -1,0 +1,114 @@
+"""Variants of pretraining against random masks, judged on validation images by the probe.
+
+`python benchmarks/variants.py --data hc18_128.npz --variants "half: --policy a3c" "none: --policy a3c
+--guided-fraction 0"` pretrains every variant and every seed, one thread each, and prints the mean validation
+patch Dice over several draws of labelled images, with the paired difference to random masks. A variant is a
+name and flags of examples/pretrain.py; `random` is always there. Test scores are neither kept nor shown. Finished
+parts are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from cells import interval, last_metric, run
+
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.encoders import find_encoder, load_encoder
+from ahm_gym.probe import probe
+from ahm_gym.storage import write_atomically
+
+RANDOM = "random: --policy random"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare settings of pretraining before anything is reported on test images."""
+
+    variants: tuple[str, ...]
+    """NAME: FLAGS of examples/pretrain.py, a string each."""
+    data: str = "hc18_128.npz"
+    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    flags: str = ""
+    """Flags of examples/pretrain.py for all, random too, such as --normalise-target."""
+    steps: int = 1000
+    """Updates of the autoencoder, 64 images each."""
+    seeds: int = 2
+    """Seeds 0, 1, ..."""
+    labels: int = 20
+    """Labelled images of the probe."""
+    draws: int = 5
+    """Draws of labelled images that the probe is averaged over."""
+    jobs: int = 2
+    """Runs at a time, one thread each."""
+    out: Path = Path("runs/variants")
+    """Where the runs are kept, in a folder for every set of images and flags."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(1)
+    variants = dict(line.split(":", 1) for line in (RANDOM, *arguments.variants))
+    cells = [(seed, name) for seed in range(arguments.seeds) for name in variants]
+
+    def pretrain(cell: tuple[int, str]) -> Path:
+        seed, name = cell
+        folder = folder_of(arguments) / f"{name}-{seed}"
+        options = [*shlex.split(arguments.flags), *shlex.split(variants[name]), "--seed", str(seed)]
+        options += ["--data", arguments.data, "--steps", str(arguments.steps)]
+        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+        return folder
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = dict(zip(cells, pool.map(pretrain, cells), strict=True))
+    datasets: dict[tuple[int, int], ImageDataset] = {}
+    scores = {cell: judge(folder, arguments, datasets) for cell, folder in folders.items()}
+    print(
+        f"\n{Path(arguments.data).stem} {arguments.flags}, {arguments.steps} updates, {arguments.seeds} seeds"
+    )
+    print("| variant | val patch Dice | against random | val loss | Spearman | masked foreground |")
+    print("|---|---|---|---|---|---|")
+    for name in variants:
+        own = [scores[seed, name] for seed in range(arguments.seeds)]
+        paired = [score - scores[seed, "random"] for seed, score in enumerate(own)]
+        health = (
+            np.mean([last_metric(folders[seed, name], f"val/{key}") for seed in range(arguments.seeds)])
+            for key in ("loss", "spearman", "masked_foreground")
+        )
+        shown = " | ".join(f"{value:.3f}" for value in health)
+        print(f"| {name} | {np.mean(own):.4f} | {interval(paired)} | {shown} |")
+
+
+def folder_of(arguments: Arguments) -> Path:
+    flags = "_".join(shlex.split(arguments.flags)).replace("/", "-")
+    return arguments.out / f"{Path(arguments.data).stem}-{arguments.steps}{flags}"
+
+
+def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> float:
+    """Mean validation patch Dice of a run's encoder; kept beside it."""
+    path = run_dir / f"val-{arguments.labels}-{arguments.draws}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    found = find_encoder(run_dir)
+    size = found.image_size
+    if size not in datasets:
+        datasets[size] = open_data(arguments.data, image_size=size, need_labels=True)
+    encoder = load_encoder(run_dir)
+    values = [
+        probe(encoder, datasets[size], labels=arguments.labels, seed=seed, image_size=size,
+              patch_size=found.patch_size)["val_patch_dice"]
+        for seed in range(arguments.draws)
+    ]  # fmt: skip
+    write_atomically(path, json.dumps(float(np.mean(values))))
+    return float(np.mean(values))
+
+
+if __name__ == "__main__":
+    main()
