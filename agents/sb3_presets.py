@@ -88,6 +88,7 @@ def td3(env: VectorEnv) -> dict[str, Any]:
 
 def dqn(env: VectorEnv) -> dict[str, Any]:
     return off_policy(env) | {
+        "batch_size": 64,  # an update of the autoencoder is dozens of steps here, and each learns
         "learning_starts": 32 * env.num_envs,
         "train_freq": 2,
         "target_update_interval": 50 * env.num_envs,
