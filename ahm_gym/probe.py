@@ -43,8 +43,9 @@ def probe(
         patch_size: side of a patch in pixels.
 
     Returns:
-        `patch_dice` on test, `per_class` the same for every class, `lambda` the ridge penalty with the
-        best `val_patch_dice`, `labels` and `num_images`: the numbers of training and of test images.
+        `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
+        `lambda` the ridge penalty with the best `val_patch_dice`, `labels` and `num_images`: the numbers of
+        training and of test images.
 
     Raises:
         InputError: where a split has no labels, or the labels do not suffice.
@@ -61,17 +62,21 @@ def probe(
     deviation, centre = torch.std_mean(features, dim=(0, 1))
     deviation = deviation.clamp(min=1e-6)
     maps = ridge((features - centre) / deviation, targets, PENALTIES)
-    scores = []
     features, targets = _patches(encoder, dataset, val, image_size, patch_size)
-    for weights, bias in maps:
-        scores.append(mean_dice(patch_dice((features - centre) / deviation @ weights + bias, targets)))
+    cases = [dataset.sample(index).case for index in val]
+    scores = [
+        mean_dice(patch_dice((features - centre) / deviation @ weights + bias, targets, cases))
+        for weights, bias in maps
+    ]
     best = max(range(len(maps)), key=lambda index: scores[index] or 0.0)
     features, targets = _patches(encoder, dataset, test, image_size, patch_size)
+    cases = [dataset.sample(index).case for index in test]
     weights, bias = maps[best]
-    per_class = patch_dice((features - centre) / deviation @ weights + bias, targets)
+    found = patch_dice((features - centre) / deviation @ weights + bias, targets, cases)
     return {
-        "patch_dice": mean_dice(per_class),
-        "per_class": {str(index + 1): value for index, value in enumerate(per_class)},
+        "patch_dice": mean_dice(found),
+        "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
+        "cases": found,
         "lambda": float(PENALTIES[best]),
         "val_patch_dice": scores[best],
         "labels": len(train),
@@ -94,24 +99,37 @@ def ridge(
     return [(weights, bias - centre @ weights) for weights in solutions]
 
 
-def patch_dice(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> list[Value]:
-    """Dice of every foreground class over patches, each patch counted as its largest class.
+def patch_dice(
+    predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"], cases: list[str]
+) -> dict[str, list[Value]]:
+    """Dice of every foreground class over the patches of each case, each patch counted as its largest class.
 
-    The mean over the images that contain the class; None where no image does.
+    None where a case has no patch of the class, neither predicted nor true.
+
+    Args:
+        predicted: of every image.
+        fractions: true shares of the classes.
+        cases: names of the images' cases.
     """
-    found, true = predicted.argmax(dim=2), fractions.argmax(dim=2)
-    scores: list[Value] = []
-    for index in range(1, fractions.shape[2]):
-        first, second = found == index, true == index
-        present = second.any(dim=1)
-        overlap = 2 * (first & second).sum(dim=1) / (first.sum(dim=1) + second.sum(dim=1)).clamp(min=1)
-        scores.append(float(overlap[present].mean()) if present.any() else None)
+    classes = torch.arange(1, fractions.shape[2])
+    found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
+    overlap, size = (found & true).sum(dim=1), found.sum(dim=1) + true.sum(dim=1)  # B K-1
+    scores: dict[str, list[Value]] = {}
+    for case in dict.fromkeys(cases):
+        members = [index for index, name in enumerate(cases) if name == case]
+        pairs = zip(overlap[members].sum(dim=0).tolist(), size[members].sum(dim=0).tolist(), strict=True)
+        scores[case] = [2 * shared / both if both else None for shared, both in pairs]
     return scores
 
 
-def mean_dice(per_class: list[Value]) -> Value:
+def class_dice(cases: dict[str, list[Value]]) -> list[Value]:
+    """The mean of every class over the cases that have it."""
+    return [mean([v for v in column if v is not None]) for column in zip(*cases.values(), strict=True)]
+
+
+def mean_dice(cases: dict[str, list[Value]]) -> Value:
     """The mean over the classes that have a Dice."""
-    return mean([value for value in per_class if value is not None])
+    return mean([value for value in class_dice(cases) if value is not None])
 
 
 def label_fractions(

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from ahm_gym.data import open_data
 from ahm_gym.encoders import load_encoder
 from ahm_gym.errors import InputError
-from ahm_gym.probe import label_fractions, patch_dice, probe, ridge
+from ahm_gym.probe import class_dice, label_fractions, mean_dice, patch_dice, probe, ridge
 
 SIZE = (32, 32)
 
@@ -32,16 +32,16 @@ def test_ridge_gives_what_scikit_learn_gives_for_every_penalty():
         np.testing.assert_allclose(bias.numpy(), expected.intercept_, atol=1e-9)
 
 
-def test_patch_dice_is_the_mean_over_the_images_that_contain_the_class():
+def test_patch_dice_is_pooled_over_a_case_and_then_the_mean_over_the_cases():
     def as_fractions(rows):
         return torch.nn.functional.one_hot(torch.tensor(rows), 4).double()
 
     true = as_fractions([[0, 0, 1, 1], [0, 0, 0, 0], [2, 1, 1, 1]])
     found = as_fractions([[0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 1]])
-    first, second, third = patch_dice(found, true)
-    assert first == pytest.approx((2 * 1 / 4 + 1.0) / 2)
-    assert second == 0.0
-    assert third is None
+    cases = patch_dice(found, true, ["a", "a", "b"])
+    assert cases == {"a": [2 * 1 / 6, None, None], "b": [1.0, 0.0, None]}
+    assert class_dice(cases) == [pytest.approx((1 / 3 + 1.0) / 2), 0.0, None]
+    assert mean_dice(cases) == pytest.approx((2 / 3 + 0.0) / 2)
 
 
 def test_label_fractions_are_the_area_shares_of_the_patches():
@@ -69,6 +69,7 @@ def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     assert results["patch_dice"] > 0.85
     assert results["per_class"] == {"1": results["patch_dice"]}
+    assert np.mean([dice for (dice,) in results["cases"].values()]) == pytest.approx(results["patch_dice"])
     assert (results["labels"], results["num_images"]) == (10, 8)
     assert results["val_patch_dice"] > 0.85
     assert results == probe(untrained(), dataset, labels=10, seed=1, image_size=SIZE, patch_size=4)
