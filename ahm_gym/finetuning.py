@@ -52,12 +52,18 @@ class FinetuneConfig:
     checkpoint_every: int = 100
 
 
-def finetune(config: FinetuneConfig, *, resume: bool = False, given: Container[str] = ()) -> dict[str, Any]:
+def finetune(
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    given: Container[str] = (),
+    interrupt: Interrupt | None = None,
+) -> dict[str, Any]:
     """Fine-tunes a segmenter and scores it; gives back what `results.json` holds.
 
     With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
     checkpoint stands; a finished run only gives back its results. Settings that differ from the defaults,
-    or are named in `given`, must be its own.
+    or are named in `given`, must be its own. `interrupt` may have a deadline.
 
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
@@ -76,7 +82,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, given: Container[s
     if run is None:
         run = RunFolder.create(config.run_dir, finetuning.describe())
     try:
-        finetuning.train(run)
+        finetuning.train(run, interrupt or Interrupt())
         return finetuning.score(run)
     finally:
         run.close()
@@ -185,7 +191,7 @@ class Finetuning:
             "std": list(self.dataset.std),
         }
 
-    def train(self, run: RunFolder) -> None:
+    def train(self, run: RunFolder, interrupt: Interrupt) -> None:
         """Trains to the last step, from the newest checkpoint of `run` where it has one."""
         config = self.config
         found = run.load_checkpoint()
@@ -196,7 +202,7 @@ class Finetuning:
             self._load_state_dict(found[1])
         log_every = max(1, min(config.steps // 50, 20))
         bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
-        with Interrupt() as interrupt, bar:
+        with interrupt, bar:
             for step in range(start + 1, config.steps + 1):
                 self.losses.append(self.update(step))
                 bar.advance(step, loss=self.losses[-1])

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -191,13 +192,21 @@ def _add_scalars(writer: SummaryWriter, step: int, row: Mapping[str, float | Non
 class Interrupt:
     """While entered, Ctrl-C and SIGTERM ask to stop instead of stopping; a second Ctrl-C stops at once.
 
-    Outside the main thread, where no signal arrives, it does nothing.
+    Outside the main thread, where no signal arrives, it does nothing. A deadline asks to stop, too.
+
+    Args:
+        deadline: in seconds, as `time.time()` counts them.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop as soon as nothing is lost by it."""
+        return self.signal is not None or time.time() >= self.deadline
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -215,5 +224,4 @@ class Interrupt:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
         self.signal = number
