@@ -148,7 +148,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_once_and_nothing_under_a_bare_name(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert sorted(names) == sorted(modules())
+    page = [f"ahm_gym/report/page.{ending}" for ending in ("css", "html", "js")]
+    assert sorted(names) == sorted([*modules(), *page])
 
 
 SPAWN = """

@@ -1,0 +1,42 @@
+"""The leaderboard as Markdown."""
+
+from __future__ import annotations
+
+from ahm_gym.report import findings, tables
+from ahm_gym.report.leaderboard import Cell, Pretraining
+from ahm_gym.report.rows import Rows
+
+METHOD = (
+    "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the "
+    "mean over seeds and cases. Its 95 % interval and p value hold for new seeds and new cases (both are "
+    "resampled); the t interval beside it is over seeds alone, on these cases. Wins is the share of pairs of seed "
+    "and case in which the policy is better. The corrected p controls the false discoveries among all data sets "
+    "and policies of one kind of score and number of labels, and gives the verdict at 0.05. IQM is the mean of "
+    "the middle half of all scores. ± is a standard deviation over seeds."
+)
+"""How to read the numbers."""
+
+
+def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretraining]) -> str:
+    """Findings, a summary by mean rank, then one table for each data set and task."""
+    by_task = {task: [cell for cell in scores if cell.task == task] for task in rows.tasks}
+    blocks = ["# Leaderboard", "## What was found"]
+    for task, cells in by_task.items():
+        blocks += [findings.tally(task, cells), _bullets(findings.by_data(cells))]
+    if gaps := findings.missing(rows):
+        blocks += ["## Not finished", _bullets(gaps)]
+    blocks += ["## By mean rank", "▲ better than random, ▼ worse than random."]
+    blocks += [tables.overview(task, cells).markdown() for task, cells in by_task.items()]
+    blocks += ["## Every number", METHOD]
+    for data in rows.data:
+        blocks.append(f"### {data}")
+        found = (tables.scores(data, task, cells) for task, cells in by_task.items())
+        blocks += [table.markdown() for table in found if table.rows]
+        blocks.append(tables.pretraining(data, pretraining).markdown())
+    if command := rows.config.get("command"):
+        blocks += ["## Command", f"    {command}"]
+    return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

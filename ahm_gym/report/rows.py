@@ -1,0 +1,97 @@
+"""The finished rows of a benchmark, as they lie in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ahm_gym.errors import InputError
+
+REFERENCE = "random"
+"""The policy that every other is compared with."""
+UNTRAINED = "scratch"
+
+KINDS = {"finetune": "fine-tuned", "frozen": "frozen encoder", "probe": "probe"}
+"""Kinds of score in the order of the report, and their names in it."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a policy is judged by on every data set: one kind of score at one number of labels."""
+
+    kind: str
+    labels: int
+
+    @property
+    def name(self) -> str:
+        return f"{KINDS[self.kind]}, {self.labels} label{'s' * (self.labels != 1)}"
+
+    @property
+    def metric(self) -> str:
+        """The name of its Dice."""
+        return "patch Dice" if self.kind == "probe" else "Dice"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The newest row of everything that has finished."""
+
+    config: dict[str, Any]
+    pretraining: dict[tuple[str, str, int], Row]
+    """By data, policy and seed."""
+    scores: dict[tuple[Task, str, str, int], Row]
+    """By task, data, policy and seed."""
+
+    @property
+    def tasks(self) -> list[Task]:
+        order = list(KINDS)
+        found = {task for task, *_ in self.scores}
+        return sorted(found, key=lambda task: (order.index(task.kind), task.labels))
+
+    @property
+    def data(self) -> list[str]:
+        return sorted({data for data, *_ in self.pretraining} | {data for _, data, *_ in self.scores})
+
+    @property
+    def policies(self) -> list[str]:
+        """With the untrained encoder and the reference first."""
+        found = {key[1] for key in self.pretraining} | {key[2] for key in self.scores}
+        return sorted(found, key=lambda policy: (policy != UNTRAINED, policy != REFERENCE, policy))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({key[-1] for key in [*self.pretraining, *self.scores]})
+
+
+def read_rows(out: Path) -> Rows:
+    """What `rows.jsonl` and `config.json` of a benchmark's folder hold; a row that came twice counts once.
+
+    A last line without its end is one that is being written, and is left out.
+
+    Raises:
+        InputError: where there is no finished row, or a line is none.
+    """
+    path = out / "rows.jsonl"
+    text = path.read_text() if path.exists() else ""
+    pretraining, scores = {}, {}
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row["kind"] == "pretrain":
+                pretraining[row["data"], row["policy"], row["seed"]] = row
+            elif row["kind"] in KINDS:
+                task = Task(row["kind"], row["labels"])
+                scores[task, row["data"], row["policy"], row["seed"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"line {number} of {path} is not a row of a benchmark ({error!r}): delete that line, and "
+                "the benchmark runs its part again."
+            ) from error
+    if not pretraining and not scores:
+        raise InputError(f"{path} holds no finished row: run the benchmark first, or name its folder.")
+    config = out / "config.json"
+    return Rows(json.loads(config.read_text()) if config.exists() else {}, pretraining, scores)

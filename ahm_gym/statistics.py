@@ -1,0 +1,249 @@
+"""Comparisons of policies over the same seeds and cases: intervals, p values, ranks, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import bootstrap, false_discovery_control, norm, rankdata, t, trim_mean
+
+Scores: TypeAlias = Mapping[int, Mapping[str, Sequence[float | None]]]
+"""Seed -> case -> one value a foreground class, None where it is undefined."""
+
+Interval: TypeAlias = tuple[float, float]
+
+LEVEL = 0.05
+NUM_RESAMPLES = 4999
+ONE_SEED = "one seed: no verdict"
+NO_DIFFERENCE = "no difference seen"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy minus its reference on the seeds and cases that both have."""
+
+    difference: float
+    """Mean over the classes of the mean over all seeds and cases in which both are defined."""
+    interval: Interval | None
+    """95 % for new seeds and new cases; for new cases alone with one seed, None with one case as well."""
+    p: float | None
+    """Two-sided: one minus the level of the interval that just touches 0. None without an interval."""
+    seed_interval: Interval | None
+    """The plain 95 % t interval over the means of the seeds; None with one seed."""
+    win_probability: float
+    """Share of the pairs of seed and case in which the policy is better; a tie counts half."""
+    num_seeds: int
+    num_cases: int
+
+
+def compare(scores: Scores, reference: Scores, *, larger_is_better: bool = True) -> Comparison | None:
+    """The comparison of a policy with its reference; None where they share nothing defined.
+
+    The interval holds for seeds *and* cases that were not tried, which are crossed: every seed met every
+    case. With a difference m + a_s + b_c + e_sc, the error of its mean has the variance
+    var(a)/S + var(b)/C + var(e)/SC. Seeds and cases are resampled independently (the pigeonhole bootstrap,
+    Owen 2007, Annals of Applied Statistics 1:386), on the estimated effects of each: their means over the
+    resampled seeds and cases are added. The e_sc stand in both effects, so they are counted twice and the
+    interval is on the safe side; resampling the whole matrix would count them three times.
+
+    Two corrections for few seeds or cases, on each factor of n of them:
+    resampled effects vary about their own mean, hence by (n - 1)/n too little: they are inflated by
+    sqrt(n/(n - 1)); and as their variance is estimated from n, the tails are those of t with n - 1 degrees
+    of freedom: inflated by t/z at the level asked for (Hesterberg 2015, American Statistician 69:371).
+
+    Coverage of the nominal 95 %, in 1500 simulations of 60 cases each, where the seeds' effects have 0,
+    0.3 and 1 times the deviation of the cases' and of the noise: 0.98, 0.98, 0.95 with 3 seeds and
+    0.97, 0.97, 0.95 with 5. Without t/z it falls to 0.84 with 3 seeds and to 0.89 with 5. The t interval
+    over the means of the seeds, which asks nothing about other cases, covers 0.81, 0.93, 0.94 with 3
+    and 0.66, 0.89, 0.94 with 5.
+
+    Args:
+        scores: of the policy.
+        reference: of the policy that it is compared with.
+        larger_is_better: False for distances; it turns the win probability, not the difference.
+    """
+    differences = paired_differences(scores, reference)
+    if not np.isfinite(differences).any():
+        return None
+    for axis in range(3):  # what is undefined throughout is no seed, case or class of this comparison
+        rest = tuple({0, 1, 2} - {axis})
+        differences = differences.compress(np.isfinite(differences).any(axis=rest), axis=axis)
+    by_class = np.nanmean(differences, axis=(0, 1))
+    effects = _effects(differences, axis=0), _effects(differences, axis=1)
+    difference = float(by_class.mean())
+    interval, p = _bootstrap(difference, effects)
+    better = _mean_over_classes(differences) * (1 if larger_is_better else -1)
+    better = better[np.isfinite(better)]
+    return Comparison(
+        difference=difference,
+        interval=interval,
+        p=p,
+        seed_interval=_seed_interval(differences),
+        win_probability=float(np.mean((better > 0) + 0.5 * (better == 0))),
+        num_seeds=differences.shape[0],
+        num_cases=differences.shape[1],
+    )
+
+
+def paired_differences(scores: Scores, reference: Scores) -> Float[np.ndarray, "S N K"]:
+    """Policy minus reference for the seeds, cases and classes that both have, NaN where undefined.
+
+    A case counts where every shared seed has it, in both.
+
+    Raises:
+        ValueError: where the numbers of classes differ.
+    """
+    seeds = sorted(set(scores) & set(reference))
+    had = [set(side[seed]) for side in (scores, reference) for seed in seeds]
+    cases = sorted(set.intersection(*had)) if had else []
+    if not cases:
+        return np.empty((len(seeds), 0, 0))
+    policy, other = (
+        np.array([[side[seed][case] for case in cases] for seed in seeds], dtype=float)
+        for side in (scores, reference)
+    )
+    if policy.shape != other.shape:
+        raise ValueError(f"scores of {policy.shape[2]} and of {other.shape[2]} classes cannot be compared.")
+    return policy - other
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:
+    """The p values corrected for the number of comparisons in this family (Benjamini and Hochberg 1995).
+
+    None for a comparison with one seed, which is none of the family: nothing is known of other seeds.
+    """
+    tested = [i for i, comparison in enumerate(comparisons) if comparison.num_seeds > 1]
+    values: list[float | None] = [None] * len(comparisons)
+    if tested:
+        for i, value in zip(tested, false_discovery_control([comparisons[i].p for i in tested]), strict=True):
+            values[i] = float(value)
+    return values
+
+
+def verdict(
+    comparison: Comparison, corrected_p: float | None, reference: str, *, larger_is_better: bool = True
+) -> str:
+    """The comparison in words: better than, worse than, no difference seen, or no verdict."""
+    if corrected_p is None:
+        return ONE_SEED
+    if corrected_p >= LEVEL:
+        return NO_DIFFERENCE
+    better = (comparison.difference > 0) == larger_is_better
+    return f"{'better' if better else 'worse'} than {reference}"
+
+
+def interquartile_mean(scores: Scores) -> float | None:
+    """The mean of the middle half of all scores of a seed and case; None where none is defined."""
+    values = [_mean_of_known(classes) for cases in scores.values() for classes in cases.values()]
+    known = [value for value in values if value is not None]
+    return float(trim_mean(known, 0.25)) if known else None
+
+
+def mean_ranks(
+    values: Mapping[str, Mapping[str, float]], *, larger_is_better: bool = True
+) -> dict[str, float]:
+    """Policy -> mean over the data sets that have it of its rank, 1 for the best, ties shared.
+
+    Args:
+        values: data set -> policy -> mean score.
+        larger_is_better: False for distances.
+    """
+    ranks: dict[str, list[float]] = {}
+    for scores in values.values():
+        signed = [-value if larger_is_better else value for value in scores.values()]
+        for policy, rank in zip(scores, rankdata(signed), strict=True):
+            ranks.setdefault(policy, []).append(float(rank))
+    return {policy: float(np.mean(found)) for policy, found in ranks.items()}
+
+
+def _mean_of_known(classes: Sequence[float | None]) -> float | None:
+    known = [value for value in classes if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _mean_over_classes(values: Float[np.ndarray, "S N K"]) -> Float[np.ndarray, "S N"]:
+    known = np.isfinite(values)
+    count = known.sum(axis=2)
+    total = np.where(known, values, 0.0).sum(axis=2)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _effects(differences: Float[np.ndarray, "S N K"], *, axis: int) -> Float[np.ndarray, "n"]:
+    """What each seed (axis 0) or case (axis 1) adds to the difference; the sum of all is 0.
+
+    With every value defined it is the mean of the seed or case minus the mean of all. Where some are not,
+    it is the first-order effect of the seed's or case's weight on the mean of the means of the classes.
+    """
+    known = np.isfinite(differences)
+    centred = np.where(known, differences - np.nanmean(differences, axis=(0, 1)), 0.0)
+    share = centred.sum(axis=1 - axis) / known.sum(axis=(0, 1))  # (n, K)
+    return share.mean(axis=1) * differences.shape[axis]
+
+
+def _bootstrap(difference: float, effects: Sequence[np.ndarray]) -> tuple[Interval | None, float | None]:
+    """The 95 % interval and the p value from effects of seeds and cases; a factor of one has none."""
+    factors = [effect for effect in effects if len(effect) > 1]
+    if not factors:
+        return None, None
+
+    def means(*resampled: np.ndarray, axis: int) -> np.ndarray:
+        return np.stack([effect.mean(axis=axis) for effect in resampled])
+
+    parts = bootstrap(
+        factors,
+        means,
+        n_resamples=NUM_RESAMPLES,
+        batch=500,
+        vectorized=True,
+        method="percentile",
+        # scipy 1.15 calls it rng and takes both; 1.11 knows this name alone.
+        random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
+    ).bootstrap_distribution
+
+    def interval(level: float) -> Interval:
+        scales = [_inflation(len(factor), level) for factor in factors]
+        low, high = np.quantile(scales @ parts, (level / 2, 1 - level / 2))
+        return difference + float(low), difference + float(high)
+
+    return interval(LEVEL), _level_that_touches_zero(interval)
+
+
+def _inflation(num: int, level: float) -> float:
+    """The factor on resampled effects of `num` seeds or cases; see `compare`."""
+    tail = 1 - level / 2
+    return float((num / (num - 1)) ** 0.5 * t.ppf(tail, num - 1) / norm.ppf(tail))
+
+
+def _level_that_touches_zero(interval: Callable[[float], Interval]) -> float:
+    """By bisection: intervals grow as the level falls. Not below what the resamples can tell."""
+    low, high = 2 / (NUM_RESAMPLES + 1), 0.999
+
+    def excludes_zero(level: float) -> bool:
+        bounds = interval(level)
+        return bounds[0] > 0 or bounds[1] < 0
+
+    if not excludes_zero(high):
+        return 1.0
+    if excludes_zero(low):
+        return low
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if excludes_zero(middle) else (middle, high)
+    return high
+
+
+def _seed_interval(differences: Float[np.ndarray, "S N K"]) -> Interval | None:
+    """The t interval over the seeds, each by the mean over classes of its mean over cases."""
+    num_seeds = differences.shape[0]
+    if num_seeds < 2:
+        return None
+    known = np.isfinite(differences)
+    counts = known.sum(axis=1)
+    sums = np.where(known, differences, 0.0).sum(axis=1)
+    by_class = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)  # (S, K)
+    means = np.nanmean(by_class, axis=1)
+    half = t.ppf(1 - LEVEL / 2, num_seeds - 1) * means.std(ddof=1) / num_seeds**0.5
+    return float(means.mean() - half), float(means.mean() + half)
