@@ -16,8 +16,14 @@ from ahm_gym.storage import write_atomically
 CURVES = {
     "reconstruction loss": ("loss", "val/loss"),
     "reward": ("reward",),
-    "correlation with the true patch loss": ("val/spearman", "val/spearman_variance"),
-    "health of the masks": ("val/overlap", "val/masked_foreground", "agent/draw_entropy", "guided"),
+    "agreement with the true patch loss": ("val/spearman", "val/spearman_variance", "val/excess"),
+    "health of the masks": (
+        "val/overlap",
+        "val/entropy",
+        "val/masked_foreground",
+        "agent/draw_entropy",
+        "guided",
+    ),
 }
 
 
@@ -29,10 +35,14 @@ def save_snapshot(folder: Path, step: int, panels: np.ndarray) -> None:
     write_atomically(folder / f"step-{step}.npz", content.getvalue())
 
 
-def load_snapshots(folder: Path, last_step: int) -> dict[int, np.ndarray]:
+def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.ndarray]:
     """Step to panels, ascending; snapshots after `last_step` belong to a part that is run again."""
     paths = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
-    return {step: np.load(paths[step])["panels"] for step in sorted(paths) if step <= last_step}
+    return {
+        step: np.load(paths[step])["panels"]
+        for step in sorted(paths)
+        if last_step is None or step <= last_step
+    }
 
 
 def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:

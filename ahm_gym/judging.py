@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
+from ahm_gym.data import ImageDataset
 from ahm_gym.masking import PatchBatch, random_scores, select_patches
 from ahm_gym.patches import patchify
 from ahm_gym.reconstruction import Autoencoder
+
+BATCH_SIZE = 64
 
 
 def true_patch_loss(
@@ -89,6 +92,75 @@ def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
     return float((pairs.sum() - pairs.diagonal().sum()) / max(number * (number - 1), 1))
 
 
+def mask_entropy(mask: Bool[Tensor, "B L"]) -> float:
+    """Entropy of how often each position is masked, as a share of that of random masks of the same ratio.
+
+    About 1 for masks that differ from image to image, 0 where all images are masked alike.
+    """
+    frequency, ratio = mask.double().mean(dim=0), mask.double().mean()
+    largest = torch.special.entr(ratio) + torch.special.entr(1 - ratio)
+    return float((torch.special.entr(frequency) + torch.special.entr(1 - frequency)).mean() / largest)
+
+
+def excess_loss(
+    autoencoder: Autoencoder,
+    images: Float[Tensor, "B C H W"],
+    mask: Bool[Tensor, "B L"],
+    truth: Float[Tensor, "B L"],
+) -> float:
+    """How much harder masks are than random ones, as a share of what the hardest patches come to.
+
+    0 for random masks, 1 for those of the highest true patch loss, negative for easy ones.
+
+    Args:
+        autoencoder: judged as it stands.
+        images: normalised.
+        mask: True where masked.
+        truth: the true patch loss.
+    """
+    num_masked = int(mask[0].sum())
+    generator = torch.Generator().manual_seed(1)
+    drawn, hardest = (
+        select_patches(scores, num_masked, num_masked, generator)[0]
+        for scores in (random_scores((mask.shape[0], mask.shape[1]), generator), truth)
+    )
+    with torch.no_grad():
+        own, random, most = (
+            float(autoencoder(images, masked.to(images.device)).loss) for masked in (mask, drawn, hardest)
+        )
+    return (own - random) / max(most - random, 1e-12)
+
+
+def reconstruction_psnr(
+    autoencoder: Autoencoder, dataset: ImageDataset, indices: list[int], num_masked: int
+) -> float:
+    """Peak signal-to-noise ratio of masked pixels under random masks, in dB; the mean over the images.
+
+    The peak is the range of a prepared image, 0 to 1.
+
+    Args:
+        autoencoder: judged as it stands.
+        dataset: where the images lie.
+        indices: of the images.
+        num_masked: masked patches of an image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = autoencoder.device
+    autoencoder.eval()
+    ratios = []
+    for start in range(0, len(indices), BATCH_SIZE):
+        images = dataset.resized(indices[start : start + BATCH_SIZE], autoencoder.image_size).to(device)
+        scores = random_scores((len(images), autoencoder.num_patches), generator)
+        mask = select_patches(scores, num_masked, num_masked, generator)[0].to(device)
+        with torch.no_grad():
+            filled = autoencoder.reconstruct(images, mask, autoencoder(images, mask).prediction)
+        shown = (dataset.denormalise(value).clamp(0, 1) for value in (filled, images))
+        first, second = (patchify(value, autoencoder.patch_size) for value in shown)
+        error = ((first - second).square().mean(dim=2) * mask).sum(dim=1) / num_masked
+        ratios.append(-10 * error.clamp(min=1e-12).log10())
+    return float(torch.cat(ratios).mean())
+
+
 def judge(
     score: Callable[[PatchBatch], Float[Tensor, "B L"]],
     autoencoder: Autoencoder,
@@ -99,8 +171,8 @@ def judge(
     """Figures about the scores of a policy on validation images.
 
     `spearman` is their correlation with the true patch loss, `spearman_variance` that of local variance;
-    `overlap` and `masked_foreground` (share of foreground patches that is masked) are of the masks that
-    follow the scores alone.
+    `excess`, `overlap`, `entropy` and `masked_foreground` (share of foreground patches that is masked) are of
+    the masks that follow the scores alone.
     """
     autoencoder.eval()
     with torch.no_grad():
@@ -114,6 +186,8 @@ def judge(
         "val/loss": float(truth.mean()),
         "val/spearman": rank_correlation(scores, truth),
         "val/spearman_variance": rank_correlation(variance, truth),
+        "val/excess": excess_loss(autoencoder, images, mask, truth),
         "val/overlap": mask_overlap(mask),
+        "val/entropy": mask_entropy(mask),
         "val/masked_foreground": float((mask & foreground).sum() / foreground.sum().clamp(min=1)),
     }

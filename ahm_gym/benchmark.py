@@ -1,0 +1,247 @@
+"""Mask policies side by side under one budget: what is to be run, in which order, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ahm_gym.board import Board, append_row, read_rows
+from ahm_gym.cells import SCRATCH, Cell, Failure, Group, Row, file_name, key_of
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sources import absolute
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.parallel import run_groups
+from ahm_gym.provenance import hardware, versions
+from ahm_gym.report import write_report
+from ahm_gym.runs import Interrupt
+from ahm_gym.settings import image_size_of, pick_device, to_json
+from ahm_gym.storage import write_atomically
+from ahm_gym.training import PretrainConfig, Training
+
+RANDOM = "random"
+TASKS = ("finetune", "frozen", "probe")
+OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
+"""Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of a benchmark; `examples/benchmark.py` documents each."""
+
+    data: tuple[str, ...] = ()
+    data_root: Path | None = None
+    policies: tuple[str, ...] = ("random", "a3c")
+    labels: tuple[str, ...] = ("10",)
+    seeds: int = 2
+    tasks: tuple[str, ...] = TASKS
+    pretrain_steps: int = 300
+    finetune_steps: int = 100
+    batch_size: int = 64
+    image_size: tuple[int, ...] = (64,)
+    patch_size: int = 8
+    model: str = "tiny"
+    mask_ratio: float = PretrainConfig.mask_ratio
+    normalise_target: bool = False
+    learning_rate: float = PretrainConfig.learning_rate
+    reward: str = PretrainConfig.reward
+    guided_fraction: float | None = None
+    device: str = "auto"
+    jobs: int = 1
+    time_budget: float | None = None
+    out: Path = Path("runs/benchmark")
+
+
+def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
+    """Runs what is missing, writes the report, and gives back its folder.
+
+    Finished rows stand in `rows.jsonl` and are never run again; the same call goes on where it was stopped.
+    The report names `command`, by which anyone can run it again.
+
+    Raises:
+        InputError: for settings or data that cannot be used, or a folder that holds another benchmark;
+            nothing is written.
+        RunError: where cells failed, after everything else has been run and reported.
+        Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
+    """
+    groups = plan(config)
+    interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
+    write_settings(config, command)
+    board = Board(config.out, groups, config.jobs)
+    failures = []
+    with interrupt:
+        for outcome in run_groups(groups, config.jobs, interrupt):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                append_row(config.out, outcome)
+            board.show(outcome)
+    if read_rows(config.out):
+        write_report(config.out)
+    left = f"{board.left} of {board.total} cells are left; the same command goes on"
+    if interrupt.signal is not None:
+        raise Interrupted(f"stopped: {left}.", interrupt.signal)
+    if failures:
+        told = "".join(f"\n  {failure.cell}: {failure.reason}" for failure in failures)
+        raise RunError(f"{len(failures)} cells failed, the rest is reported in {config.out}:{told}")
+    if board.left:
+        print(f"The time is up: {left}.", file=sys.stderr)
+    return config.out
+
+
+def plan(config: BenchmarkConfig) -> list[Group]:
+    """What is missing, a group an encoder: seed by seed, and in each the untrained and the random one first.
+
+    Raises:
+        InputError: for settings or data that cannot be used, or a folder that holds another benchmark.
+    """
+    check_numbers(config)
+    check_settings(config)
+    datasets = open_all(config)
+    done = {key_of(row) for row in read_rows(config.out)}
+    policies = list(dict.fromkeys([SCRATCH, RANDOM, *config.policies]))
+    groups = []
+    for seed in range(config.seeds):
+        for name, (spec, dataset) in datasets.items():
+            counts = [count_labels(label, dataset) for label in config.labels]
+            for policy in policies:
+                cells = [Cell("pretrain", name, policy, seed)]
+                cells += [Cell(task, name, policy, seed, count) for task in config.tasks for count in counts]
+                missing = tuple(cell for cell in cells if cell.key not in done)
+                if missing:
+                    pretraining = pretraining_of(config, spec, name, policy, seed)
+                    groups.append(Group(pretraining, name, missing, config.finetune_steps, config.out))
+    check_policies(groups)
+    return groups
+
+
+def pretraining_of(
+    config: BenchmarkConfig, spec: str | None, name: str, policy: str, seed: int
+) -> PretrainConfig:
+    """The pretraining of one encoder; all policies share everything but their name."""
+    return PretrainConfig(
+        data=spec,
+        data_root=config.data_root,
+        policy=policy,
+        steps=config.pretrain_steps,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        model=config.model,
+        mask_ratio=config.mask_ratio,
+        normalise_target=config.normalise_target,
+        learning_rate=config.learning_rate,
+        reward=config.reward,
+        guided_fraction=config.guided_fraction if policy != RANDOM else None,
+        seed=seed,
+        device=config.device,
+        run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
+    )
+
+
+def check_numbers(config: BenchmarkConfig) -> None:
+    """Refuses what no benchmark can have."""
+    for name in ("seeds", "jobs", "pretrain_steps", "finetune_steps", "batch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
+    if config.time_budget is not None and not config.time_budget > 0:
+        raise InputError(f"--time-budget is {config.time_budget}: choose a number of minutes above 0.")
+    for name, given, known in (("tasks", config.tasks, TASKS), ("labels", config.labels, None)):
+        if not given:
+            raise InputError(f"--{name} is empty: name at least one.")
+        if known is not None and not set(given) <= set(known):
+            raise InputError(f"--{name} {','.join(given)}: choose from {', '.join(known)}.")
+    image_size_of(config.image_size)
+    pick_device(config.device)
+
+
+def open_all(config: BenchmarkConfig) -> dict[str, tuple[str | None, ImageDataset]]:
+    """Name to what was given and the opened data, prepared before workers ask for it.
+
+    Raises:
+        InputError: where data cannot be used, or two sets have one name.
+    """
+    datasets: dict[str, tuple[str | None, ImageDataset]] = {}
+    for given in config.data or (None,):
+        spec = None if given is None else absolute(given, config.data_root)[0]
+        size = image_size_of(config.image_size)
+        dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
+        name = file_name(dataset.name)
+        if name in datasets:
+            raise InputError(f"--data has two sets that are called {name}: rename one of them.")
+        for split in ("val", "test"):
+            if not dataset.indices(split, labelled=True):
+                raise InputError(
+                    f"{name} has no labelled {split} images, and a benchmark needs some: add them."
+                )
+        datasets[name] = spec, dataset
+    return datasets
+
+
+def count_labels(label: str, dataset: ImageDataset) -> int:
+    """Labelled training images from a count such as 10, or a fraction such as 0.1.
+
+    Raises:
+        InputError: where it is neither, or the data has not so many.
+    """
+    available = len(dataset.indices("train", labelled=True))
+    try:
+        value = float(label)
+        count = max(round(value * available), 1) if "." in label else int(label)
+    except ValueError:
+        value, count = math.nan, 0
+    if not 1 <= count <= available or not value > 0:
+        raise InputError(
+            f"--labels {label}: {dataset.name} has {available} labelled training images; give a count from 1 to that, "
+            "or a fraction with a point, such as 0.1 or 1.0."
+        )
+    return count
+
+
+def check_policies(groups: list[Group]) -> None:
+    """Builds every pretraining once for each policy and data set, so that what cannot be is refused at once."""
+    seen = set()
+    for group in groups:
+        policy = group.pretraining.policy
+        if policy != SCRATCH and (group.data, policy) not in seen:
+            seen.add((group.data, policy))
+            Training(group.pretraining)
+
+
+def check_settings(config: BenchmarkConfig) -> None:
+    """Refuses a folder whose rows were made with other settings."""
+    path = config.out / "config.json"
+    if not path.exists():
+        if config.out.exists() and any(config.out.iterdir()):
+            raise InputError(f"{config.out} holds something else than a benchmark: choose another --out.")
+        return
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
+    for name, value in settings_of(config).items():
+        if saved.get(name) != value:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} differs from the {saved.get(name)} of the benchmark in "
+                f"{config.out}: leave the flag as it was, or choose another --out."
+            )
+
+
+def settings_of(config: BenchmarkConfig) -> Row:
+    """What all rows of a folder have in common."""
+    values = to_json(config) | {"image_size": list(image_size_of(config.image_size))}
+    return {name: value for name, value in values.items() if name not in OPEN}
+
+
+def write_settings(config: BenchmarkConfig, command: str) -> None:
+    """Makes the folder ready: settings, and rows without a line that a crash has torn."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(config.out)
+    if rows:
+        write_atomically(config.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    machine = {"hardware": hardware(pick_device(config.device)), "versions": versions()}
+    described = {"kind": "benchmark", **settings_of(config), "command": command, "machine": machine}
+    write_atomically(config.out / "config.json", json.dumps(described, indent=2) + "\n")

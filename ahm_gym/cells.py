@@ -1,0 +1,255 @@
+"""The cells of a benchmark: one pretraining, or one judgement of its encoder, each of which comes to a row."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ahm_gym import figures
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.checkpoints import load_autoencoder
+from ahm_gym.data import open_data
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.finetuning import FinetuneConfig, finetune, run_probe
+from ahm_gym.judging import reconstruction_psnr
+from ahm_gym.masking import count_masked
+from ahm_gym.memory import peak_memory_mib, reset_peak_memory
+from ahm_gym.provenance import commit, hardware
+from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.scoring import METRICS
+from ahm_gym.settings import image_size_of, pick_device
+from ahm_gym.storage import write_atomically
+from ahm_gym.training import PretrainConfig, pretrain
+
+SCRATCH = "scratch"
+"""The policy of the untrained encoder."""
+HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
+"""What a pretraining run last said of its policy on val images."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to come."""
+
+    kind: str
+    """pretrain, finetune, frozen or probe."""
+    data: str
+    """Name of the data set."""
+    policy: str
+    seed: int
+    labels: int | None = None
+    """Labelled images of a judgement."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int | None]:
+        return self.kind, self.data, self.policy, self.seed, self.labels
+
+    def __str__(self) -> str:
+        labels = "" if self.labels is None else f", {self.labels} labels"
+        return f"{self.data}, {self.policy}, seed {self.seed}: {self.kind}{labels}"
+
+
+def key_of(row: Row) -> tuple[str, str, str, int, int | None]:
+    """The key of the cell that a row comes from."""
+    return row["kind"], row["data"], row["policy"], row["seed"], row.get("labels")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that came to no row."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The missing cells of one encoder: its pretraining comes first where it is needed."""
+
+    pretraining: PretrainConfig
+    """With the run folder; its policy may be scratch."""
+    data: str
+    cells: tuple[Cell, ...]
+    finetune_steps: int
+    out: Path
+    """Folder of the benchmark."""
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.pretraining.policy}, seed {self.pretraining.seed}"
+
+
+def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
+    """Yields what becomes of every cell of the group, as it ends.
+
+    A cell that fails is told, and the others go on; without an encoder none of the rest can.
+
+    Raises:
+        Interrupted: with everything saved.
+    """
+    cells = list(group.cells)
+    try:
+        pretrained = pretraining_row(group, interrupt)
+    except Interrupted:
+        raise
+    except Exception as error:
+        yield from (Failure(cell, reason_of(error)) for cell in cells)
+        return
+    if cells[0].kind == "pretrain":
+        cells.pop(0)
+        yield pretrained
+    for cell in cells:
+        try:
+            yield {**vars(cell), **judgement(group, cell, interrupt), **origin(group.pretraining.device)}
+        except Interrupted:
+            raise
+        except Exception as error:
+            yield Failure(cell, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line; what nobody foresaw leaves its traceback on standard error."""
+    if not isinstance(error, (InputError, RunError)):
+        traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def origin(device: str) -> Row:
+    """Where the numbers of a row come from."""
+    return {"commit": commit(), "hardware": hardware(pick_device(device))}
+
+
+def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
+    """Pretrains the encoder of the group, unless that is done, and measures it.
+
+    The row stays in the run folder, where it tells that the encoder is finished; the checkpoint goes.
+    """
+    config = group.pretraining
+    assert config.run_dir is not None, "the plan names it"
+    path = config.run_dir / "row.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    cell = Cell("pretrain", group.data, config.policy, config.seed)
+    if config.policy == SCRATCH:
+        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(config), **origin(config.device)}
+    device = pick_device(config.device)
+    reset_peak_memory(device)
+    pretrain(config, resume=(config.run_dir / "config.json").exists(), interrupt=interrupt)
+    memory = peak_memory_mib(device)
+    rows = RunFolder.open(config.run_dir, "pretrain").metrics()
+    last = {name: row[name] for row in rows for name in row}
+    seconds = seconds_of(rows, config.batch_size)
+    row = {
+        **vars(cell),
+        "seconds": seconds,
+        "images_per_second": config.steps * config.batch_size / seconds,
+        "peak_memory_mib": memory,
+        "psnr": psnr_of(config),
+        **{name: last.get(f"val/{name}") for name in HEALTH},
+        **origin(config.device),
+    }
+    if config.seed == 0:
+        keep_masks(config.run_dir, picture_folder(group))
+    write_atomically(path, json.dumps(row))
+    shutil.rmtree(config.run_dir / "checkpoint")
+    return row
+
+
+def seconds_of(metrics: list[Row], batch_size: int) -> float:
+    """Seconds of training, over all sessions of a run."""
+    logged = [row for row in metrics if "images_per_second" in row]
+    steps = np.diff([0] + [row["step"] for row in logged])
+    return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
+
+
+def psnr_of(config: PretrainConfig) -> float:
+    """How well the autoencoder of a run, or an untrained one, fills in test images under random masks, in dB."""
+    image_size = image_size_of(config.image_size)
+    dataset = open_data(config.data, root=config.data_root, image_size=image_size)
+    autoencoder = build_autoencoder(
+        config.model,
+        image_size=image_size,
+        patch_size=config.patch_size,
+        channels=dataset.channels,
+        seed=config.seed,
+        normalise_target=config.normalise_target,
+    ).to(pick_device(config.device))
+    if config.policy != SCRATCH:
+        assert config.run_dir is not None, "the plan names it"
+        load_autoencoder(autoencoder, config.run_dir)
+    indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
+    num_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
+    return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
+
+
+def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
+    """Fine-tunes or probes the encoder; gives back the scores, case by case."""
+    began = time.perf_counter()
+    config = group.pretraining
+    assert config.run_dir is not None, "the plan names it"
+    run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{cell.kind}-{cell.labels}")
+    settings = FinetuneConfig(
+        encoder="none" if config.policy == SCRATCH else str(config.run_dir),
+        data=config.data,
+        data_root=config.data_root,
+        labels=cell.labels,
+        steps=group.finetune_steps,
+        model=config.model,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        seed=config.seed,
+        device=config.device,
+        freeze=cell.kind == "frozen",
+        run_dir=run_dir,
+    )
+    if cell.kind == "probe":
+        shutil.rmtree(run_dir, ignore_errors=True)
+        scores = scores_of_probe(run_probe(settings))
+    else:
+        begun = (run_dir / "config.json").exists()
+        scores = scores_of_finetuning(finetune(settings, resume=begun, interrupt=interrupt))
+        if cell.kind == "finetune" and cell.seed == 0:
+            picture = picture_folder(group) / f"segmentations-{cell.labels}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run_dir / "figures" / "overlays.png", picture)
+    shutil.rmtree(run_dir)
+    return {"seconds": time.perf_counter() - began, **scores}
+
+
+def scores_of_probe(results: Row) -> Row:
+    cases = {case: {"dice": dice} for case, dice in results["cases"].items()}
+    num_classes = len(results["per_class"]) + 1
+    return {"split": "test", "dice": results["patch_dice"], "num_classes": num_classes, "cases": cases}
+
+
+def scores_of_finetuning(results: Row) -> Row:
+    cases = {entry["case"]: {name: entry[name] for name in METRICS} for entry in results["cases"]}
+    taken = {name: results[name] for name in ("split", *METRICS, "hd95_unit")}
+    return {**taken, "num_classes": len(results["per_class"]) + 1, "cases": cases}
+
+
+def picture_folder(group: Group) -> Path:
+    """Where the pictures of a policy on a data set are kept."""
+    return group.out / "pictures" / group.data / file_name(group.pretraining.policy)
+
+
+def file_name(policy: str) -> str:
+    """The name of a policy as a file can have it."""
+    return re.sub(r"[^\w.-]+", "-", policy)
+
+
+def keep_masks(run_dir: Path, folder: Path) -> None:
+    """Writes what a run masked at several steps as pictures `step-N.png`, one image below the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, panels in figures.load_snapshots(run_dir / "figures" / "snapshots").items():
+        Image.fromarray(np.concatenate(list(panels))).save(folder / f"step-{step}.png")

@@ -1,0 +1,328 @@
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from programs import run, start, wait_for, write_discs
+
+from ahm_gym import benchmark, cells, parallel
+from ahm_gym.benchmark import BenchmarkConfig, count_labels, run_benchmark
+from ahm_gym.board import read_rows
+from ahm_gym.cells import key_of
+from ahm_gym.data import open_data
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.labelled import choose_labelled
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return BenchmarkConfig(
+        data=(str(discs),),
+        policies=("a3c",),
+        labels=("4",),
+        seeds=1,
+        tasks=("probe",),
+        pretrain_steps=2,
+        finetune_steps=2,
+        batch_size=8,
+        image_size=(32,),
+        patch_size=8,
+        out=tmp_path / "out",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(discs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return run_benchmark(
+        BenchmarkConfig(data=(str(discs),), policies=("a3c",), labels=("4",), seeds=2, pretrain_steps=2,
+                        finetune_steps=2, batch_size=8, image_size=(32,), patch_size=8, out=out)
+    )  # fmt: skip
+
+
+def scores(rows):
+    return {key_of(row): row.get("dice", row.get("psnr")) for row in rows}
+
+
+def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished):
+    keys = [key_of(row) for row in read_rows(finished)]
+    expected = {
+        (kind, "discs", policy, seed, labels)
+        for policy in ("scratch", "random", "a3c")
+        for seed in (0, 1)
+        for kind, labels in (("pretrain", None), ("finetune", 4), ("frozen", 4), ("probe", 4))
+    }
+    assert len(keys) == len(expected) and set(keys) == expected
+
+
+def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
+    rows = {key_of(row): row for row in read_rows(finished)}
+    learned = rows["pretrain", "discs", "a3c", 0, None]
+    assert learned["seconds"] > 0 and learned["psnr"] > 0 and learned["peak_memory_mib"] > 50
+    for name in ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground"):
+        assert isinstance(learned[name], float)
+    tuned = rows["finetune", "discs", "a3c", 0, 4]
+    assert tuned["split"] == "test" and len(tuned["cases"]) == 8 and tuned["hd95_unit"] == "pixels"
+    assert np.mean([case["dice"][0] for case in tuned["cases"].values()]) == pytest.approx(
+        tuned["dice"], abs=1e-5
+    )
+    assert all({"commit", "hardware", "seconds"} <= row.keys() for row in rows.values())
+    assert rows["pretrain", "discs", "scratch", 0, None]["psnr"] < learned["psnr"]
+
+
+def test_frozen_and_tuned_encoders_come_to_other_scores(finished):
+    found = scores(read_rows(finished))
+    assert found["finetune", "discs", "a3c", 0, 4] != found["frozen", "discs", "a3c", 0, 4]
+
+
+def test_all_policies_of_a_seed_are_judged_with_the_same_labels(finished, discs, monkeypatch):
+    asked = []
+    dataset = open_data(str(discs), image_size=(32, 32))
+    assert choose_labelled(dataset, 4, 0) != choose_labelled(dataset, 4, 1)
+    monkeypatch.setattr(
+        cells, "finetune", lambda settings, **_: asked.append((settings.seed, settings.labels))
+    )
+    for policy in ("scratch", "random"):
+        group = next(g for g in plan_anew(finished, discs) if g.pretraining.policy == policy)
+        with pytest.raises(TypeError):
+            cells.judgement(group, cells.Cell("finetune", "discs", policy, 0, 4), cells.Interrupt())
+    assert asked == [(0, 4), (0, 4)]
+
+
+def plan_anew(finished, discs):
+    return benchmark.plan(
+        BenchmarkConfig(data=(str(discs),), labels=("4",), pretrain_steps=2, finetune_steps=2, batch_size=8,
+                        image_size=(32,), patch_size=8, out=finished.with_name("other"))
+    )  # fmt: skip
+
+
+def test_policies_share_everything_in_pretraining_but_their_name(finished, discs):
+    shared = {
+        tuple(
+            (key, value) for key, value in vars(group.pretraining).items() if key not in ("policy", "run_dir")
+        )
+        for group in plan_anew(finished, discs)
+        if group.pretraining.seed == 1
+    }
+    assert len(shared) == 1
+
+
+def test_pictures_of_masks_and_segmentations_are_kept_and_run_folders_stay_small(finished):
+    folder = finished / "pictures" / "discs" / "a3c"
+    assert {"step-0.png", "step-2.png", "segmentations-4.png"} <= set(os.listdir(folder))
+    assert sorted(os.listdir(finished / "runs" / "discs")) == ["a3c-0", "a3c-1", "random-0", "random-1"]
+    assert not (finished / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
+
+
+def test_what_is_finished_is_never_run_again(config, monkeypatch):
+    run_benchmark(config)
+    before = (config.out / "rows.jsonl").read_text()
+    monkeypatch.setattr(cells, "pretrain", None)
+    monkeypatch.setattr(cells, "finetune", None)
+    run_benchmark(config)
+    assert (config.out / "rows.jsonl").read_text() == before
+
+
+def test_more_policies_and_labels_add_only_what_is_missing(config, monkeypatch):
+    run_benchmark(config)
+    begun = []
+    pretrain = cells.pretrain
+    monkeypatch.setattr(
+        cells, "pretrain", lambda c, **options: (begun.append(c.policy), pretrain(c, **options))
+    )
+    run_benchmark(dataclasses.replace(config, policies=("grid",), labels=("4", "8")))
+    assert begun == ["grid"]
+    assert ("probe", "discs", "a3c", 0, 8) not in scores(read_rows(config.out))
+    assert ("probe", "discs", "grid", 0, 8) in scores(read_rows(config.out))
+    assert ("probe", "discs", "random", 0, 8) in scores(read_rows(config.out))
+
+
+def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_tasks(config, tmp_path):
+    run_benchmark(config)
+    other = tmp_path / "clone"
+    other.mkdir()
+    for name in ("rows.jsonl", "config.json"):
+        (other / name).write_text((config.out / name).read_text())
+    more = dataclasses.replace(config, labels=("4", "8"))
+    run_benchmark(more)
+    run_benchmark(dataclasses.replace(more, out=other))
+    assert scores(read_rows(other)) == scores(read_rows(config.out))
+    assert len(read_rows(other)) == len(scores(read_rows(other)))
+
+
+def test_a_failing_cell_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
+        patch.setattr(cells, "run_probe", lambda settings: 1 / 0)
+        run_benchmark(config)
+    assert "3 cells failed" in str(failure.value)
+    assert "discs, a3c, seed 0: probe, 4 labels: ZeroDivisionError" in str(failure.value)
+    assert {key[0] for key in scores(read_rows(config.out))} == {"pretrain"}
+    monkeypatch.setattr(cells, "pretrain", None)
+    run_benchmark(config)
+    assert len(read_rows(config.out)) == 6
+
+
+def test_a_pretraining_that_fails_takes_its_own_judgements_along_and_no_others(config, monkeypatch):
+    pretrain = cells.pretrain
+
+    def falls(settings, **options):
+        if settings.policy == "random":
+            raise RunError("the loss is nan")
+        return pretrain(settings, **options)
+
+    monkeypatch.setattr(cells, "pretrain", falls)
+    with pytest.raises(RunError, match="2 cells failed"):
+        run_benchmark(config)
+    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "a3c"}
+
+
+def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
+    config, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, pretrain_steps=6)
+    run_benchmark(config)
+    other = dataclasses.replace(config, out=tmp_path / "other")
+    pretrain = cells.pretrain
+
+    def interrupted(settings, *, resume, interrupt):
+        if settings.policy == "a3c":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pretrain(settings, resume=resume, interrupt=interrupt)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="2 of 6 cells are left") as stop:
+        patch.setattr(cells, "pretrain", interrupted)
+        run_benchmark(other)
+    assert stop.value.exit_code == 143
+    assert (other.out / "runs" / "discs" / "a3c-0" / "checkpoint" / "step-1").exists()
+    run_benchmark(other)
+    assert scores(read_rows(other.out)) == scores(read_rows(config.out))
+
+
+def test_no_more_is_begun_when_the_time_is_up(config, capsys):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    assert "The time is up: 6 of 6 cells are left" in capsys.readouterr().err
+    assert not (config.out / "rows.jsonl").exists()
+
+
+def test_a_torn_last_row_is_run_again(config):
+    run_benchmark(config)
+    path = config.out / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:40])
+    run_benchmark(config)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
+
+
+def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path):
+    run_benchmark(config)
+    side_by_side = dataclasses.replace(config, jobs=2, out=tmp_path / "jobs")
+    run_benchmark(side_by_side)
+    expected = scores(read_rows(config.out))
+    found = scores(read_rows(side_by_side.out))
+    assert found.keys() == expected.keys()
+    assert all(found[key] == pytest.approx(expected[key], abs=1e-3) for key in expected)
+    assert list((side_by_side.out / "logs").glob("*.log"))
+
+
+def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
+    killed = []
+    receive = parallel.Processes._receive
+
+    def kill_first(self, connection):
+        process, _ = self.running[connection]
+        if not killed and "a3c" in process.name:
+            killed.append(process.pid)
+            process.kill()
+            process.join()
+            while connection.poll():  # what it had sent before is lost with it
+                try:
+                    connection.recv()
+                except EOFError:
+                    break
+        return receive(self, connection)
+
+    monkeypatch.setattr(parallel.Processes, "_receive", kill_first)
+    with pytest.raises(RunError, match="exit code -9"):
+        run_benchmark(dataclasses.replace(config, jobs=2))
+    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "random"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": ("randon",)}, "unknown policy 'randon': did you mean 'random'"),
+        ({"labels": ("25",)}, "--labels 25: discs has 24 labelled training images"),
+        ({"labels": ("many",)}, "--labels many: discs has 24"),
+        ({"labels": ("1.5",)}, "--labels 1.5: discs has 24"),
+        ({"labels": ("0.0",)}, "--labels 0.0: discs has 24"),
+        ({"labels": ()}, "--labels is empty"),
+        ({"tasks": ("probes",)}, "choose from finetune, frozen, probe"),
+        ({"seeds": 0}, "--seeds is 0: choose at least 1"),
+        ({"jobs": 0}, "--jobs is 0: choose at least 1"),
+        ({"time_budget": 0.0}, "--time-budget is 0.0"),
+        ({"data": ("nowhere.npz",)}, "there is no data at"),
+        ({"patch_size": 5}, "patch size 5"),
+        ({"mask_ratio": 1.5}, "mask ratio 1.5"),
+        ({"device": "tpu"}, "--device tpu"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(config, change, message):
+    with pytest.raises(InputError) as refusal:
+        run_benchmark(dataclasses.replace(config, **change))
+    assert message in str(refusal.value)
+    assert not config.out.exists()
+
+
+def test_two_data_sets_of_one_name_are_refused(config, tmp_path):
+    (tmp_path / "more").mkdir()
+    twin = write_discs(tmp_path / "more" / "discs.npz")
+    with pytest.raises(InputError, match="two sets that are called discs"):
+        run_benchmark(dataclasses.replace(config, data=(*config.data, str(twin))))
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_path):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    with pytest.raises(InputError, match="--pretrain-steps 3 differs from the 2 of the benchmark in"):
+        run_benchmark(dataclasses.replace(config, pretrain_steps=3))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(InputError, match="holds something else than a benchmark"):
+        run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
+
+
+def test_labels_are_counts_or_fractions(discs):
+    dataset = open_data(str(discs), image_size=(32, 32))
+    assert [count_labels(label, dataset) for label in ("1", "24", "0.5", "1.0", "0.001")] == [
+        1,
+        24,
+        12,
+        24,
+        1,
+    ]
+
+
+def test_the_program_ends_with_two_on_bad_input(tmp_path):
+    result = run("benchmark.py", "--data", "nowhere.npz", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith("error: there is no data at")
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
+    arguments = [
+        "--data", discs, "--policies", "block", "--labels", "4", "--seeds", 1, "--pretrain-steps", 4,
+        "--finetune-steps", 2, "--batch-size", 8, "--image-size", 32, "--tasks", "probe", "--out", "out",
+    ]  # fmt: skip
+    process = start("benchmark.py", *arguments, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "out" / "rows.jsonl").exists(), process)
+    process.kill()
+    process.communicate()
+    result = run("benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "6 of 6 | " in result.stderr and "report.html" in result.stdout
+    assert len(read_rows(tmp_path / "out")) == 6
