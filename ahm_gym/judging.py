@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import cv2
@@ -110,7 +111,8 @@ def excess_loss(
 ) -> float:
     """How much harder masks are than random ones, as a share of what the hardest patches come to.
 
-    0 for random masks, 1 for those of the highest true patch loss, negative for easy ones.
+    0 for random masks, 1 for those of the highest true patch loss, negative for easy ones; not a number while the
+    hardest patches are no harder than random ones.
 
     Args:
         autoencoder: judged as it stands.
@@ -128,7 +130,7 @@ def excess_loss(
         own, random, most = (
             float(autoencoder(images, masked.to(images.device)).loss) for masked in (mask, drawn, hardest)
         )
-    return (own - random) / max(most - random, 1e-12)
+    return (own - random) / (most - random) if most > random else math.nan
 
 
 def reconstruction_psnr(

@@ -15,6 +15,9 @@ import ahm_gym
 def commit() -> str:
     """The commit that runs, marked where files were changed since; of an installed package its version."""
     folder = Path(ahm_gym.__file__).resolve().parents[1]
+    installed = f"version {ahm_gym.__version__}"
+    if not (folder / ".git").exists():  # a package inside somebody else's repository is none of its commits
+        return installed
     try:
         found = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"],
@@ -23,7 +26,7 @@ def commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return f"version {ahm_gym.__version__}"
+        return installed
     return found.stdout.strip()
 
 

@@ -1,18 +1,26 @@
+import math
+
 import pytest
 import torch
+from programs import write_discs
 from scipy.stats import spearmanr
 
 from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.data import open_data
 from ahm_gym.judging import (
+    excess_loss,
     foreground_patches,
     judge,
     local_variance,
+    mask_entropy,
     mask_overlap,
     rank_correlation,
+    reconstruction_psnr,
     true_patch_loss,
 )
 from ahm_gym.masking import mask_top_k, select_patches
 from ahm_gym.patches import patchify
+from ahm_gym.reconstruction import Autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,48 @@ def test_a_judgement_brackets_the_best_and_the_worst_policy(autoencoder, images)
     best = judge(lambda patches: truth, autoencoder, images, 12, 0.5)
     worst = judge(lambda patches: -truth, autoencoder, images, 12, 0.5)
     assert best["val/spearman"] == pytest.approx(1.0) and worst["val/spearman"] == pytest.approx(-1.0)
+    assert best["val/excess"] == pytest.approx(1.0) and worst["val/excess"] < 0
     assert set(best) == {
-        "val/loss", "val/spearman", "val/spearman_variance", "val/overlap", "val/masked_foreground"
+        "val/loss", "val/spearman", "val/spearman_variance", "val/excess", "val/overlap", "val/entropy",
+        "val/masked_foreground",
     }  # fmt: skip
+
+
+def test_the_excess_of_random_masks_is_about_nothing(autoencoder, images):
+    many = images.repeat(20, 1, 1, 1) + 0.1 * torch.randn(120, 1, 32, 32)
+    truth = true_patch_loss(autoencoder, many, 12)
+    drawn = mask_top_k(torch.rand(120, 16, generator=torch.Generator().manual_seed(3)), 12)
+    assert abs(excess_loss(autoencoder, many, drawn, truth)) < 0.25
+
+
+def test_the_excess_is_undefined_while_the_hardest_patches_are_no_harder(autoencoder, images):
+    mask = mask_top_k(torch.rand(6, 16), 12)
+    assert math.isnan(excess_loss(autoencoder, images, mask, -true_patch_loss(autoencoder, images, 12)))
+
+
+def test_entropy_is_nothing_for_equal_masks_and_one_for_random_ones():
+    generator = torch.Generator().manual_seed(0)
+    assert mask_entropy(mask_top_k(torch.rand(1, 64), 48).expand(20, 64)) == pytest.approx(0.0, abs=1e-12)
+    assert mask_entropy(mask_top_k(torch.rand(400, 64, generator=generator), 48)) == pytest.approx(
+        1.0, abs=0.01
+    )
+
+
+def test_psnr_is_that_of_the_masked_pixels_in_the_range_of_the_image(tmp_path):
+    dataset = open_data(str(write_discs(tmp_path / "discs.npz")), image_size=(32, 32))
+    indices = dataset.indices("test")
+
+    class Adds(Autoencoder):
+        """Is wrong by 0.1 of the range everywhere."""
+
+        def forward(self, images, mask):
+            patches = patchify(images, self.patch_size)
+            return self.compare(patches + 0.1 / dataset.std[0], patches, mask)
+
+    autoencoder = Adds(image_size=(32, 32), patch_size=8, channels=1, dim=4)
+    autoencoder.weight = torch.nn.Parameter(torch.zeros(1))
+    shown = dataset.denormalise(dataset.resized(indices, (32, 32)))
+    error = ((shown + 0.1).clamp(0, 1) - shown).square().mean()  # bright pixels are wrong by less
+    expected = float(-10 * error.log10())
+    assert reconstruction_psnr(autoencoder, dataset, indices, 15) == pytest.approx(expected, abs=0.5)
+    assert reconstruction_psnr(autoencoder, dataset, indices, 15) >= 20
