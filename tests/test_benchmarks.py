@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from programs import write_discs
 
@@ -80,3 +81,15 @@ def test_variants_are_compared_with_random_masks_on_validation_images(tmp_path):
         "--variants", "half: --policy a3c --guided-fraction 0.5", cwd=tmp_path,
     )  # fmt: skip
     assert [line.split(" |")[0] for line in lines[-2:]] == ["| random", "| half"]
+
+
+@pytest.mark.slow
+def test_rewards_are_compared_on_a_noisy_background(tmp_path):
+    data = write_discs(tmp_path / "discs.npz", size=64)
+    lines = printed("noisy_background.py", "--data", data, "--steps", "2", "--seeds", "1", cwd=tmp_path)
+    assert [line.split(" |")[0] for line in lines[-2:]] == ["| loss", "| progress"]
+    noisy, clean = (
+        np.load(tmp_path / name) for name in ("runs/noisy-background/noisy-discs.npz", "discs.npz")
+    )
+    inside = noisy["val_label"] == 1
+    assert noisy["val_images"][~inside].std() > 1.5 * clean["val_images"][~inside].std()

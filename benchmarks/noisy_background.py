@@ -1,0 +1,136 @@
+"""Which rewards chase noise: A3C on images whose background is noise that nobody can predict.
+
+`python benchmarks/noisy_background.py --data hc18_128.npz` adds noise to every pixel of class 0, pretrains with
+each reward and seed, one thread each, and prints which share of the patches that the agent scores highest (a
+quarter of each val image) is noise. Chance is the share of noise among all patches. Finished runs are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from cells import interval, last_metric, run
+
+from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.checkpoints import load_autoencoder
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sample import SPLITS
+from ahm_gym.masking import PatchBatch
+from ahm_gym.policies import make_policy
+from ahm_gym.probe import label_fractions
+
+SIZE, PATCH_SIZE = (64, 64), 8
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A3C with several rewards on a noisy background."""
+
+    data: str = "hc18_128.npz"
+    """Labelled images, as --data of the programs; AHM_DATA names the folder of relative names."""
+    rewards: tuple[str, ...] = ("loss", "progress")
+    """Rewards to compare; the differences are to the first."""
+    deviation: float = 0.25
+    """Of the noise, as a share of the range of an image."""
+    seeds: int = 3
+    """Seeds 0, 1, ..."""
+    steps: int = 500
+    """Updates of the autoencoder, 32 images each, half of the masked patches guided."""
+    jobs: int = 2
+    """Runs at a time, one thread each."""
+    out: Path = Path("runs/noisy-background")
+    """Where images and runs are kept."""
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    noisy = arguments.out / f"noisy-{Path(arguments.data).stem}.npz"
+    if not noisy.exists():
+        write_noisy(open_data(arguments.data, image_size=SIZE, need_labels=True), noisy, arguments.deviation)
+    cells = list(itertools.product(range(arguments.seeds), arguments.rewards))
+
+    def pretrain(cell: tuple[int, str]) -> Path:
+        seed, reward = cell
+        folder = arguments.out / f"{noisy.stem}-{reward}-{seed}"
+        options = ["--data", str(noisy), "--policy", "a3c", "--reward", reward, "--seed", str(seed)]
+        options += ["--steps", str(arguments.steps), "--batch-size", "32", "--guided-fraction", "0.5"]
+        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+        return folder
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = dict(zip(cells, pool.map(pretrain, cells), strict=True))
+    report(arguments, open_data(str(noisy), image_size=SIZE), folders)
+
+
+def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
+    """Saves the images with noise on all pixels of class 0, the same at every look."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, list[np.ndarray]] = {}
+    for split in SPLITS:
+        for index in dataset.indices(split, labelled=True):
+            sample = dataset.sample(index)
+            assert sample.label is not None, "only labelled samples are taken"
+            size = (sample.image.shape[1], sample.image.shape[2])
+            label = torch.nn.functional.interpolate(
+                sample.label[None, None].float(), size, mode="nearest-exact"
+            )
+            label = label[0, 0].numpy().astype(np.uint8)
+            image = sample.image.permute(1, 2, 0).numpy()
+            image = image + deviation * rng.standard_normal(image.shape) * (label == 0)[..., None]
+            arrays.setdefault(f"{split}_images", []).append(
+                (255 * image.clip(0, 1)).astype(np.uint8).squeeze()
+            )
+            arrays.setdefault(f"{split}_label", []).append(label)
+    np.savez_compressed(path, **{name: np.stack(values) for name, values in arrays.items()})
+
+
+def report(arguments: Arguments, dataset: ImageDataset, folders: dict[tuple[int, str], Path]) -> None:
+    val = dataset.indices("val", labelled=True)
+    labels = [dataset.sample(index).label for index in val]
+    background = torch.stack(
+        [
+            label_fractions(label, dataset.num_classes, SIZE, PATCH_SIZE)[:, 0]
+            for label in labels
+            if label is not None
+        ]
+    )
+    noise = background > 0.5  # B L
+    shares = {cell: share_of_noise(folder, dataset, val, noise) for cell, folder in folders.items()}
+    chance = float(noise.double().mean())
+    print(
+        f"\n{arguments.data}, noise {arguments.deviation}, {arguments.steps} updates; by chance {chance:.3f}"
+    )
+    print(f"| reward | noise among the highest quarter | against {arguments.rewards[0]} | Spearman |")
+    print("|---|---|---|---|")
+    for reward in arguments.rewards:
+        own = [shares[seed, reward] for seed in range(arguments.seeds)]
+        paired = [share - shares[seed, arguments.rewards[0]] for seed, share in enumerate(own)]
+        spearman = np.mean(
+            [last_metric(folders[seed, reward], "val/spearman") for seed in range(arguments.seeds)]
+        )
+        listed = ", ".join(f"{share:.3f}" for share in own)
+        print(f"| {reward} | {np.mean(own):.3f} ({listed}) | {interval(paired)} | {spearman:.3f} |")
+
+
+def share_of_noise(folder: Path, dataset: ImageDataset, val: list[int], noise: torch.Tensor) -> float:
+    """Share of noise among the quarter of patches that the trained agent scores highest."""
+    autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=PATCH_SIZE, channels=dataset.channels)
+    load_autoencoder(autoencoder, folder)
+    images = dataset.resized(val, SIZE)
+    with torch.no_grad():
+        patches = PatchBatch(images, autoencoder.embed(images), autoencoder.grid, 1.0)
+        scores = make_policy(f"agent:{folder}", autoencoder).score(patches, torch.Generator().manual_seed(0))
+    highest = scores.argsort(dim=1, descending=True)[:, : noise.shape[1] // 4]
+    return float(noise.gather(1, highest).double().mean())
+
+
+if __name__ == "__main__":
+    main()
