@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.sharing import hand_over_gradients, held, read, share
@@ -178,6 +179,22 @@ class Pretrainer:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_local": None}
+
+
+def build_pretrainer(
+    model: str,
+    image_size: tuple[int, int],
+    patch_size: int,
+    channels: int,
+    num_steps: int,
+    *,
+    seed: int,
+) -> Pretrainer:
+    """One with the default settings, of a freshly initialised autoencoder; see `build_autoencoder`."""
+    autoencoder = build_autoencoder(
+        model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
+    )
+    return Pretrainer(autoencoder, num_steps=num_steps)
 
 
 def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
+from ahm_gym.errors import InputError
 
 
 class ImageBatches:
@@ -62,6 +64,16 @@ class ImageBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lets the batch of `state` come next."""
         self.open(state["seed"], state["batch"])
+
+
+def check_reset_mask(options: dict[str, Any] | None) -> None:
+    """Raises InputError where the options of a reset leave out some images of the batch."""
+    reset_mask = (options or {}).get("reset_mask")
+    if reset_mask is not None and not np.all(reset_mask):
+        raise InputError(
+            "options['reset_mask'] leaves some images out: all images of a batch are one update of the "
+            "autoencoder and end together; reset all of them."
+        )
 
 
 def open_images(
