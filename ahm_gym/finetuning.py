@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,7 @@ from ahm_gym.runs import Interrupt, RunFolder, write_atomically
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
 
-WARMUP = 0.1
-MAX_GRAD_NORM = 1.0
+WARMUP, MAX_GRAD_NORM = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -227,18 +227,18 @@ class Finetuning:
             logits = self.segmenter(images.to(self.device))
         loss = self.loss(logits.float(), labels.to(self.device))
         loss.backward()
-        trained = [parameter for parameter in self.segmenter.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        norm = nn.utils.clip_grad_norm_(self.segmenter.parameters(), MAX_GRAD_NORM)
+        value, size = torch.stack((loss.detach(), norm)).tolist()  # one wait for a GPU
+        if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
-                f"the loss is {loss.item()} (gradient norm {norm.item()}) at step {step}: lower "
+                f"the loss is {value} (gradient norm {size}) at step {step}: lower "
                 "--learning-rate; the last checkpoint is good."
             )
         rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
-        return loss.item()
+        return value
 
     def score(self, run: RunFolder) -> dict[str, Any]:
         """Scores the segmenter, and writes `figures/overlays.png` and `results.json`."""
