@@ -44,7 +44,7 @@ def true_patch_loss(
         scores = random_scores(shape, generator) + missing
         mask = select_patches(scores, num_masked, num_masked, generator)[0]
         with torch.no_grad():
-            loss = autoencoder(images, mask.to(images.device)).patch_loss.float().cpu()
+            loss = autoencoder(images, mask).patch_loss.float().cpu()
         total += loss * mask
         count += mask
         drawn += 1

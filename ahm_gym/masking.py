@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.errors import InputError
+from ahm_gym.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def random_scores(
     shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
 ) -> Float[Tensor, "B L"]:
     """Uniform scores in [0, 1), drawn on the generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device).to(device or generator.device)
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return to_device(drawn, device or generator.device)
 
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:

@@ -132,7 +132,7 @@ def draw_panels(training: Training, progress: float) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
     with torch.no_grad():
-        result = autoencoder(images, mask.to(images.device))
+        result = autoencoder(images, mask)
     filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)
     display = training.dataset.denormalise(images.cpu()).clamp(0, 1)
     shown = training.dataset.denormalise(filled.cpu()).clamp(0, 1)

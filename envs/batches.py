@@ -21,13 +21,19 @@ class ImageBatches:
         num_images: images in a batch.
         image_size: rows and columns of the images given out.
         num_workers: processes that load images; 0 loads in this one.
+        pin_memory: whether they go to a GPU.
     """
 
     def __init__(
-        self, data: ImageDataset | Tensor, num_images: int, image_size: tuple[int, int], num_workers: int
+        self,
+        data: ImageDataset | Tensor,
+        num_images: int,
+        image_size: tuple[int, int],
+        num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         self.data, self.num_images, self.image_size = data, num_images, image_size
-        self.num_workers = num_workers
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self._stream: BatchStream | None = None
         self._seed = 0
 
@@ -46,6 +52,7 @@ class ImageBatches:
             seed=seed,
             num_workers=self.num_workers,
             start=start,
+            pin_memory=self.pin_memory,
         )
 
     def next(self) -> Float[Tensor, "B C H W"]:

@@ -27,10 +27,12 @@ from ahm_gym.envs.plans import (
 )
 from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
+from ahm_gym.envs.updates import Update
 from ahm_gym.errors import InputError, check_seed
 from ahm_gym.masking import PatchBatch, select_patches
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer, build_pretrainer
+from ahm_gym.transfers import Fetch, to_device
 
 
 class MaskingVectorEnv(VectorEnv):
@@ -125,7 +127,8 @@ class MaskingVectorEnv(VectorEnv):
         self.generator = torch.Generator()
         self.reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
-        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers)
+        pin_memory = self.pretrainer.device.type == "cuda"
+        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
         self._masking_steps = masking_steps
         self._steps = self._plan(self.num_masked)
         self._episode_step = 0
@@ -170,14 +173,19 @@ class MaskingVectorEnv(VectorEnv):
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
         info = self._mask_patches(actions)
         ended = self._episode_step == self.masking_steps
-        reward = self._update(info) if ended else np.zeros(self.num_envs)
-        observation = self._observation()
-        if ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
-            info |= {"final_obs": observation, "final_info": dict(info)}
-            self._next_batch()
-            observation = self._observation()
-        elif ended:
-            self._needs_reset = True
+        observation, reward = self._observation(), np.zeros(self.num_envs)
+        if ended:
+            update, last = self._update(), observation
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                # Before its outcome: while a GPU is at the update, the next images are loaded and sent to it.
+                self._next_batch()
+                observation = self._observation()
+            else:
+                self._needs_reset = True
+            rows, reward = update.outcome()
+            info |= rows
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                info |= {"final_obs": last, "final_info": dict(info)}
         present = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
         return observation, *self._outcome(reward, ended), info | present
 
@@ -255,20 +263,12 @@ class MaskingVectorEnv(VectorEnv):
         rows = {"mask": self._mask.numpy().copy(), "guided": self._guided.numpy().copy()}
         return info | rows | {"patch_loss": empty, "patch_reward": empty}
 
-    def _update(self, info: dict[str, Any]) -> np.ndarray:
-        """One update of the autoencoder; fills in `info` and gives back the reward (B,)."""
-        device = self.pretrainer.device
-        mask, guided = self._mask.to(device), self._guided.to(device)
-        self.reward.before(self._images, mask)
-        result = self.pretrainer.step(self._images, mask)
-        self.reward.after(self._images, result)
-        patch_reward = (self.reward(result.patch_loss, mask, guided) * mask).float().cpu()
-        info["patch_loss"] = (result.patch_loss * mask).float().cpu().numpy()
-        info["patch_reward"] = patch_reward.numpy()
+    def _update(self) -> Update:
+        update = Update(self.pretrainer, self.reward, self._images, self._mask, self._guided)
         if self.render_mode is not None:
-            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, result.prediction)
-        count = self._guided.sum(dim=1).clamp(min=1)
-        return ((patch_reward * self._guided).sum(dim=1) / count).numpy().astype(np.float64)
+            prediction = update.result.prediction
+            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, prediction)
+        return update
 
     def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return reward, np.full(self.num_envs, ended), np.zeros(self.num_envs, dtype=bool)
@@ -282,8 +282,9 @@ class MaskingVectorEnv(VectorEnv):
             self.reward = make_reward(self._reward_name, self.pretrainer, self.generator)
 
     def _next_batch(self) -> None:
-        self._images = self._batches.next().to(self.pretrainer.device)
+        self._images = to_device(self._batches.next(), self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
+        self._observed = Fetch(self._embeddings.float())
         self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
         progress = self.pretrainer.progress
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
@@ -293,7 +294,7 @@ class MaskingVectorEnv(VectorEnv):
         self._needs_reset = False
 
     def _observation(self) -> np.ndarray:
-        embeddings = self._embeddings.float().cpu()
+        embeddings = self._observed.wait()
         if self._episode_step:
             embeddings = embeddings.masked_fill(self._mask[..., None], 0.0)
         return embeddings.numpy().copy()
