@@ -11,7 +11,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     if not (tensor.is_cuda or tensor.is_pinned()):
-        tensor = tensor.pin_memory()  # from other memory the copy would wait for the work before it
+        # A copy from other memory, or of a view with gaps, would wait for the work before it.
+        tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
@@ -19,7 +20,7 @@ class Fetch:
     """A tensor on its way to main memory: behind the GPU's work so far, while this process goes on."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.detach().to("cpu", non_blocking=True)
+        self._copy = tensor.detach().contiguous().to("cpu", non_blocking=True)
         self._arrival = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def wait(self) -> Tensor:
