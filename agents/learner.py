@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients, read, write_buffers
+from ahm_gym.transfers import Fetch, to_device
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Transition:
-    """One step of a batch of images, as the learner remembers it."""
+    """One step of a batch of images, as the learner remembers it.
+
+    What the environment has paid stays in main memory until it is learned from.
+    """
 
     output: ActorCriticOutput
     order: Tensor
@@ -74,7 +79,7 @@ class Learner:
         while not ended:
             rollout, info, reward = self._rollout()
             ended = bool(rollout[-1].ended.all())
-            metrics = self._learn(rollout, torch.as_tensor(info["mask"], device=self.agent.device))
+            metrics = self._learn(rollout, torch.as_tensor(info["mask"]))
             if ended:
                 metrics = update_metrics(info, reward) | metrics
         return metrics
@@ -92,9 +97,8 @@ class Learner:
             available = available_patches(observation)
             output = network(observation)
             order = agent.draw(output.logits, available, self.generator)
-            following, reward, terminated, truncated, info = self.env.step(
-                scores_of_order(order).cpu().numpy()
-            )
+            scores = Fetch(scores_of_order(order)).wait().numpy()
+            following, reward, terminated, truncated, info = self.env.step(scores)
             if "patch_reward" not in info:
                 raise InputError(
                     "the environment's info has no 'patch_reward': A3C needs the reward of every patch; "
@@ -107,9 +111,9 @@ class Learner:
                     order=order,
                     available=available,
                     num_guided=guided.sum(dim=1),
-                    patch_reward=self._tensor(info["patch_reward"]),
-                    image_reward=self._tensor(reward),
-                    ended=torch.as_tensor(terminated | truncated, device=agent.device),
+                    patch_reward=torch.as_tensor(info["patch_reward"], dtype=torch.float32),
+                    image_reward=torch.as_tensor(reward, dtype=torch.float32),
+                    ended=torch.as_tensor(terminated | truncated),
                 )
             )
             self.observation = self._tensor(following)
@@ -119,7 +123,8 @@ class Learner:
     def _learn(self, rollout: list[Transition], mask: Bool[Tensor, "B L"]) -> Metrics:
         agent, network = self.agent, self.network
         if bool(rollout[-1].ended.all()):
-            network.reward_scale.follow(rollout[-1].patch_reward[mask])
+            network.reward_scale.follow(to_device(rollout[-1].patch_reward[mask], agent.device))
+        mask = to_device(mask, agent.device)
         returns, image_returns = self._returns(rollout)
         losses = [agent.step_loss(step, mask, returns[t], image_returns[t]) for t, step in enumerate(rollout)]
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
@@ -127,16 +132,18 @@ class Learner:
         network.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), agent.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
+        numbers = torch.stack((norm, loss, mean.policy, mean.value, mean.relative_entropy))
+        size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
+        if not math.isfinite(size):
             raise RunError(
-                f"the agent's gradient is not finite (loss {float(loss.detach())}) at its update "
+                f"the agent's gradient is not finite (loss {total}) at its update "
                 f"{int(agent.writes) + 1}: look at the rewards; the last checkpoint is good."
             )
         staleness = self._write()
         return {
-            "agent/policy_loss": float(mean.policy.detach()),
-            "agent/value_loss": float(mean.value.detach()),
-            "agent/draw_entropy": float(mean.relative_entropy),
+            "agent/policy_loss": policy,
+            "agent/value_loss": value,
+            "agent/draw_entropy": entropy,
             "agent/staleness": float(staleness),
         }
 
@@ -145,24 +152,33 @@ class Learner:
         agent = self.agent
         scale = self.network.reward_scale.value()
         ended = torch.stack([step.ended for step in rollout])
+        goes_on = not bool(ended[-1].all())
+        ended, patch_reward, image_reward = (
+            to_device(value, agent.device)
+            for value in (
+                ended,
+                torch.stack([step.patch_reward for step in rollout]),
+                torch.stack([step.image_reward for step in rollout]),
+            )
+        )
         values = torch.stack([step.output.values.detach() for step in rollout])
         image_values = torch.stack([step.output.image_value.detach() for step in rollout])
         bootstrap, image_bootstrap = torch.zeros_like(values[0]), torch.zeros_like(image_values[0])
-        if not bool(ended[-1].all()):
+        if goes_on:
             with torch.no_grad():
                 self.network.eval()
                 after = self.network(self.observation)
                 bootstrap, image_bootstrap = after.values, after.image_value
         options = {"gamma": agent.gamma, "gae_lambda": agent.gae_lambda}
         patch = lambda_returns(
-            torch.stack([step.patch_reward for step in rollout]) / scale,
+            patch_reward / scale,
             values,
             ended[..., None].expand(values.shape),
             bootstrap,
             **options,
         )
         image = lambda_returns(
-            torch.stack([step.image_reward for step in rollout]) / scale,
+            image_reward / scale,
             image_values,
             ended,
             image_bootstrap,
@@ -182,4 +198,4 @@ class Learner:
         return staleness
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=self.agent.device)
+        return to_device(torch.as_tensor(array, dtype=torch.float32), self.agent.device)

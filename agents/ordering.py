@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ahm_gym.transfers import to_device
+
 
 def draw_order(
     logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], generator: torch.Generator
@@ -15,7 +17,8 @@ def draw_order(
     Sorting logits plus Gumbel noise draws from the softmax over what is left, again and again
     (Kool et al., "Stochastic Beams and Where to Find Them", 2019).
     """
-    uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1.0 - 1e-7).to(logits.device)
+    uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1.0 - 1e-7)
+    uniform = to_device(uniform, logits.device)
     noisy = logits.detach() - (-uniform.log()).log()
     return noisy.masked_fill(~available, -torch.inf).argsort(dim=1, descending=True)
 

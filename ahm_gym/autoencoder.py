@@ -16,6 +16,7 @@ from torch.nn import functional
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.patches import grid_of, patchify
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
+from ahm_gym.transfers import to_device
 from ahm_gym.unet import build_unet
 
 
@@ -107,11 +108,12 @@ class MaskedAutoencoder(Autoencoder):
             mask: True where masked, the same number in every image; None shows everything.
         """
         patches = patchify(self._checked(images), self.patch_size)
-        return self._encode_patches(patches, None if mask is None else visible_indices(mask))
+        visible = None if mask is None else to_device(visible_indices(mask), patches.device)
+        return self._encode_patches(patches, visible)
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
         patches = patchify(self._checked(images), self.patch_size)
-        visible = visible_indices(mask)
+        visible = to_device(visible_indices(mask), patches.device)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
         return self.compare(prediction, patches, mask)
 
@@ -266,7 +268,7 @@ def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Floa
 
 
 def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
-    """Indices of the visible patches of every image, ascending.
+    """Indices of the visible patches of every image, ascending; waits for the GPU where the mask is on one.
 
     Raises:
         InputError: where the images differ in their number of masked patches, or one has none left to show.

@@ -45,6 +45,7 @@ class BenchmarkConfig:
     patch_size: int = 8
     model: str = "tiny"
     mask_ratio: float = PretrainConfig.mask_ratio
+    initial_mask_ratio: float | None = None
     normalise_target: bool = False
     learning_rate: float = PretrainConfig.learning_rate
     reward: str = PretrainConfig.reward
@@ -132,6 +133,7 @@ def pretraining_of(
         patch_size=config.patch_size,
         model=config.model,
         mask_ratio=config.mask_ratio,
+        initial_mask_ratio=config.initial_mask_ratio,
         normalise_target=config.normalise_target,
         learning_rate=config.learning_rate,
         reward=config.reward,

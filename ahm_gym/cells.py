@@ -20,7 +20,8 @@ from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
-from ahm_gym.finetuning import FinetuneConfig, finetune, run_probe
+from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetuning import finetune, run_probe
 from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,26 @@ import torch
 from monai.losses.dice import DiceCELoss
 from torch import nn
 
-from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import Split
-from ahm_gym.data.sources import absolute
-from ahm_gym.encoders import Encoder, find_encoder, load_encoder
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import Interrupted, RunError
 from ahm_gym.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.finetune_config import (
+    FinetuneConfig,
+    open_labelled,
+    resolve,
+    shape_of,
+    spelled_out,
+    starting_encoder,
+)
 from ahm_gym.labelled import LabelledBatches, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
 from ahm_gym.probe import probe
 from ahm_gym.progress import Progress
 from ahm_gym.runs import Interrupt, RunFolder, write_atomically
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
-from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
+from ahm_gym.settings import merge_resumed, pick_device, to_json
 
-WARMUP = 0.1
-MAX_GRAD_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings of a fine-tuning run; `examples/segment.py` documents each."""
-
-    encoder: str = "none"
-    data: str | None = None
-    data_root: Path | None = None
-    labels: int | None = None
-    steps: int = 300
-    model: str | None = None
-    image_size: tuple[int, ...] | None = None
-    patch_size: int | None = None
-    batch_size: int = 8
-    learning_rate: float = 3e-3
-    seed: int = 0
-    device: str = "auto"
-    run_dir: Path = Path("runs/segment")
-    freeze: bool = False
-    native_resolution: bool = False
-    checkpoint_every: int = 100
+WARMUP, MAX_GRAD_NORM = 0.1, 1.0
 
 
 def finetune(
@@ -73,7 +55,7 @@ def finetune(
     run = None
     if resume:
         run = RunFolder.open(config.run_dir, "segment")
-        config = merge_resumed(_spelled_out(config), run.config, "segment", given)
+        config = merge_resumed(spelled_out(config), run.config, "segment", given)
         if is_finished(run.path):
             return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
     else:
@@ -100,9 +82,9 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
         InputError: for settings or data that cannot be used; no folder is left behind.
     """
     config = resolve(config)
-    image_size, patch_size = _shape(config)
-    dataset = _open_labelled(config)
-    encoder = _encoder(config, dataset).to(pick_device(config.device))
+    image_size, patch_size = shape_of(config)
+    dataset = open_labelled(config)
+    encoder = starting_encoder(config, dataset).to(pick_device(config.device))
     results = probe(
         encoder, dataset, labels=config.labels, seed=config.seed, image_size=image_size, patch_size=patch_size
     )
@@ -111,37 +93,6 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
     results = {"split": "test", **results, "config": run.config}
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
     return results
-
-
-def resolve(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings with what was left out taken from the encoder's run, or from the defaults.
-
-    Raises:
-        InputError: where a number is out of range, or the encoder cannot be found.
-    """
-    for name, least in (("labels", 1), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: choose {least} or more.")
-    if not config.learning_rate > 0:
-        raise InputError(f"--learning-rate {config.learning_rate}: choose a positive value such as 0.001.")
-    config = _spelled_out(config)
-    if config.encoder == "none":
-        return replace(
-            config,
-            model=config.model or "tiny",
-            image_size=config.image_size or (64, 64),
-            patch_size=8 if config.patch_size is None else config.patch_size,
-        )
-    found = find_encoder(Path(config.encoder))
-    return replace(
-        config,
-        data=found.data if config.data is None else config.data,
-        data_root=found.data_root if config.data is None and config.data_root is None else config.data_root,
-        model=config.model or found.model,
-        image_size=config.image_size or found.image_size,
-        patch_size=found.patch_size if config.patch_size is None else config.patch_size,
-    )
 
 
 class Finetuning:
@@ -155,13 +106,13 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        self.dataset = _open_labelled(config)
+        self.dataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset)
         self.batches = LabelledBatches(
             self.dataset,
             choose_labelled(self.dataset, config.labels, config.seed),
             batch_size=config.batch_size,
-            image_size=_shape(config)[0],
+            image_size=shape_of(config)[0],
             seed=config.seed,
             native_resolution=config.native_resolution,
         )
@@ -169,7 +120,7 @@ class Finetuning:
             segmenter = load_segmenter(exported)
         else:
             segmenter = build_segmenter(
-                _encoder(config, self.dataset),
+                starting_encoder(config, self.dataset),
                 self.dataset.num_classes,
                 freeze=config.freeze,
                 seed=config.seed,
@@ -233,18 +184,18 @@ class Finetuning:
             logits = self.segmenter(images.to(self.device))
         loss = self.loss(logits.float(), labels.to(self.device))
         loss.backward()
-        trained = [parameter for parameter in self.segmenter.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        norm = nn.utils.clip_grad_norm_(self.segmenter.parameters(), MAX_GRAD_NORM)
+        value, size = torch.stack((loss.detach(), norm)).tolist()  # one wait for a GPU
+        if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
-                f"the loss is {loss.item()} (gradient norm {norm.item()}) at step {step}: lower "
+                f"the loss is {value} (gradient norm {size}) at step {step}: lower "
                 "--learning-rate; the last checkpoint is good."
             )
         rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
-        return loss.item()
+        return value
 
     def score(self, run: RunFolder) -> dict[str, Any]:
         """Scores the segmenter, and writes `figures/overlays.png` and `results.json`."""
@@ -271,38 +222,3 @@ class Finetuning:
         self.segmenter.load_state_dict(state["segmenter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"])
-
-
-def _spelled_out(config: FinetuneConfig) -> FinetuneConfig:
-    """The same settings as `config.json` holds them: two image sizes, absolute paths."""
-    data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
-    encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
-    size = None if config.image_size is None else image_size_of(config.image_size)
-    return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
-
-
-def _shape(config: FinetuneConfig) -> tuple[tuple[int, int], int]:
-    assert config.image_size is not None and config.patch_size is not None, "resolved"
-    return image_size_of(config.image_size), config.patch_size
-
-
-def _open_labelled(config: FinetuneConfig) -> ImageDataset:
-    return open_data(
-        config.data,
-        root=config.data_root,
-        image_size=_shape(config)[0],
-        native_resolution=config.native_resolution,
-        need_labels=True,
-    )
-
-
-def _encoder(config: FinetuneConfig, dataset: ImageDataset) -> Encoder:
-    image_size, patch_size = _shape(config)
-    return load_encoder(
-        None if config.encoder == "none" else Path(config.encoder),
-        model=config.model,
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=dataset.channels,
-        seed=config.seed,
-    )

@@ -48,7 +48,7 @@ def true_patch_loss(
         scores = random_scores(shape, generator) + missing
         mask = select_patches(scores, num_masked, num_masked, generator)[0]
         with torch.no_grad():
-            loss = autoencoder(images, mask.to(images.device)).patch_loss.float().cpu()
+            loss = autoencoder(images, mask).patch_loss.float().cpu()
         total += loss * mask
         count += mask
         drawn += 1
@@ -127,9 +127,7 @@ def excess_loss(
         for scores in (random_scores((mask.shape[0], mask.shape[1]), generator), truth)
     )
     with torch.no_grad():
-        own, random, most = (
-            float(autoencoder(images, masked.to(images.device)).loss) for masked in (mask, drawn, hardest)
-        )
+        own, random, most = (float(autoencoder(images, masked).loss) for masked in (mask, drawn, hardest))
     return (own - random) / (most - random) if most > random else math.nan
 
 
@@ -153,9 +151,11 @@ def reconstruction_psnr(
     for start in range(0, len(indices), BATCH_SIZE):
         images = dataset.resized(indices[start : start + BATCH_SIZE], autoencoder.image_size).to(device)
         scores = random_scores((len(images), autoencoder.num_patches), generator)
-        mask = select_patches(scores, num_masked, num_masked, generator)[0].to(device)
+        mask = select_patches(scores, num_masked, num_masked, generator)[0]
         with torch.no_grad():
-            filled = autoencoder.reconstruct(images, mask, autoencoder(images, mask).prediction)
+            prediction = autoencoder(images, mask).prediction
+        mask = mask.to(device)
+        filled = autoencoder.reconstruct(images, mask, prediction)
         shown = (dataset.denormalise(value).clamp(0, 1) for value in (filled, images))
         first, second = (patchify(value, autoencoder.patch_size) for value in shown)
         error = ((first - second).square().mean(dim=2) * mask).sum(dim=1) / num_masked

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.errors import InputError
+from ahm_gym.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,48 @@ def count_masked(num_patches: int, mask_ratio: float) -> int:
     Raises:
         InputError: where the ratio is not strictly between 0 and 1.
     """
-    if not 0.0 < mask_ratio < 1.0:
-        raise InputError(
-            f"mask ratio {mask_ratio} is out of range: choose a value between 0 and 1, such as 0.75."
-        )
+    check_mask_ratio(mask_ratio)
     if num_patches < 2:
         raise InputError(
             f"the image has {num_patches} patch, and masking needs at least 2: choose a smaller patch size."
         )
     return min(max(round(num_patches * mask_ratio), 1), num_patches - 1)
+
+
+def check_mask_ratio(mask_ratio: float, name: str = "mask ratio") -> float:
+    if not 0.0 < mask_ratio < 1.0:
+        raise InputError(
+            f"{name} {mask_ratio} is out of range: choose a value between 0 and 1, such as 0.75."
+        )
+    return mask_ratio
+
+
+@dataclass(frozen=True)
+class RisingMaskRatio:
+    """The mask ratio at a progress of training, 0 to 1: it rises linearly from `initial` to `final`.
+
+    After the adaptive masking ratio of AMLP (Wang et al., "Adaptive Masking Lesion Patches for
+    Self-supervised Medical Image Segmentation"): the task grows harder as the autoencoder gets better.
+
+    Raises:
+        InputError: where a ratio is not strictly between 0 and 1, or the initial one above the final one.
+    """
+
+    initial: float
+    final: float
+
+    def __post_init__(self) -> None:
+        check_mask_ratio(self.initial, "initial mask ratio")
+        check_mask_ratio(self.final)
+        if self.initial > self.final:
+            raise InputError(
+                f"initial mask ratio {self.initial} is above the final mask ratio {self.final}, and the ratio only "
+                "rises: choose one that is not above it."
+            )
+
+    def __call__(self, progress: float) -> float:
+        # In this form rounding neither misses the final ratio nor moves one that is constant.
+        return max(self.initial, self.final - (self.final - self.initial) * (1.0 - progress))
 
 
 def check_guided_fraction(guided_fraction: float) -> float:
@@ -76,7 +110,8 @@ def random_scores(
     shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
 ) -> Float[Tensor, "B L"]:
     """Uniform scores in [0, 1), drawn on the generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device).to(device or generator.device)
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return to_device(drawn, device or generator.device)
 
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:

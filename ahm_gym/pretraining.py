@@ -5,15 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.sharing import hand_over_gradients, held, read, share
+from ahm_gym.transfers import Fetch
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """An update of which nobody has asked yet whether it was finite."""
+
+    loss_and_norm: Fetch
+    images: Tensor
+    number: int
+    """Updates before it."""
 
 
 class Pretrainer:
@@ -58,6 +71,9 @@ class Pretrainer:
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
         self._local: Autoencoder | None = None
+        self._unchecked: Unchecked | None = None
+        self.checks_late = self.device.type == "cuda"
+        """Whether `step` leaves the check of its numbers to `check`: then it never waits for the GPU."""
 
     @property
     def updates(self) -> int:
@@ -77,10 +93,12 @@ class Pretrainer:
     def step(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
         """One update, unless frozen; gives back the reconstruction from before it, detached.
 
-        Gradients are switched on here, whatever the caller has switched off.
+        Gradients are switched on here, whatever the caller has switched off. On a GPU nothing is waited for
+        where the mask is in main memory.
 
         Raises:
-            RunError: where the loss or its gradient is not finite; the weights stay as they were.
+            RunError: where the loss or its gradient is not finite; the weights stay as they were. On a GPU it
+                is `check` that raises it, and if nobody asks, the next step.
         """
         with torch.inference_mode(False), torch.enable_grad():
             self._refresh()
@@ -91,6 +109,27 @@ class Pretrainer:
                     self._apply()
                 self._updates += 1
         return Reconstruction(*(value.detach() for value in result))
+
+    def check(self) -> None:
+        """Raises RunError where the last update was not finite: it has changed nothing. Waits for the GPU."""
+        update, self._unchecked = self._unchecked, None
+        if update is None:
+            return
+        loss, norm = update.loss_and_norm.wait().tolist()
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        if self.checks_late:
+            self._updates.fill_(update.number)
+        place = f"at update {update.number + 1} (batch {update.number}"
+        if math.isfinite(loss):
+            raise RunError(
+                f"the gradient is not finite {place}): lower --learning-rate; the last checkpoint is good."
+            )
+        low, high = update.images.amin().item(), update.images.amax().item()
+        raise RunError(
+            f"the reconstruction loss is {loss} {place}, pixel values {low:.3g} to {high:.3g}): lower "
+            "--learning-rate, or look at the images of this batch; the last checkpoint is good."
+        )
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
         """The reconstruction without an update."""
@@ -120,6 +159,7 @@ class Pretrainer:
         return self
 
     def state_dict(self) -> dict[str, Any]:
+        self.check()
         with self.locked():
             state = {
                 "autoencoder": self.autoencoder.state_dict(),
@@ -147,20 +187,17 @@ class Pretrainer:
         model.zero_grad(set_to_none=True)
         with self.autocast():
             result = model(images, mask)
-        if not bool(torch.isfinite(result.loss)):
-            low, high = images.amin().item(), images.amax().item()
-            raise RunError(
-                f"the reconstruction loss is {result.loss.item()} at update {self.updates + 1} "
-                f"(batch {self.updates}, pixel values {low:.3g} to {high:.3g}): lower --learning-rate, or look at "
-                "the images of this batch; the last checkpoint is good."
-            )
         result.loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
-            raise RunError(
-                f"the gradient is not finite at update {self.updates + 1} (batch {self.updates}): lower "
-                "--learning-rate; the last checkpoint is good."
-            )
+        self.check()  # the update before: its numbers have come while this one was prepared
+        loss_and_norm = torch.stack((result.loss.detach(), norm))
+        self._unchecked = Unchecked(Fetch(loss_and_norm), images, self.updates)
+        if self.checks_late:
+            # The fused optimiser looks at it on the GPU, as it does for a GradScaler, and skips the update.
+            failed = (~loss_and_norm.isfinite().all()).float()
+            self.optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.check()
         return result
 
     def _apply(self) -> None:
@@ -177,7 +214,23 @@ class Pretrainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_local": None}
+        return self.__dict__ | {"_local": None, "_unchecked": None}
+
+
+def build_pretrainer(
+    model: str,
+    image_size: tuple[int, int],
+    patch_size: int,
+    channels: int,
+    num_steps: int,
+    *,
+    seed: int,
+) -> Pretrainer:
+    """One with the default settings, of a freshly initialised autoencoder; see `build_autoencoder`."""
+    autoencoder = build_autoencoder(
+        model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
+    )
+    return Pretrainer(autoencoder, num_steps=num_steps)
 
 
 def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 from ahm_gym.patches import grid_of, patchify, unpatchify
+from ahm_gym.transfers import to_device
 
 
 class Reconstruction(NamedTuple):
@@ -75,7 +76,10 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
-        """The reconstruction of normalised images from the patches where the mask is False."""
+        """The reconstruction of normalised images from the patches where the mask is False.
+
+        The mask may be in main memory while the autoencoder is on a GPU: then nothing waits for the GPU.
+        """
         raise NotImplementedError
 
     def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
@@ -92,6 +96,7 @@ class Autoencoder(nn.Module):
         mask: Bool[Tensor, "B L"],
     ) -> Reconstruction:
         """The losses of a prediction of these patches."""
+        mask = to_device(mask, patches.device)
         patch_loss = (prediction.float() - self.target(patches)).square().mean(dim=-1)
         return Reconstruction((patch_loss * mask).sum() / mask.sum(), patch_loss, prediction)
 

@@ -79,13 +79,19 @@ class Recorder:
         self.since = now
 
     def judge(self) -> None:
-        """Logs how well the scores match the true patch loss, on validation images."""
+        """Logs how well the scores match the true patch loss, on validation images and at the final mask ratio."""
         training = self.training
         autoencoder = training.pretrainer.autoencoder
         progress = self.step / training.config.steps
         self.run.log(
             self.step,
-            judge(training.actor.score, autoencoder, training.judged, training.env.num_masked, progress),
+            judge(
+                training.actor.score,
+                autoencoder,
+                training.judged,
+                training.num_judged_masked,
+                progress,
+            ),
         )
 
     def snapshot(self) -> None:
@@ -114,7 +120,7 @@ class Recorder:
 
 
 def draw_panels(training: Training, progress: float) -> np.ndarray:
-    """Panels (N, h, w, 3) of the first few judged images, masked as the run would mask them now."""
+    """Panels (N, h, w, 3) of a few judged images, masked as the run would mask them now, at its final ratio."""
     autoencoder = training.pretrainer.autoencoder.eval()
     images = training.judged[:: max(1, len(training.judged) // NUM_SHOWN)][:NUM_SHOWN]
     with torch.no_grad():
@@ -122,11 +128,11 @@ def draw_panels(training: Training, progress: float) -> np.ndarray:
     scores = training.actor.score(PatchBatch(images, embeddings, autoencoder.grid, progress)).float().cpu()
     fraction = training.env.guided_fraction
     share = fraction(progress) if callable(fraction) else fraction
-    num_masked = training.env.num_masked
+    num_masked = training.num_judged_masked
     generator = torch.Generator().manual_seed(0)
     mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
     with torch.no_grad():
-        result = autoencoder(images, mask.to(images.device))
+        result = autoencoder(images, mask)
     filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)
     display = training.dataset.denormalise(images.cpu()).clamp(0, 1)
     shown = training.dataset.denormalise(filled.cpu()).clamp(0, 1)

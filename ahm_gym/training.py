@@ -21,7 +21,7 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, Interrupted, check_seed
-from ahm_gym.masking import check_guided_fraction
+from ahm_gym.masking import RisingMaskRatio, check_guided_fraction, count_masked
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.runs import Interrupt, RunFolder
@@ -48,6 +48,7 @@ class PretrainConfig:
     normalise_target: bool = False
     learning_rate: float = 1e-3
     mask_ratio: float = 0.75
+    initial_mask_ratio: float | None = None
     reward: str = "relative"
     guided_fraction: float | None = None
     masking_steps: int = 1
@@ -214,13 +215,15 @@ class Training:
         indices = self.dataset.indices("val") or self.dataset.indices("train")
         picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
         self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
+        # With the final ratio from the beginning on, so that figures of one run can be compared over training.
+        self.num_judged_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
 
     def _env_factory(self, *, shared: bool) -> EnvFactory:
         config = self.config
-        fraction = config.guided_fraction
+        fraction, initial, ratio = config.guided_fraction, config.initial_mask_ratio, config.mask_ratio
         options = {
             "num_envs": config.batch_size,
-            "mask_ratio": config.mask_ratio,
+            "mask_ratio": ratio if initial is None else RisingMaskRatio(initial, ratio),
             "reward": config.reward,
             "guided_fraction": self.actor.guided_fraction if fraction is None else fraction,
             "data_workers": config.data_workers,

@@ -11,6 +11,7 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,8 @@ def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
                 (255 * image.clip(0, 1)).astype(np.uint8).squeeze()
             )
             arrays.setdefault(f"{split}_label", []).append(label)
-    np.savez_compressed(path, **{name: np.stack(values) for name, values in arrays.items()})
+    stacked: dict[str, Any] = {name: np.stack(values) for name, values in arrays.items()}
+    np.savez_compressed(path, **stacked)
 
 
 def report(arguments: Arguments, dataset: ImageDataset, folders: dict[tuple[int, str], Path]) -> None:

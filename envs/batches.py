@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
+from ahm_gym.errors import InputError
 
 
 class ImageBatches:
@@ -19,13 +21,19 @@ class ImageBatches:
         num_images: images in a batch.
         image_size: rows and columns of the images given out.
         num_workers: processes that load images; 0 loads in this one.
+        pin_memory: whether they go to a GPU.
     """
 
     def __init__(
-        self, data: ImageDataset | Tensor, num_images: int, image_size: tuple[int, int], num_workers: int
+        self,
+        data: ImageDataset | Tensor,
+        num_images: int,
+        image_size: tuple[int, int],
+        num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         self.data, self.num_images, self.image_size = data, num_images, image_size
-        self.num_workers = num_workers
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self._stream: BatchStream | None = None
         self._seed = 0
 
@@ -44,6 +52,7 @@ class ImageBatches:
             seed=seed,
             num_workers=self.num_workers,
             start=start,
+            pin_memory=self.pin_memory,
         )
 
     def next(self) -> Float[Tensor, "B C H W"]:
@@ -62,6 +71,16 @@ class ImageBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Lets the batch of `state` come next."""
         self.open(state["seed"], state["batch"])
+
+
+def check_reset_mask(options: dict[str, Any] | None) -> None:
+    """Raises InputError where the options of a reset leave out some images of the batch."""
+    reset_mask = (options or {}).get("reset_mask")
+    if reset_mask is not None and not np.all(reset_mask):
+        raise InputError(
+            "options['reset_mask'] leaves some images out: all images of a batch are one update of the "
+            "autoencoder and end together; reset all of them."
+        )
 
 
 def open_images(

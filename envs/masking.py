@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,25 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.data import ImageDataset
-from ahm_gym.envs.batches import ImageBatches, open_images
-from ahm_gym.envs.plans import GuidedFraction, check_count, guided_share, proportional_plan
+from ahm_gym.envs.batches import ImageBatches, check_reset_mask, open_images
+from ahm_gym.envs.plans import (
+    GuidedFraction,
+    MaskRatio,
+    check_count,
+    guided_share,
+    least_masked_count,
+    masked_count,
+    proportional_plan,
+)
 from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
+from ahm_gym.envs.updates import Update
 from ahm_gym.errors import InputError, check_seed
-from ahm_gym.masking import PatchBatch, count_masked, select_patches
+from ahm_gym.masking import PatchBatch, select_patches
 from ahm_gym.patches import grid_of
-from ahm_gym.pretraining import Pretrainer
+from ahm_gym.pretraining import Pretrainer, build_pretrainer
+from ahm_gym.transfers import Fetch, to_device
 
 
 class MaskingVectorEnv(VectorEnv):
@@ -42,7 +52,7 @@ class MaskingVectorEnv(VectorEnv):
         model: preset or timm name of the autoencoder that is built here.
         image_size: side, or height and width, in pixels.
         patch_size: side of a patch in pixels.
-        mask_ratio: share of masked patches.
+        mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio`.
         guided_fraction: share of them that follow the scores, or a function of training progress.
         reward: a name in `ahm_gym.envs.REWARDS`.
         masking_steps: steps of an episode; each masks its part of the patches.
@@ -71,7 +81,7 @@ class MaskingVectorEnv(VectorEnv):
         model: str = "tiny",
         image_size: int | tuple[int, int] = 64,
         patch_size: int = 8,
-        mask_ratio: float = 0.75,
+        mask_ratio: MaskRatio = 0.75,
         guided_fraction: GuidedFraction = 1.0,
         reward: str = "relative",
         masking_steps: int = 1,
@@ -87,8 +97,9 @@ class MaskingVectorEnv(VectorEnv):
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
         self.data = open_images(data, data_root, self.image_size)
         channels = self.data.shape[1] if isinstance(self.data, Tensor) else self.data.channels
-        self._owned = None if pretrainer else (model, self.image_size, patch_size, channels, num_steps)
-        self.pretrainer = pretrainer or self._build(0)
+        self._owned = pretrainer is None
+        self._build = partial(build_pretrainer, model, self.image_size, patch_size, channels, num_steps)
+        self.pretrainer = pretrainer or self._build(seed=0)
         autoencoder = self.pretrainer.autoencoder
         if autoencoder.channels != channels:
             raise InputError(
@@ -97,8 +108,10 @@ class MaskingVectorEnv(VectorEnv):
             )
         self.grid = autoencoder.grid
         self.num_patches = autoencoder.num_patches
-        self.num_masked = count_masked(self.num_patches, mask_ratio)
-        check_count("masking_steps", masking_steps, self.num_masked)
+        self.mask_ratio = mask_ratio
+        self.num_masked = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)
+        self._least_masked = least_masked_count(mask_ratio, self.num_patches)
+        check_count("masking_steps", masking_steps, self._least_masked)
         self.guided_fraction = guided_fraction
         self.num_envs = num_envs
         self.render_mode = checked_render_mode(render_mode)
@@ -114,7 +127,8 @@ class MaskingVectorEnv(VectorEnv):
         self.generator = torch.Generator()
         self.reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
-        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers)
+        pin_memory = self.pretrainer.device.type == "cuda"
+        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
         self._masking_steps = masking_steps
         self._steps = self._plan(self.num_masked)
         self._episode_step = 0
@@ -135,12 +149,7 @@ class MaskingVectorEnv(VectorEnv):
         if seed is not None:
             check_seed(seed)
         super().reset(seed=seed, options=options)
-        reset_mask = (options or {}).get("reset_mask")
-        if reset_mask is not None and not np.all(reset_mask):
-            raise InputError(
-                "options['reset_mask'] leaves some images out: all images of a batch are one update of the "
-                "autoencoder and end together; reset all of them."
-            )
+        check_reset_mask(options)
         going_on, self._restored = self._restored and seed is None, False
         if going_on:
             return self._observation(), {}
@@ -164,14 +173,19 @@ class MaskingVectorEnv(VectorEnv):
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
         info = self._mask_patches(actions)
         ended = self._episode_step == self.masking_steps
-        reward = self._update(info) if ended else np.zeros(self.num_envs)
-        observation = self._observation()
-        if ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
-            info |= {"final_obs": observation, "final_info": dict(info)}
-            self._next_batch()
-            observation = self._observation()
-        elif ended:
-            self._needs_reset = True
+        observation, reward = self._observation(), np.zeros(self.num_envs)
+        if ended:
+            update, last = self._update(), observation
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                # Before its outcome: while a GPU is at the update, the next images are loaded and sent to it.
+                self._next_batch()
+                observation = self._observation()
+            else:
+                self._needs_reset = True
+            rows, reward = update.outcome()
+            info |= rows
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
+                info |= {"final_obs": last, "final_info": dict(info)}
         present = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
         return observation, *self._outcome(reward, ended), info | present
 
@@ -249,20 +263,12 @@ class MaskingVectorEnv(VectorEnv):
         rows = {"mask": self._mask.numpy().copy(), "guided": self._guided.numpy().copy()}
         return info | rows | {"patch_loss": empty, "patch_reward": empty}
 
-    def _update(self, info: dict[str, Any]) -> np.ndarray:
-        """One update of the autoencoder; fills in `info` and gives back the reward (B,)."""
-        device = self.pretrainer.device
-        mask, guided = self._mask.to(device), self._guided.to(device)
-        self.reward.before(self._images, mask)
-        result = self.pretrainer.step(self._images, mask)
-        self.reward.after(self._images, result)
-        patch_reward = (self.reward(result.patch_loss, mask, guided) * mask).float().cpu()
-        info["patch_loss"] = (result.patch_loss * mask).float().cpu().numpy()
-        info["patch_reward"] = patch_reward.numpy()
+    def _update(self) -> Update:
+        update = Update(self.pretrainer, self.reward, self._images, self._mask, self._guided)
         if self.render_mode is not None:
-            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, result.prediction)
-        count = self._guided.sum(dim=1).clamp(min=1)
-        return ((patch_reward * self._guided).sum(dim=1) / count).numpy().astype(np.float64)
+            prediction = update.result.prediction
+            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, prediction)
+        return update
 
     def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return reward, np.full(self.num_envs, ended), np.zeros(self.num_envs, dtype=bool)
@@ -271,29 +277,24 @@ class MaskingVectorEnv(VectorEnv):
         self._batches.open(seed)
         self.generator.manual_seed(seed)
         self._shown = None
-        if self._owned is not None:
-            self.pretrainer = self._build(seed)
+        if self._owned:
+            self.pretrainer = self._build(seed=seed)
             self.reward = make_reward(self._reward_name, self.pretrainer, self.generator)
 
     def _next_batch(self) -> None:
-        self._images = self._batches.next().to(self.pretrainer.device)
+        self._images = to_device(self._batches.next(), self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
+        self._observed = Fetch(self._embeddings.float())
         self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
-        share = guided_share(self.guided_fraction, self.pretrainer.progress)
+        progress = self.pretrainer.progress
+        self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
+        share = guided_share(self.guided_fraction, progress)
         self._steps = self._plan(round(share * self.num_masked))
         self._episode_step = 0
         self._needs_reset = False
 
     def _observation(self) -> np.ndarray:
-        embeddings = self._embeddings.float().cpu()
+        embeddings = self._observed.wait()
         if self._episode_step:
             embeddings = embeddings.masked_fill(self._mask[..., None], 0.0)
         return embeddings.numpy().copy()
-
-    def _build(self, seed: int) -> Pretrainer:
-        assert self._owned is not None
-        model, image_size, patch_size, channels, num_steps = self._owned
-        autoencoder = build_autoencoder(
-            model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
-        )
-        return Pretrainer(autoencoder, num_steps=num_steps)

@@ -23,7 +23,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
     `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
 
     Args:
-        group_size: patches that a step chooses, at most those that are masked.
+        group_size: patches that a step chooses, at most as many as the fewest patches masked.
     """
 
     def __init__(self, num_envs: int = 16, *, group_size: int = 4, **options: Any) -> None:
@@ -51,7 +51,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
         }
 
     def _action_space(self) -> gym.Space:
-        check_count("group_size", self.group_size, self.num_masked)
+        check_count("group_size", self.group_size, self._least_masked)
         return gym.spaces.MultiDiscrete([self.num_patches] * self.group_size)
 
     def _parts(self, num_guided: int) -> list[int]:

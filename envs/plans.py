@@ -6,10 +6,32 @@ import math
 from collections.abc import Callable
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import check_guided_fraction
+from ahm_gym.masking import check_guided_fraction, count_masked
 
 GuidedFraction = float | Callable[[float], float]
 """Share of the masked patches that the action chooses, or a function of training progress."""
+
+
+MaskRatio = float | Callable[[float], float]
+"""Share of the patches that are masked, or a function of training progress."""
+
+
+def masked_count(mask_ratio: MaskRatio, num_patches: int, progress: float) -> int:
+    """Masked patches of an image, at least one and not all, at that progress of training.
+
+    Raises:
+        InputError: where the ratio is not strictly between 0 and 1.
+    """
+    return count_masked(num_patches, mask_ratio(progress) if callable(mask_ratio) else mask_ratio)
+
+
+def least_masked_count(mask_ratio: MaskRatio, num_patches: int) -> int:
+    """The smallest count over training; a function is looked at in steps of one percent.
+
+    Raises:
+        InputError: where the ratio is not strictly between 0 and 1 at one of them.
+    """
+    return min(masked_count(mask_ratio, num_patches, percent / 100) for percent in range(101))
 
 
 def guided_share(guided_fraction: GuidedFraction, progress: float) -> float:
@@ -45,6 +67,6 @@ def equal_parts(count: int, num_parts: int) -> list[int]:
 
 
 def check_count(name: str, count: int, num_masked: int) -> None:
-    """Raises InputError where the count is not from 1 to `num_masked`."""
+    """Raises InputError where the count is not from 1 to `num_masked`, the fewest of all training."""
     if not 1 <= count <= num_masked:
         raise InputError(f"{name} is {count}: choose from 1 to the {num_masked} patches that are masked.")

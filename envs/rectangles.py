@@ -30,7 +30,7 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     size of Xu et al. (Adaptive-Masking Policy, ICME 2023).
 
     Args:
-        num_rectangles: rectangles of a mask, at most as many as patches are masked.
+        num_rectangles: rectangles of a mask, at most as many as the fewest patches masked.
     """
 
     def __init__(self, num_envs: int = 16, *, num_rectangles: int = 4, **options: Any) -> None:
@@ -38,7 +38,7 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
         super().__init__(num_envs, **options)
 
     def _action_space(self) -> gym.Space:
-        check_count("num_rectangles", self.num_rectangles, self.num_masked)
+        check_count("num_rectangles", self.num_rectangles, self._least_masked)
         return gym.spaces.MultiDiscrete([*self.grid, *self.grid])
 
     def _parts(self, num_guided: int) -> list[int]:

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from torch import Tensor
 
-from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.data import ImageDataset
 from ahm_gym.errors import InputError
+from ahm_gym.reconstruction import Autoencoder
 
 GAP = 2
 
@@ -30,7 +30,7 @@ class Shown:
 
 
 def render_batch(
-    shown: Shown, autoencoder: MaskedAutoencoder, data: ImageDataset | Float[Tensor, "N C H W"]
+    shown: Shown, autoencoder: Autoencoder, data: ImageDataset | Float[Tensor, "N C H W"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
     """One picture an image, in the grey values of `data`."""
     images, filled = to_display(shown.images, data), None

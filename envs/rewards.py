@@ -14,11 +14,16 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import random_scores, select_patches
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.reconstruction import Reconstruction
+from ahm_gym.transfers import Fetch, to_device
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Called around every update of the autoencoder."""
+    """Called around every update of the autoencoder.
+
+    Images and reconstructions are on the pretrainer's device, masks and what is paid in main memory: what
+    `__call__` needs from a GPU, `before` and `after` begin to `Fetch`, so that one wait serves all.
+    """
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
         """Look at the batch while the autoencoder is still the old one."""
@@ -137,11 +142,11 @@ class ProgressReward(LossReward):
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
         self.slow = copy.deepcopy(pretrainer.model).requires_grad_(False)
-        self.slow_loss: Tensor | None = None
+        self.slow_loss: Fetch | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
         with torch.no_grad(), self.pretrainer.autocast():
-            self.slow_loss = self.slow(images, mask).patch_loss
+            self.slow_loss = Fetch(self.slow(images, mask).patch_loss)
 
     def __call__(
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
@@ -152,7 +157,7 @@ class ProgressReward(LossReward):
                 self.slow.parameters(), self.pretrainer.autoencoder.parameters(), strict=True
             ):
                 slow.lerp_(now, 1.0 - self.decay)
-        return self.slow_loss - patch_loss
+        return self.slow_loss.wait() - patch_loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"slow": self.slow.state_dict()}
@@ -169,20 +174,21 @@ class AdvantageReward(LossReward):
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
-        self.random_loss: Tensor | None = None
+        self.random_loss: Fetch | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
         count = int(mask[0].sum())
         scores = random_scores((mask.shape[0], mask.shape[1]), self.generator)
-        drawn = select_patches(scores, count, count, self.generator)[0].to(mask.device)
+        drawn = select_patches(scores, count, count, self.generator)[0]
         patch_loss = self.pretrainer.forward(images, drawn).patch_loss
-        self.random_loss = (patch_loss * drawn).sum(dim=1, keepdim=True) / count
+        drawn = to_device(drawn, patch_loss.device)
+        self.random_loss = Fetch((patch_loss * drawn).sum(dim=1, keepdim=True) / count)
 
     def __call__(
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
         assert self.random_loss is not None, "before() comes first"
-        return patch_loss - self.random_loss
+        return patch_loss - self.random_loss.wait()
 
 
 class AHMReward(LossReward):
@@ -201,7 +207,7 @@ class AHMReward(LossReward):
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
         self.cell_size = pretrainer.autoencoder.patch_size
-        self.cells: Tensor | None = None
+        self.cells: Fetch | None = None
 
     def configure(self, argument: str) -> None:
         """Sets the side of a cell of reward in pixels."""
@@ -219,7 +225,7 @@ class AHMReward(LossReward):
         contrast = (images.amax(dim=(2, 3), keepdim=True) - darkest).clamp(min=1e-6)
         error = ((filled - images) / contrast).square()
         bright = ((filled - darkest) / contrast).square()
-        self.cells = self._pool(self.scale * (error + self.brightness * bright))
+        self.cells = Fetch(self._pool(self.scale * (error + self.brightness * bright)))
 
     def _pool(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Means over the cells, in the places of the patches."""
@@ -231,7 +237,7 @@ class AHMReward(LossReward):
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
         assert self.cells is not None, "after() comes first"
-        return self.cells
+        return self.cells.wait()
 
 
 REWARDS: dict[str, type[LossReward]] = {

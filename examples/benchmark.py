@@ -47,6 +47,8 @@ class Arguments:
     """tiny, small, base, unet, or the name of one of timm's plain vision transformers."""
     mask_ratio: float = BenchmarkConfig.mask_ratio
     """Share of masked patches."""
+    initial_mask_ratio: float | None = BenchmarkConfig.initial_mask_ratio
+    """Where it starts, to rise to --mask-ratio over training; nothing keeps it constant."""
     normalise_target: bool = BenchmarkConfig.normalise_target
     """Predict patches of zero mean and unit variance instead of raw pixels."""
     learning_rate: float = BenchmarkConfig.learning_rate

@@ -50,6 +50,9 @@ class Arguments:
     """Of the autoencoder, after its warm-up."""
     mask_ratio: float = PretrainConfig.mask_ratio
     """Share of masked patches."""
+    initial_mask_ratio: float | None = PretrainConfig.initial_mask_ratio
+    """Share of masked patches at the beginning, from which it rises linearly to --mask-ratio over the run; nothing
+    keeps it constant."""
     reward: str = PretrainConfig.reward
     """What a masked patch pays an agent: loss, relative, rank, progress, advantage or ahm2025."""
     guided_fraction: float | None = PretrainConfig.guided_fraction

@@ -9,7 +9,8 @@ from typing import Any
 import tyro
 
 from ahm_gym.errors import InputError, command_line
-from ahm_gym.finetuning import FinetuneConfig, finetune, is_finished, run_probe
+from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetuning import finetune, is_finished, run_probe
 from ahm_gym.settings import flags_in
 
 

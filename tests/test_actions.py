@@ -17,11 +17,13 @@ from ahm_gym.envs import (
     SequentialMaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
+from ahm_gym.masking import RisingMaskRatio, count_masked
 from ahm_gym.testing import check_vector_env
 
 STEPWISE = [SequentialMaskingVectorEnv, GroupMaskingVectorEnv, RectangleMaskingVectorEnv]
 FORMS = [MultiBinaryMaskingVectorEnv, *STEPWISE]
 IDS = [env_id for env_id in gym.registry if env_id.startswith("AHM/")]
+RISING = RisingMaskRatio(0.25, 0.75)
 WHOLE = np.array([0, 0, 3, 3])
 """The rectangle that covers the image."""
 
@@ -37,6 +39,50 @@ def test_five_forms_of_the_action_are_registered():
 @pytest.mark.parametrize("cls", FORMS)
 def test_every_form_passes_our_checker(cls, guided_fraction, mode):
     check_vector_env(lambda: make_env(cls, guided_fraction=guided_fraction, autoreset_mode=mode))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("guided_fraction", [0.4, 1.0])
+@pytest.mark.parametrize("cls", [MaskingVectorEnv, *FORMS])
+def test_every_form_passes_our_checker_while_the_mask_ratio_rises(cls, guided_fraction, mode):
+    options = {"mask_ratio": RISING, "num_steps": 2, "guided_fraction": guided_fraction}
+    check_vector_env(lambda: make_env(cls, autoreset_mode=mode, **options))
+
+
+@pytest.mark.parametrize("guided_fraction", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("cls", [MaskingVectorEnv, *FORMS])
+def test_every_batch_masks_the_count_of_its_progress(cls, guided_fraction):
+    env = begin(cls, mask_ratio=RISING, num_steps=4, guided_fraction=guided_fraction)
+    lengths = []
+    for update in range(6):
+        assert env.pretrainer.updates == update
+        expected = count_masked(L, RISING(min(update / 4, 1.0)))
+        assert env.num_masked == expected
+        infos = play(env)
+        num_guided = round(guided_fraction * expected)
+        if cls in STEPWISE:
+            num_guided = max(1, num_guided)
+        assert (infos[-1]["mask"].sum(axis=1) == expected).all()
+        assert (infos[-1]["guided"].sum(axis=1) == num_guided).all()
+        assert env.num_masked == expected
+        lengths.append(len(infos))
+        env.reset()
+    if cls is SequentialMaskingVectorEnv and guided_fraction == 1.0:
+        assert lengths == [4, 6, 8, 10, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (MaskingVectorEnv, "masking_steps"),
+        (GroupMaskingVectorEnv, "group_size"),
+        (RectangleMaskingVectorEnv, "num_rectangles"),
+    ],
+)
+def test_a_count_must_fit_the_fewest_patches_of_a_rising_ratio(cls, name):
+    make_env(cls, mask_ratio=RISING, **{name: 4})
+    with pytest.raises(InputError, match=f"{name} is 5: choose from 1 to the 4"):
+        make_env(cls, mask_ratio=RISING, **{name: 5})
 
 
 @pytest.mark.parametrize("env_id", IDS)

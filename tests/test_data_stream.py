@@ -157,3 +157,8 @@ def test_a_batch_costs_less_than_a_tiny_training_step(shared_data: Path):
         next(batches)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.06
+
+
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_what_worker_processes_load_is_pinned_for_a_gpu_only(dataset: ImageDataset, pin_memory: bool):
+    assert stream(dataset, num_workers=1, pin_memory=pin_memory)._loader().pin_memory == pin_memory

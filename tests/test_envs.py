@@ -13,6 +13,7 @@ from ahm_gym.envs import (
     MaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
+from ahm_gym.masking import RisingMaskRatio
 from ahm_gym.patches import patchify
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.testing import check_vector_env
@@ -214,11 +215,12 @@ def test_the_update_works_where_the_caller_has_switched_gradients_off(make, cont
     assert not torch.equal(before, env.pretrainer.autoencoder.decoder_pred.weight)
 
 
-def test_going_on_from_a_saved_state_is_exact(make):
+@pytest.mark.parametrize("mask_ratio", [0.75, RisingMaskRatio(0.25, 0.75)], ids=["constant", "rising"])
+def test_going_on_from_a_saved_state_is_exact(make, mask_ratio):
     def trace(env, count):
         return [env.step(scores(env, i))[1] for i in range(count)]
 
-    options = {"reward": "relative", "guided_fraction": 0.5}
+    options = {"reward": "relative", "guided_fraction": 0.5, "mask_ratio": mask_ratio, "num_steps": 6}
     env = make(**options)
     env.reset(seed=0)
     trace(env, 3)
@@ -228,6 +230,7 @@ def test_going_on_from_a_saved_state_is_exact(make):
     other.pretrainer.load_state_dict(weights)
     other.load_state_dict(state)
     other.reset()
+    assert other.num_masked == (8 if callable(mask_ratio) else 12)
     assert np.array_equal(trace(other, 3), expected)
 
 

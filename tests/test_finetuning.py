@@ -10,7 +10,8 @@ from timm.models import save_for_hf
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
-from ahm_gym.finetuning import FinetuneConfig, Finetuning, finetune, is_finished, resolve, run_probe
+from ahm_gym.finetune_config import FinetuneConfig, resolve
+from ahm_gym.finetuning import Finetuning, finetune, is_finished, run_probe
 from ahm_gym.runs import RunFolder
 from ahm_gym.segmentation import load_segmenter
 

@@ -1,6 +1,14 @@
 import pytest
 
-from ahm_gym.envs.plans import equal_parts, guided_plan, proportional_plan
+from ahm_gym.envs.plans import (
+    equal_parts,
+    guided_plan,
+    least_masked_count,
+    masked_count,
+    proportional_plan,
+)
+from ahm_gym.errors import InputError
+from ahm_gym.masking import RisingMaskRatio
 
 
 @pytest.mark.parametrize("num_masked", [1, 7, 12])
@@ -16,3 +24,15 @@ def test_plans_name_the_new_and_the_guided_patches_of_every_step():
     assert proportional_plan(12, 12, 1) == [(12, 12)]
     assert guided_plan(12, [2, 2, 1]) == [(2, 2), (2, 2), (8, 1)]
     assert guided_plan(12, [1] * 12) == [(1, 1)] * 12
+
+
+def test_the_fewest_masked_patches_are_those_of_the_lowest_ratio_wherever_it_lies():
+    assert least_masked_count(0.75, 16) == masked_count(0.75, 16, 0.3) == 12
+    assert least_masked_count(RisingMaskRatio(0.25, 0.75), 16) == 4
+    assert least_masked_count(lambda progress: 0.1 + abs(progress - 0.4), 100) == 10
+
+
+@pytest.mark.parametrize("ratio", [lambda progress: progress, lambda progress: float("nan")])
+def test_a_mask_ratio_that_leaves_its_range_during_training_is_refused_before_it_begins(ratio):
+    with pytest.raises(InputError, match=r"mask ratio (0.0|nan) is out of range"):
+        least_masked_count(ratio, 16)

@@ -9,7 +9,7 @@ from programs import assert_same, final_state, run, start, wait_for, write_discs
 
 from ahm_gym.encoders import find_encoder
 from ahm_gym.errors import InputError, Interrupted
-from ahm_gym.finetuning import FinetuneConfig, resolve
+from ahm_gym.finetune_config import FinetuneConfig, resolve
 from ahm_gym.recipes import RECIPES, configure, is_recipe_run, run_recipe
 from ahm_gym.recording import Recorder
 from ahm_gym.training import PretrainConfig
@@ -147,12 +147,13 @@ def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch
 
 def test_settings_go_to_the_stages_that_they_concern():
     settings = {"steps": 5, "image_size": [320], "patch_size": 16, "num_workers": 2, "reward": "ahm2025:20",
-                "agent_options": ["critic=relu6"]}  # fmt: skip
+                "agent_options": ["critic=relu6"], "initial_mask_ratio": 0.25}  # fmt: skip
     stages = [stage.config for stage in configure(NAME, settings, Path("/runs/R"))]
     assert {(config.steps, config.image_size, config.patch_size, config.model) for config in stages} == {
         (5, (320,), 16, "unet")
     }
     assert [config.num_workers for config in stages] == [1, 2, 1]
+    assert {(config.initial_mask_ratio, config.mask_ratio) for config in stages} == {(0.25, 0.75)}
     assert [config.reward for config in stages] == ["relative", "ahm2025:20", "relative"]
     assert [config.agent_options for config in stages] == [(), ("critic=relu6",), ()]
     assert [config.policy for config in stages] == ["random", "ahm2025", "agent:/runs/R/2-agent"]
@@ -179,6 +180,7 @@ def test_every_recipe_differs_in_its_stages_names(name):
         ({"image_size": (36,), "patch_size": 12}, "does not fit the U-Net"),
         ({"image_size": (48,), "patch_size": 12}, "agent ahm2025 sees the raw image"),
         ({"steps": 0}, "--steps is 0"),
+        ({"initial_mask_ratio": 0.9}, "initial mask ratio 0.9 is above"),
         ({"reward": "progres"}, "did you mean 'progress'"),
     ],
 )

@@ -78,10 +78,10 @@ def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrain
     patch_loss = pretrainer.forward(images, mask).patch_loss
     excess = patch_loss - reward(patch_loss, mask, guided)
     assert torch.allclose(excess, excess[:, :1].expand_as(excess))
-    assert torch.equal(excess[:, 0], reward.random_loss[:, 0])
+    assert torch.equal(excess[:, 0], reward.random_loss.wait()[:, 0])
     again = build("advantage", pretrainer)
     again.before(images, mask)
-    torch.testing.assert_close(again.random_loss, reward.random_loss)
+    torch.testing.assert_close(again.random_loss.wait(), reward.random_loss.wait())
 
 
 def reference_cells(images, filled, mask, side):

@@ -64,7 +64,9 @@ def comparable(path):
     [
         {"policy": "a3c", "reward": "relative"},
         {"policy": "a3c", "reward": "progress", "masking_steps": 3, "guided_fraction": 1.0},
+        {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3},
         {"policy": "random"},
+        {"policy": "random", "initial_mask_ratio": 0.1},
         {"policy": "block"},
         {"policy": "grid"},
         {"policy": "a3c", "model": "unet"},
@@ -85,6 +87,39 @@ def test_a_run_that_fell_over_and_was_resumed_ends_bit_for_bit_as_one_that_was_n
     resumed = pretrain(config, resume=True)
     assert_same(final_state(resumed), final_state(whole))
     assert comparable(resumed) == comparable(whole)
+
+
+def counts_of_masked(config, monkeypatch):
+    """Masked patches of an image in every update of a run; each update has the same number in all its images."""
+    counts, step = [], Pretrainer.step
+
+    def counted(self, images, mask):
+        counts.append(mask.sum(dim=1).unique().tolist())
+        return step(self, images, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "step", counted)
+        pretrain(config)
+    return counts
+
+
+@pytest.mark.parametrize("policy", ["random", "block", "a3c", "ppo", "sac", "dqn"])
+def test_the_mask_ratio_rises_over_the_run_whoever_masks(config, policy, monkeypatch):
+    rising = dataclasses.replace(config, policy=policy, initial_mask_ratio=0.25, guided_fraction=1.0)
+    assert counts_of_masked(rising, monkeypatch) == [[4 + i] for i in range(8)]
+
+
+def test_the_mask_ratio_rises_with_the_updates_of_all_workers(config, tmp_path):
+    path = pretrain(dataclasses.replace(config, num_workers=2, initial_mask_ratio=0.25))
+    state = final_state(path)
+    assert state["pretrainer"]["updates"] == state["actor"]["writes"] == 8
+
+
+def test_a_rising_mask_ratio_is_judged_at_its_final_value_from_the_beginning_on(config, tmp_path):
+    config = dataclasses.replace(config, policy="random", steps=1)
+    constant = comparable(pretrain(config))
+    rising = dataclasses.replace(config, initial_mask_ratio=0.1, run_dir=tmp_path / "rising")
+    assert comparable(pretrain(rising))[0] == constant[0]
 
 
 def test_a_frozen_agent_masks_in_a_run_of_its_own_and_resumes(config, monkeypatch, tmp_path):
@@ -238,6 +273,11 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
     ("options", "message"),
     [
         ({"mask_ratio": 1.2}, "mask ratio 1.2"),
+        ({"initial_mask_ratio": 0.0}, "initial mask ratio 0.0"),
+        ({"initial_mask_ratio": 1.0}, "initial mask ratio 1.0"),
+        ({"initial_mask_ratio": float("nan")}, "initial mask ratio nan"),
+        ({"initial_mask_ratio": 0.8}, "initial mask ratio 0.8 is above the final mask ratio 0.75"),
+        ({"initial_mask_ratio": 0.25, "masking_steps": 5}, "masking_steps is 5: choose from 1 to the 4"),
         ({"patch_size": 5}, "patch size 5 does not divide"),
         ({"policy": "a3d"}, "did you mean 'a3c'"),
         ({"model": "smal"}, "did you mean 'small'"),

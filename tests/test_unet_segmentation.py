@@ -12,7 +12,8 @@ from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.data import open_data
 from ahm_gym.encoders import export_encoder, find_encoder, load_encoder
 from ahm_gym.errors import InputError
-from ahm_gym.finetuning import FinetuneConfig, finetune
+from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetuning import finetune
 from ahm_gym.probe import probe
 from ahm_gym.runs import RunFolder
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter

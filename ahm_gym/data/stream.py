@@ -38,6 +38,7 @@ class BatchStream:
         augment: random resized crops and horizontal flips; otherwise centre crops of the whole image.
         num_workers: processes that load ahead, one thread each; 0 loads in this one.
         start: the number of the first batch.
+        pin_memory: give out what worker processes load in page-locked memory, for a GPU to fetch on its own.
 
     Raises:
         InputError: where a count is out of range, or the images are not of `image_size`.
@@ -53,6 +54,7 @@ class BatchStream:
         augment: bool = True,
         num_workers: int = 0,
         start: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         counts = {"batch size": (batch_size, 1), "number of workers": (num_workers, 0), "seed": (seed, 0)}
         for name, (value, least) in counts.items():
@@ -64,7 +66,7 @@ class BatchStream:
                 "resize them first, or give the dataset itself."
             )
         self.index = start
-        self.num_workers = num_workers
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         train = list(range(len(dataset))) if isinstance(dataset, Tensor) else dataset.indices("train")
         self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment)
         self._loaded: Iterator[Tensor] | None = None
@@ -92,6 +94,7 @@ class BatchStream:
             batch_size=None,
             sampler=_CountFrom(self.index),
             num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
