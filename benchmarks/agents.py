@@ -168,8 +168,11 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
             *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
             *(["--masking-steps", str(count)] if count > 1 else []),
         ]
-        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
-        return last_metric(folder, "val/spearman")
+        path = folder.with_suffix(".json")
+        if not path.exists():
+            run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+            write_atomically(path, json.dumps(last_metric(folder, "val/spearman")))
+        return json.loads(path.read_text())
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         ordered = sorted(cells, key=lambda cell: cell[2])

@@ -103,6 +103,9 @@ class MakeTask:
 
 def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     folder = arguments.out / f"{Path(arguments.data).stem}-{num_workers}-{seed}"
+    path = folder.with_suffix(".json")
+    if path.exists():
+        return json.loads(path.read_text())
     options = [
         *("--data", arguments.data, "--steps", str(arguments.steps), "--seed", str(seed)),
         *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
@@ -117,12 +120,14 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
         [0.0] + [32 / row["images_per_second"] for row in trained] * np.diff(steps, prepend=0)
     )
     marks = [min(judged, key=lambda step: abs(step - share * arguments.steps)) for share in SHARES]
-    return {
+    curve = {
         "updates": [float(mark) for mark in marks],
         "seconds": [float(np.interp(mark, steps, seconds)) for mark in marks],
         "value": [judged[mark] for mark in marks],
         "staleness": [row["agent/staleness"] for row in trained],
     }
+    write_atomically(path, json.dumps(curve))
+    return curve
 
 
 if __name__ == "__main__":
