@@ -48,19 +48,26 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    parts = {"identity task, 64 patches: share of the way to the best reward": identity_curve,
-             f"{Path(arguments.data).stem}: Spearman correlation with the true patch loss": scan_curve}  # fmt: skip
-    _, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    for row, (title, curve_of) in zip(axes, parts.items(), strict=True):
+    stem = Path(arguments.data).stem
+    parts = {
+        "identity task, 64 patches: share of the way to the best reward": (identity_curve, "value"),
+        f"{stem}: reward (mean loss of the masked patches)": (scan_curve, "reward"),
+        f"{stem}: Spearman correlation with the true patch loss": (scan_curve, "value"),
+    }
+    _, axes = plt.subplots(len(parts), 2, figsize=(10, 10), layout="constrained")
+    for row, (title, (curve_of, key)) in zip(axes, parts.items(), strict=True):
         print(f"\n{title}, mean over seeds 0-{arguments.seeds - 1}")
         for number in arguments.workers:
             curves = [curve_of(arguments, number, seed) for seed in range(arguments.seeds)]
             updates, seconds, value, stale = (
-                np.mean([curve[key] for curve in curves], axis=0)
-                for key in ("updates", "seconds", "value", "staleness")
+                np.mean([curve[name] for curve in curves], axis=0)
+                for name in ("updates", "seconds", key, "staleness")
             )
             shown = "  ".join(f"{u:.0f}: {v:.2f}" for u, v in zip(updates, value, strict=True))
-            print(f"| {number} workers | {shown} | {seconds[-1]:.0f} s | staleness {stale.mean():.2f} |")
+            print(
+                f"| {number} workers | {shown} | {seconds[-1]:.0f} s | staleness {stale.mean():.2f} |",
+                flush=True,
+            )
             row[0].plot(updates, value, label=f"{number} workers")
             row[1].plot(seconds, value, label=f"{number} workers")
         row[0].set(xlabel="updates", ylabel=title.partition(": ")[2], title=title.partition(":")[0])
@@ -124,6 +131,7 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
         "updates": [float(mark) for mark in marks],
         "seconds": [float(np.interp(mark, steps, seconds)) for mark in marks],
         "value": [judged[mark] for mark in marks],
+        "reward": np.interp(marks, steps[1:], [row["reward"] for row in trained]).tolist(),
         "staleness": [row["agent/staleness"] for row in trained],
     }
     write_atomically(path, json.dumps(curve))
