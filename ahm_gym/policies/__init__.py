@@ -13,6 +13,8 @@ POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
     "grid": "ahm_gym.policies.grid:GridPolicy",
+    "textured": "ahm_gym.policies.texture:TexturedPolicy",
+    "flat": "ahm_gym.policies.texture:FlatPolicy",
     "agent": "ahm_gym.agents.frozen:from_run",
 }
 """Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""
