@@ -13,6 +13,7 @@ POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
     "grid": "ahm_gym.policies.grid:GridPolicy",
+    "teacher_loss": "ahm_gym.policies.teacher_loss:TeacherLossPolicy",
     "oracle_hard": "ahm_gym.policies.patch_loss:OracleHardPolicy",
     "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
     "textured": "ahm_gym.policies.texture:TexturedPolicy",
