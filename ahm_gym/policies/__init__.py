@@ -13,6 +13,7 @@ POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
     "grid": "ahm_gym.policies.grid:GridPolicy",
+    "hard_patches": "ahm_gym.policies.hard_patches:HardPatchesPolicy",
     "teacher_loss": "ahm_gym.policies.teacher_loss:TeacherLossPolicy",
     "attention": "ahm_gym.policies.attention:AttentionPolicy",
     "attention_low": "ahm_gym.policies.attention:AttentionLowPolicy",
