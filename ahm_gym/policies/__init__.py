@@ -19,6 +19,7 @@ POLICIES = {
     "attention_low": "ahm_gym.policies.attention:AttentionLowPolicy",
     "attention_hints": "ahm_gym.policies.attention:AttentionHintsPolicy",
     "adamae": "ahm_gym.policies.adamae:AdaMAEPolicy",
+    "curriculum": "ahm_gym.policies.curriculum:CurriculumPolicy",
     "oracle_hard": "ahm_gym.policies.patch_loss:OracleHardPolicy",
     "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
     "textured": "ahm_gym.policies.texture:TexturedPolicy",
