@@ -67,6 +67,7 @@ def comparable(path):
         {"policy": "random"},
         {"policy": "block"},
         {"policy": "grid"},
+        {"policy": "hard_patches"},
         {"policy": "a3c", "model": "unet"},
         {"policy": "random", "model": "unet"},
         {"policy": "ahm2025", "model": "unet", "reward": "ahm2025", "agent_options": ("critic=relu6",)},
