@@ -10,8 +10,10 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from jaxtyping import Float
 from timm.models import adapt_input_conv, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from ahm_gym.autoencoder import PRESETS, build_autoencoder
 from ahm_gym.errors import InputError
@@ -62,6 +64,15 @@ def find_encoder(spec: Path) -> EncoderFolder:
             f"--run-dir {spec}."
         )
     return _described(exported, _read_config(exported), config)
+
+
+def patch_features(
+    encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
+) -> Float[Tensor, "B L D"]:
+    """What the encoder knows of every patch, in reading order."""
+    if isinstance(encoder, UNet):
+        return encoder.pooled(images, patch_size)
+    return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:

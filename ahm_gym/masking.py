@@ -25,6 +25,13 @@ class PatchBatch:
     """Rows and columns of patches; rows * columns == L."""
     progress: float
     """Share of pretraining done, 0 to 1."""
+    mask_ratio: float = 0.75
+    """Share of the patches that will be masked."""
+
+    @property
+    def num_masked(self) -> int:
+        """Masked patches of an image."""
+        return count_masked(self.embeddings.shape[1], self.mask_ratio)
 
 
 @runtime_checkable

@@ -209,9 +209,8 @@ class Pretrainer:
         self.optimizer.step()
 
     def autocast(self) -> torch.autocast:
-        """The precision of the forward pass: bfloat16 on a GPU."""
-        # On a CPU bfloat16 products are far slower than float32 ones.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """The precision of the forward pass."""
+        return self.autoencoder.autocast()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_local": None, "_unchecked": None}

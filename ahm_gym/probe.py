@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.store import cover
-from ahm_gym.encoders import Encoder
+from ahm_gym.encoders import Encoder, patch_features
 from ahm_gym.errors import InputError
 from ahm_gym.labelled import choose_labelled
 from ahm_gym.patches import grid_of, patchify
 from ahm_gym.scoring import Value, mean
-from ahm_gym.unet import UNet
 
 PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
 """Ridge penalties to choose from, on the sum of squares over all training patches."""
@@ -139,15 +138,6 @@ def label_fractions(
     one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
     fitted = cover(one_hot, image_size)  # K H W
     return patchify(fitted[:, None], patch_size).mean(dim=2).T
-
-
-def patch_features(
-    encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
-) -> Float[Tensor, "B L D"]:
-    """What the encoder knows of every patch, in reading order."""
-    if isinstance(encoder, UNet):
-        return encoder.pooled(images, patch_size)
-    return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
 
 
 def _patches(

@@ -125,10 +125,12 @@ def draw_panels(training: Training, progress: float) -> np.ndarray:
     images = training.judged[:: max(1, len(training.judged) // NUM_SHOWN)][:NUM_SHOWN]
     with torch.no_grad():
         embeddings = autoencoder.embed(images)
-    scores = training.actor.score(PatchBatch(images, embeddings, autoencoder.grid, progress)).float().cpu()
+    num_masked = training.num_judged_masked
+    mask_ratio = num_masked / autoencoder.num_patches
+    patches = PatchBatch(images, embeddings, autoencoder.grid, progress, mask_ratio)
+    scores = training.actor.score(patches).float().cpu()
     fraction = training.env.guided_fraction
     share = fraction(progress) if callable(fraction) else fraction
-    num_masked = training.num_judged_masked
     generator = torch.Generator().manual_seed(0)
     mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
     with torch.no_grad():

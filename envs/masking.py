@@ -214,7 +214,8 @@ class MaskingVectorEnv(VectorEnv):
     @property
     def patches(self) -> PatchBatch:
         """What a mask policy may look at: the present batch."""
-        return PatchBatch(self._images, self._embeddings, self.grid, self.pretrainer.progress)
+        mask_ratio = self.num_masked / self.num_patches
+        return PatchBatch(self._images, self._embeddings, self.grid, self.pretrainer.progress, mask_ratio)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the environment stands between two episodes; the pretrainer has its own state."""

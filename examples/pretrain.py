@@ -26,8 +26,9 @@ class Arguments:
     recipe: str | None = None
     """ahm2025 runs the paper's three stages, each for --steps updates where that is given."""
     policy: str = PretrainConfig.policy
-    """Who chooses the masks: random, block, grid; a learning agent such as a3c, ppo or ahm2025; agent:RUN_DIR for
-    a trained one, frozen; or a plug-in."""
+    """Who chooses the masks: random, block or grid; hard_patches, teacher_loss, attention, attention_low,
+    attention_hints, adamae or curriculum, each after a paper; oracle_hard, low_loss, textured or flat to compare; a
+    learning agent such as a3c, ppo or ahm2025; agent:RUN_DIR for a trained one, frozen; or a plug-in."""
     steps: int = PretrainConfig.steps
     """Updates of the autoencoder."""
     batch_size: int = PretrainConfig.batch_size

@@ -19,7 +19,7 @@ SHELL = [code for language, code in SNIPPETS if language == "sh"]
 def reader(tmp_path_factory):
     """Folder and variables of a reader whose pip installs into a folder, and without a network."""
     folder = tmp_path_factory.mktemp("reader")
-    names = [PACKAGE / "ahm_textured.py", PACKAGE / "pyproject.toml"]
+    names = [PACKAGE / "ahm_bright.py", PACKAGE / "pyproject.toml"]
     for path in names:
         shutil.copy(path, folder)
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -38,7 +38,7 @@ def reader(tmp_path_factory):
 
 
 def test_the_files_in_the_text_are_those_of_the_tested_package():
-    assert PYTHON[0] == (PACKAGE / "ahm_textured.py").read_text()
+    assert PYTHON[0] == (PACKAGE / "ahm_bright.py").read_text()
     (toml,) = [code for language, code in SNIPPETS if language == "toml"]
     assert toml == (PACKAGE / "pyproject.toml").read_text()
     assert {language for language, _ in SNIPPETS} == {"python", "toml", "sh"}
@@ -51,13 +51,13 @@ def test_the_commands_install_the_package_and_pretrain_with_it(reader):
             ["bash", "-euc", code], cwd=folder, env=variables, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-    for run in ("textured", "bandit", "frozen"):
+    for run in ("bright", "bandit", "frozen"):
         assert (folder / "runs" / run / "checkpoint" / "step-10").is_dir()
     done = subprocess.run(
-        ["python", "examples/pretrain.py", "--policy", "texturd"],
+        ["python", "examples/pretrain.py", "--policy", "brigth"],
         cwd=folder, env=variables, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 2 and "did you mean 'textured'" in done.stderr
+    assert done.returncode == 2 and "did you mean 'bright'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -34,44 +34,44 @@ def actor(name, autoencoder, num_workers=1):
     return make_actor(name, autoencoder, "tiny", num_workers=num_workers, seed=0, device=torch.device("cpu"))
 
 
-BANDIT = "bandit = plugin_package.ahm_textured:PositionBandit"
-TEXTURED = "textured = plugin_package.ahm_textured:Textured"
+BANDIT = "bandit = plugin_package.ahm_bright:PositionBandit"
+BRIGHT = "bright = plugin_package.ahm_bright:Bright"
 
 
 def test_what_a_package_adds_stands_beside_our_own_and_can_be_made(install, autoencoder):
-    install("other", agents=[BANDIT], policies=[TEXTURED])
-    assert set(agents()) >= {*AGENTS, "bandit"} and set(policies()) >= {*POLICIES, "textured"}
+    install("other", agents=[BANDIT], policies=[BRIGHT])
+    assert set(agents()) >= {*AGENTS, "bandit"} and set(policies()) >= {*POLICIES, "bright"}
     assert isinstance(actor("bandit", autoencoder), AgentActor)
-    assert isinstance(actor("textured", autoencoder), PolicyActor)
+    assert isinstance(actor("bright", autoencoder), PolicyActor)
 
 
 def test_our_own_names_win(install, autoencoder):
     install("other", agents=[BANDIT.replace("bandit", "a3c"), BANDIT.replace("bandit", "random")],
-            policies=[TEXTURED.replace("textured", "block")])  # fmt: skip
+            policies=[BRIGHT.replace("bright", "block")])  # fmt: skip
     assert agents()["a3c"].value == AGENTS["a3c"] and policies()["block"].value == POLICIES["block"]
     assert isinstance(actor("random", autoencoder), PolicyActor)
 
 
 def test_a_name_that_two_packages_give_is_refused_and_the_others_are_not(install, autoencoder):
-    install("one", policies=[TEXTURED])
-    install("two", policies=[TEXTURED])
+    install("one", policies=[BRIGHT])
+    install("two", policies=[BRIGHT])
     with pytest.raises(InputError, match="several packages, one and two"):
-        make_policy("textured", autoencoder)
+        make_policy("bright", autoencoder)
     make_policy("random", autoencoder)
 
 
-@pytest.mark.parametrize("place", ["no_such_module:Policy", "plugin_package.ahm_textured:Policy"])
+@pytest.mark.parametrize("place", ["no_such_module:Policy", "plugin_package.ahm_bright:Policy"])
 def test_a_package_that_cannot_be_imported_is_named(install, autoencoder, place):
-    install("broken", policies=[f"textured = {place}"])
-    with pytest.raises(InputError, match="'textured' of the package broken 1.0 cannot be imported"):
-        make_policy("textured", autoencoder)
-    assert "textured" in policies()
+    install("broken", policies=[f"bright = {place}"])
+    with pytest.raises(InputError, match="'bright' of the package broken 1.0 cannot be imported"):
+        make_policy("bright", autoencoder)
+    assert "bright" in policies()
 
 
 def test_an_unknown_name_is_told_what_packages_offer(install, autoencoder):
-    install("other", agents=[BANDIT], policies=[TEXTURED])
-    with pytest.raises(InputError, match="did you mean 'textured'.*bandit"):
-        actor("texturd", autoencoder)
+    install("other", agents=[BANDIT], policies=[BRIGHT])
+    with pytest.raises(InputError, match="did you mean 'bright'.*bandit"):
+        actor("brigth", autoencoder)
     with pytest.raises(InputError, match="did you mean 'bandit'"):
         make_agent("bandi", (6, 8))
 

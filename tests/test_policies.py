@@ -1,17 +1,24 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
+from programs import assert_same
 
+from ahm_gym.acting import PolicyActor
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
 from ahm_gym.masking import PatchBatch, mask_top_k
 from ahm_gym.policies import POLICIES, make_policy
+from ahm_gym.pretraining import Pretrainer
+from ahm_gym.testing.agents import saved_and_loaded
 
 SIZE = (32, 48)
-FIXED = sorted(set(POLICIES) - {"agent"})
+NAMES = sorted(set(POLICIES) - {"agent"})
+BY_CHANCE = ["block", "grid", "random"]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +42,91 @@ def run(autoencoder, tmp_path_factory):
     return folder, agent
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", BY_CHANCE)
 def test_a_rule_guides_every_masked_patch_and_draws_anew_from_another_generator(name, autoencoder, patches):
     policy = make_policy(name, autoencoder)
     first, other = (policy.score(patches, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(first, other)
     assert policy.guided_fraction(0.5) == 1.0
+
+
+def small_batch(autoencoder, seed):
+    shape = (4, autoencoder.channels, *autoencoder.image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, seed / 4)
+
+
+def learn(policy, autoencoder, steps):
+    """Scores and metrics of a few updates, each on a batch and with a generator of its own."""
+    history = []
+    for step in steps:
+        patches = small_batch(autoencoder, step)
+        generator = torch.Generator().manual_seed(step)
+        scores = policy.score(patches, generator)
+        mask = mask_top_k(scores.cpu(), patches.num_masked, generator=generator)
+        patch_loss = torch.rand(mask.shape, generator=generator)
+        history.append((scores, policy.observe(patches, mask, patch_loss)))
+    return history
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_goes_on_from_its_state_exactly_and_is_the_same_for_the_same_autoencoder(name, autoencoder):
+    whole, stopped = (make_policy(name, autoencoder) for _ in range(2))
+    expected = learn(whole, autoencoder, range(4))
+    learn(stopped, autoencoder, range(2))
+    other = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=1)
+    resumed = make_policy(name, other)  # a resumed run makes its policy before it loads its weights
+    other.load_state_dict(autoencoder.state_dict())
+    resumed.load_state_dict(saved_and_loaded(stopped.state_dict()))
+    for (scores, metrics), (same, too) in zip(expected[2:], learn(resumed, other, range(2, 4)), strict=True):
+        assert torch.equal(scores, same) and metrics == too
+    assert_same(saved_and_loaded(resumed.state_dict()), saved_and_loaded(whole.state_dict()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", ["unet", "test_vit2"])
+def test_a_policy_works_with_every_autoencoder_where_its_rule_has_a_sense(model, name):
+    autoencoder = build_autoencoder(model, image_size=(32, 48), patch_size=8, channels=2)
+    if model == "unet" and name.startswith("attention"):
+        with pytest.raises(InputError, match="choose a vision transformer"):
+            make_policy(name, autoencoder)
+        return
+    before = torch.get_rng_state()
+    for scores, metrics in learn(make_policy(name, autoencoder), autoencoder, range(2)):
+        assert scores.shape == (4, 24) and torch.isfinite(scores).all()
+        assert all(key.startswith("policy/") for key in metrics)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_looking_at_other_images_between_two_updates_changes_nothing(name, autoencoder):
+    undisturbed, disturbed = (make_policy(name, autoencoder) for _ in range(2))
+    expected = learn(undisturbed, autoencoder, range(2))
+    found = []
+    for step in range(2):
+        disturbed.score(small_batch(autoencoder, 9), torch.Generator().manual_seed(9))
+        found += learn(disturbed, autoencoder, [step])
+    for (scores, metrics), (same, too) in zip(expected, found, strict=True):
+        assert torch.equal(scores, same) and metrics == too
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_pretrains_in_the_environment_with_its_own_guided_share(name, patches):
+    autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
+    pretrainer = Pretrainer(autoencoder, num_steps=2)
+    actor = PolicyActor(make_policy(name, autoencoder))
+    images = patches.images[:8]
+    env = MaskingVectorEnv(4, data=images, pretrainer=pretrainer, guided_fraction=actor.guided_fraction)
+    rows = []
+    actor.learn(lambda: env, 2, seed=0, callback=rows.append)
+    assert pretrainer.updates == 2 and all(row["loss"] > 0 for row in rows)
+    share = 4 / 18 if name in ("hard_patches", "teacher_loss") else 1.0  # a quarter of 18, rounded
+    assert [row["guided"] for row in rows] == pytest.approx([0.0 if share < 1 else 1.0, share])
+
+
+def test_policies_know_how_many_patches_will_be_masked(autoencoder, patches):
+    assert patches.num_masked == 18
+    assert dataclasses.replace(patches, mask_ratio=0.6).num_masked == 14
 
 
 def test_random_masks_are_uniform(autoencoder, patches):

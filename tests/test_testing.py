@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from plugin_package.ahm_textured import PositionBandit, Textured
+from plugin_package.ahm_bright import Bright, PositionBandit
 
 from ahm_gym.agents import AGENTS, agent_class
 from ahm_gym.policies import POLICIES, make_policy
@@ -22,7 +22,7 @@ def test_every_policy_passes_our_checker(name):
 
 
 def test_a_policy_and_an_agent_of_somebody_else_pass_our_checker():
-    check_policy(Textured)
+    check_policy(Bright)
     check_agent(PositionBandit)
 
 

@@ -69,6 +69,7 @@ def comparable(path):
         {"policy": "random", "initial_mask_ratio": 0.1},
         {"policy": "block"},
         {"policy": "grid"},
+        {"policy": "hard_patches"},
         {"policy": "a3c", "model": "unet"},
         {"policy": "random", "model": "unet"},
         {"policy": "ahm2025", "model": "unet", "reward": "ahm2025", "agent_options": ("critic=relu6",)},

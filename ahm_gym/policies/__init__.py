@@ -13,6 +13,17 @@ POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
     "grid": "ahm_gym.policies.grid:GridPolicy",
+    "hard_patches": "ahm_gym.policies.hard_patches:HardPatchesPolicy",
+    "teacher_loss": "ahm_gym.policies.teacher_loss:TeacherLossPolicy",
+    "attention": "ahm_gym.policies.attention:AttentionPolicy",
+    "attention_low": "ahm_gym.policies.attention:AttentionLowPolicy",
+    "attention_hints": "ahm_gym.policies.attention:AttentionHintsPolicy",
+    "adamae": "ahm_gym.policies.adamae:AdaMAEPolicy",
+    "curriculum": "ahm_gym.policies.curriculum:CurriculumPolicy",
+    "oracle_hard": "ahm_gym.policies.patch_loss:OracleHardPolicy",
+    "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
+    "textured": "ahm_gym.policies.texture:TexturedPolicy",
+    "flat": "ahm_gym.policies.texture:FlatPolicy",
     "agent": "ahm_gym.agents.frozen:from_run",
 }
 """Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""

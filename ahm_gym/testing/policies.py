@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.masking import PatchBatch, count_masked, mask_top_k
+from ahm_gym.masking import PatchBatch, mask_top_k
 from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.testing.agents import saved_and_loaded
 
@@ -95,10 +95,9 @@ def _check_guided_fraction(policy: Any) -> None:
 
 def _check_observe(policy: Any, patches: PatchBatch) -> None:
     scores = _scores(policy, patches)
-    num_masked = count_masked(scores.shape[1], 0.75)
     before = torch.get_rng_state()
     for seed in range(2):
-        mask = mask_top_k(scores, num_masked, generator=torch.Generator().manual_seed(seed))
+        mask = mask_top_k(scores, patches.num_masked, generator=torch.Generator().manual_seed(seed))
         metrics = policy.observe(patches, mask, scores.sigmoid() * mask)
         assert isinstance(metrics, dict), f"observe() gives a {type(metrics).__name__}: expected a dict."
         for name, value in metrics.items():
@@ -113,4 +112,10 @@ def _check_state(policy: Any, other: Any, patches: PatchBatch) -> None:
     other.load_state_dict(saved_and_loaded(policy.state_dict()))
     assert torch.equal(_scores(other, patches), expected), (
         "after load_state_dict() another policy scores otherwise: the state lacks something."
+    )
+    mask = mask_top_k(expected, patches.num_masked, generator=torch.Generator().manual_seed(2))
+    for one in (policy, other):
+        one.observe(patches, mask, expected.sigmoid() * mask)
+    assert torch.equal(_scores(other, patches), _scores(policy, patches)), (
+        "after load_state_dict() another policy learns on otherwise: the state lacks something."
     )

@@ -7,11 +7,11 @@ from ahm_gym.patches import patchify
 from ahm_gym.policies.base import FixedPolicy
 
 
-class Textured(FixedPolicy):
-    """Masks the patches whose pixels vary most: a quarter of what is masked; the rest is random."""
+class Bright(FixedPolicy):
+    """Masks the brightest patches: a quarter of what is masked; the rest is random."""
 
     def score(self, patches, generator):
-        return patchify(patches.images, self.autoencoder.patch_size).std(dim=-1)
+        return patchify(patches.images, self.autoencoder.patch_size).mean(dim=-1)
 
     def guided_fraction(self, progress):
         return 0.25

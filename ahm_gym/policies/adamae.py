@@ -1,0 +1,75 @@
+"""Masks by what a sampling network chooses to show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.policies.scorer import TrainedScorer
+from ahm_gym.reconstruction import Autoencoder
+
+
+class AdaMAEPolicy:
+    """Shows hard patches and masks the rest: a network samples the visible ones.
+
+    AdaMAE (Bandara et al., "AdaMAE: Adaptive Masking for Efficient Spatiotemporal Learning with Masked
+    Autoencoders", CVPR 2023). A network of the patch embeddings gives a categorical distribution over
+    patches, from which the visible ones are drawn without replacement. It learns by policy gradient: a
+    masked patch that costs much becomes more probable, so is shown more often. That is the opposite
+    direction of masking what is hard.
+
+    Drawing without replacement is sorting log-probability plus Gumbel noise, so exactly the wanted number
+    is masked. Other than in the paper patches are of an image, not of a video, and the embeddings are
+    detached.
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.scorer = TrainedScorer(autoencoder, autoencoder.dim)
+
+    @torch.no_grad()
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        log_prob = self.scorer.network(patches.embeddings).log_softmax(dim=1)
+        return -(log_prob + gumbel_noise(log_prob, generator))
+
+    def guided_fraction(self, progress: float) -> float:
+        return 1.0
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        with torch.enable_grad():
+            logits = self.scorer.network.train()(patches.embeddings.detach())
+            loss = sampling_loss(logits, patch_loss.to(logits.device), mask.to(logits.device))
+            self.scorer.step(loss)
+        return {"policy/entropy": relative_entropy(logits.detach())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scorer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scorer.load_state_dict(state)
+
+
+def gumbel_noise(like: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
+    """Finite Gumbel noise of the same shape and device."""
+    uniform = random_scores((like.shape[0], like.shape[1]), generator, like.device)
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+def sampling_loss(
+    logits: Float[Tensor, "B L"], patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, ""]:
+    """Minus the log-probability of the masked patches, weighted by their loss; the mean over them."""
+    return -(logits.log_softmax(dim=1) * patch_loss * mask).sum() / mask.sum()
+
+
+def relative_entropy(logits: Float[Tensor, "B L"]) -> float:
+    """Entropy of the distribution as a share of the largest possible, 0 to 1; the mean over images."""
+    log_prob = logits.log_softmax(dim=1)
+    entropy = -(log_prob.exp() * log_prob).sum(dim=1)
+    return float(entropy.mean() / torch.tensor(float(logits.shape[1])).log())

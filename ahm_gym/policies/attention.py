@@ -1,0 +1,124 @@
+"""Masks by the attention of a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor
+
+from ahm_gym.errors import InputError
+from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.policies.teacher import Teacher
+from ahm_gym.reconstruction import Autoencoder
+
+
+class AttentionPolicy:
+    """Masks the patches that the encoder attends to most: AttMask-High.
+
+    AttMask (Kakogeorgiou et al., "What to Hide from Your Students: Attention-Guided Masked Image
+    Modeling", ECCV 2022). The attention is that of the class token in the last block of an averaged
+    encoder, which sees the whole image; the mean over its heads. Half of the images, drawn anew in every
+    batch, are masked so; the others at random, where the paper leaves them whole: an autoencoder needs
+    something to reconstruct.
+
+    Other than in the paper the attention is learned by reconstruction, not by distillation; an encoder
+    without a class token gives the mean attention that a patch receives from all tokens; the teacher's
+    momentum rises from 0.996 to 1 linearly, not by a cosine, and warms up (see `Teacher`).
+
+    Raises:
+        InputError: for an autoencoder whose last block has no attention that could be computed.
+    """
+
+    share_of_images = 0.5
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        check_attention(autoencoder)
+        self.autoencoder = autoencoder
+        self.teacher: Teacher[VisionTransformer] = Teacher(autoencoder.encoder, start=0.996, end=1.0)
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        batch, num_patches = patches.embeddings.shape[:2]
+        with torch.no_grad(), self.autoencoder.autocast():
+            attention = attention_to_patches(self.teacher.network, patches.images)
+        scores = self.rank(attention, generator)
+        noise = random_scores((batch, num_patches), generator, scores.device)
+        informed = random_scores((batch, 1), generator, scores.device) < self.share_of_images
+        return torch.where(informed, scores, noise)
+
+    def rank(self, attention: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
+        """Scores of the images that are masked by attention."""
+        return attention
+
+    def guided_fraction(self, progress: float) -> float:
+        return 1.0
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        self.teacher.follow(patches.progress)
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state["teacher"])
+
+
+class AttentionLowPolicy(AttentionPolicy):
+    """Masks the patches that the encoder attends to least: AttMask-Low, the paper's control."""
+
+    def rank(self, attention: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
+        return -attention
+
+
+class AttentionHintsPolicy(AttentionPolicy):
+    """Masks the most attended patches but shows a few of them as hints: AttMask-Hint.
+
+    Hints are a random half of the most attended tenth of the patches.
+    """
+
+    hinted_from, hinted = 0.1, 0.5
+
+    def rank(self, attention: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
+        batch, num_patches = attention.shape
+        num_top = max(round(self.hinted_from * num_patches), 1)
+        num_hints = max(round(self.hinted * num_top), 1)
+        top = attention.argsort(dim=1, descending=True)[:, :num_top]
+        drawn = random_scores((batch, num_top), generator, top.device).argsort(dim=1)[:, :num_hints]
+        return attention.scatter(1, top.gather(1, drawn), -1.0)
+
+
+def check_attention(autoencoder: Autoencoder) -> None:
+    """Refuses an autoencoder without attention that could be computed."""
+    blocks = getattr(autoencoder.encoder, "blocks", None)
+    if blocks is None or type(getattr(blocks[-1], "attn", None)) is not Attention:
+        raise InputError(
+            "this policy masks by the attention of the encoder's last block, and this model has no plain one there: "
+            "choose a vision transformer such as --model tiny, or --policy hard_patches or teacher_loss."
+        )
+
+
+def attention_to_patches(
+    encoder: VisionTransformer, images: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B L"]:
+    """Attention of the last block from the class token, else from all tokens, to every patch.
+
+    The mean over heads (and tokens); the share that goes to prefix tokens is left out.
+    """
+    blocks: Any = encoder.blocks
+    attention = blocks[-1].attn
+    inputs: list[Tensor] = []
+    with attention.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0])):
+        encoder.forward_features(images)
+    queries, keys, _ = (
+        attention.qkv(inputs[0]).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    )
+    # Fused kernels give no weights; those of one query are cheap.
+    queries = queries[:, :, :1] if encoder.cls_token is not None else queries
+    queries, keys = attention.q_norm(queries).float(), attention.k_norm(keys).float()  # B heads N Dh
+    weights = (attention.scale * queries @ keys.transpose(2, 3)).softmax(dim=3)
+    return weights.mean(dim=(1, 2))[:, encoder.num_prefix_tokens :]

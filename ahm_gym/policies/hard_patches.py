@@ -1,0 +1,98 @@
+"""Masks the patches that are predicted to be hard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from ahm_gym.encoders import Encoder, patch_features
+from ahm_gym.masking import PatchBatch, ramp
+from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
+from ahm_gym.policies.teacher import Teacher
+from ahm_gym.reconstruction import Autoencoder
+
+
+class HardPatchesPolicy:
+    """Masks the patches of the highest predicted loss.
+
+    HPM (Wang et al., "Hard Patches Mining for Masked Image Modeling", CVPR 2023). A predictor learns
+    which of two masked patches has the larger loss, by binary cross-entropy over all pairs; what counts is
+    the order, so that it does not matter that losses shrink. Scores come from an average of the
+    predictor, which reads an average of the encoder on the whole image. The share of guided patches ramps
+    linearly from 0 to 0.5.
+
+    Other than in the paper the predictor learns on detached features: only `Pretrainer.step` updates an
+    autoencoder, so the order of losses is no second task of the encoder. As no gradient flows there
+    anyway, the predictor learns on what the averaged encoder knows of the whole image, which is also what
+    it scores by; the paper's learns behind the student, on the masked image. The momentum warms up (see
+    `Teacher`).
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.autoencoder = autoencoder
+        self.encoder: Teacher[Encoder] = Teacher(autoencoder.encoder)
+        blank = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=autoencoder.device)
+        self.scorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
+        self.predictor: Teacher[PatchScorer] = Teacher(self.scorer.network)
+        self._seen: tuple[PatchBatch, Tensor] | None = None
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        features = self._features(patches.images)
+        self._seen = (patches, features)  # observe() needs the same, right after
+        with torch.no_grad():
+            return self.predictor.network(features)
+
+    def guided_fraction(self, progress: float) -> float:
+        return ramp(progress, start=0.0, end=1.0, top=0.5)
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        seen, self._seen = self._seen, None
+        features = seen[1] if seen and seen[0] is patches else self._features(patches.images)
+        with torch.enable_grad():
+            predicted = self.scorer.network.train()(features)
+            loss, accuracy = rank_loss(predicted, patch_loss.to(predicted.device), mask.to(predicted.device))
+            self.scorer.step(loss)
+        self.predictor.follow(patches.progress)
+        self.encoder.follow(patches.progress)
+        return {"policy/rank_loss": loss.item(), "policy/rank_accuracy": accuracy.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scorer": self.scorer.state_dict(),
+            "predictor": self.predictor.state_dict(),
+            "encoder": self.encoder.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scorer.load_state_dict(state["scorer"])
+        self.predictor.load_state_dict(state["predictor"])
+        self.encoder.load_state_dict(state["encoder"])
+
+    @torch.no_grad()
+    def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        with self.autoencoder.autocast():
+            return patch_features(self.encoder.network, images, self.autoencoder.patch_size).float()
+
+
+def rank_loss(
+    predicted: Float[Tensor, "B L"], patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Binary cross-entropy of "i is harder than j", and the share of pairs in the right order.
+
+    Means over all pairs of masked patches of an image whose losses differ.
+    """
+    num_masked = int(mask[0].sum())
+    masked = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+    predicted, patch_loss = predicted.gather(1, masked), patch_loss.gather(1, masked)
+    harder = patch_loss[:, :, None] > patch_loss[:, None, :]  # B M M
+    lead = predicted[:, :, None] - predicted[:, None, :]
+    count = harder.sum().clamp(min=1)
+    # A pair counts once, as (harder, easier): the other way round its two terms are the same.
+    loss = (functional.softplus(-lead) * harder).sum() / count
+    return loss, ((lead > 0) & harder).sum() / count

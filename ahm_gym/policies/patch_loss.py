@@ -1,0 +1,36 @@
+"""Masks by the true loss of the patches: what an agent that looks for hard patches could learn at best."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.difficulty import true_patch_loss
+from ahm_gym.masking import PatchBatch
+from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.reconstruction import Autoencoder
+
+
+class OracleHardPolicy(FixedPolicy):
+    """Masks the patches that the autoencoder, as it stands, reconstructs worst.
+
+    The upper bound of what an agent for hard patches can learn: it tells a bad agent from a bad idea. A
+    control of this project, without a paper. It costs four more forward passes an update.
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.autoencoder = autoencoder
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        """The mean loss over four random masks, each patch counted where it is masked."""
+        seed = int(torch.randint(2**31, (), generator=generator))
+        with self.autoencoder.autocast():
+            return true_patch_loss(self.autoencoder, patches.images, patches.num_masked, seed=seed)
+
+
+class LowLossPolicy(OracleHardPolicy):
+    """Masks the patches that the autoencoder reconstructs best: the opposite control."""
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        return -super().score(patches, generator)

@@ -1,0 +1,82 @@
+"""The small network by which a policy learns to score patches."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ahm_gym.reconstruction import Autoencoder
+
+
+class PatchScorer(nn.Module):
+    """One value a patch, from what is known of the patch and of all others: a transformer block.
+
+    Its last layer starts at zero, so that at first all patches are worth the same. The input is
+    standardised over patches in each dimension, not within a patch, which would hide how bright and how
+    rich in contrast a patch of pixels is.
+
+    Args:
+        num_patches: L.
+        dim: D, width of the input.
+        width: of the hidden layers.
+        num_heads: of the attention.
+    """
+
+    def __init__(self, num_patches: int, dim: int, *, width: int = 64, num_heads: int = 4) -> None:
+        super().__init__()
+        self.standardise = nn.BatchNorm1d(dim, affine=False)
+        self.project = nn.Linear(dim, width)
+        self.position = nn.Parameter(torch.zeros(num_patches, width))
+        self.block = Block(width, num_heads, mlp_ratio=2.0, qkv_bias=True)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Float[Tensor, "B L D"]) -> Float[Tensor, "B L"]:
+        tokens = self.standardise(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        tokens = self.block(nn.functional.gelu(self.project(tokens)) + self.position)
+        return self.head(self.norm(tokens))[..., 0]
+
+
+class TrainedScorer:
+    """A `PatchScorer` and its optimiser.
+
+    Args:
+        autoencoder: says how many patches there are, where the weights live, and what seeds them.
+        dim: width of the scorer's input.
+        learning_rate: of Adam.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, dim: int, *, learning_rate: float = 1e-3) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_from(autoencoder))
+            network = PatchScorer(autoencoder.num_patches, dim)
+        self.network = network.to(autoencoder.device).eval()
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+
+    def step(self, loss: Float[Tensor, ""]) -> None:
+        """One update down the gradient of this loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.network.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+
+def seed_from(autoencoder: Autoencoder) -> int:
+    """A seed that is the same for the same autoencoder, and another for one of another seed."""
+    sample = torch.cat([weight.detach().flatten()[:16].float().cpu() for weight in autoencoder.parameters()])
+    return zlib.crc32(sample.numpy().tobytes())

@@ -1,0 +1,60 @@
+"""A slow average of a network that learns."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Teacher(Generic[Network]):
+    """An exponential moving average of a network's weights, by which a policy scores.
+
+    The momentum rises linearly from `start` to `end` over pretraining. It stays below (1 + n) / (10 + n)
+    after n updates: the papers train for 100,000s of updates, and in a short run an average of momentum
+    0.999 would still be the untrained network.
+
+    Args:
+        network: followed, never changed.
+        start: momentum at the beginning of pretraining.
+        end: momentum at its end.
+    """
+
+    def __init__(self, network: Network, *, start: float = 0.999, end: float = 0.9999) -> None:
+        self.followed = network
+        self.network: Network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.start, self.end = start, end
+        self.updates = 0
+
+    def momentum(self, progress: float) -> float:
+        """Share of its own weights that the teacher keeps in the coming update."""
+        planned = self.start + (self.end - self.start) * progress
+        return min(planned, (1 + self.updates) / (10 + self.updates))
+
+    def follow(self, progress: float) -> None:
+        """Moves the teacher towards the network as it is now."""
+        rate = 1.0 - self.momentum(progress)
+        with torch.no_grad():
+            pairs = list(_pairs(self.network, self.followed))
+            averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+            torch._foreach_lerp_([own for own, _ in averaged], [new for _, new in averaged], rate)
+            for own, new in pairs:
+                if not own.is_floating_point():
+                    own.copy_(new)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.updates = state["updates"]
+
+
+def _pairs(one: nn.Module, other: nn.Module) -> Any:
+    yield from zip(one.parameters(), other.parameters(), strict=True)
+    yield from zip(one.buffers(), other.buffers(), strict=True)

@@ -1,0 +1,54 @@
+"""Masks by the losses of a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.masking import PatchBatch, ramp, random_scores, select_patches
+from ahm_gym.policies.teacher import Teacher
+from ahm_gym.reconstruction import Autoencoder
+
+
+class TeacherLossPolicy:
+    """Masks what a slow average of the autoencoder reconstructs worst under a random mask.
+
+    AnatoMask (Li et al., "AnatoMask: Enhancing Medical Image Segmentation with Reconstruction-guided
+    Self-masking", ECCV 2024). The share of guided patches ramps linearly from 0 to 0.5. Patches that the
+    random mask shows have no loss and rank below all that it hides, in random order; the paper's
+    schedule never reaches them, and a guided share of 1 masks exactly what the random mask hid.
+
+    Other than in the paper the networks are those of this project, images are two-dimensional, the mask
+    ratio is the run's (0.6 there), and the teacher's momentum warms up (see `Teacher`).
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.teacher = Teacher(autoencoder)
+
+    @torch.no_grad()
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        model = self.teacher.network
+        noise = random_scores((len(patches.images), model.num_patches), generator)
+        mask, _ = select_patches(noise, patches.num_masked, patches.num_masked, generator)
+        mask = mask.to(patches.images.device)
+        with model.autocast():
+            loss = model(patches.images, mask).patch_loss
+        return loss.float().masked_fill(~mask, -1.0)
+
+    def guided_fraction(self, progress: float) -> float:
+        return ramp(progress, start=0.0, end=1.0, top=0.5)
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        self.teacher.follow(patches.progress)
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state["teacher"])
