@@ -133,8 +133,7 @@ class MaskingVectorEnv(VectorEnv):
         self._steps = self._plan(self.num_masked)
         self._episode_step = 0
         self._shown: Shown | None = None
-        self._needs_reset = True
-        self._restored = False
+        self._needs_reset, self._restored = True, False
 
     @torch.inference_mode(False)
     def reset(
