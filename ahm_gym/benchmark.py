@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -9,23 +10,28 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahm_gym.board import Board, append_row, read_rows
+from ahm_gym.board import Board, append_row
 from ahm_gym.cells import SCRATCH, Cell, Failure, Group, Row, file_name, key_of
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.parallel import run_groups
-from ahm_gym.provenance import hardware, versions
+from ahm_gym.provenance import commit, hardware, versions
 from ahm_gym.report import write_report
+from ahm_gym.report.rows import read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
-from ahm_gym.storage import write_atomically
+from ahm_gym.storage import locked, write_atomically
 from ahm_gym.training import PretrainConfig, Training
 
 RANDOM = "random"
 TASKS = ("finetune", "frozen", "probe")
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
 """Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+
+
+Datasets = dict[str, tuple[str | None, ImageDataset]]
+"""Name to what was given as --data and the opened data."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     """Runs what is missing, writes the report, and gives back its folder.
 
     Finished rows stand in `rows.jsonl` and are never run again; the same call goes on where it was stopped.
-    The report names `command`, by which anyone can run it again.
+    The report names the `command` of every session, by which anyone can run it again.
 
     Raises:
         InputError: for settings or data that cannot be used, or a folder that holds another benchmark;
@@ -68,9 +74,20 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
         RunError: where cells failed, after everything else has been run and reported.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
-    groups = plan(config)
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
-    write_settings(config, command)
+    check_numbers(config)
+    datasets = open_all(config)
+    check_settings(config, datasets)
+    check_policies(plan(config, datasets))
+    make_folder(config.out)
+    with locked(config.out):
+        groups = plan(config, datasets)  # what another session has finished by now is not missing any more
+        write_settings(config, datasets, command)
+        return run_planned(config, groups, interrupt)
+
+
+def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interrupt) -> Path:
+    """Runs these groups and writes the report; see `run_benchmark`."""
     board = Board(config.out, groups, config.jobs)
     failures = []
     with interrupt:
@@ -80,7 +97,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
             else:
                 append_row(config.out, outcome)
             board.show(outcome)
-    if read_rows(config.out):
+    if read_lines(config.out):
         write_report(config.out)
     left = f"{board.left} of {board.total} cells are left; the same command goes on"
     if interrupt.signal is not None:
@@ -93,29 +110,35 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     return config.out
 
 
-def plan(config: BenchmarkConfig) -> list[Group]:
+def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
     """What is missing, a group an encoder: seed by seed, and in each the untrained and the random one first.
 
     Raises:
-        InputError: for settings or data that cannot be used, or a folder that holds another benchmark.
+        InputError: for labels or policies that cannot be.
     """
-    check_numbers(config)
-    check_settings(config)
-    datasets = open_all(config)
-    done = {key_of(row) for row in read_rows(config.out)}
+    done = {key_of(row) for row in read_lines(config.out)}
     policies = list(dict.fromkeys([SCRATCH, RANDOM, *config.policies]))
+    if len({file_name(policy) for policy in policies}) < len(policies):
+        raise InputError(
+            f"--policies {','.join(policies)}: two of them would be kept under one name; rename a run."
+        )
     groups = []
     for seed in range(config.seeds):
         for name, (spec, dataset) in datasets.items():
-            counts = [count_labels(label, dataset) for label in config.labels]
+            counts = {count_labels(label, dataset): label for label in reversed(config.labels)}
             for policy in policies:
                 cells = [Cell("pretrain", name, policy, seed)]
-                cells += [Cell(task, name, policy, seed, count) for task in config.tasks for count in counts]
+                cells += [
+                    Cell(task, name, policy, seed, count, amount)
+                    for task in dict.fromkeys(config.tasks)
+                    for count, amount in sorted(counts.items())
+                ]
                 missing = tuple(cell for cell in cells if cell.key not in done)
                 if missing:
                     pretraining = pretraining_of(config, spec, name, policy, seed)
-                    groups.append(Group(pretraining, name, missing, config.finetune_steps, config.out))
-    check_policies(groups)
+                    groups.append(
+                        Group(pretraining, name, missing, config.finetune_steps, config.out, commit())
+                    )
     return groups
 
 
@@ -160,13 +183,13 @@ def check_numbers(config: BenchmarkConfig) -> None:
     pick_device(config.device)
 
 
-def open_all(config: BenchmarkConfig) -> dict[str, tuple[str | None, ImageDataset]]:
+def open_all(config: BenchmarkConfig) -> Datasets:
     """Name to what was given and the opened data, prepared before workers ask for it.
 
     Raises:
         InputError: where data cannot be used, or two sets have one name.
     """
-    datasets: dict[str, tuple[str | None, ImageDataset]] = {}
+    datasets: Datasets = {}
     for given in config.data or (None,):
         spec = None if given is None else absolute(given, config.data_root)[0]
         size = image_size_of(config.image_size)
@@ -213,23 +236,36 @@ def check_policies(groups: list[Group]) -> None:
             Training(group.pretraining)
 
 
-def check_settings(config: BenchmarkConfig) -> None:
-    """Refuses a folder whose rows were made with other settings."""
-    path = config.out / "config.json"
-    if not path.exists():
-        if config.out.exists() and any(config.out.iterdir()):
-            raise InputError(f"{config.out} holds something else than a benchmark: choose another --out.")
+def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
+    """Refuses a folder that is none of a benchmark, or whose rows were made with other settings or data."""
+    saved = saved_settings(config.out)
+    if saved is None:
         return
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
     for name, value in settings_of(config).items():
         if saved.get(name) != value:
             raise InputError(
                 f"--{name.replace('_', '-')} {value} differs from the {saved.get(name)} of the benchmark in "
                 f"{config.out}: leave the flag as it was, or choose another --out."
             )
+    for name, (_, dataset) in datasets.items():
+        if saved["data"].get(name, dataset.digest()) != dataset.digest():
+            raise InputError(
+                f"--data {name} is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
+                "rename this one, or choose another --out."
+            )
+
+
+def saved_settings(out: Path) -> Row | None:
+    """What the `config.json` of a benchmark's folder holds; None of a new folder."""
+    path = out / "config.json"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
+            raise InputError(f"{out} holds something else than a benchmark: choose another --out.")
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
 
 
 def settings_of(config: BenchmarkConfig) -> Row:
@@ -238,12 +274,27 @@ def settings_of(config: BenchmarkConfig) -> Row:
     return {name: value for name, value in values.items() if name not in OPEN}
 
 
-def write_settings(config: BenchmarkConfig, command: str) -> None:
-    """Makes the folder ready: settings, and rows without a line that a crash has torn."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(config.out)
-    if rows:
-        write_atomically(config.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    machine = {"hardware": hardware(pick_device(config.device)), "versions": versions()}
-    described = {"kind": "benchmark", **settings_of(config), "command": command, "machine": machine}
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"{out} cannot be made ({error.strerror}): choose another --out.") from error
+
+
+def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:
+    """Makes the folder ready: settings, data and commands so far, and rows without a line that a crash has torn."""
+    saved = saved_settings(config.out) or {"data": {}, "command": ""}
+    if (config.out / "rows.jsonl").exists():
+        rows = "".join(json.dumps(row) + "\n" for row in read_lines(config.out))
+        write_atomically(config.out / "rows.jsonl", rows)
+    commands = dict.fromkeys([*saved["command"].splitlines(), command])
+    described = {
+        "kind": "benchmark",
+        **settings_of(config),
+        "data": saved["data"] | {name: dataset.digest() for name, (_, dataset) in datasets.items()},
+        "command": "\n".join(filter(None, commands)),
+        "machine": {"hardware": hardware(pick_device(config.device)), "versions": versions()},
+    }
     write_atomically(config.out / "config.json", json.dumps(described, indent=2) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_gym.cells import SCRATCH, Failure, Group, Row, key_of
+from ahm_gym.report.rows import read_lines
 from ahm_gym.storage import sync
 
 
@@ -34,7 +35,7 @@ class Board:
     def __init__(self, out: Path, groups: list[Group], jobs: int) -> None:
         cells = [cell for group in groups for cell in group.cells]
         self.missing = {cell.key: cell for cell in cells}
-        rows = read_rows(out)
+        rows = read_lines(out)
         self.total = len(rows) + len(cells)
         self.jobs = jobs
         self.seconds: dict[str, list[float]] = {}
@@ -70,12 +71,3 @@ class Board:
             return "time left not known yet"
         minutes = sum(known[cell.kind] for cell in missing) / self.jobs / 60
         return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
-
-
-def read_rows(out: Path) -> list[Row]:
-    """The finished rows, oldest first; a last line that was torn is left out."""
-    path = out / "rows.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

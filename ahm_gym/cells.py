@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ from ahm_gym.finetuning import finetune, run_probe
 from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
-from ahm_gym.provenance import commit, hardware
+from ahm_gym.provenance import hardware
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.scoring import METRICS
 from ahm_gym.settings import image_size_of, pick_device
@@ -51,6 +52,8 @@ class Cell:
     seed: int
     labels: int | None = None
     """Labelled images of a judgement."""
+    amount: str | None = None
+    """The same as it was asked for, a count or a fraction."""
 
     @property
     def key(self) -> tuple[str, str, str, int, int | None]:
@@ -85,18 +88,20 @@ class Group:
     finetune_steps: int
     out: Path
     """Folder of the benchmark."""
+    commit: str
+    """What runs, also in processes that start after files were changed."""
 
     def __str__(self) -> str:
         return f"{self.data}, {self.pretraining.policy}, seed {self.pretraining.seed}"
 
 
 def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
-    """Yields what becomes of every cell of the group, as it ends.
+    """Yields what becomes of every cell of the group, as it ends; nothing more once a stop is asked for.
 
     A cell that fails is told, and the others go on; without an encoder none of the rest can.
 
     Raises:
-        Interrupted: with everything saved.
+        Interrupted: with everything saved that is worth it.
     """
     cells = list(group.cells)
     try:
@@ -110,8 +115,10 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
         cells.pop(0)
         yield pretrained
     for cell in cells:
+        if interrupt.requested:
+            return
         try:
-            yield {**vars(cell), **judgement(group, cell, interrupt), **origin(group.pretraining.device)}
+            yield {**vars(cell), **judgement(group, cell, interrupt), **origin(group)}
         except Interrupted:
             raise
         except Exception as error:
@@ -125,9 +132,9 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def origin(device: str) -> Row:
+def origin(group: Group) -> Row:
     """Where the numbers of a row come from."""
-    return {"commit": commit(), "hardware": hardware(pick_device(device))}
+    return {"commit": group.commit, "hardware": hardware(pick_device(group.pretraining.device))}
 
 
 def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
@@ -139,14 +146,12 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
     assert config.run_dir is not None, "the plan names it"
     path = config.run_dir / "row.json"
     if path.exists():
+        shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
         return json.loads(path.read_text())
     cell = Cell("pretrain", group.data, config.policy, config.seed)
     if config.policy == SCRATCH:
-        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(config), **origin(config.device)}
-    device = pick_device(config.device)
-    reset_peak_memory(device)
-    pretrain(config, resume=(config.run_dir / "config.json").exists(), interrupt=interrupt)
-    memory = peak_memory_mib(device)
+        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(config), **origin(group)}
+    memory = train(config, interrupt)
     rows = RunFolder.open(config.run_dir, "pretrain").metrics()
     last = {name: row[name] for row in rows for name in row}
     seconds = seconds_of(rows, config.batch_size)
@@ -157,7 +162,7 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
         "peak_memory_mib": memory,
         "psnr": psnr_of(config),
         **{name: last.get(f"val/{name}") for name in HEALTH},
-        **origin(config.device),
+        **origin(group),
     }
     if config.seed == 0:
         keep_masks(config.run_dir, picture_folder(group))
@@ -166,8 +171,26 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
     return row
 
 
+def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
+    """Pretrains, from where an earlier session stopped; gives back the peak of memory, None of a finished run.
+
+    It is that of the whole process on a CPU.
+    """
+    assert config.run_dir is not None, "the plan names it"
+    begun = (config.run_dir / "config.json").exists()
+    if not begun:
+        shutil.rmtree(config.run_dir, ignore_errors=True)  # what a crash has left of one that had not begun
+    elif RunFolder.open(config.run_dir, "pretrain").checkpoint_step() == config.steps:
+        return None
+    device = pick_device(config.device)
+    reset_peak_memory(device)
+    # The run has its settings in its folder: where they may differ, as in the device, it keeps them.
+    pretrain(PretrainConfig(run_dir=config.run_dir) if begun else config, resume=begun, interrupt=interrupt)
+    return peak_memory_mib(device)
+
+
 def seconds_of(metrics: list[Row], batch_size: int) -> float:
-    """Seconds of training, over all sessions of a run."""
+    """Seconds of training over all sessions of a run, without judging, drawing and saving."""
     logged = [row for row in metrics if "images_per_second" in row]
     steps = np.diff([0] + [row["step"] for row in logged])
     return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
@@ -213,16 +236,15 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
         freeze=cell.kind == "frozen",
         run_dir=run_dir,
     )
+    shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
     if cell.kind == "probe":
-        shutil.rmtree(run_dir, ignore_errors=True)
         scores = scores_of_probe(run_probe(settings))
     else:
-        begun = (run_dir / "config.json").exists()
-        scores = scores_of_finetuning(finetune(settings, resume=begun, interrupt=interrupt))
+        scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
         if cell.kind == "finetune" and cell.seed == 0:
             picture = picture_folder(group) / f"segmentations-{cell.labels}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run_dir / "figures" / "overlays.png", picture)
+            write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
     shutil.rmtree(run_dir)
     return {"seconds": time.perf_counter() - began, **scores}
 
@@ -253,4 +275,6 @@ def keep_masks(run_dir: Path, folder: Path) -> None:
     """Writes what a run masked at several steps as pictures `step-N.png`, one image below the other."""
     folder.mkdir(parents=True, exist_ok=True)
     for step, panels in figures.load_snapshots(run_dir / "figures" / "snapshots").items():
-        Image.fromarray(np.concatenate(list(panels))).save(folder / f"step-{step}.png")
+        content = io.BytesIO()
+        Image.fromarray(np.concatenate(list(panels))).save(content, "PNG")
+        write_atomically(folder / f"step-{step}.png", content.getvalue())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -75,11 +76,11 @@ class Processes:
         process, cells = self.running[connection]
         try:
             outcome = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter where it was killed in the middle of a row
             process.join()
             del self.running[connection]
             connection.close()
-            if process.exitcode and not self.interrupt.requested:
+            if process.exitcode and self.interrupt.signal is None:
                 reason = f"its process ended with exit code {process.exitcode} (-9 is a kill: out of memory?)"
                 yield from (Failure(cell, reason) for cell in cells.values())
             return
@@ -90,9 +91,18 @@ class Processes:
 def _work(group: Group, threads: int, deadline: float, writer: Connection) -> None:
     """One group; what it prints goes into a file of its own."""
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     path = group.out / "logs" / f"{file_name(str(group))}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         with contextlib.suppress(Interrupted):
             for outcome in run_group(group, Interrupt(deadline)):
                 writer.send(outcome)
+
+
+def _end_with_the_parent() -> None:
+    """Without the parent nobody keeps the rows, and its successor will want the run folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a child"
+    wait([parent.sentinel])
+    os._exit(1)

@@ -172,6 +172,7 @@ class Pretrainer:
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._updates.fill_(state["updates"])
+        self._unchecked = None
 
     def _refresh(self) -> None:
         if self._local is not None and not self.frozen:

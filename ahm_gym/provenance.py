@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -12,8 +13,9 @@ import torch
 import ahm_gym
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that runs, marked where files were changed since; of an installed package its version."""
+    """The commit when this was first asked, marked where files were changed; of an installed package its version."""
     folder = Path(ahm_gym.__file__).resolve().parents[1]
     installed = f"version {ahm_gym.__version__}"
     if not (folder / ".git").exists():  # a package inside somebody else's repository is none of its commits

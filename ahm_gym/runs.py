@@ -202,6 +202,7 @@ class Interrupt:
         self.deadline = deadline
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._depth = 0
 
     @property
     def requested(self) -> bool:
@@ -209,7 +210,8 @@ class Interrupt:
         return self.signal is not None or time.time() >= self.deadline
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
+        self._depth += 1
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -217,6 +219,9 @@ class Interrupt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -65,7 +65,7 @@ def compare(scores: Scores, reference: Scores, *, larger_is_better: bool = True)
         reference: of the policy that it is compared with.
         larger_is_better: False for distances; it turns the win probability, not the difference.
     """
-    differences = paired_differences(scores, reference)
+    differences = paired_differences(scores, reference, empty_is_perfect=larger_is_better)
     if not np.isfinite(differences).any():
         return None
     for axis in range(3):  # what is undefined throughout is no seed, case or class of this comparison
@@ -88,10 +88,14 @@ def compare(scores: Scores, reference: Scores, *, larger_is_better: bool = True)
     )
 
 
-def paired_differences(scores: Scores, reference: Scores) -> Float[np.ndarray, "S N K"]:
+def paired_differences(
+    scores: Scores, reference: Scores, *, empty_is_perfect: bool = False
+) -> Float[np.ndarray, "S N K"]:
     """Policy minus reference for the seeds, cases and classes that both have, NaN where undefined.
 
-    A case counts where every shared seed has it, in both.
+    A case counts where every shared seed has it, in both. With `empty_is_perfect`, for Dice and IoU, an undefined
+    score counts as 1 where the other is defined: the class is not there, one side rightly finds nothing, and
+    the other finds something and gets 0. Left out, such errors would count for nothing.
 
     Raises:
         ValueError: where the numbers of classes differ.
@@ -107,6 +111,9 @@ def paired_differences(scores: Scores, reference: Scores) -> Float[np.ndarray, "
     )
     if policy.shape != other.shape:
         raise ValueError(f"scores of {policy.shape[2]} and of {other.shape[2]} classes cannot be compared.")
+    if empty_is_perfect:
+        alone = np.isnan(policy) != np.isnan(other)
+        policy, other = (np.where(alone & np.isnan(side), 1.0, side) for side in (policy, other))
     return policy - other
 
 

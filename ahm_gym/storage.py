@@ -20,6 +20,11 @@ from torch import Tensor
 
 from ahm_gym.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that a reader finds old or new, never half-written."""
@@ -55,6 +60,24 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     os.rename(temporary, path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second program from writing into the same folder, until this one has ended, however it ends.
+
+    Raises:
+        InputError: where another one is at work there.
+    """
+    with (folder / ".lock").open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another program is at work in {folder}: wait for it, end it, or choose another folder."
+                ) from error
+        yield
 
 
 def recover_folder(path: Path) -> None:

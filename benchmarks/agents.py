@@ -168,7 +168,7 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
             *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
             *(["--masking-steps", str(count)] if count > 1 else []),
         ]
-        path = folder.with_suffix(".json")
+        path = folder.with_name(f"{folder.name}-{arguments.steps}.json")
         if not path.exists():
             run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
             write_atomically(path, json.dumps(last_metric(folder, "val/spearman")))

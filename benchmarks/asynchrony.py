@@ -110,7 +110,7 @@ class MakeTask:
 
 def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     folder = arguments.out / f"{Path(arguments.data).stem}-{num_workers}-{seed}"
-    path = folder.with_suffix(".json")
+    path = folder.with_name(f"{folder.name}-{arguments.steps}.json")
     if path.exists():
         return json.loads(path.read_text())
     options = [
@@ -123,9 +123,8 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     trained = [row for row in rows if "images_per_second" in row]
     judged = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}
     steps = np.array([0] + [row["step"] for row in trained])
-    seconds = np.cumsum(
-        [0.0] + [32 / row["images_per_second"] for row in trained] * np.diff(steps, prepend=0)
-    )
+    rates = np.array([row["images_per_second"] for row in trained])
+    seconds = np.concatenate([[0.0], np.cumsum(32 * np.diff(steps) / rates)])
     marks = [min(judged, key=lambda step: abs(step - share * arguments.steps)) for share in SHARES]
     curve = {
         "updates": [float(mark) for mark in marks],

@@ -7,6 +7,7 @@ quarter of each val image) is noise. Chance is the share of noise among all patc
 
 from __future__ import annotations
 
+import io
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ahm_gym.data.sample import SPLITS
 from ahm_gym.masking import PatchBatch
 from ahm_gym.policies import make_policy
 from ahm_gym.probe import label_fractions
+from ahm_gym.storage import write_atomically
 
 SIZE, PATCH_SIZE = (64, 64), 8
 
@@ -53,14 +55,14 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    noisy = arguments.out / f"noisy-{Path(arguments.data).stem}.npz"
+    noisy = arguments.out / f"noisy-{arguments.deviation}-{Path(arguments.data).stem}.npz"
     if not noisy.exists():
         write_noisy(open_data(arguments.data, image_size=SIZE, need_labels=True), noisy, arguments.deviation)
     cells = list(itertools.product(range(arguments.seeds), arguments.rewards))
 
     def pretrain(cell: tuple[int, str]) -> Path:
         seed, reward = cell
-        folder = arguments.out / f"{noisy.stem}-{reward}-{seed}"
+        folder = arguments.out / f"{noisy.stem}-{arguments.steps}-{reward}-{seed}"
         options = ["--data", str(noisy), "--policy", "a3c", "--reward", reward, "--seed", str(seed)]
         options += ["--steps", str(arguments.steps), "--batch-size", "32", "--guided-fraction", "0.5"]
         run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
@@ -91,7 +93,9 @@ def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
             )
             arrays.setdefault(f"{split}_label", []).append(label)
     stacked: dict[str, Any] = {name: np.stack(values) for name, values in arrays.items()}
-    np.savez_compressed(path, **stacked)
+    content = io.BytesIO()
+    np.savez_compressed(content, **stacked)
+    write_atomically(path, content.getvalue())
 
 
 def report(arguments: Arguments, dataset: ImageDataset, folders: dict[tuple[int, str], Path]) -> None:

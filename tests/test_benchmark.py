@@ -9,11 +9,12 @@ from programs import run, start, wait_for, write_discs
 
 from ahm_gym import benchmark, cells, parallel
 from ahm_gym.benchmark import BenchmarkConfig, count_labels, run_benchmark
-from ahm_gym.board import read_rows
 from ahm_gym.cells import key_of
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.labelled import choose_labelled
+from ahm_gym.report.rows import read_lines as read_rows
+from ahm_gym.storage import locked
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +98,9 @@ def test_all_policies_of_a_seed_are_judged_with_the_same_labels(finished, discs,
 
 
 def plan_anew(finished, discs):
-    return benchmark.plan(
-        BenchmarkConfig(data=(str(discs),), labels=("4",), pretrain_steps=2, finetune_steps=2, batch_size=8,
-                        image_size=(32,), patch_size=8, out=finished.with_name("other"))
-    )  # fmt: skip
+    config = BenchmarkConfig(data=(str(discs),), labels=("4",), pretrain_steps=2, finetune_steps=2, batch_size=8,
+                             image_size=(32,), patch_size=8, out=finished.with_name("other"))  # fmt: skip
+    return benchmark.plan(config, benchmark.open_all(config))
 
 
 def test_policies_share_everything_in_pretraining_but_their_name(finished, discs):
@@ -211,11 +211,12 @@ def test_no_more_is_begun_when_the_time_is_up(config, capsys):
     assert not (config.out / "rows.jsonl").exists()
 
 
-def test_a_torn_last_row_is_run_again(config):
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_torn_last_row_is_run_again(config, kept):
     run_benchmark(config)
     path = config.out / "rows.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:-1]) + lines[-1][:40])
+    path.write_text("".join(lines[:kept]) + lines[kept][:40])
     run_benchmark(config)
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
 
@@ -295,6 +296,86 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(InputError, match="holds something else than a benchmark"):
         run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
+
+
+def test_a_damaged_row_is_named(config):
+    run_benchmark(config)
+    path = config.out / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40] + "\n" + lines[2])
+    with pytest.raises(InputError, match=r"line 2 of .*rows.jsonl is not a row"):
+        run_benchmark(config)
+
+
+def test_what_is_asked_for_twice_is_run_once(config):
+    run_benchmark(dataclasses.replace(config, labels=("1", "0.01", "1"), tasks=("probe", "probe"), seeds=1))
+    rows = read_rows(config.out)
+    assert len(rows) == len(scores(rows)) == 6
+    assert {row["amount"] for row in rows if row["kind"] == "probe"} == {"1"}
+
+
+def test_fractions_of_two_data_sets_are_one_task(config, tmp_path):
+    small = write_discs(tmp_path / "small.npz", count=10)
+    config = dataclasses.replace(config, data=(*config.data, str(small)), labels=("0.5",))
+    run_benchmark(config)
+    assert {row["labels"] for row in read_rows(config.out) if row["kind"] == "probe"} == {5, 12}
+    text = (config.out / "leaderboard.md").read_text()
+    assert "Not finished" not in text and "probe, 0.5 of the labels" in text
+
+
+def test_policies_that_would_share_a_folder_are_refused(config, tmp_path):
+    with pytest.raises(InputError, match="kept under one name"):
+        run_benchmark(dataclasses.replace(config, policies=("agent:a/b", "agent:a-b")))
+
+
+def test_other_data_of_the_same_name_is_refused(config, tmp_path):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    (tmp_path / "other").mkdir()
+    other = write_discs(tmp_path / "other" / "discs.npz", count=20)
+    with pytest.raises(InputError, match="--data discs is not the discs"):
+        run_benchmark(dataclasses.replace(config, data=(str(other),)))
+
+
+def test_a_second_program_on_the_same_folder_is_refused(config):
+    config.out.mkdir()
+    with locked(config.out), pytest.raises(InputError, match="another program is at work in"):
+        run_benchmark(config)
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(config):
+    config.out.write_text("")
+    with pytest.raises(InputError, match="holds something else"):
+        run_benchmark(config)
+
+
+def test_what_a_crash_has_left_of_run_folders_is_no_obstacle(config):
+    folder = config.out / "runs" / "discs"
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    (folder / "a3c-0").mkdir(parents=True)
+    (folder / "a3c-0" / ".config.json.tmp").touch()
+    (folder / "a3c-0-probe-4" / "figures").mkdir(parents=True)
+    run_benchmark(config)
+    assert len(read_rows(config.out)) == 6
+    assert sorted(os.listdir(folder)) == ["a3c-0", "random-0"]
+
+
+def test_a_pretraining_whose_row_was_lost_is_not_run_again(config, monkeypatch):
+    run_benchmark(config)
+    path = config.out / "rows.jsonl"
+    before = scores(read_rows(config.out))
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "a3c" not in line))
+    (config.out / "runs" / "discs" / "a3c-0" / "checkpoint").mkdir()
+    monkeypatch.setattr(cells, "pretrain", None)
+    run_benchmark(config)
+    assert scores(read_rows(config.out)) == before
+    assert not (config.out / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
+
+
+def test_the_settings_name_the_command_of_every_session(config):
+    for command in ("python one", "python two", "python one"):
+        run_benchmark(dataclasses.replace(config, time_budget=1e-9), command=command)
+    assert json.loads((config.out / "config.json").read_text())["command"] == "python one\npython two"
 
 
 def test_labels_are_counts_or_fractions(discs):

@@ -89,7 +89,16 @@ def test_rewards_are_compared_on_a_noisy_background(tmp_path):
     lines = printed("noisy_background.py", "--data", data, "--steps", "2", "--seeds", "1", cwd=tmp_path)
     assert [line.split(" |")[0] for line in lines[-2:]] == ["| loss", "| progress"]
     noisy, clean = (
-        np.load(tmp_path / name) for name in ("runs/noisy-background/noisy-discs.npz", "discs.npz")
+        np.load(tmp_path / name) for name in ("runs/noisy-background/noisy-0.25-discs.npz", "discs.npz")
     )
     inside = noisy["val_label"] == 1
     assert noisy["val_images"][~inside].std() > 1.5 * clean["val_images"][~inside].std()
+
+
+@pytest.mark.slow
+def test_asynchronous_workers_are_compared_by_updates_and_by_time(tmp_path):
+    data = write_discs(tmp_path / "discs.npz", size=64)
+    arguments = ["--data", data, "--steps", "20", "--seeds", "1", "--workers", "1", "2"]
+    lines = [line for line in printed("asynchrony.py", *arguments, cwd=tmp_path) if line.startswith("| ")]
+    assert [line.split(" |")[0] for line in lines] == ["| 1 workers", "| 2 workers"] * 3
+    assert (tmp_path / "runs" / "asynchrony" / "curves.png").stat().st_size > 10_000

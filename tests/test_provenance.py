@@ -20,8 +20,10 @@ def test_the_commit_is_git_s_and_tells_of_changes():
 
 
 def test_an_installed_package_has_a_version_instead(tmp_path, monkeypatch):
+    commit.cache_clear()
     monkeypatch.setattr(ahm_gym, "__file__", str(tmp_path / "ahm_gym" / "__init__.py"))
     assert commit() == f"version {ahm_gym.__version__}"
+    commit.cache_clear()
 
 
 def test_the_hardware_names_the_number_of_threads():

@@ -282,3 +282,18 @@ def test_outside_the_main_thread_the_handlers_stay():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+def test_an_interrupt_that_is_entered_again_gives_the_signals_back_at_its_outer_end():
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt = runs.Interrupt()
+    with interrupt:
+        with interrupt:
+            pass
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_deadline_asks_to_stop():
+    assert runs.Interrupt(deadline=0.0).requested and runs.Interrupt(deadline=0.0).signal is None
+    assert not runs.Interrupt().requested

@@ -105,7 +105,7 @@ def test_seeds_and_cases_that_only_one_side_has_are_left_out():
 def test_nothing_shared_is_no_comparison():
     assert compare({0: {"a": [0.5]}}, {1: {"a": [0.5]}}) is None
     assert compare({0: {"a": [0.5]}}, {0: {"b": [0.5]}}) is None
-    assert compare({0: {"a": [None]}}, {0: {"a": [0.5]}}) is None
+    assert compare({0: {"a": [None]}}, {0: {"a": [0.5]}}, larger_is_better=False) is None
     assert compare({}, {}) is None
 
 
@@ -117,7 +117,7 @@ def test_the_difference_is_the_mean_of_the_means_of_the_classes():
     }
     reference = {seed: {case: [0.0, 0.0, None] for case in "ab"} for seed in (0, 1)}
     reference[1]["b"] = [0.0, None, None]
-    found = compare(policy, reference)
+    found = compare(policy, reference, larger_is_better=False)
     assert found.difference == pytest.approx((0.6 + 0.9) / 2)
     assert found.interval[0] <= found.difference <= found.interval[1]
     assert found.seed_interval is not None
@@ -132,15 +132,15 @@ def test_the_interval_with_undefined_values_is_near_the_one_without():
         for seed, cases in scores(holes).items()
     }
     reference = scores(np.zeros((5, 300, 2)))
-    whole, found = compare(scores(matrix), reference), compare(policy, reference)
+    whole, found = (compare(one, reference, larger_is_better=False) for one in (scores(matrix), policy))
     widths = [one.interval[1] - one.interval[0] for one in (whole, found)]
     assert widths[1] == pytest.approx(widths[0], rel=0.15)
 
 
 def test_a_seed_without_a_defined_value_does_not_count():
     policy = scores([[0.5, 0.6], [0.7, 0.9]]) | {2: {"case-000": [None], "case-001": [None]}}
-    found = compare(policy, zeros(3, 2))
-    assert found == compare(scores([[0.5, 0.6], [0.7, 0.9]]), zeros(2, 2))
+    found = compare(policy, zeros(3, 2), larger_is_better=False)
+    assert found == compare(scores([[0.5, 0.6], [0.7, 0.9]]), zeros(2, 2), larger_is_better=False)
 
 
 def test_scores_of_other_classes_cannot_be_compared():
@@ -204,3 +204,12 @@ def test_mean_ranks_share_ties_and_count_the_data_sets_that_have_a_policy():
         "block": 3,
         "a3c": 1.5,
     }
+
+
+def test_a_false_positive_in_a_case_without_the_class_counts_against_it():
+    right = {0: {"full": [0.8], "empty": [None]}, 1: {"full": [0.8], "empty": [None]}}
+    wrong = {0: {"full": [0.8], "empty": [0.0]}, 1: {"full": [0.8], "empty": [0.0]}}
+    found = compare(wrong, right)
+    assert found is not None and found.difference == pytest.approx(-0.5)
+    distances = compare(wrong, right, larger_is_better=False)
+    assert distances is not None and distances.difference == pytest.approx(0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -101,6 +102,13 @@ class ImageDataset:
 
     def __setstate__(self, state: dict) -> None:
         ImageDataset.__init__(self, state["folder"])
+
+    def digest(self) -> str:
+        """Twelve letters that change with the names, splits and labels, or with what the images are on average."""
+        described = [self._records, self.mean, self.std, self.num_classes]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        digest.update(self._labels.numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def indices(self, split: Split, *, labelled: bool = False) -> list[int]:
         """Indices of the split's samples, in a fixed order; only those with a label if `labelled`."""

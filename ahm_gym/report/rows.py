@@ -24,11 +24,19 @@ class Task:
     """What a policy is judged by on every data set: one kind of score at one number of labels."""
 
     kind: str
-    labels: int
+    amount: str
+    """Labelled images as they were asked for: a count, or a fraction such as 0.1."""
+
+    @property
+    def labels(self) -> int | float:
+        """The count or fraction as a number."""
+        return float(self.amount) if "." in self.amount else int(self.amount)
 
     @property
     def name(self) -> str:
-        return f"{KINDS[self.kind]}, {self.labels} label{'s' * (self.labels != 1)}"
+        if "." in self.amount:
+            return f"{KINDS[self.kind]}, {self.amount} of the labels"
+        return f"{KINDS[self.kind]}, {self.amount} label{'s' * (self.amount != '1')}"
 
     @property
     def metric(self) -> str:
@@ -67,31 +75,54 @@ class Rows:
         return sorted({key[-1] for key in [*self.pretraining, *self.scores]})
 
 
-def read_rows(out: Path) -> Rows:
-    """What `rows.jsonl` and `config.json` of a benchmark's folder hold; a row that came twice counts once.
+def read_lines(out: Path) -> list[Row]:
+    """The rows that stand in `rows.jsonl`, oldest first.
 
-    A last line without its end is one that is being written, and is left out.
+    A last line without its end is one that is being written, or was torn, and is left out.
 
     Raises:
-        InputError: where there is no finished row, or a line is none.
+        InputError: where a line is no row.
     """
     path = out / "rows.jsonl"
-    text = path.read_text() if path.exists() else ""
-    pretraining, scores = {}, {}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
-            if row["kind"] == "pretrain":
-                pretraining[row["data"], row["policy"], row["seed"]] = row
-            elif row["kind"] in KINDS:
-                task = Task(row["kind"], row["labels"])
-                scores[task, row["data"], row["policy"], row["seed"]] = row
+            if row["kind"] in KINDS:
+                Task(row["kind"], amount_of(row)).labels  # noqa: B018
+            elif row["kind"] != "pretrain":
+                raise ValueError(f"unknown kind {row['kind']}")
+            rows.append(row | {name: row[name] for name in ("data", "policy", "seed")})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"line {number} of {path} is not a row of a benchmark ({error!r}): delete that line, and "
                 "the benchmark runs its part again."
             ) from error
+    return rows
+
+
+def amount_of(row: Row) -> str:
+    """The number of labels as it was asked for."""
+    return str(row.get("amount") or row["labels"])
+
+
+def read_rows(out: Path) -> Rows:
+    """What `rows.jsonl` and `config.json` of a benchmark's folder hold; a row that came twice counts once.
+
+    Raises:
+        InputError: where there is no finished row, or a line is none.
+    """
+    pretraining, scores = {}, {}
+    for row in read_lines(out):
+        if row["kind"] == "pretrain":
+            pretraining[row["data"], row["policy"], row["seed"]] = row
+        else:
+            task = Task(row["kind"], amount_of(row))
+            scores[task, row["data"], row["policy"], row["seed"]] = row
     if not pretraining and not scores:
-        raise InputError(f"{path} holds no finished row: run the benchmark first, or name its folder.")
+        raise InputError(
+            f"{out / 'rows.jsonl'} holds no finished row: run the benchmark first, or name its folder."
+        )
     config = out / "config.json"
     return Rows(json.loads(config.read_text()) if config.exists() else {}, pretraining, scores)
