@@ -45,6 +45,8 @@ class Arguments:
     """Updates of the autoencoder on scans, 32 images each."""
     jobs: int = 2
     """Runs on scans at a time, one thread each; the identity task and the cost run one after another."""
+    rounds: int = 3
+    """Measurements of the cost of an update."""
     out: Path = Path("runs/agents")
     """Where finished parts are kept."""
 
@@ -181,15 +183,14 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
 
 def cost(arguments: Arguments) -> None:
     """Seconds of an update with each agent over those with a random mask just before and after."""
-    print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {ROUNDS} rounds")
+    print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {arguments.rounds} rounds")
     for name in arguments.agents:
-        seconds = [[seconds_an_update(who) for who in ("random", name, "random")] for _ in range(ROUNDS)]
+        seconds = [
+            [seconds_an_update(who) for who in ("random", name, "random")] for _ in range(arguments.rounds)
+        ]
         before, own, after = np.array(seconds).T
         ratio = float(np.median(2 * own / (before + after)))
         print(f"| {name} | {1e3 * np.median(own):.0f} ms | {ratio:.2f} |", flush=True)
-
-
-ROUNDS = 3
 
 
 def seconds_an_update(name: str, warm: int = 16, updates: int = 64) -> float:
