@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from ahm_gym.labelled import LabelledBatches, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
 from ahm_gym.probe import probe
 from ahm_gym.progress import Progress
-from ahm_gym.runs import Interrupt, RunFolder, write_atomically
+from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 from ahm_gym.settings import merge_resumed, pick_device, to_json
+from ahm_gym.storage import locked, write_atomically
 
 WARMUP, MAX_GRAD_NORM = 0.1, 1.0
 
@@ -63,11 +65,9 @@ def finetune(
     finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
     if run is None:
         run = RunFolder.create(config.run_dir, finetuning.describe())
-    try:
+    with closing(run), locked(run.path):
         finetuning.train(run, interrupt or Interrupt())
         return finetuning.score(run)
-    finally:
-        run.close()
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Container
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
+from ahm_gym.storage import locked
 
 NUM_JUDGED = 64
 
@@ -91,10 +93,8 @@ def pretrain(
     training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(config), training.describe())
-    try:
+    with closing(run), locked(run.path):
         training.run(run, interrupt or Interrupt())
-    finally:
-        run.close()
     return run.path
 
 

@@ -18,6 +18,7 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.settings import flags_in
+from ahm_gym.storage import locked
 from ahm_gym.training import PretrainConfig, pretrain
 
 
@@ -508,3 +509,14 @@ def test_a_run_goes_on_without_the_variable_that_named_its_data(config, discs, m
         stop_at(patch, 5)
         pretrain(dataclasses.replace(config, data="discs.npz"))
     assert pretrain(PretrainConfig(run_dir=config.run_dir), resume=True) == config.run_dir
+
+
+def test_a_second_program_in_the_same_run_folder_is_refused(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 6)
+        pretrain(config)
+    before = final_state(config.run_dir)
+    with locked(config.run_dir), pytest.raises(InputError, match="another program is at work in"):
+        pretrain(config, resume=True)
+    assert_same(final_state(config.run_dir), before)
+    assert final_state(pretrain(config, resume=True))["pretrainer"]["updates"] == 8
