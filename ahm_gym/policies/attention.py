@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
 from ahm_gym.errors import InputError
 from ahm_gym.masking import PatchBatch, random_scores
-from ahm_gym.policies.teacher import Teacher
+from ahm_gym.policies.teacher import TaughtPolicy, Teacher
 from ahm_gym.reconstruction import Autoencoder
 
 
-class AttentionPolicy:
+class AttentionPolicy(TaughtPolicy):
     """Masks the patches that the encoder attends to most: AttMask-High.
 
     AttMask (Kakogeorgiou et al., "What to Hide from Your Students: Attention-Guided Masked Image
@@ -54,18 +54,6 @@ class AttentionPolicy:
 
     def guided_fraction(self, progress: float) -> float:
         return 1.0
-
-    def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
-    ) -> dict[str, float]:
-        self.teacher.follow(patches.progress)
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
 
 
 class AttentionLowPolicy(AttentionPolicy):

@@ -6,7 +6,10 @@ import copy
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ahm_gym.masking import PatchBatch
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,6 +56,24 @@ class Teacher(Generic[Network]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.updates = state["updates"]
+
+
+class TaughtPolicy:
+    """What mask policies share whose teacher follows the autoencoder and is all that they have of state."""
+
+    teacher: Teacher[Any]
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        self.teacher.follow(patches.progress)
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state["teacher"])
 
 
 def _pairs(one: nn.Module, other: nn.Module) -> Any:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.masking import PatchBatch, ramp, random_scores, select_patches
-from ahm_gym.policies.teacher import Teacher
+from ahm_gym.policies.teacher import TaughtPolicy, Teacher
 from ahm_gym.reconstruction import Autoencoder
 
 
-class TeacherLossPolicy:
+class TeacherLossPolicy(TaughtPolicy):
     """Masks what a slow average of the autoencoder reconstructs worst under a random mask.
 
     AnatoMask (Li et al., "AnatoMask: Enhancing Medical Image Segmentation with Reconstruction-guided
@@ -40,15 +38,3 @@ class TeacherLossPolicy:
 
     def guided_fraction(self, progress: float) -> float:
         return ramp(progress, start=0.0, end=1.0, top=0.5)
-
-    def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
-    ) -> dict[str, float]:
-        self.teacher.follow(patches.progress)
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
