@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahm_gym.board import Board, append_row
-from ahm_gym.cells import SCRATCH, Cell, Failure, Group, Row, file_name, key_of
+from ahm_gym.cells import Cell, Failure, Group, file_name, key_of
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.parallel import run_groups
 from ahm_gym.provenance import commit, hardware, versions
 from ahm_gym.report import write_report
-from ahm_gym.report.rows import read_lines
+from ahm_gym.report.rows import KINDS, REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
 from ahm_gym.storage import locked, write_atomically
 from ahm_gym.training import PretrainConfig, Training
 
-RANDOM = "random"
-TASKS = ("finetune", "frozen", "probe")
+TASKS = tuple(KINDS)
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
 """Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
 
@@ -117,7 +116,7 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
         InputError: for labels or policies that cannot be.
     """
     done = {key_of(row) for row in read_lines(config.out)}
-    policies = list(dict.fromkeys([SCRATCH, RANDOM, *config.policies]))
+    policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
     if len({file_name(policy) for policy in policies}) < len(policies):
         raise InputError(
             f"--policies {','.join(policies)}: two of them would be kept under one name; rename a run."
@@ -160,7 +159,7 @@ def pretraining_of(
         normalise_target=config.normalise_target,
         learning_rate=config.learning_rate,
         reward=config.reward,
-        guided_fraction=config.guided_fraction if policy != RANDOM else None,
+        guided_fraction=config.guided_fraction if policy != REFERENCE else None,
         seed=seed,
         device=config.device,
         run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
@@ -174,11 +173,11 @@ def check_numbers(config: BenchmarkConfig) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
     if config.time_budget is not None and not config.time_budget > 0:
         raise InputError(f"--time-budget is {config.time_budget}: choose a number of minutes above 0.")
-    for name, given, known in (("tasks", config.tasks, TASKS), ("labels", config.labels, None)):
-        if not given:
+    for name in ("tasks", "labels"):
+        if not getattr(config, name):
             raise InputError(f"--{name} is empty: name at least one.")
-        if known is not None and not set(given) <= set(known):
-            raise InputError(f"--{name} {','.join(given)}: choose from {', '.join(known)}.")
+    if not set(config.tasks) <= set(TASKS):
+        raise InputError(f"--tasks {','.join(config.tasks)}: choose from {', '.join(TASKS)}.")
     image_size_of(config.image_size)
     pick_device(config.device)
 
@@ -231,7 +230,7 @@ def check_policies(groups: list[Group]) -> None:
     seen = set()
     for group in groups:
         policy = group.pretraining.policy
-        if policy != SCRATCH and (group.data, policy) not in seen:
+        if policy != UNTRAINED and (group.data, policy) not in seen:
             seen.add((group.data, policy))
             Training(group.pretraining)
 
@@ -248,7 +247,8 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
                 f"{config.out}: leave the flag as it was, or choose another --out."
             )
     for name, (_, dataset) in datasets.items():
-        if saved["data"].get(name, dataset.digest()) != dataset.digest():
+        digest = dataset.digest()  # reads all labels
+        if saved["data"].get(name, digest) != digest:
             raise InputError(
                 f"--data {name} is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
                 "rename this one, or choose another --out."

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ahm_gym.cells import SCRATCH, Failure, Group, Row, key_of
-from ahm_gym.report.rows import read_lines
+from ahm_gym.cells import Failure, Group, key_of
+from ahm_gym.report.rows import UNTRAINED, Row, read_lines
 from ahm_gym.storage import sync
 
 
@@ -59,13 +59,13 @@ class Board:
         print(f"{done} of {self.total} | {told} | {self._time_left()}", file=sys.stderr, flush=True)
 
     def _note(self, row: Row) -> None:
-        if row["policy"] != SCRATCH or row["kind"] != "pretrain":
+        if row["policy"] != UNTRAINED or row["kind"] != "pretrain":
             self.seconds.setdefault(row["kind"], []).append(row["seconds"])
 
     def _time_left(self) -> str:
         known = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}
         missing = [
-            cell for cell in self.missing.values() if cell.kind != "pretrain" or cell.policy != SCRATCH
+            cell for cell in self.missing.values() if cell.kind != "pretrain" or cell.policy != UNTRAINED
         ]
         if not all(cell.kind in known for cell in missing):
             return "time left not known yet"

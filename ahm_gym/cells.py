@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,17 +26,15 @@ from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
 from ahm_gym.provenance import hardware
+from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.scoring import METRICS
 from ahm_gym.settings import image_size_of, pick_device
 from ahm_gym.storage import write_atomically
 from ahm_gym.training import PretrainConfig, pretrain
 
-SCRATCH = "scratch"
-"""The policy of the untrained encoder."""
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 """What a pretraining run last said of its policy on val images."""
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
         shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
         return json.loads(path.read_text())
     cell = Cell("pretrain", group.data, config.policy, config.seed)
-    if config.policy == SCRATCH:
+    if config.policy == UNTRAINED:
         return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(config), **origin(group)}
     memory = train(config, interrupt)
     rows = RunFolder.open(config.run_dir, "pretrain").metrics()
@@ -208,7 +205,7 @@ def psnr_of(config: PretrainConfig) -> float:
         seed=config.seed,
         normalise_target=config.normalise_target,
     ).to(pick_device(config.device))
-    if config.policy != SCRATCH:
+    if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
         load_autoencoder(autoencoder, config.run_dir)
     indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
@@ -223,7 +220,7 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     assert config.run_dir is not None, "the plan names it"
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{cell.kind}-{cell.labels}")
     settings = FinetuneConfig(
-        encoder="none" if config.policy == SCRATCH else str(config.run_dir),
+        encoder="none" if config.policy == UNTRAINED else str(config.run_dir),
         data=config.data,
         data_root=config.data_root,
         labels=cell.labels,

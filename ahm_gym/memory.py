@@ -15,9 +15,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
-        with contextlib.suppress(
-            OSError
-        ):  # where a sandbox forbids it, the peak is that of the whole process
+        # Where a sandbox forbids it, the peak is that of the whole process.
+        with contextlib.suppress(OSError):
             _CLEAR.write_text("5")  # sets the peak of the resident size back to its present value
 
 

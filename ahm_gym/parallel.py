@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ahm_gym.cells import Failure, Group, Row, file_name, key_of, run_group
+from ahm_gym.cells import Failure, Group, file_name, key_of, run_group
 from ahm_gym.errors import Interrupted
+from ahm_gym.report.rows import Row
 from ahm_gym.runs import Interrupt
 
 
