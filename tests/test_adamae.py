@@ -2,14 +2,14 @@ from itertools import permutations
 
 import pytest
 import torch
+from contrasts import SIZE, contrast_patches
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.judging import rank_correlation
-from ahm_gym.masking import PatchBatch, mask_top_k
+from ahm_gym.masking import mask_top_k
 from ahm_gym.policies import make_policy
 from ahm_gym.policies.adamae import gumbel_noise, relative_entropy, sampling_loss
 
-SIZE = (32, 48)
 LOGITS = torch.tensor([[0.5, -1.0, 1.5, 0.0]])
 PATCH_LOSS = torch.tensor([[2.0, 0.5, 1.0, 0.1]])
 
@@ -75,11 +75,8 @@ def test_it_learns_to_show_what_costs_much():
     policy = make_policy("adamae", autoencoder)
     generator = torch.Generator().manual_seed(0)
     for _ in range(80):
-        contrast = torch.rand(16, 1, 4, 6, generator=generator)
-        images = torch.randn(16, 1, *SIZE, generator=generator)
-        images = images * contrast.repeat_interleave(8, 2).repeat_interleave(8, 3)
-        patches = PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, 0.5)
-        hard = contrast.flatten(1) ** 4
+        patches, contrast = contrast_patches(autoencoder, generator)
+        hard = contrast**4
         scores = policy.score(patches, generator)
         metrics = policy.observe(patches, mask_top_k(scores, 18, generator=generator), hard)
     assert rank_correlation(policy.score(patches, generator), hard) < -0.3

@@ -2,6 +2,7 @@ from itertools import product
 
 import pytest
 import torch
+from contrasts import SIZE, contrast_patches
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.judging import rank_correlation
@@ -15,7 +16,6 @@ from ahm_gym.policies.curriculum import (
     reconstruction_term,
 )
 
-SIZE = (32, 48)
 LOGITS = torch.tensor([[0.5, -1.0, 1.5, 0.0]])
 PATCH_LOSS = torch.tensor([[2.0, 0.5, 1.0, 0.1]])
 
@@ -116,11 +116,8 @@ def test_it_learns_to_mask_what_is_easy_at_first_and_what_is_hard_at_the_end(pro
     policy = make_policy("curriculum", autoencoder)
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
-        contrast = torch.rand(16, 1, 4, 6, generator=generator)
-        images = torch.randn(16, 1, *SIZE, generator=generator)
-        images = images * contrast.repeat_interleave(8, 2).repeat_interleave(8, 3)
-        patches = PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, progress)
+        patches, contrast = contrast_patches(autoencoder, generator, progress)
         scores = policy.score(patches, generator)
-        metrics = policy.observe(patches, mask_top_k(scores, 18, generator=generator), contrast.flatten(1))
-    assert sign * rank_correlation(policy.score(patches, generator), contrast.flatten(1)) > 0.3
+        metrics = policy.observe(patches, mask_top_k(scores, 18, generator=generator), contrast)
+    assert sign * rank_correlation(policy.score(patches, generator), contrast) > 0.3
     assert metrics["policy/factor"] == -sign and metrics["policy/ratio_divergence"] < 0.5

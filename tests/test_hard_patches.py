@@ -2,15 +2,14 @@ import math
 
 import pytest
 import torch
+from contrasts import SIZE, contrast_patches
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.encoders import patch_features
 from ahm_gym.judging import rank_correlation
-from ahm_gym.masking import PatchBatch, mask_top_k
+from ahm_gym.masking import mask_top_k
 from ahm_gym.policies import make_policy
 from ahm_gym.policies.hard_patches import rank_loss
-
-SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module", params=["tiny", "unet"])
@@ -19,11 +18,7 @@ def autoencoder(request):
 
 
 def batch(autoencoder, seed):
-    images = torch.randn(16, 1, *SIZE, generator=torch.Generator().manual_seed(seed))
-    contrast = torch.rand(16, 1, 4, 6, generator=torch.Generator().manual_seed(seed))
-    images = images * contrast.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    hard = contrast.flatten(1)
-    return PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, 0.0), hard
+    return contrast_patches(autoencoder, torch.Generator().manual_seed(seed), 0.0)
 
 
 def test_the_loss_is_the_cross_entropy_of_all_pairs_of_masked_patches():
