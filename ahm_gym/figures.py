@@ -16,7 +16,7 @@ from ahm_gym.storage import write_atomically
 CURVES = {
     "reconstruction loss": ("loss", "val/loss"),
     "reward": ("reward",),
-    "agreement with the true patch loss": ("val/spearman", "val/spearman_variance", "val/excess"),
+    "correlation with the true patch loss": ("val/spearman", "val/spearman_variance"),
     "health of the masks": (
         "val/overlap",
         "val/entropy",
