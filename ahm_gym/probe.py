@@ -18,6 +18,9 @@ from ahm_gym.scoring import Value, mean
 
 PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
 """Ridge penalties to choose from, on the sum of squares over all training patches."""
+BACKGROUND_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+"""Factors on the predicted share of background to choose from. A ridge regression shrinks towards the mean, where
+small structures never are the largest class of a patch, and the more so the more patches it sees."""
 BATCH_SIZE = 64
 
 
@@ -43,8 +46,8 @@ def probe(
 
     Returns:
         `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
-        `lambda` the ridge penalty with the best `val_patch_dice`, `labels` and `num_images`: the numbers of
-        training and of test images.
+        `lambda` the ridge penalty and `background_weight` the factor on the predicted share of background with the
+        best `val_patch_dice`, `labels` and `num_images`: the numbers of training and of test images.
 
     Raises:
         InputError: where a split has no labels, or the labels do not suffice.
@@ -63,24 +66,43 @@ def probe(
     maps = ridge((features - centre) / deviation, targets, PENALTIES)
     features, targets = _patches(encoder, dataset, val, image_size, patch_size)
     cases = [dataset.sample(index).case for index in val]
-    scores = [
-        mean_dice(patch_dice((features - centre) / deviation @ weights + bias, targets, cases))
-        for weights, bias in maps
-    ]
-    best = max(range(len(maps)), key=lambda index: scores[index] or 0.0)
+    predictions = [(features - centre) / deviation @ weights + bias for weights, bias in maps]
+    best, weight, score = choose_map(predictions, targets, cases)
     features, targets = _patches(encoder, dataset, test, image_size, patch_size)
     cases = [dataset.sample(index).case for index in test]
     weights, bias = maps[best]
-    found = patch_dice((features - centre) / deviation @ weights + bias, targets, cases)
+    predicted = (features - centre) / deviation @ weights + bias
+    found = patch_dice(weighted(predicted, weight), targets, cases)
     return {
         "patch_dice": mean_dice(found),
         "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
         "cases": found,
         "lambda": float(PENALTIES[best]),
-        "val_patch_dice": scores[best],
+        "background_weight": weight,
+        "val_patch_dice": score,
         "labels": len(train),
         "num_images": len(test),
     }
+
+
+def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
+    """Predicted shares of the classes, that of the background (class 0) times this factor."""
+    factors = torch.ones(predicted.shape[2], dtype=predicted.dtype)
+    factors[0] = background_weight
+    return predicted * factors
+
+
+def choose_map(
+    predictions: list[Float[Tensor, "B L K"]], targets: Float[Tensor, "B L K"], cases: list[str]
+) -> tuple[int, float, float]:
+    """Place of the best prediction, the factor on its background, and the patch Dice that they give."""
+    scores = {
+        (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases)) or 0.0
+        for index, predicted in enumerate(predictions)
+        for weight in BACKGROUND_WEIGHTS
+    }
+    index, weight = max(scores, key=lambda choice: scores[choice])
+    return index, weight, scores[index, weight]
 
 
 def ridge(

@@ -7,7 +7,17 @@ from sklearn.linear_model import Ridge
 from ahm_gym.data import open_data
 from ahm_gym.encoders import load_encoder
 from ahm_gym.errors import InputError
-from ahm_gym.probe import class_dice, label_fractions, mean_dice, patch_dice, probe, ridge
+from ahm_gym.probe import (
+    BACKGROUND_WEIGHTS,
+    choose_map,
+    class_dice,
+    label_fractions,
+    mean_dice,
+    patch_dice,
+    probe,
+    ridge,
+    weighted,
+)
 
 SIZE = (32, 32)
 
@@ -42,6 +52,16 @@ def test_patch_dice_is_pooled_over_a_case_and_then_the_mean_over_the_cases():
     assert cases == {"a": [2 * 1 / 6, None, None], "b": [1.0, 0.0, None]}
     assert class_dice(cases) == [pytest.approx((1 / 3 + 1.0) / 2), 0.0, None]
     assert mean_dice(cases) == pytest.approx((2 / 3 + 0.0) / 2)
+
+
+def test_structures_that_a_shrunk_prediction_loses_are_found_by_a_smaller_weight_of_background():
+    true = torch.nn.functional.one_hot(torch.tensor([[0, 0, 0, 1], [0, 2, 0, 0]]), 3).double()
+    shrunk = 0.3 * true + 0.7 * true.mean(dim=(0, 1))
+    cases = ["a", "b"]
+    assert mean_dice(patch_dice(shrunk, true, cases)) == 0.0
+    index, weight, score = choose_map([0.0 * shrunk, shrunk], true, cases)
+    assert (index, score) == (1, 1.0) and weight in BACKGROUND_WEIGHTS and weight < 1.0
+    assert mean_dice(patch_dice(weighted(shrunk, weight), true, cases)) == 1.0
 
 
 def test_label_fractions_are_the_area_shares_of_the_patches():
@@ -94,7 +114,8 @@ def test_the_test_split_does_not_choose_the_penalty(tmp_path):
         for file in (path, tmp_path / "other.npz")
     )
     assert first["patch_dice"] != second["patch_dice"]
-    assert (first["lambda"], first["val_patch_dice"]) == (second["lambda"], second["val_patch_dice"])
+    for chosen in ("lambda", "background_weight", "val_patch_dice"):
+        assert first[chosen] == second[chosen]
 
 
 def test_data_without_validation_labels_is_refused(tmp_path):
