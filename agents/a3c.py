@@ -150,7 +150,7 @@ class A3C:
             step.output,
             step.order,
             step.available,
-            step.num_guided,
+            step.chosen,
             masked,
             patch_return,
             image_return,

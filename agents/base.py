@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.masking import ramp
+from ahm_gym.schedules import ramp
 
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool]

@@ -35,7 +35,7 @@ class Transition:
     output: ActorCriticOutput
     order: Tensor
     available: Bool[Tensor, "B L"]
-    num_guided: Tensor
+    chosen: Bool[Tensor, "B L"]
     patch_reward: Float[Tensor, "B L"]
     image_reward: Float[Tensor, " B"]
     ended: Bool[Tensor, " B"]
@@ -110,7 +110,7 @@ class Learner:
                     output=output,
                     order=order,
                     available=available,
-                    num_guided=guided.sum(dim=1),
+                    chosen=guided.gather(1, order),
                     patch_reward=torch.as_tensor(info["patch_reward"], dtype=torch.float32),
                     image_reward=torch.as_tensor(reward, dtype=torch.float32),
                     ended=torch.as_tensor(terminated | truncated),

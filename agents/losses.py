@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -25,7 +24,7 @@ def step_loss(
     output: ActorCriticOutput,
     order: Int[Tensor, "B L"],
     available: Bool[Tensor, "B L"],
-    num_guided: Int[Tensor, " B"],
+    chosen: Bool[Tensor, "B L"],
     masked: Bool[Tensor, "B L"],
     patch_return: Float[Tensor, "B L"],
     image_return: Float[Tensor, " B"],
@@ -42,7 +41,8 @@ def step_loss(
         output: of the network for the state before the draw.
         order: the drawn order of patches.
         available: patches that could be drawn.
-        num_guided: the first so many of the order are actions; the rest is the environment's.
+        chosen: entries of the order that the environment masked because of it. It may pass some by, as with
+            `spread`; those are draws, but pay nothing. Entries behind the last chosen one are no draws.
         masked: patches on which the critic is fitted, guided or random.
         patch_return: return of each patch.
         image_return: return of the whole mask.
@@ -51,10 +51,11 @@ def step_loss(
     left = available.gather(1, order)
     values = output.values.detach().gather(1, order)
     log_prob, entropy, expected = order_statistics(output.logits.gather(1, order), values, left)
-    drawn = torch.arange(order.shape[1], device=order.device) < num_guided[:, None]
     if credit == "local":
+        drawn = chosen
         advantage = patch_return.gather(1, order) - expected
     else:
+        drawn = chosen.flip(1).cumsum(dim=1).flip(1) > 0
         advantage = (image_return - output.image_value.detach())[:, None].expand(order.shape)
     count = drawn.sum().clamp(min=1)
     value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)

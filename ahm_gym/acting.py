@@ -20,6 +20,7 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
 from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.spread import spread_fall
 
 
 class PolicyActor:
@@ -34,6 +35,11 @@ class PolicyActor:
 
     def guided_fraction(self, progress: float) -> float:
         return self.policy.guided_fraction(progress)
+
+    def spread_fraction(self, progress: float) -> float:
+        """The policy's own schedule; most have none, and let any patch be masked."""
+        own = getattr(self.policy, "spread_fraction", None)
+        return 0.0 if own is None else own(progress)
 
     def learn(
         self,
@@ -72,7 +78,7 @@ class PolicyActor:
 
 
 class AgentActor:
-    """A learning agent; its guided share ramps up from 0."""
+    """A learning agent; `ahm_gym.agents.base` holds the schedules of its masks."""
 
     def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
         self.name, self.options, self.agent, self.model = name, options, agent, model
@@ -80,6 +86,7 @@ class AgentActor:
         self.resumes_exactly = getattr(agent, "resumes_exactly", True)
 
     guided_fraction = staticmethod(guided_ramp)
+    spread_fraction = staticmethod(spread_fall)
 
     def learn(
         self,

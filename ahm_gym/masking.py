@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.errors import InputError
+from ahm_gym.schedules import check_mask_ratio, check_share
+from ahm_gym.spread import Spread
 from ahm_gym.transfers import to_device
 
 
@@ -71,48 +73,6 @@ def count_masked(num_patches: int, mask_ratio: float) -> int:
     return min(max(round(num_patches * mask_ratio), 1), num_patches - 1)
 
 
-def check_mask_ratio(mask_ratio: float, name: str = "mask ratio") -> float:
-    if not 0.0 < mask_ratio < 1.0:
-        raise InputError(
-            f"{name} {mask_ratio} is out of range: choose a value between 0 and 1, such as 0.75."
-        )
-    return mask_ratio
-
-
-@dataclass(frozen=True)
-class RisingMaskRatio:
-    """The mask ratio at a progress of training, 0 to 1: it rises linearly from `initial` to `final`.
-
-    After the adaptive masking ratio of AMLP (Wang et al., "Adaptive Masking Lesion Patches for
-    Self-supervised Medical Image Segmentation"): the task grows harder as the autoencoder gets better.
-
-    Raises:
-        InputError: where a ratio is not strictly between 0 and 1, or the initial one above the final one.
-    """
-
-    initial: float
-    final: float
-
-    def __post_init__(self) -> None:
-        check_mask_ratio(self.initial, "initial mask ratio")
-        check_mask_ratio(self.final)
-        if self.initial > self.final:
-            raise InputError(
-                f"initial mask ratio {self.initial} is above the final mask ratio {self.final}, and the ratio only "
-                "rises: choose one that is not above it."
-            )
-
-    def __call__(self, progress: float) -> float:
-        # In this form rounding neither misses the final ratio nor moves one that is constant.
-        return max(self.initial, self.final - (self.final - self.initial) * (1.0 - progress))
-
-
-def check_guided_fraction(guided_fraction: float) -> float:
-    if not 0.0 <= guided_fraction <= 1.0:
-        raise InputError(f"guided fraction {guided_fraction} is out of range: choose a value from 0 to 1.")
-    return guided_fraction
-
-
 def random_scores(
     shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
 ) -> Float[Tensor, "B L"]:
@@ -134,6 +94,7 @@ def select_patches(
     num_guided: int,
     generator: torch.Generator,
     masked: Bool[Tensor, "B L"] | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Bool[Tensor, "B L"], Bool[Tensor, "B L"]]:
     """The newly masked patches and those of them that follow the scores.
 
@@ -143,6 +104,7 @@ def select_patches(
         num_guided: how many of them follow the scores; the rest is drawn uniformly.
         generator: for the random rest and for equal scores.
         masked: patches that are masked already; they are not chosen again.
+        spread: cells that each keep some visible patch, whatever the scores say; None lets any patch be masked.
 
     Raises:
         InputError: where a score is not finite.
@@ -154,14 +116,18 @@ def select_patches(
     if masked is not None:
         scores = scores.masked_fill(masked, -torch.inf)
     order = order_by_score(scores, generator)
+    if spread is not None:
+        order = spread.allowed_first(order, masked)
     mask = torch.zeros_like(scores, dtype=torch.bool)
     guided = mask.scatter(1, order[:, :num_guided], True)
     if num_guided == num_masked:
         return guided, guided
     taken = guided if masked is None else guided | masked
     noise = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device)
-    rest = noise.masked_fill(taken, -1.0).argsort(dim=1, descending=True)[:, : num_masked - num_guided]
-    return guided.scatter(1, rest, True), guided
+    rest = noise.masked_fill(taken, -1.0).argsort(dim=1, descending=True)
+    if spread is not None:
+        rest = spread.allowed_first(rest, taken)
+    return guided.scatter(1, rest[:, : num_masked - num_guided], True), guided
 
 
 def mask_top_k(
@@ -184,11 +150,6 @@ def mask_top_k(
     if generator is None:
         generator = torch.Generator(scores.device)
         generator.seed()
-    num_guided = round(check_guided_fraction(guided_fraction) * num_masked)
+    num_guided = round(check_share(guided_fraction, "guided fraction") * num_masked)
     mask, _ = select_patches(scores, num_masked, num_guided, generator)
     return mask
-
-
-def ramp(progress: float, start: float, end: float, top: float) -> float:
-    """0 up to `start`, `top` from `end` on, linear between: the share of guided patches over training."""
-    return top * min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)

@@ -24,7 +24,7 @@ class Stage:
     config: PretrainConfig
 
 
-UNET = PretrainConfig(model="unet", batch_size=12, guided_fraction=1.0)
+UNET = PretrainConfig(model="unet", batch_size=12, guided_fraction=1.0, spread_fraction=0.0)
 """What the stages of ahm2025 share: every masked patch is chosen by the policy, as published."""
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
@@ -42,7 +42,8 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
 """ahm2025 is that of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025): docs/ahm2025.md."""
 
 SET_BY_RECIPE = (
-    "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "masking_steps",
+    "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "guided_ramp",
+    "spread_fraction", "spread_ramp", "masking_steps",
 )  # fmt: skip
 OF_THE_AGENT = ("reward", "num_workers", "agent_options")
 """Settings that only the stage with a learning agent takes."""

@@ -20,6 +20,8 @@ from ahm_gym.judging import judge
 from ahm_gym.masking import PatchBatch, select_patches
 from ahm_gym.progress import Progress
 from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.schedules import share_at
+from ahm_gym.spread import draw_spread
 
 if TYPE_CHECKING:
     from ahm_gym.training import Training
@@ -146,10 +148,11 @@ def draw_panels(training: Training, progress: float) -> np.ndarray:
     mask_ratio = num_masked / autoencoder.num_patches
     patches = PatchBatch(images, embeddings, autoencoder.grid, progress, mask_ratio)
     scores = training.actor.score(patches).float().cpu()
-    fraction = training.env.guided_fraction
-    share = fraction(progress) if callable(fraction) else fraction
     generator = torch.Generator().manual_seed(0)
-    mask, guided = select_patches(scores, num_masked, round(share * num_masked), generator)
+    num_guided = round(share_at(training.guided_fraction, progress, "guided fraction") * num_masked)
+    share = share_at(training.spread_fraction, progress, "spread fraction")
+    spread = draw_spread(share, autoencoder.grid, num_masked, len(images), generator)
+    mask, guided = select_patches(scores, num_masked, num_guided, generator, spread=spread)
     with torch.no_grad():
         result = autoencoder(images, mask)
     filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)

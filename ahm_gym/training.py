@@ -22,10 +22,11 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, Interrupted, check_seed
-from ahm_gym.masking import RisingMaskRatio, check_guided_fraction, count_masked
+from ahm_gym.masking import count_masked
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.schedules import RisingMaskRatio, chosen_share
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked
 
@@ -53,6 +54,9 @@ class PretrainConfig:
     initial_mask_ratio: float | None = None
     reward: str = "relative"
     guided_fraction: float | None = None
+    guided_ramp: tuple[float, float] | None = None
+    spread_fraction: float | None = None
+    spread_ramp: tuple[float, float] | None = None
     masking_steps: int = 1
     num_workers: int = 1
     data_workers: int = 0
@@ -208,8 +212,12 @@ class Training:
             device=self.device,
             agent_options=read_options(config.agent_options),
         )
-        if config.guided_fraction is not None:
-            check_guided_fraction(config.guided_fraction)
+        self.guided_fraction = chosen_share(
+            "guided", config.guided_fraction, config.guided_ramp, self.actor.guided_fraction, falls=False
+        )
+        self.spread_fraction = chosen_share(
+            "spread", config.spread_fraction, config.spread_ramp, self.actor.spread_fraction, falls=True
+        )
         self.factory = self._env_factory(shared=False)
         self.env = self.factory()
         indices = self.dataset.indices("val") or self.dataset.indices("train")
@@ -220,12 +228,13 @@ class Training:
 
     def _env_factory(self, *, shared: bool) -> EnvFactory:
         config = self.config
-        fraction, initial, ratio = config.guided_fraction, config.initial_mask_ratio, config.mask_ratio
+        initial, ratio = config.initial_mask_ratio, config.mask_ratio
         options = {
             "num_envs": config.batch_size,
             "mask_ratio": ratio if initial is None else RisingMaskRatio(initial, ratio),
             "reward": config.reward,
-            "guided_fraction": self.actor.guided_fraction if fraction is None else fraction,
+            "guided_fraction": self.guided_fraction,
+            "spread_fraction": self.spread_fraction,
             "data_workers": config.data_workers,
         }
         if config.masking_steps != 1:

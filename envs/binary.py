@@ -25,12 +25,12 @@ class MultiBinaryMaskingVectorEnv(MaskingVectorEnv):
     def _action_space(self) -> gym.Space:
         return gym.spaces.MultiBinary(self.num_patches)
 
-    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+    def _scores(self, actions: Any) -> Tensor:
         limits = np.full((self.num_envs, self.num_patches), 2)
-        ones = whole_numbers(actions, limits, "0 or 1 for every patch of an image").bool()
-        num_visible = (ones & ~self._mask).sum(dim=1)
-        repaired = (num_visible != self.num_guided) | (ones & self._mask).any(dim=1)
-        return ones.float(), {"repaired": repaired.numpy()}
+        return whole_numbers(actions, limits, "0 or 1 for every patch of an image").float()
+
+    def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
+        return {"repaired": (guided != scores.bool()).any(dim=1).numpy()}
 
 
 class MultiBinaryMaskingEnv(MaskingEnv):

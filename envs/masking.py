@@ -17,10 +17,8 @@ from torch import Tensor
 from ahm_gym.data import ImageDataset
 from ahm_gym.envs.batches import ImageBatches, check_reset_mask, open_images
 from ahm_gym.envs.plans import (
-    GuidedFraction,
     MaskRatio,
     check_count,
-    guided_share,
     least_masked_count,
     masked_count,
     proportional_plan,
@@ -32,6 +30,8 @@ from ahm_gym.errors import InputError, check_seed
 from ahm_gym.masking import PatchBatch, select_patches
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer, build_pretrainer
+from ahm_gym.schedules import Share, share_at
+from ahm_gym.spread import Spread, draw_spread
 from ahm_gym.transfers import Fetch, to_device
 
 
@@ -54,6 +54,8 @@ class MaskingVectorEnv(VectorEnv):
         patch_size: side of a patch in pixels.
         mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio`.
         guided_fraction: share of them that follow the scores, or a function of training progress.
+        spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.spread`),
+            or a function of training progress.
         reward: a name in `ahm_gym.envs.REWARDS`.
         masking_steps: steps of an episode; each masks its part of the patches.
         num_steps: length of the built autoencoder's schedule in updates.
@@ -82,7 +84,8 @@ class MaskingVectorEnv(VectorEnv):
         image_size: int | tuple[int, int] = 64,
         patch_size: int = 8,
         mask_ratio: MaskRatio = 0.75,
-        guided_fraction: GuidedFraction = 1.0,
+        guided_fraction: Share = 1.0,
+        spread_fraction: Share = 0.0,
         reward: str = "relative",
         masking_steps: int = 1,
         num_steps: int = 2000,
@@ -113,6 +116,7 @@ class MaskingVectorEnv(VectorEnv):
         self._least_masked = least_masked_count(mask_ratio, self.num_patches)
         check_count("masking_steps", masking_steps, self._least_masked)
         self.guided_fraction = guided_fraction
+        self.spread_fraction = spread_fraction
         self.num_envs = num_envs
         self.render_mode = checked_render_mode(render_mode)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -242,20 +246,31 @@ class MaskingVectorEnv(VectorEnv):
         """(num_new, num_guided) of every step of an episode, which masks `num_guided` chosen patches in all."""
         return proportional_plan(self.num_masked, num_guided, self._masking_steps)
 
-    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
-        """Scores (B, L) of the actions, and what `info` says about them."""
+    def _scores(self, actions: Any) -> Tensor:
+        """Scores (B, L) of the actions."""
         scores = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
         if tuple(scores.shape) != (self.num_envs, self.num_patches):
             raise InputError(
                 f"actions of shape {tuple(scores.shape)}: one score a patch is expected, "
                 f"({self.num_envs}, {self.num_patches})."
             )
-        return scores, {}
+        return scores
+
+    def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
+        """What `info` says about the scores of a step and the patches that were guided by them."""
+        return {}
+
+    def _draw_spread(self) -> Spread | None:
+        share = share_at(self.spread_fraction, self.pretrainer.progress, "spread fraction")
+        return draw_spread(share, self.grid, self.num_masked, self.num_envs, self.generator)
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
-        scores, info = self._scores(actions)
+        scores = self._scores(actions)
+        if self._episode_step == 0:
+            self._spread = self._draw_spread()
         num_new, num_guided = self._steps[self._episode_step]
-        mask, guided = select_patches(scores, num_new, num_guided, self.generator, self._mask)
+        mask, guided = select_patches(scores, num_new, num_guided, self.generator, self._mask, self._spread)
+        info = self._choice_info(scores, guided)
         self._mask, self._guided = self._mask | mask, self._guided | guided
         self._scores_now = scores
         self._episode_step += 1
@@ -288,9 +303,10 @@ class MaskingVectorEnv(VectorEnv):
         self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
         progress = self.pretrainer.progress
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
-        share = guided_share(self.guided_fraction, progress)
+        share = share_at(self.guided_fraction, progress, "guided fraction")
         self._steps = self._plan(round(share * self.num_masked))
         self._episode_step = 0
+        self._spread: Spread | None = None
         self._needs_reset = False
 
     def _observation(self) -> np.ndarray:

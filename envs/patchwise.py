@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
@@ -17,8 +18,8 @@ from ahm_gym.envs.single import MaskingEnv
 class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
     """`group_size` = k patches a step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
 
-    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that is masked
-    already or comes twice, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that is not, or
+    comes twice, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
     says so. Where fewer than k guided patches are left, the first choices count. Takes the arguments of
     `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
 
@@ -42,13 +43,18 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
 
     def action_masks(self) -> np.ndarray:
         """True where a patch can be chosen, for each choice (B, k * L): what sb3-contrib's maskable agents ask for."""
-        return np.tile(~self._mask.numpy(), self.group_size)
+        return np.tile(self._available().numpy(), self.group_size)
 
     def _action_mask_info(self) -> dict[str, np.ndarray]:
         return {
-            "action_mask": (~self._mask).numpy().astype(np.int8),
+            "action_mask": self._available().numpy().astype(np.int8),
             "_action_mask": np.ones(self.num_envs, dtype=bool),
         }
+
+    def _available(self) -> Bool[Tensor, "B L"]:
+        """True where a patch can be chosen."""
+        full = self._mask if self._spread is None else self._spread.full(self._mask)
+        return ~(self._mask | full)
 
     def _action_space(self) -> gym.Space:
         check_count("group_size", self.group_size, self._least_masked)
@@ -57,22 +63,23 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
     def _parts(self, num_guided: int) -> list[int]:
         return [min(self.group_size, num_guided - first) for first in range(0, num_guided, self.group_size)]
 
-    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+    def _scores(self, actions: Any) -> Tensor:
         limits = np.full((self.num_envs, *(self.single_action_space.shape or ())), self.num_patches)
         expected = f"patch indices from 0 to {self.num_patches - 1}, {self.group_size} an image"
         choices = whole_numbers(actions, limits, expected).reshape(self.num_envs, self.group_size)
         earlier_is_higher = torch.arange(self.group_size, 0, -1.0).expand(self.num_envs, -1)
         scores = torch.zeros(self.num_envs, self.num_patches)
-        scores = scores.scatter_reduce(1, choices, earlier_is_higher, "amax")
-        num_chosen = ((scores > 0) & ~self._mask).sum(dim=1)
-        return scores, {"repaired": (num_chosen < self.num_guided).numpy()}
+        return scores.scatter_reduce(1, choices, earlier_is_higher, "amax")
+
+    def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
+        return {"repaired": (guided & (scores == 0)).any(dim=1).numpy()}
 
 
 class SequentialMaskingVectorEnv(GroupMaskingVectorEnv):
     """One patch a step, `Discrete(L)`; an episode lasts until all guided patches are chosen.
 
-    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. Choosing a masked patch masks
-    a random other one, and `info["repaired"]` (B,) says so. Takes the arguments of `MaskingVectorEnv`
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. Choosing one that cannot
+    masks a random other one, and `info["repaired"]` (B,) says so. Takes the arguments of `MaskingVectorEnv`
     but masking_steps; with a guided_fraction below 1 the last step also masks the random rest.
     """
 

@@ -6,11 +6,7 @@ import math
 from collections.abc import Callable
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import check_guided_fraction, count_masked
-
-GuidedFraction = float | Callable[[float], float]
-"""Share of the masked patches that the action chooses, or a function of training progress."""
-
+from ahm_gym.masking import count_masked
 
 MaskRatio = float | Callable[[float], float]
 """Share of the patches that are masked, or a function of training progress."""
@@ -32,15 +28,6 @@ def least_masked_count(mask_ratio: MaskRatio, num_patches: int) -> int:
         InputError: where the ratio is not strictly between 0 and 1 at one of them.
     """
     return min(masked_count(mask_ratio, num_patches, percent / 100) for percent in range(101))
-
-
-def guided_share(guided_fraction: GuidedFraction, progress: float) -> float:
-    """The share, 0 to 1, at that progress of training.
-
-    Raises:
-        InputError: where it is out of range.
-    """
-    return check_guided_fraction(guided_fraction(progress) if callable(guided_fraction) else guided_fraction)
 
 
 def proportional_plan(num_masked: int, num_guided: int, num_steps: int) -> list[tuple[int, int]]:

@@ -44,13 +44,14 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     def _parts(self, num_guided: int) -> list[int]:
         return equal_parts(num_guided, self.num_rectangles)
 
-    def _scores(self, actions: Any) -> tuple[Tensor, dict[str, np.ndarray]]:
+    def _scores(self, actions: Any) -> Tensor:
         rows, columns = self.grid
         limits = np.tile([rows, columns, rows, columns], (self.num_envs, 1))
         expected = f"top, left, height - 1 and width - 1 of a rectangle in {rows} x {columns} patches"
-        distance = rectangle_distance(whole_numbers(actions, limits, expected), self.grid)
-        num_visible = ((distance == 0) & ~self._mask).sum(dim=1)
-        return -distance.float(), {"repaired": (num_visible != self.num_guided).numpy()}
+        return -rectangle_distance(whole_numbers(actions, limits, expected), self.grid).float()
+
+    def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
+        return {"repaired": (guided != ((scores == 0) & ~self._mask)).any(dim=1).numpy()}
 
 
 class RectangleMaskingEnv(MaskingEnv):

@@ -58,6 +58,13 @@ class Arguments:
     """What a masked patch pays an agent: loss, relative, rank, progress, advantage or ahm2025."""
     guided_fraction: float | None = PretrainConfig.guided_fraction
     """Share of masked patches that follow the scores; nothing takes the policy's own schedule."""
+    guided_ramp: tuple[float, float] | None = PretrainConfig.guided_ramp
+    """Progress of training, 0 to 1, from which to which that share rises from 0; nothing keeps it constant."""
+    spread_fraction: float | None = PretrainConfig.spread_fraction
+    """Share of images in which every cell of the grid keeps its part of the visible patches (one in 2x2 at a ratio
+    of 0.75), whatever the scores say; nothing takes the policy's own schedule."""
+    spread_ramp: tuple[float, float] | None = PretrainConfig.spread_ramp
+    """Progress of training, 0 to 1, from which to which that share falls to 0; nothing keeps it constant."""
     masking_steps: int = PretrainConfig.masking_steps
     """Steps in which an agent builds up each mask."""
     num_workers: int = PretrainConfig.num_workers

@@ -17,7 +17,8 @@ from ahm_gym.envs import (
     SequentialMaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
-from ahm_gym.masking import RisingMaskRatio, count_masked
+from ahm_gym.masking import count_masked
+from ahm_gym.schedules import RisingMaskRatio
 from ahm_gym.testing import check_vector_env
 
 STEPWISE = [SequentialMaskingVectorEnv, GroupMaskingVectorEnv, RectangleMaskingVectorEnv]

@@ -85,7 +85,7 @@ def policy_gradient(logits, rewards, values, credit):
         z = logits.clone().requires_grad_()
         output = ActorCriticOutput(z[None], values[None], values.mean()[None])
         loss = step_loss(
-            output, complete(pair), EVERYTHING, torch.tensor([2]), EVERYTHING, rewards[None],
+            output, complete(pair), EVERYTHING, torch.arange(L)[None] < 2, EVERYTHING, rewards[None],
             rewards[list(pair)].mean()[None], credit,
         )  # fmt: skip
         loss.policy.backward()
@@ -102,6 +102,31 @@ def test_the_image_gradient_equals_the_enumerated_one():
     torch.testing.assert_close(
         policy_gradient(logits, rewards, values, "image"), -z.grad / 2, atol=1e-6, rtol=1e-4
     )
+
+
+def test_the_image_gradient_is_exact_where_the_environment_passes_draws_by():
+    """Of patches 0 and 1, which share a cell, only one is masked: the other's draw is passed by."""
+    generator = torch.Generator().manual_seed(6)
+    logits, rewards, values = torch.randn(3, L, generator=generator)
+    z = logits.clone().requires_grad_()
+    expected, gradient = torch.zeros(()), torch.zeros(L)
+    for order in itertools.permutations(range(L)):
+        kept = [patch for j, patch in enumerate(order) if not {0, 1} & set(order[:j]) or patch > 1][:2]
+        log_prob = sum(z[order[j]] - z[list(order[j:])].logsumexp(dim=0) for j in range(L))
+        expected = expected + log_prob.exp() * rewards[kept].mean()
+        own = logits.clone().requires_grad_()
+        output = ActorCriticOutput(own[None], values[None], values.mean()[None])
+        chosen = torch.tensor([[patch in kept for patch in order]])
+        loss = step_loss(
+            output, torch.tensor([order]), EVERYTHING, chosen, EVERYTHING, rewards[None],
+            rewards[kept].mean()[None], "image",
+        )  # fmt: skip
+        # The loss is a mean over the draws up to the last that was masked.
+        num_draws = 1 + max(j for j, patch in enumerate(order) if patch in kept)
+        (loss.policy * num_draws).backward()
+        gradient += log_prob.exp().detach() * own.grad
+    expected.backward()
+    torch.testing.assert_close(gradient, -z.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_local_credit_still_points_uphill_when_the_critic_is_exact():

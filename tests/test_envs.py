@@ -13,9 +13,9 @@ from ahm_gym.envs import (
     MaskingVectorEnv,
 )
 from ahm_gym.errors import InputError
-from ahm_gym.masking import RisingMaskRatio
 from ahm_gym.patches import patchify
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.schedules import RisingMaskRatio
 from ahm_gym.testing import check_vector_env
 
 L = 16

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import RisingMaskRatio, count_masked, mask_top_k, ramp, select_patches
+from ahm_gym.masking import count_masked, mask_top_k, select_patches
 
 
 @settings(deadline=None, max_examples=50)
@@ -66,38 +66,6 @@ def test_at_least_one_patch_is_masked_and_one_is_visible():
     assert count_masked(64, 0.75) == 48
 
 
-@settings(deadline=None, max_examples=200)
-@given(
-    ratios=st.tuples(st.floats(1e-6, 1, exclude_max=True), st.floats(1e-6, 1, exclude_max=True)),
-    progress=st.lists(st.floats(0, 1), min_size=1, max_size=8), num_patches=st.integers(2, 300),
-)  # fmt: skip
-def test_a_rising_mask_ratio_never_falls_and_stays_between_its_ends(ratios, progress, num_patches):
-    initial, final = sorted(ratios)
-    ratio = RisingMaskRatio(initial, final)
-    assert ratio(1.0) == final and ratio(0.0) == pytest.approx(initial)
-    assert ratio(0.5) == pytest.approx((initial + final) / 2)
-    counts = [count_masked(num_patches, ratio(at)) for at in (0.0, *sorted(progress), 1.0)]
-    assert counts == sorted(counts)
-    assert counts[-1] == count_masked(num_patches, final)
-
-
-@settings(deadline=None, max_examples=50)
-@given(ratio=st.floats(1e-6, 1, exclude_max=True), progress=st.floats(0, 1))
-def test_a_mask_ratio_that_rises_by_nothing_is_the_constant_one(ratio, progress):
-    assert RisingMaskRatio(ratio, ratio)(progress) == ratio
-
-
-@pytest.mark.parametrize(
-    ("initial", "final", "message"),
-    [(0.0, 0.75, "initial mask ratio 0.0"), (1.0, 0.75, "initial mask ratio 1.0"),
-     (float("nan"), 0.75, "initial mask ratio nan"), (0.5, 1.0, "^mask ratio 1.0"),
-     (0.5, float("nan"), "^mask ratio nan"), (0.8, 0.75, "0.8 is above the final mask ratio 0.75")],
-)  # fmt: skip
-def test_a_rising_mask_ratio_that_cannot_be_or_falls_is_refused(initial, final, message):
-    with pytest.raises(InputError, match=message):
-        RisingMaskRatio(initial, final)
-
-
 @pytest.mark.parametrize("num_masked", [0, 4])
 def test_masking_none_or_all_is_refused(num_masked):
     with pytest.raises(InputError, match="num_masked"):
@@ -107,9 +75,3 @@ def test_masking_none_or_all_is_refused(num_masked):
 def test_a_guided_fraction_out_of_range_is_refused():
     with pytest.raises(InputError, match="guided fraction"):
         mask_top_k(torch.rand(1, 4), 2, guided_fraction=1.2)
-
-
-def test_the_ramp_is_flat_then_linear_then_flat():
-    assert [ramp(p, 0.2, 0.6, 0.5) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx(
-        [0, 0, 0.25, 0.5, 0.5]
-    )

@@ -8,7 +8,7 @@ from ahm_gym.envs.plans import (
     proportional_plan,
 )
 from ahm_gym.errors import InputError
-from ahm_gym.masking import RisingMaskRatio
+from ahm_gym.schedules import RisingMaskRatio
 
 
 @pytest.mark.parametrize("num_masked", [1, 7, 12])

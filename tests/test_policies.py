@@ -18,7 +18,7 @@ from ahm_gym.testing.agents import saved_and_loaded
 
 SIZE = (32, 48)
 NAMES = sorted(set(POLICIES) - {"agent"})
-BY_CHANCE = ["block", "grid", "random"]
+BY_CHANCE = ["block", "grid", "random", "spread"]
 
 
 @pytest.fixture(scope="module")

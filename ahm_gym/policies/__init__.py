@@ -11,6 +11,7 @@ from ahm_gym.reconstruction import Autoencoder
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
+    "spread": "ahm_gym.policies.random:SpreadPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
     "grid": "ahm_gym.policies.grid:GridPolicy",
     "hard_patches": "ahm_gym.policies.hard_patches:HardPatchesPolicy",

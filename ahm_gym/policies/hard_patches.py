@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ahm_gym.encoders import Encoder, patch_features
-from ahm_gym.masking import PatchBatch, ramp
+from ahm_gym.masking import PatchBatch
 from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
 from ahm_gym.policies.teacher import Teacher
 from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.schedules import ramp
 
 
 class HardPatchesPolicy:

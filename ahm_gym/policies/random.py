@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ahm_gym.masking import PatchBatch, random_scores
 from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.spread import spread_fall
 
 
 class RandomPolicy(FixedPolicy):
@@ -15,3 +16,14 @@ class RandomPolicy(FixedPolicy):
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         return random_scores((patches.embeddings.shape[0], patches.embeddings.shape[1]), generator)
+
+
+class SpreadPolicy(RandomPolicy):
+    """Random masks whose visible patches are spread over the grid at first, and uniform ones later.
+
+    What is left of a learning agent's masks without the agent: it tells the worth of what it has learned from
+    that of the spread, which is a control of this project. See `ahm_gym.spread`.
+    """
+
+    def spread_fraction(self, progress: float) -> float:
+        return spread_fall(progress)
