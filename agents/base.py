@@ -53,12 +53,13 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def guided_ramp(progress: float) -> float:
-    """Share of guided patches for a learning agent: 0 at first, 0.5 from the middle of training on.
+def guided_fall(progress: float) -> float:
+    """Share of guided patches for a learning agent: 0.5 at first, none from the middle of training on.
 
-    Only hard patches would hurt, and early scores are noise.
+    Hard patches help early on, spread as `ahm_gym.spread` has it; later they hold an autoencoder back, and random
+    masks teach more. docs/experiments.md has what was tried.
     """
-    return ramp(progress, start=0.05, end=0.5, top=0.5)
+    return 0.5 - ramp(progress, start=0.0, end=0.5, top=0.5)
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.agents import make_agent
-from ahm_gym.agents.base import Agent, guided_ramp
+from ahm_gym.agents.base import Agent, guided_fall
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.masking import PatchBatch
 from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.spread import spread_fall
 from ahm_gym.storage import load_state, save_state
 
 
@@ -39,7 +40,10 @@ class AgentMasking:
         return self.agent.act(embeddings, deterministic=True)
 
     def guided_fraction(self, progress: float) -> float:
-        return guided_ramp(1.0)
+        return guided_fall(progress)
+
+    def spread_fraction(self, progress: float) -> float:
+        return spread_fall(progress)
 
     def observe(
         self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]

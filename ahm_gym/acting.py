@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.agents import agent_class, agents, make_agent
-from ahm_gym.agents.base import Agent, Callback, guided_ramp, update_metrics
+from ahm_gym.agents.base import Agent, Callback, guided_fall, update_metrics
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
@@ -85,7 +85,7 @@ class AgentActor:
         self.env_id = agent.env_id
         self.resumes_exactly = getattr(agent, "resumes_exactly", True)
 
-    guided_fraction = staticmethod(guided_ramp)
+    guided_fraction = staticmethod(guided_fall)
     spread_fraction = staticmethod(spread_fall)
 
     def learn(

@@ -55,6 +55,7 @@ class BenchmarkConfig:
     learning_rate: float = PretrainConfig.learning_rate
     reward: str = PretrainConfig.reward
     guided_fraction: float | None = None
+    spread_fraction: float | None = None
     device: str = "auto"
     jobs: int = 1
     time_budget: float | None = None
@@ -160,6 +161,7 @@ def pretraining_of(
         learning_rate=config.learning_rate,
         reward=config.reward,
         guided_fraction=config.guided_fraction if policy != REFERENCE else None,
+        spread_fraction=config.spread_fraction if policy != REFERENCE else None,
         seed=seed,
         device=config.device,
         run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",

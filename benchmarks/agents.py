@@ -167,7 +167,7 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
         folder = arguments.out / f"{Path(data).stem}-{name}-{seed}-{count}"
         options = [
             *("--data", data, "--policy", name, "--seed", str(seed), "--steps", str(arguments.steps)),
-            *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
+            *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1", "--spread-fraction", "0"),
             *(["--masking-steps", str(count)] if count > 1 else []),
         ]
         path = folder.with_name(f"{folder.name}-{arguments.steps}.json")

@@ -115,7 +115,7 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
         return json.loads(path.read_text())
     options = [
         *("--data", arguments.data, "--steps", str(arguments.steps), "--seed", str(seed)),
-        *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1"),
+        *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1", "--spread-fraction", "0"),
         *("--num-workers", str(num_workers)),
     ]
     run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)

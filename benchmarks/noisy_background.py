@@ -64,7 +64,8 @@ def main() -> None:
         seed, reward = cell
         folder = arguments.out / f"{noisy.stem}-{arguments.steps}-{reward}-{seed}"
         options = ["--data", str(noisy), "--policy", "a3c", "--reward", reward, "--seed", str(seed)]
-        options += ["--steps", str(arguments.steps), "--batch-size", "32", "--guided-fraction", "0.5"]
+        options += ["--steps", str(arguments.steps), "--batch-size", "32"]
+        options += ["--guided-fraction", "0.5", "--spread-fraction", "0"]
         run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
         return folder
 

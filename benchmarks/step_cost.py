@@ -96,7 +96,7 @@ def steps(size: Size) -> dict[str, Callable[[], object]]:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
 
-    learning = environment(size, images)
+    learning = environment(size, images, spread_fraction=1.0)  # as at first, where all masks are spread
     agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
     learner = Learner(agent, agent.network, learning, agent.generator, 0)
     return {
@@ -133,13 +133,16 @@ def pretrainer(size: Size) -> Pretrainer:
     )
 
 
-def environment(size: Size, images: torch.Tensor, reward: str = "relative") -> MaskingVectorEnv:
+def environment(
+    size: Size, images: torch.Tensor, *, reward: str = "relative", spread_fraction: float = 0.0
+) -> MaskingVectorEnv:
     return MaskingVectorEnv(
         size.batch,
         data=images,
         pretrainer=pretrainer(size),
         mask_ratio=MASK_RATIO,
         guided_fraction=0.5,
+        spread_fraction=spread_fraction,
         reward=reward,
     )
 

@@ -57,6 +57,8 @@ class Arguments:
     """What a masked patch pays an agent."""
     guided_fraction: float | None = BenchmarkConfig.guided_fraction
     """Share of masked patches that follow the scores; nothing takes each policy's own schedule."""
+    spread_fraction: float | None = BenchmarkConfig.spread_fraction
+    """Share of images with spread masks, as for pretraining; nothing takes each policy's own schedule."""
     device: str = BenchmarkConfig.device
     """auto, cpu or cuda."""
     jobs: int = BenchmarkConfig.jobs
