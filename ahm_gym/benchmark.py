@@ -16,13 +16,14 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.parallel import run_groups
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.provenance import commit, hardware, versions
 from ahm_gym.report import write_report
 from ahm_gym.report.rows import KINDS, REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
 from ahm_gym.storage import locked, write_atomically
-from ahm_gym.training import PretrainConfig, Training
+from ahm_gym.training import Training
 
 TASKS = tuple(KINDS)
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")

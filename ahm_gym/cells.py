@@ -25,13 +25,14 @@ from ahm_gym.finetuning import finetune, run_probe
 from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.provenance import hardware
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.scoring import METRICS
 from ahm_gym.settings import image_size_of, pick_device
 from ahm_gym.storage import write_atomically
-from ahm_gym.training import PretrainConfig, pretrain
+from ahm_gym.training import pretrain
 
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 """What a pretraining run last said of its policy on val images."""

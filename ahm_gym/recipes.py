@@ -10,10 +10,11 @@ from typing import Any
 
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
+from ahm_gym.pretrain_config import PretrainConfig, free_run_dir, with_absolute_paths
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import merge_resumed, to_json
 from ahm_gym.storage import recover_all, write_atomically
-from ahm_gym.training import PretrainConfig, Training, free_run_dir, pretrain, with_absolute_paths
+from ahm_gym.training import Training, pretrain
 
 
 @dataclass(frozen=True)

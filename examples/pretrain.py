@@ -10,9 +10,10 @@ from pathlib import Path
 import tyro
 
 from ahm_gym.errors import command_line
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.recipes import is_recipe_run, run_recipe
 from ahm_gym.settings import flags_in
-from ahm_gym.training import PretrainConfig, pretrain
+from ahm_gym.training import pretrain
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from programs import assert_same, final_state, run, start, wait_for, write_discs
 from ahm_gym.encoders import find_encoder
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.finetune_config import FinetuneConfig, resolve
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.recipes import RECIPES, configure, is_recipe_run, run_recipe
 from ahm_gym.recording import Recorder
-from ahm_gym.training import PretrainConfig
 
 STAGES = ("1-reconstructor", "2-agent", "3-pretraining")
 NAME = "ahm2025"

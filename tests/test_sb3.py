@@ -20,9 +20,10 @@ from ahm_gym.agents.sb3_policies import PatchActionValue, PatchActorCriticPolicy
 from ahm_gym.agents.sb3_presets import ALGORITHMS, MEMORY, observation_bytes
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.errors import InputError
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.runs import RunFolder
 from ahm_gym.testing import IdentityTask
-from ahm_gym.training import PretrainConfig, pretrain
+from ahm_gym.training import pretrain
 
 
 @pytest.fixture

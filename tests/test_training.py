@@ -15,11 +15,12 @@ from programs import assert_same, final_state, run, start, wait_for, write_discs
 from ahm_gym import runs
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.settings import flags_in
 from ahm_gym.storage import locked
-from ahm_gym.training import PretrainConfig, pretrain
+from ahm_gym.training import pretrain
 
 
 @pytest.fixture(scope="module")
