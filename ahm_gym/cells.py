@@ -9,7 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,15 @@ from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.provenance import hardware
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
-from ahm_gym.scoring import METRICS
+from ahm_gym.scoring import METRICS, mean
 from ahm_gym.settings import image_size_of, pick_device
 from ahm_gym.storage import write_atomically
 from ahm_gym.training import pretrain
 
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 """What a pretraining run last said of its policy on val images."""
+NUM_DRAWS, DRAWS_APART = 5, 1000
+"""Draws of labelled images that a probe is averaged over, and how far their seeds lie apart."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     )
     shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
     if cell.kind == "probe":
-        scores = scores_of_probe(run_probe(settings))
+        scores = scores_of_probe([run_probe(draw) for draw in label_draws(settings)])
     else:
         scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
         if cell.kind == "finetune" and cell.seed == 0:
@@ -247,10 +249,32 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     return {"seconds": time.perf_counter() - began, **scores}
 
 
-def scores_of_probe(results: Row) -> Row:
-    cases = {case: {"dice": dice} for case, dice in results["cases"].items()}
-    num_classes = len(results["per_class"]) + 1
-    return {"split": "test", "dice": results["patch_dice"], "num_classes": num_classes, "cases": cases}
+def label_draws(settings: FinetuneConfig) -> list[FinetuneConfig]:
+    """The same probe with several draws of labelled images, the first of which is that of fine-tuning.
+
+    Which images are labelled moves a probe more than which mask its encoder had, and a probe takes a second.
+    Without an encoder every draw has an untrained one of its own.
+    """
+    return [
+        replace(settings, seed=settings.seed + DRAWS_APART * draw, run_dir=settings.run_dir / str(draw))
+        for draw in range(NUM_DRAWS)
+    ]
+
+
+def scores_of_probe(draws: list[Row]) -> Row:
+    """The mean over the draws, case by case and class by class."""
+
+    def average(values: tuple[float | None, ...]) -> float | None:
+        return mean([value for value in values if value is not None])
+
+    cases = {
+        case: {
+            "dice": [average(values) for values in zip(*(draw["cases"][case] for draw in draws), strict=True)]
+        }
+        for case in draws[0]["cases"]
+    }
+    dice = average(tuple(draw["patch_dice"] for draw in draws))
+    return {"split": "test", "dice": dice, "num_classes": len(draws[0]["per_class"]) + 1, "cases": cases}
 
 
 def scores_of_finetuning(results: Row) -> Row:

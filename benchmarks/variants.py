@@ -37,7 +37,7 @@ class Arguments:
     data: str = "hc18_128.npz"
     """What --data of the programs takes; AHM_DATA names the folder of relative names."""
     flags: str = ""
-    """Flags of examples/pretrain.py for all, random too, such as --normalise-target."""
+    """Flags of examples/pretrain.py for all, random too, written with an equals sign: "--flags=--batch-size 32"."""
     steps: int = 1000
     """Updates of the autoencoder, 64 images each."""
     seeds: int = 2

@@ -12,6 +12,7 @@ from ahm_gym.benchmark import BenchmarkConfig, count_labels, run_benchmark
 from ahm_gym.cells import key_of
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.finetune_config import FinetuneConfig
 from ahm_gym.labelled import choose_labelled
 from ahm_gym.report.rows import read_lines as read_rows
 from ahm_gym.storage import locked
@@ -407,3 +408,29 @@ def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "6 of 6 | " in result.stderr and "report.html" in result.stdout
     assert len(read_rows(tmp_path / "out")) == 6
+
+
+def test_a_probe_is_the_mean_over_draws_of_which_the_first_is_that_of_fine_tuning(tmp_path):
+    draws = cells.label_draws(FinetuneConfig(seed=2, labels=4, run_dir=tmp_path))
+    assert (
+        draws[0].seed == 2
+        and len({draw.seed for draw in draws}) == len({draw.run_dir for draw in draws}) == 5
+    )
+    rows = [
+        {
+            "patch_dice": 0.5,
+            "per_class": {"1": 0.5, "2": None},
+            "cases": {"a": [0.25, None], "b": [None, 1.0]},
+        },
+        {
+            "patch_dice": 0.7,
+            "per_class": {"1": 0.7, "2": None},
+            "cases": {"a": [0.75, None], "b": [0.5, 0.0]},
+        },
+    ]
+    assert cells.scores_of_probe(rows) == {
+        "split": "test",
+        "dice": pytest.approx(0.6),
+        "num_classes": 3,
+        "cases": {"a": {"dice": [0.5, None]}, "b": {"dice": [0.5, 0.5]}},
+    }
