@@ -42,7 +42,8 @@ def step_loss(
         order: the drawn order of patches.
         available: patches that could be drawn.
         chosen: entries of the order that the environment masked because of it. It may pass some by, as with
-            `spread`; those are draws, but pay nothing. Entries behind the last chosen one are no draws.
+            `spread`: with image credit these are draws too, with local credit they count for nothing. Entries behind
+            the last chosen one are no draws.
         masked: patches on which the critic is fitted, guided or random.
         patch_return: return of each patch.
         image_return: return of the whole mask.

@@ -26,6 +26,7 @@ from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
 from ahm_gym.pretrain_config import PretrainConfig
+from ahm_gym.probe import mean_dice
 from ahm_gym.provenance import hardware
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
@@ -262,19 +263,22 @@ def label_draws(settings: FinetuneConfig) -> list[FinetuneConfig]:
 
 
 def scores_of_probe(draws: list[Row]) -> Row:
-    """The mean over the draws, case by case and class by class."""
+    """The mean over the draws, case by case and class by class; their mean is the row's Dice.
+
+    Where some draws find a class that is not there, the others, which rightly find none, count as 1: so do
+    comparisons of policies. Without this one wrong draw of five would cost a case its whole Dice.
+    """
 
     def average(values: tuple[float | None, ...]) -> float | None:
-        return mean([value for value in values if value is not None])
+        return None if set(values) == {None} else mean([1.0 if value is None else value for value in values])
 
     cases = {
-        case: {
-            "dice": [average(values) for values in zip(*(draw["cases"][case] for draw in draws), strict=True)]
-        }
+        case: [average(values) for values in zip(*(draw["cases"][case] for draw in draws), strict=True)]
         for case in draws[0]["cases"]
     }
-    dice = average(tuple(draw["patch_dice"] for draw in draws))
-    return {"split": "test", "dice": dice, "num_classes": len(draws[0]["per_class"]) + 1, "cases": cases}
+    rows = {case: {"dice": dice} for case, dice in cases.items()}
+    num_classes = len(draws[0]["per_class"]) + 1
+    return {"split": "test", "dice": mean_dice(cases), "num_classes": num_classes, "cases": rows}
 
 
 def scores_of_finetuning(results: Row) -> Row:

@@ -61,5 +61,7 @@ def test_a_learning_agent_guides_half_at_first_all_spread_and_nothing_from_the_m
 def test_a_share_that_is_given_is_taken_and_one_that_is_not_is_the_policys_own():
     assert chosen_share("guided", None, None, 0.3, falls=False) == 0.3
     assert chosen_share("guided", 0.2, None, 0.3, falls=False) == 0.2
-    assert chosen_share("guided", 0.2, (0.0, 0.5), 0.3, falls=False)(1.0) == 0.2
-    assert chosen_share("spread", 0.2, (0.0, 0.5), 0.3, falls=True)(1.0) == 0.0
+    rises = chosen_share("guided", 0.2, (0.0, 0.5), 0.3, falls=False)
+    falls = chosen_share("spread", 0.2, (0.0, 0.5), 0.3, falls=True)
+    assert [rises(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.0, 0.1, 0.2])
+    assert [falls(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
