@@ -135,12 +135,14 @@ def patch_dice(
     classes = torch.arange(1, fractions.shape[2])
     found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
     overlap, size = (found & true).sum(dim=1), found.sum(dim=1) + true.sum(dim=1)  # B K-1
-    scores: dict[str, list[Value]] = {}
-    for case in dict.fromkeys(cases):
-        members = [index for index, name in enumerate(cases) if name == case]
-        pairs = zip(overlap[members].sum(dim=0).tolist(), size[members].sum(dim=0).tolist(), strict=True)
-        scores[case] = [2 * shared / both if both else None for shared, both in pairs]
-    return scores
+    rows = {case: row for row, case in enumerate(dict.fromkeys(cases))}
+    row_of_image = torch.tensor([rows[case] for case in cases])
+    none = torch.zeros(len(rows), len(classes), dtype=torch.int64)
+    pooled = (none.index_add(0, row_of_image, counts).tolist() for counts in (overlap, size))
+    return {
+        case: [2 * shared / both if both else None for shared, both in zip(*pair, strict=True)]
+        for case, *pair in zip(rows, *pooled, strict=True)
+    }
 
 
 def class_dice(cases: dict[str, list[Value]]) -> list[Value]:
