@@ -7,9 +7,9 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from ahm_gym.benchmark_config import BenchmarkConfig, check_numbers
 from ahm_gym.board import Board, append_row
 from ahm_gym.cells import Cell, Failure, Group, file_name, key_of
 from ahm_gym.data import ImageDataset, open_data
@@ -19,48 +19,18 @@ from ahm_gym.parallel import run_groups
 from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.provenance import commit, hardware, versions
 from ahm_gym.report import write_report
-from ahm_gym.report.rows import KINDS, REFERENCE, UNTRAINED, Row, read_lines
+from ahm_gym.report.rows import REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
 from ahm_gym.storage import locked, write_atomically
 from ahm_gym.training import Training
 
-TASKS = tuple(KINDS)
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
 """Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
 
 
 Datasets = dict[str, tuple[str | None, ImageDataset]]
 """Name to what was given as --data and the opened data."""
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Settings of a benchmark; `examples/benchmark.py` documents each."""
-
-    data: tuple[str, ...] = ()
-    data_root: Path | None = None
-    policies: tuple[str, ...] = ("random", "a3c")
-    labels: tuple[str, ...] = ("10",)
-    seeds: int = 2
-    tasks: tuple[str, ...] = TASKS
-    pretrain_steps: int = 300
-    finetune_steps: int = 100
-    batch_size: int = 64
-    image_size: tuple[int, ...] = (64,)
-    patch_size: int = 8
-    model: str = "tiny"
-    mask_ratio: float = PretrainConfig.mask_ratio
-    initial_mask_ratio: float | None = None
-    normalise_target: bool = False
-    learning_rate: float = PretrainConfig.learning_rate
-    reward: str = PretrainConfig.reward
-    guided_fraction: float | None = None
-    spread_fraction: float | None = None
-    device: str = "auto"
-    jobs: int = 1
-    time_budget: float | None = None
-    out: Path = Path("runs/benchmark")
 
 
 def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
@@ -167,22 +137,6 @@ def pretraining_of(
         device=config.device,
         run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
     )
-
-
-def check_numbers(config: BenchmarkConfig) -> None:
-    """Refuses what no benchmark can have."""
-    for name in ("seeds", "jobs", "pretrain_steps", "finetune_steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
-    if config.time_budget is not None and not config.time_budget > 0:
-        raise InputError(f"--time-budget is {config.time_budget}: choose a number of minutes above 0.")
-    for name in ("tasks", "labels"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is empty: name at least one.")
-    if not set(config.tasks) <= set(TASKS):
-        raise InputError(f"--tasks {','.join(config.tasks)}: choose from {', '.join(TASKS)}.")
-    image_size_of(config.image_size)
-    pick_device(config.device)
 
 
 def open_all(config: BenchmarkConfig) -> Datasets:

@@ -9,7 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ahm_gym import figures
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder
 from ahm_gym.data import open_data
+from ahm_gym.downstream import label_draws, scores_of_finetuning, scores_of_probe
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.finetune_config import FinetuneConfig
 from ahm_gym.finetuning import finetune, run_probe
@@ -26,19 +27,15 @@ from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
 from ahm_gym.pretrain_config import PretrainConfig
-from ahm_gym.probe import mean_dice
 from ahm_gym.provenance import hardware
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
-from ahm_gym.scoring import METRICS, mean
 from ahm_gym.settings import image_size_of, pick_device
 from ahm_gym.storage import write_atomically
 from ahm_gym.training import pretrain
 
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 """What a pretraining run last said of its policy on val images."""
-NUM_DRAWS, DRAWS_APART = 5, 1000
-"""Draws of labelled images that a probe is averaged over, and how far their seeds lie apart."""
 
 
 @dataclass(frozen=True)
@@ -248,43 +245,6 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
             write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
     shutil.rmtree(run_dir)
     return {"seconds": time.perf_counter() - began, **scores}
-
-
-def label_draws(settings: FinetuneConfig) -> list[FinetuneConfig]:
-    """The same probe with several draws of labelled images, the first of which is that of fine-tuning.
-
-    Which images are labelled moves a probe more than which mask its encoder had, and a probe takes a second.
-    Without an encoder every draw has an untrained one of its own.
-    """
-    return [
-        replace(settings, seed=settings.seed + DRAWS_APART * draw, run_dir=settings.run_dir / str(draw))
-        for draw in range(NUM_DRAWS)
-    ]
-
-
-def scores_of_probe(draws: list[Row]) -> Row:
-    """The mean over the draws, case by case and class by class; their mean is the row's Dice.
-
-    Where some draws find a class that is not there, the others, which rightly find none, count as 1: so do
-    comparisons of policies. Without this one wrong draw of five would cost a case its whole Dice.
-    """
-
-    def average(values: tuple[float | None, ...]) -> float | None:
-        return None if set(values) == {None} else mean([1.0 if value is None else value for value in values])
-
-    cases = {
-        case: [average(values) for values in zip(*(draw["cases"][case] for draw in draws), strict=True)]
-        for case in draws[0]["cases"]
-    }
-    rows = {case: {"dice": dice} for case, dice in cases.items()}
-    num_classes = len(draws[0]["per_class"]) + 1
-    return {"split": "test", "dice": mean_dice(cases), "num_classes": num_classes, "cases": rows}
-
-
-def scores_of_finetuning(results: Row) -> Row:
-    cases = {entry["case"]: {name: entry[name] for name in METRICS} for entry in results["cases"]}
-    taken = {name: results[name] for name in ("split", *METRICS, "hd95_unit")}
-    return {**taken, "num_classes": len(results["per_class"]) + 1, "cases": cases}
 
 
 def picture_folder(group: Group) -> Path:

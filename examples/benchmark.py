@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from ahm_gym.benchmark import BenchmarkConfig, run_benchmark
+from ahm_gym.benchmark import run_benchmark
+from ahm_gym.benchmark_config import BenchmarkConfig
 from ahm_gym.errors import command_line
 
 

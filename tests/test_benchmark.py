@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from programs import run, start, wait_for, write_discs
 
-from ahm_gym import benchmark, cells, parallel
-from ahm_gym.benchmark import BenchmarkConfig, count_labels, run_benchmark
+from ahm_gym import benchmark, cells, downstream, parallel
+from ahm_gym.benchmark import count_labels, run_benchmark
+from ahm_gym.benchmark_config import BenchmarkConfig
 from ahm_gym.cells import key_of
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
@@ -411,7 +412,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
 
 
 def test_a_probe_is_the_mean_over_draws_of_which_the_first_is_that_of_fine_tuning(tmp_path):
-    draws = cells.label_draws(FinetuneConfig(seed=2, labels=4, run_dir=tmp_path))
+    draws = downstream.label_draws(FinetuneConfig(seed=2, labels=4, run_dir=tmp_path))
     assert (
         draws[0].seed == 2
         and len({draw.seed for draw in draws}) == len({draw.run_dir for draw in draws}) == 5
@@ -420,6 +421,6 @@ def test_a_probe_is_the_mean_over_draws_of_which_the_first_is_that_of_fine_tunin
         {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [None, 1.0]}},
         {"per_class": {"1": 0.7, "2": None}, "cases": {"a": [0.75, None], "b": [0.0, 0.5]}},
     ]
-    found = cells.scores_of_probe(rows)
+    found = downstream.scores_of_probe(rows)
     assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.5, 0.75]}}
     assert found["dice"] == pytest.approx((0.5 + 0.75) / 2) and found["num_classes"] == 3
