@@ -131,39 +131,45 @@ class RankReward(LossReward):
 
 
 class ProgressReward(LossReward):
-    """Loss under a slow average of the autoencoder minus its present loss, with the same mask.
+    """Loss under an earlier copy of the autoencoder minus its present loss, with the same mask.
 
-    What can be learned pays; noise, which is as bad under both, does not. After the learning progress
-    of Oudeyer, Kaplan and Hafner (2007). Costs one more forward pass.
+    What is being learned pays; noise, which is as bad under both, does not. After the learning progress
+    of Oudeyer, Kaplan and Hafner (2007). The copy is `lag` to two times `lag` updates old. A slow average
+    would not do: once the learning rate falls it is better than the autoencoder itself, and learning would
+    cost. Takes one more forward pass and two copies of the weights.
     """
 
-    decay = 0.99
+    lag = 100
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
-        self.slow = copy.deepcopy(pretrainer.model).requires_grad_(False)
-        self.slow_loss: Fetch | None = None
+        self.earlier = copy.deepcopy(pretrainer.model).requires_grad_(False)
+        self.next = copy.deepcopy(self.earlier)
+        self.count = 0
+        self.earlier_loss: Fetch | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
         with torch.no_grad(), self.pretrainer.autocast():
-            self.slow_loss = Fetch(self.slow(images, mask).patch_loss)
+            self.earlier_loss = Fetch(self.earlier(images, mask).patch_loss)
 
     def __call__(
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
-        assert self.slow_loss is not None, "before() comes first"
-        with torch.no_grad():
-            for slow, now in zip(
-                self.slow.parameters(), self.pretrainer.autoencoder.parameters(), strict=True
-            ):
-                slow.lerp_(now, 1.0 - self.decay)
-        return self.slow_loss.wait() - patch_loss
+        assert self.earlier_loss is not None, "before() comes first"
+        self.count += 1
+        if self.count % self.lag == 0:
+            self.earlier, self.next = self.next, self.earlier
+            self.next.load_state_dict(self.pretrainer.autoencoder.state_dict())
+        return self.earlier_loss.wait() - patch_loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"slow": self.slow.state_dict()}
+        copies = {"earlier": self.earlier.state_dict(), "next": self.next.state_dict()}
+        return {"count": self.count, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.slow.load_state_dict(state["slow"])
+        self.count = state["count"]
+        self.earlier.load_state_dict(state["earlier"])
+        self.next.load_state_dict(state["next"])
 
 
 class AdvantageReward(LossReward):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -60,15 +62,39 @@ def test_rank_pays_minus_one_to_one_in_the_order_of_the_loss(pretrainer):
     assert torch.equal(paid[mask].argsort(), patch_loss[mask].argsort())
 
 
-def test_progress_pays_what_a_slow_average_does_worse(pretrainer):
+def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     reward = build("progress", pretrainer)
+    reward.lag = 10
     images, mask, guided, _ = draw()
-    for _ in range(30):
+    losses = []
+    for _ in range(35):
+        reward.before(images, mask)
+        result = pretrainer.step(images, mask)
+        losses.append(result.patch_loss)
+        paid = reward(result.patch_loss, mask, guided)
+    # 20 updates were made when the copy was taken that is in use since the 30th.
+    assert torch.allclose(paid, losses[20] - losses[34], atol=1e-5)
+    assert float(paid[mask].mean()) > 0
+
+
+def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
+    images, mask, guided, _ = draw()
+    reward = build("progress", pretrainer)
+    reward.lag = 2
+    for count in range(3):
+        if count == 1:
+            state = copy.deepcopy(reward.state_dict())
+            weights = copy.deepcopy(pretrainer.state_dict())
         reward.before(images, mask)
         paid = reward(pretrainer.step(images, mask).patch_loss, mask, guided)
-    assert float(paid[mask].mean()) > 0
-    before = reward.slow(images, mask).loss
-    assert before > pretrainer.forward(images, mask).loss
+    again = build("progress", pretrainer)
+    again.lag = 2
+    again.load_state_dict(state)
+    pretrainer.load_state_dict(weights)
+    for _ in range(2):
+        again.before(images, mask)
+        repaid = again(pretrainer.step(images, mask).patch_loss, mask, guided)
+    assert torch.equal(paid, repaid) and again.count == reward.count
 
 
 def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrainer):
