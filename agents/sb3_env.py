@@ -116,7 +116,7 @@ class CountUpdates(BaseCallback):
     """Ends SB3's training after exactly so many updates of the autoencoder, whatever its rollouts' length.
 
     SB3's schedules, such as DQN's exploration, follow the share of updates: how many steps they will take
-    is not known, as episodes of one patch a step grow with the share of guided patches.
+    is not known, as episodes of one patch a step have one for each guided patch.
 
     Args:
         num_steps: updates of the autoencoder.

@@ -38,8 +38,8 @@ from ahm_gym.transfers import Fetch, to_device
 class MaskingVectorEnv(VectorEnv):
     """A batch of images to mask; a finished episode is one update of the one autoencoder inside.
 
-    Observation: `Box(-inf, inf, (L, D))`, patch plus position embedding of every patch, zero where it is
-    masked already. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
+    Observation: `Box(-inf, inf, (L, D))`, patch plus position embedding of every patch, zero where it can
+    be masked no more. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
     random. Reward: mean over the guided patches, 0 where there are none, paid when the episode ends.
     `info` holds, one row an image, `mask`, `guided`, `patch_loss` and `patch_reward` (both 0 on visible
     patches). An episode ends by termination after `masking_steps` steps, all images together.
@@ -260,14 +260,16 @@ class MaskingVectorEnv(VectorEnv):
         """What `info` says about the scores of a step and the patches that were guided by them."""
         return {}
 
-    def _draw_spread(self) -> Spread | None:
-        share = share_at(self.spread_fraction, self.pretrainer.progress, "spread fraction")
-        return draw_spread(share, self.grid, self.num_masked, self.num_envs, self.generator)
+    def _available(self) -> Tensor:
+        """True (B, L) where a patch can still be masked: it is not yet, and its cell may lose one more."""
+        return ~self._mask if self._spread is None else ~(self._mask | self._spread.full(self._mask))
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
         scores = self._scores(actions)
         if self._episode_step == 0:
-            self._spread = self._draw_spread()
+            self._spread = draw_spread(
+                self._spread_share, self.grid, self.num_masked, self.num_envs, self.generator
+            )
         num_new, num_guided = self._steps[self._episode_step]
         mask, guided = select_patches(scores, num_new, num_guided, self.generator, self._mask, self._spread)
         info = self._choice_info(scores, guided)
@@ -305,6 +307,7 @@ class MaskingVectorEnv(VectorEnv):
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
         share = share_at(self.guided_fraction, progress, "guided fraction")
         self._steps = self._plan(round(share * self.num_masked))
+        self._spread_share = share_at(self.spread_fraction, progress, "spread fraction")
         self._episode_step = 0
         self._spread: Spread | None = None
         self._needs_reset = False
@@ -312,5 +315,5 @@ class MaskingVectorEnv(VectorEnv):
     def _observation(self) -> np.ndarray:
         embeddings = self._observed.wait()
         if self._episode_step:
-            embeddings = embeddings.masked_fill(self._mask[..., None], 0.0)
+            embeddings = embeddings.masked_fill(~self._available()[..., None], 0.0)
         return embeddings.numpy().copy()

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
@@ -18,8 +17,8 @@ from ahm_gym.envs.single import MaskingEnv
 class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
     """`group_size` = k patches a step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
 
-    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that is not, or
-    comes twice, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that cannot be, comes twice,
+    or is the one too many of a cell, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
     says so. Where fewer than k guided patches are left, the first choices count. Takes the arguments of
     `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
 
@@ -50,11 +49,6 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
             "action_mask": self._available().numpy().astype(np.int8),
             "_action_mask": np.ones(self.num_envs, dtype=bool),
         }
-
-    def _available(self) -> Bool[Tensor, "B L"]:
-        """True where a patch can be chosen."""
-        full = self._mask if self._spread is None else self._spread.full(self._mask)
-        return ~(self._mask | full)
 
     def _action_space(self) -> gym.Space:
         check_count("group_size", self.group_size, self._least_masked)

@@ -23,8 +23,9 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     each step masks an equal part of the guided patches, `num_guided`: those visible in the rectangle. Of
     too many a random subset is masked; to too few the nearest visible ones around are added, ring by
     ring, and count as guided. `info["repaired"]` (B,) is True where the patches are not exactly the
-    rectangle's visible ones. Fewer guided patches than rectangles take one step each. Takes the
-    arguments of `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
+    rectangle's visible ones, as where cells must keep some of them. Fewer guided patches than rectangles
+    take one step each. Takes the arguments of `MaskingVectorEnv` but masking_steps; the last step also masks
+    the random rest.
 
     After the occluded rectangle of Bahrami et al. (Intelligent Masking, MLMI 2022) and the position and
     size of Xu et al. (Adaptive-Masking Policy, ICME 2023).

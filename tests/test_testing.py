@@ -222,6 +222,11 @@ class Percent(RandomPolicy):
         return 100 * progress
 
 
+class HalfSpread(RandomPolicy):
+    def spread_fraction(self, progress):
+        return 0.5 - progress
+
+
 class Silent(RandomPolicy):
     def observe(self, patches, mask, patch_loss):
         return None
@@ -269,6 +274,7 @@ class Forgetful(RandomPolicy):
         (Elsewhere, "other scores for the same images"),
         (Meddling, "changed the images"),
         (Percent, "guided_fraction\\(0.25\\) is 25.0"),
+        (HalfSpread, r"spread_fraction\(0.75\) is -0.25"),
         (Silent, "observe\\(\\) gives a NoneType"),
         (Tensors, "expected a name and a number"),
         (Shuffling, "observe\\(\\) draws from"),
