@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ahm_gym.agents.base import Callback
+from ahm_gym.agents.base import GUIDED_FALL, Callback
 from ahm_gym.agents.learner import Learner, Transition
 from ahm_gym.agents.losses import StepLoss, step_loss
 from ahm_gym.agents.networks import (
@@ -25,6 +25,7 @@ from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.workers import run_workers
 from ahm_gym.errors import InputError
 from ahm_gym.sharing import held, share
+from ahm_gym.spread import SPREAD_FALL
 
 
 class A3C:
@@ -55,6 +56,8 @@ class A3C:
     """
 
     env_id = "AHM/Masking-v0"
+    guided_fraction = GUIDED_FALL
+    spread_fraction = SPREAD_FALL
 
     def __init__(
         self,

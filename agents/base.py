@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.schedules import ramp
+from ahm_gym.schedules import Ramp, Share
 
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool]
@@ -53,13 +53,21 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def guided_fall(progress: float) -> float:
-    """Share of guided patches for a learning agent: 0.5 at first, none from the middle of training on.
+GUIDED_FALL = Ramp(first=0.5, last=0.0, start=0.0, end=0.5)
+"""The share of guided patches that A3C has: half at first, none from the middle of training on.
 
-    Hard patches help early on, spread as `ahm_gym.spread` has it; later they hold an autoencoder back, and random
-    masks teach more. docs/experiments.md has what was tried.
+Hard patches help early on, spread as `ahm_gym.spread` has it; later they hold an autoencoder back, and random masks
+teach more. docs/experiments.md has what was tried.
+"""
+
+
+def shares_of(agent: Any) -> tuple[Share, Share]:
+    """The share of the masked patches that an agent chooses, and of the images that have spread masks.
+
+    They are its own `guided_fraction(progress)` and `spread_fraction(progress)` where it has these. One that has
+    none chooses half of the patches in spread masks throughout: many algorithms drift once nothing is paid for.
     """
-    return 0.5 - ramp(progress, start=0.0, end=0.5, top=0.5)
+    return getattr(agent, "guided_fraction", 0.5), getattr(agent, "spread_fraction", 1.0)
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:

@@ -10,17 +10,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.agents import make_agent
-from ahm_gym.agents.base import Agent, guided_fall
+from ahm_gym.agents.base import Agent, shares_of
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.masking import PatchBatch
 from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.spread import spread_fall
+from ahm_gym.schedules import share_at
 from ahm_gym.storage import load_state, save_state
 
 
 class AgentMasking:
-    """A trained agent, frozen, as a mask policy.
+    """A trained agent, frozen, as a mask policy with the shares that the agent had in its training by default.
 
     It embeds images through the patch and position embedding that it was trained with: that of another
     autoencoder would mean nothing to it.
@@ -40,10 +40,10 @@ class AgentMasking:
         return self.agent.act(embeddings, deterministic=True)
 
     def guided_fraction(self, progress: float) -> float:
-        return guided_fall(progress)
+        return share_at(shares_of(self.agent)[0], progress, "guided fraction")
 
     def spread_fraction(self, progress: float) -> float:
-        return spread_fall(progress)
+        return share_at(shares_of(self.agent)[1], progress, "spread fraction")
 
     def observe(
         self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]

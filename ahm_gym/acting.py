@@ -13,14 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.agents import agent_class, agents, make_agent
-from ahm_gym.agents.base import Agent, Callback, guided_fall, update_metrics
+from ahm_gym.agents.base import Agent, Callback, shares_of, update_metrics
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
 from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.spread import spread_fall
 
 
 class PolicyActor:
@@ -78,15 +77,13 @@ class PolicyActor:
 
 
 class AgentActor:
-    """A learning agent; `ahm_gym.agents.base` holds the schedules of its masks."""
+    """A learning agent, and the shares of its masks (`ahm_gym.agents.base.shares_of`)."""
 
     def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
         self.name, self.options, self.agent, self.model = name, options, agent, model
         self.env_id = agent.env_id
         self.resumes_exactly = getattr(agent, "resumes_exactly", True)
-
-    guided_fraction = staticmethod(guided_fall)
-    spread_fraction = staticmethod(spread_fall)
+        self.guided_fraction, self.spread_fraction = shares_of(agent)
 
     def learn(
         self,

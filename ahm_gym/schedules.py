@@ -117,4 +117,7 @@ def chosen_share(
     check_share(share, f"{name} fraction")
     if ramp is None:
         return share
-    return Ramp(share, 0.0, *ramp) if falls else Ramp(0.0, share, *ramp)
+    try:
+        return Ramp(share, 0.0, *ramp) if falls else Ramp(0.0, share, *ramp)
+    except InputError as error:
+        raise InputError(f"--{name}-ramp: {error}") from error

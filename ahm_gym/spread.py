@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ahm_gym.schedules import ramp
+from ahm_gym.schedules import Ramp
 from ahm_gym.transfers import to_device
 
 
@@ -54,6 +54,13 @@ class Spread:
         return (none.index_add(1, self.cell, masked.float()) >= most)[:, self.cell]
 
 
+SPREAD_FALL = Ramp(first=1.0, last=0.0, start=0.0, end=0.5)
+"""A share of images with spread masks: all at first, none from the middle of training on.
+
+Spread masks are easy, and teach more early on; later random ones do.
+"""
+
+
 @lru_cache(maxsize=64)
 def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
     """Square cells, as small as they can be for a random mask to show one patch of each on average.
@@ -62,22 +69,15 @@ def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
     2x2 of which one patch stays visible; those at the edge may be smaller, and keep none.
     """
     rows, columns = grid
-    visible = 1.0 - num_masked / (rows * columns)
+    # Half a patch more: the count of masked ones was rounded, and a cell must not lose its own by that.
+    visible = 1.0 - (num_masked - 0.5) / (rows * columns)
     side = math.ceil(math.sqrt(1.0 / visible))
     down, across = torch.arange(rows) // side, torch.arange(columns) // side
     cell = (down[:, None] * math.ceil(columns / side) + across).flatten()
     sizes = torch.bincount(cell)
-    kept = (sizes * visible + 1e-6).floor()
+    kept = (sizes * visible).floor()
     allowed = [torch.arange(int(size)) < size - keep for size, keep in zip(sizes, kept, strict=True)]
     return Spread(cell, torch.cat(allowed))
-
-
-def spread_fall(progress: float) -> float:
-    """The share of images with spread masks over training: all at first, none from its middle on.
-
-    Spread masks are easy, and teach more early on; later random ones do.
-    """
-    return 1.0 - ramp(progress, start=0.0, end=0.5, top=1.0)
 
 
 def draw_spread(

@@ -133,11 +133,14 @@ class Training:
             device=self.device,
             agent_options=read_options(config.agent_options),
         )
+        guided, spread = self.actor.guided_fraction, self.actor.spread_fraction
+        if config.reconstructor is not None:
+            guided, spread = 1.0, 0.0  # it is the agent alone that learns: from every masked patch
         self.guided_fraction = chosen_share(
-            "guided", config.guided_fraction, config.guided_ramp, self.actor.guided_fraction, falls=False
+            "guided", config.guided_fraction, config.guided_ramp, guided, falls=False
         )
         self.spread_fraction = chosen_share(
-            "spread", config.spread_fraction, config.spread_ramp, self.actor.spread_fraction, falls=True
+            "spread", config.spread_fraction, config.spread_ramp, spread, falls=True
         )
         self.factory = self._env_factory(shared=False)
         self.env = self.factory()

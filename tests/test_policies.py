@@ -160,7 +160,7 @@ def test_an_agent_as_policy_acts_as_it_was_trained_to_whatever_the_autoencoder(r
     seen = PatchBatch(patches.images, other.embed(patches.images).detach(), other.grid, 0.5)
     expected = agent.act(patches.embeddings, deterministic=True)
     torch.testing.assert_close(policy.score(seen, torch.Generator()), expected)
-    assert policy.guided_fraction(0.0) == 0.5 and policy.spread_fraction(0.0) == 1.0
+    assert policy.guided_fraction(0.25) == 0.25 and policy.spread_fraction(0.25) == 0.5
     assert policy.observe(patches, mask_top_k(expected, 18), expected) == {}
 
 

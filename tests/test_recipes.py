@@ -77,6 +77,8 @@ def test_the_agent_learns_against_the_frozen_reconstructor_and_then_masks_for_a_
     ).all()
     rows = [json.loads(line) for line in (path / "3-pretraining" / "metrics.jsonl").read_text().splitlines()]
     assert {row["guided"] for row in rows if "guided" in row} == {1.0}
+    configs = (json.loads((path / stage / "config.json").read_text()) for stage in STAGES)
+    assert {config["spread_fraction"] for config in configs} == {0.0}
 
 
 def test_the_u_net_of_a_recipe_is_fine_tuned_and_probed(whole, tmp_path):
@@ -173,6 +175,9 @@ def test_every_recipe_differs_in_its_stages_names(name):
         ({"policy": "random"}, "--policy does not go with --recipe ahm2025"),
         ({"model": "small"}, "--model does not go with --recipe ahm2025"),
         ({"guided_fraction": 0.5}, "--guided-fraction does not go with"),
+        ({"guided_ramp": (0.0, 0.5)}, "--guided-ramp does not go with"),
+        ({"spread_fraction": 1.0}, "--spread-fraction does not go with"),
+        ({"spread_ramp": (0.0, 0.5)}, "--spread-ramp does not go with"),
         (
             {"patch_size": 1, "image_size": (48,), "agent_options": ("critic=cubic",)},
             "unknown critic 'cubic'",

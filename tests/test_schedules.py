@@ -2,11 +2,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahm_gym.agents.base import guided_fall
+from ahm_gym.agents.base import GUIDED_FALL, shares_of
 from ahm_gym.errors import InputError
 from ahm_gym.masking import count_masked
 from ahm_gym.schedules import Ramp, RisingMaskRatio, chosen_share, ramp
-from ahm_gym.spread import spread_fall
+from ahm_gym.spread import SPREAD_FALL
 
 
 @settings(deadline=None, max_examples=200)
@@ -53,9 +53,13 @@ def test_a_ramp_goes_up_or_down_between_its_ends():
     assert [down(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
 
 
-def test_a_learning_agent_guides_half_at_first_all_spread_and_nothing_from_the_middle_on():
-    assert [guided_fall(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0, 0])
-    assert [spread_fall(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
+def test_an_agent_without_shares_of_its_own_is_paid_throughout():
+    assert shares_of(object()) == (0.5, 1.0)
+
+
+def test_a3c_guides_half_at_first_all_spread_and_nothing_from_the_middle_on():
+    assert [GUIDED_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert [SPREAD_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
 
 
 def test_a_share_that_is_given_is_taken_and_one_that_is_not_is_the_policys_own():

@@ -162,6 +162,7 @@ def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(con
     assert_same(final_state(pretrain(config, resume=True)), final_state(whole))
     assert_same(final_state(whole)["pretrainer"]["autoencoder"], expected)
     assert final_state(whole)["pretrainer"]["updates"] == final_state(whole)["actor"]["writes"] == 8
+    assert {row["guided"] for row in comparable(whole) if "guided" in row} == {1.0}
 
 
 def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
@@ -291,7 +292,10 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"spread_fraction": -0.5}, "spread fraction -0.5"),
         ({"guided_ramp": (0.0, 1.0)}, "--guided-ramp has no share to go to"),
         ({"spread_ramp": (0.0, 1.0)}, "--spread-ramp has no share to go from"),
-        ({"guided_fraction": 0.5, "guided_ramp": (0.8, 0.2)}, "a ramp from progress 0.8 to 0.2"),
+        (
+            {"guided_fraction": 0.5, "guided_ramp": (0.8, 0.2)},
+            "--guided-ramp: a ramp from progress 0.8 to 0.2",
+        ),
         ({"steps": 0}, "--steps is 0"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"seed": -1}, "seed -1 is out of range"),

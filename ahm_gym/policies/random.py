@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ahm_gym.masking import PatchBatch, random_scores
 from ahm_gym.policies.base import FixedPolicy
-from ahm_gym.spread import spread_fall
+from ahm_gym.spread import SPREAD_FALL
 
 
 class RandomPolicy(FixedPolicy):
@@ -25,5 +25,4 @@ class SpreadPolicy(RandomPolicy):
     that of the spread, which is a control of this project. See `ahm_gym.spread`.
     """
 
-    def spread_fraction(self, progress: float) -> float:
-        return spread_fall(progress)
+    spread_fraction = SPREAD_FALL
