@@ -19,10 +19,10 @@ from ahm_gym import figures
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder
 from ahm_gym.data import open_data
-from ahm_gym.downstream import label_draws, scores_of_finetuning, scores_of_probe
+from ahm_gym.downstream import probe_draws, scores_of_finetuning, scores_of_probe
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.finetune_config import FinetuneConfig
-from ahm_gym.finetuning import finetune, run_probe
+from ahm_gym.finetuning import finetune
 from ahm_gym.judging import reconstruction_psnr
 from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
@@ -236,14 +236,14 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     )
     shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
     if cell.kind == "probe":
-        scores = scores_of_probe([run_probe(draw) for draw in label_draws(settings)])
+        scores = scores_of_probe(probe_draws(settings))
     else:
         scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
         if cell.kind == "finetune" and cell.seed == 0:
             picture = picture_folder(group) / f"segmentations-{cell.labels}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
-    shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir)
     return {"seconds": time.perf_counter() - began, **scores}
 
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetune_config import FinetuneConfig, resolve
+from ahm_gym.finetuning import build_probe
 from ahm_gym.probe import mean_dice
 from ahm_gym.report.rows import Row
 from ahm_gym.scoring import METRICS, mean
 
-NUM_DRAWS, DRAWS_APART = 5, 1000
+NUM_DRAWS, DRAWS_APART = 25, 1000
 """Draws of labelled images that a probe is averaged over, and how far their seeds lie apart."""
 
 
-def label_draws(settings: FinetuneConfig) -> list[FinetuneConfig]:
-    """The same probe with several draws of labelled images, the first of which is that of fine-tuning.
+def probe_draws(settings: FinetuneConfig) -> list[Row]:
+    """What the probe finds with each draw of labelled images, the first of which is that of fine-tuning.
 
-    Which images are labelled moves a probe more than which mask its encoder had, and a probe takes a second.
-    Without an encoder every draw has an untrained one of its own.
+    Which images are labelled moves a probe far more than which mask its encoder had: with 10 of them by 0.05,
+    where masks differ by 0.01.
     """
-    return [
-        replace(settings, seed=settings.seed + DRAWS_APART * draw, run_dir=settings.run_dir / str(draw))
-        for draw in range(NUM_DRAWS)
-    ]
+    settings = resolve(settings)
+    probe = build_probe(settings)
+    seeds = (settings.seed + DRAWS_APART * draw for draw in range(NUM_DRAWS))
+    return [probe(labels=settings.labels, seed=seed) for seed in seeds]
 
 
 def scores_of_probe(draws: list[Row]) -> Row:
     """The mean over the draws, case by case and class by class; their mean is the row's Dice.
 
     Where some draws find a class that is not there, the others, which rightly find none, count as 1: so do
-    comparisons of policies. Without this one wrong draw of five would cost a case its whole Dice.
+    comparisons of policies. Without this one wrong draw would cost a case its whole Dice.
     """
 
     def average(values: tuple[float | None, ...]) -> float | None:

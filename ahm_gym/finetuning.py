@@ -26,7 +26,7 @@ from ahm_gym.finetune_config import (
 )
 from ahm_gym.labelled import LabelledBatches, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
-from ahm_gym.probe import probe
+from ahm_gym.probe import Probe
 from ahm_gym.progress import Progress
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
@@ -82,17 +82,24 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
         InputError: for settings or data that cannot be used; no folder is left behind.
     """
     config = resolve(config)
-    image_size, patch_size = shape_of(config)
-    dataset = open_labelled(config)
-    encoder = starting_encoder(config, dataset).to(pick_device(config.device))
-    results = probe(
-        encoder, dataset, labels=config.labels, seed=config.seed, image_size=image_size, patch_size=patch_size
-    )
+    results = build_probe(config)(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()
     results = {"split": "test", **results, "config": run.config}
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def build_probe(config: FinetuneConfig) -> Probe:
+    """The probe of the encoder that the settings name; `resolve` them before.
+
+    Raises:
+        InputError: for settings or data that cannot be used.
+    """
+    image_size, patch_size = shape_of(config)
+    dataset = open_labelled(config)
+    encoder = starting_encoder(config, dataset).to(pick_device(config.device))
+    return Probe(encoder, dataset, image_size=image_size, patch_size=patch_size)
 
 
 class Finetuning:

@@ -24,65 +24,102 @@ small structures never are the largest class of a patch, and the more so the mor
 BATCH_SIZE = 64
 
 
-def probe(
-    encoder: Encoder,
-    dataset: ImageDataset,
-    *,
-    labels: int | None = None,
-    seed: int = 0,
-    image_size: tuple[int, int],
-    patch_size: int,
-) -> dict[str, Any]:
-    """Patch Dice on the test split of a ridge regression from patch features to the label fractions.
+class Probe:
+    """A ridge regression from frozen patch features to label fractions, for any draw of labelled images.
+
+    Every image is encoded once, however many draws ask for it.
 
     Args:
         encoder: frozen; the features are its normed patch tokens, or the averages of a U-Net's feature map over
             the patches, standardised over the training patches.
         dataset: with labels in all three splits.
-        labels: number of labelled training images; None takes all.
-        seed: which ones; see `choose_labelled`.
         image_size: rows and columns of the images; whole images are fitted to it.
         patch_size: side of a patch in pixels.
 
-    Returns:
-        `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
-        `lambda` the ridge penalty and `background_weight` the factor on the predicted share of background with the
-        best `val_patch_dice`, `labels` and `num_images`: the numbers of training and of test images.
-
     Raises:
-        InputError: where a split has no labels, or the labels do not suffice.
+        InputError: where val or test has no labels.
     """
-    train = choose_labelled(dataset, labels, seed)
-    val, test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
-    for split, indices in (("val", val), ("test", test)):
-        if not indices:
-            raise InputError(
-                f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
-                "fine-tune."
-            )
-    features, targets = _patches(encoder, dataset, train, image_size, patch_size)
-    deviation, centre = torch.std_mean(features, dim=(0, 1))
-    deviation = deviation.clamp(min=1e-6)
-    maps = ridge((features - centre) / deviation, targets, PENALTIES)
-    features, targets = _patches(encoder, dataset, val, image_size, patch_size)
-    cases = [dataset.sample(index).case for index in val]
-    predictions = [(features - centre) / deviation @ weights + bias for weights, bias in maps]
-    best, weight, score = choose_map(predictions, targets, cases)
-    features, targets = _patches(encoder, dataset, test, image_size, patch_size)
-    cases = [dataset.sample(index).case for index in test]
-    weights, bias = maps[best]
-    predicted = (features - centre) / deviation @ weights + bias
-    found = patch_dice(weighted(predicted, weight), targets, cases)
-    return {
-        "patch_dice": mean_dice(found),
-        "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
-        "cases": found,
-        "lambda": float(PENALTIES[best]),
-        "background_weight": weight,
-        "val_patch_dice": score,
-        "labels": len(train),
-        "num_images": len(test),
-    }
+
+    def __init__(
+        self, encoder: Encoder, dataset: ImageDataset, *, image_size: tuple[int, int], patch_size: int
+    ) -> None:
+        grid_of(image_size, patch_size)
+        self.encoder, self.dataset = encoder, dataset
+        self.image_size, self.patch_size = image_size, patch_size
+        self.val, self.test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
+        for split, indices in (("val", self.val), ("test", self.test)):
+            if not indices:
+                raise InputError(
+                    f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
+                    "fine-tune."
+                )
+        self._patches: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Patch Dice on the test split of the regression from one draw of labelled images.
+
+        Args:
+            labels: number of labelled training images; None takes all.
+            seed: which ones; see `choose_labelled`.
+
+        Returns:
+            `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
+            `lambda` the ridge penalty and `background_weight` the factor on the predicted share of background with
+            the best `val_patch_dice`, `val_r2` the share of the label fractions' variance on val that the best
+            penalty explains, `labels` and `num_images`: the numbers of training and of test images.
+
+        Raises:
+            InputError: where the labels do not suffice.
+        """
+        train = choose_labelled(self.dataset, labels, seed)
+        features, targets = self.patches(train)
+        deviation, centre = torch.std_mean(features, dim=(0, 1))
+        deviation = deviation.clamp(min=1e-6)
+        maps = ridge((features - centre) / deviation, targets, PENALTIES)
+        features, targets = self.patches(self.val)
+        predictions = [(features - centre) / deviation @ weights + bias for weights, bias in maps]
+        best, weight, score = choose_map(predictions, targets, self._cases(self.val))
+        r2 = max(explained(predicted, targets) for predicted in predictions)
+        features, targets = self.patches(self.test)
+        weights, bias = maps[best]
+        predicted = (features - centre) / deviation @ weights + bias
+        found = patch_dice(weighted(predicted, weight), targets, self._cases(self.test))
+        return {
+            "patch_dice": mean_dice(found),
+            "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
+            "cases": found,
+            "lambda": float(PENALTIES[best]),
+            "background_weight": weight,
+            "val_patch_dice": score,
+            "val_r2": r2,
+            "labels": len(train),
+            "num_images": len(self.test),
+        }
+
+    def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
+        """Features and label fractions of every patch of these samples, in double precision."""
+        missing = [index for index in indices if index not in self._patches]
+        was_training = self.encoder.training
+        self.encoder.eval()
+        for start in range(0, len(missing), BATCH_SIZE):
+            self._encode(missing[start : start + BATCH_SIZE])
+        self.encoder.train(was_training)
+        features, fractions = zip(*(self._patches[index] for index in indices), strict=True)
+        return torch.stack(features), torch.stack(fractions)
+
+    def _encode(self, indices: list[int]) -> None:
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            images = self.dataset.resized(indices, self.image_size).to(device)
+            features = patch_features(self.encoder, images, self.patch_size).double().cpu()
+        for index, tokens in zip(indices, features, strict=True):
+            label = self.dataset.sample(index).label
+            assert label is not None, "only labelled samples are chosen"
+            shares = label_fractions(label, self.dataset.num_classes, self.image_size, self.patch_size)
+            self._patches[index] = tokens, shares.double()
+
+    def _cases(self, indices: list[int]) -> list[str]:
+        return [self.dataset.sample(index).case for index in indices]
 
 
 def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
@@ -103,6 +140,13 @@ def choose_map(
     }
     index, weight = max(scores, key=lambda choice: scores[choice])
     return index, weight, scores[index, weight]
+
+
+def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> float:
+    """Share of the variance of the label fractions that is explained, the mean over the foreground (R squared)."""
+    error = (predicted - fractions).square().sum(dim=(0, 1))
+    spread = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))
+    return float((1.0 - error / spread.clamp(min=1e-12))[1:].mean())
 
 
 def ridge(
@@ -162,29 +206,3 @@ def label_fractions(
     one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
     fitted = cover(one_hot, image_size)  # K H W
     return patchify(fitted[:, None], patch_size).mean(dim=2).T
-
-
-def _patches(
-    encoder: Encoder,
-    dataset: ImageDataset,
-    indices: list[int],
-    image_size: tuple[int, int],
-    patch_size: int,
-) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
-    """Features and label fractions of every patch of these samples, in double precision."""
-    grid_of(image_size, patch_size)
-    was_training = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    features, fractions = [], []
-    for start in range(0, len(indices), BATCH_SIZE):
-        chosen = indices[start : start + BATCH_SIZE]
-        with torch.no_grad():
-            tokens = patch_features(encoder, dataset.resized(chosen, image_size).to(device), patch_size)
-        features.append(tokens.double().cpu())
-        for index in chosen:
-            label = dataset.sample(index).label
-            assert label is not None, "only labelled samples are chosen"
-            fractions.append(label_fractions(label, dataset.num_classes, image_size, patch_size))
-    encoder.train(was_training)
-    return torch.cat(features), torch.stack(fractions).double()

@@ -1,10 +1,11 @@
 """Variants of pretraining against random masks, judged on validation images by the probe.
 
 `python benchmarks/variants.py --data hc18_128.npz --variants "half: --policy a3c" "none: --policy a3c
---guided-fraction 0"` pretrains every variant and every seed, one thread each, and prints the mean validation
-patch Dice over several draws of labelled images, with the paired difference to random masks. A variant is a
-name and flags of examples/pretrain.py; `random` is always there. Test scores are neither kept nor shown. Finished
-parts are not run again.
+--guided-fraction 0"` pretrains every variant and every seed, one thread each, and prints what a ridge regression from
+frozen features knows of validation images: the variance of their label fractions that it explains with all training
+labels, and its patch Dice with few of them, the mean over many draws; each with the paired difference to random masks.
+A variant is a name and flags of examples/pretrain.py; `random` is always there. Test scores are neither kept nor
+shown. Finished parts are not run again.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from cells import interval, last_metric, run
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.encoders import find_encoder, load_encoder
-from ahm_gym.probe import probe
+from ahm_gym.probe import Probe
 from ahm_gym.storage import write_atomically
 
 RANDOM = "random: --policy random"
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Arguments:
     """Seeds 0, 1, ..."""
     labels: int = 20
     """Labelled images of the probe."""
-    draws: int = 5
+    draws: int = 25
     """Draws of labelled images that the probe is averaged over."""
     jobs: int = 2
     """Runs at a time, one thread each."""
@@ -73,17 +75,26 @@ def main() -> None:
     print(
         f"\n{Path(arguments.data).stem} {arguments.flags}, {arguments.steps} updates, {arguments.seeds} seeds"
     )
-    print("| variant | val patch Dice | against random | val loss | Spearman | masked foreground |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| variant | val R2, all labels | against random | val patch Dice | against random | val loss | Spearman "
+        "| masked foreground |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name in variants:
-        own = [scores[seed, name] for seed in range(arguments.seeds)]
-        paired = [score - scores[seed, "random"] for seed, score in enumerate(own)]
+        judged = " | ".join(compared(name, key, scores, arguments.seeds) for key in ("r2", "dice"))
         health = (
             np.mean([last_metric(folders[seed, name], f"val/{key}") for seed in range(arguments.seeds)])
             for key in ("loss", "spearman", "masked_foreground")
         )
         shown = " | ".join(f"{value:.3f}" for value in health)
-        print(f"| {name} | {np.mean(own):.4f} | {interval(paired)} | {shown} |")
+        print(f"| {name} | {judged} | {shown} |")
+
+
+def compared(name: str, key: str, scores: dict[tuple[int, str], Scores], seeds: int) -> str:
+    """Two columns: the mean of a score over the seeds, and its paired difference to random masks."""
+    own = [scores[seed, name][key] for seed in range(seeds)]
+    paired = [score - scores[seed, "random"][key] for seed, score in enumerate(own)]
+    return f"{np.mean(own):.4f} | {interval(paired)}"
 
 
 def folder_of(arguments: Arguments) -> Path:
@@ -91,8 +102,8 @@ def folder_of(arguments: Arguments) -> Path:
     return arguments.out / f"{Path(arguments.data).stem}-{arguments.steps}{flags}"
 
 
-def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> float:
-    """Mean validation patch Dice of a run's encoder; kept beside it."""
+def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
+    """What a run's encoder is worth on validation images; kept beside it."""
     path = run_dir / f"val-{arguments.labels}-{arguments.draws}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -100,14 +111,11 @@ def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], I
     size = found.image_size
     if size not in datasets:
         datasets[size] = open_data(arguments.data, image_size=size, need_labels=True)
-    encoder = load_encoder(run_dir)
-    values = [
-        probe(encoder, datasets[size], labels=arguments.labels, seed=seed, image_size=size,
-              patch_size=found.patch_size)["val_patch_dice"]
-        for seed in range(arguments.draws)
-    ]  # fmt: skip
-    write_atomically(path, json.dumps(float(np.mean(values))))
-    return float(np.mean(values))
+    probe = Probe(load_encoder(run_dir), datasets[size], image_size=size, patch_size=found.patch_size)
+    draws = [probe(labels=arguments.labels, seed=seed)["val_patch_dice"] for seed in range(arguments.draws)]
+    scores = {"r2": probe()["val_r2"], "dice": float(np.mean(draws))}
+    write_atomically(path, json.dumps(scores))
+    return scores
 
 
 if __name__ == "__main__":

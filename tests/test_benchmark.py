@@ -14,6 +14,7 @@ from ahm_gym.cells import key_of
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetuning import run_probe
 from ahm_gym.labelled import choose_labelled
 from ahm_gym.report.rows import read_lines as read_rows
 from ahm_gym.storage import locked
@@ -411,12 +412,20 @@ def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
     assert len(read_rows(tmp_path / "out")) == 6
 
 
-def test_a_probe_is_the_mean_over_draws_of_which_the_first_is_that_of_fine_tuning(tmp_path):
-    draws = downstream.label_draws(FinetuneConfig(seed=2, labels=4, run_dir=tmp_path))
-    assert (
-        draws[0].seed == 2
-        and len({draw.seed for draw in draws}) == len({draw.run_dir for draw in draws}) == 5
+def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not(
+    discs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(downstream, "NUM_DRAWS", 4)
+    settings = FinetuneConfig(
+        data=str(discs), image_size=(32,), patch_size=4, seed=2, labels=4, run_dir=tmp_path / "probe"
     )
+    alone = run_probe(settings)
+    draws = downstream.probe_draws(settings)
+    assert draws[0]["cases"] == alone["cases"]
+    assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
+
+
+def test_a_probe_is_the_mean_over_its_draws():
     rows = [
         {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [None, 1.0]}},
         {"per_class": {"1": 0.7, "2": None}, "cases": {"a": [0.75, None], "b": [0.0, 0.5]}},

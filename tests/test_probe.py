@@ -3,18 +3,20 @@ import pytest
 import torch
 from programs import write_discs
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 
 from ahm_gym.data import open_data
 from ahm_gym.encoders import load_encoder
 from ahm_gym.errors import InputError
 from ahm_gym.probe import (
     BACKGROUND_WEIGHTS,
+    Probe,
     choose_map,
     class_dice,
+    explained,
     label_fractions,
     mean_dice,
     patch_dice,
-    probe,
     ridge,
     weighted,
 )
@@ -84,7 +86,7 @@ def test_label_fractions_of_a_larger_label_follow_the_centre_crop_of_its_image()
 def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     encoder = untrained().train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    results = probe(encoder, dataset, labels=10, seed=1, image_size=SIZE, patch_size=4)
+    results = Probe(encoder, dataset, image_size=SIZE, patch_size=4)(labels=10, seed=1)
     assert encoder.training
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     assert results["patch_dice"] > 0.85
@@ -92,15 +94,32 @@ def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     assert np.mean([dice for (dice,) in results["cases"].values()]) == pytest.approx(results["patch_dice"])
     assert (results["labels"], results["num_images"]) == (10, 8)
     assert results["val_patch_dice"] > 0.85
-    assert results == probe(untrained(), dataset, labels=10, seed=1, image_size=SIZE, patch_size=4)
+    assert results == Probe(untrained(), dataset, image_size=SIZE, patch_size=4)(labels=10, seed=1)
+
+
+def test_every_image_is_encoded_once_however_many_draws_ask_for_it(dataset, monkeypatch):
+    encoded = []
+    probe = Probe(untrained(), dataset, image_size=SIZE, patch_size=4)
+    own = probe._encode
+    monkeypatch.setattr(probe, "_encode", lambda indices: (encoded.extend(indices), own(indices)))
+    scores = {probe(labels=6, seed=seed)["patch_dice"] for seed in range(6)}
+    assert len(encoded) == len(set(encoded)) and len(scores) > 1
+
+
+def test_the_explained_variance_is_that_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    true, found = (torch.rand(4, 6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = r2_score(true.flatten(0, 1)[:, 1:], found.flatten(0, 1)[:, 1:])
+    assert explained(found, true) == pytest.approx(expected)
+    assert explained(true, true) == 1.0
 
 
 def test_features_that_know_nothing_get_a_low_patch_dice(dataset):
     encoder = untrained()
     for parameter in encoder.patch_embed.parameters():
         torch.nn.init.zeros_(parameter)
-    blind = probe(encoder, dataset, labels=10, image_size=SIZE, patch_size=4)
-    seeing = probe(untrained(), dataset, labels=10, image_size=SIZE, patch_size=4)
+    blind = Probe(encoder, dataset, image_size=SIZE, patch_size=4)(labels=10)
+    seeing = Probe(untrained(), dataset, image_size=SIZE, patch_size=4)(labels=10)
     assert blind["patch_dice"] < seeing["patch_dice"] - 0.15
 
 
@@ -110,7 +129,7 @@ def test_the_test_split_does_not_choose_the_penalty(tmp_path):
     arrays["test_label"] = 1 - arrays["test_label"]
     np.savez(tmp_path / "other.npz", **arrays)
     first, second = (
-        probe(untrained(), open_data(str(file), image_size=SIZE), labels=5, image_size=SIZE, patch_size=4)
+        Probe(untrained(), open_data(str(file), image_size=SIZE), image_size=SIZE, patch_size=4)(labels=5)
         for file in (path, tmp_path / "other.npz")
     )
     assert first["patch_dice"] != second["patch_dice"]
@@ -123,7 +142,7 @@ def test_data_without_validation_labels_is_refused(tmp_path):
     del arrays["val_label"]
     np.savez(tmp_path / "novals.npz", **arrays)
     with pytest.raises(InputError, match="novals has no labelled val images"):
-        probe(
+        Probe(
             untrained(),
             open_data(str(tmp_path / "novals.npz"), image_size=SIZE),
             image_size=SIZE,
@@ -134,5 +153,5 @@ def test_data_without_validation_labels_is_refused(tmp_path):
 def test_real_ultrasound_is_readable_from_untrained_features(shared_data):
     dataset = open_data("hc18_128.npz", root=shared_data, image_size=(64, 64))
     encoder = load_encoder(None, image_size=(64, 64), patch_size=8)
-    results = probe(encoder, dataset, labels=20, image_size=(64, 64), patch_size=8)
+    results = Probe(encoder, dataset, image_size=(64, 64), patch_size=8)(labels=20)
     assert 0.7 < results["patch_dice"] < 0.85

@@ -14,7 +14,7 @@ from ahm_gym.encoders import export_encoder, find_encoder, load_encoder
 from ahm_gym.errors import InputError
 from ahm_gym.finetune_config import FinetuneConfig
 from ahm_gym.finetuning import finetune
-from ahm_gym.probe import probe
+from ahm_gym.probe import Probe
 from ahm_gym.runs import RunFolder
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 from ahm_gym.unet import UNet
@@ -125,6 +125,6 @@ def test_a_few_labels_suffice_for_bright_discs_from_scratch(discs, tmp_path):
 def test_the_probe_reads_bright_discs_from_the_pooled_feature_map(discs):
     dataset = open_data(str(discs), image_size=(32, 32))
     unet = untrained(size=(32, 32), channels=1).train()
-    results = probe(unet, dataset, labels=10, image_size=(32, 32), patch_size=4)
+    results = Probe(unet, dataset, image_size=(32, 32), patch_size=4)(labels=10)
     assert results["patch_dice"] > 0.85
     assert unet.training
