@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.envs.batches import ImageBatches, check_reset_mask, open_images
+from ahm_gym.envs.growing import GrowingMask
 from ahm_gym.envs.plans import (
     MaskRatio,
     check_count,
@@ -27,11 +28,10 @@ from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
 from ahm_gym.envs.updates import Update
 from ahm_gym.errors import InputError, check_seed
-from ahm_gym.masking import PatchBatch, select_patches
+from ahm_gym.masking import PatchBatch
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer, build_pretrainer
 from ahm_gym.schedules import Share, share_at
-from ahm_gym.spread import Spread, draw_spread
 from ahm_gym.transfers import Fetch, to_device
 
 
@@ -134,8 +134,7 @@ class MaskingVectorEnv(VectorEnv):
         pin_memory = self.pretrainer.device.type == "cuda"
         self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
         self._masking_steps = masking_steps
-        self._steps = self._plan(self.num_masked)
-        self._episode_step = 0
+        self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None
         self._needs_reset, self._restored = True, False
 
@@ -175,7 +174,7 @@ class MaskingVectorEnv(VectorEnv):
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
         info = self._mask_patches(actions)
-        ended = self._episode_step == self.masking_steps
+        ended = self._mask.complete
         observation, reward = self._observation(), np.zeros(self.num_envs)
         if ended:
             update, last = self._update(), observation
@@ -201,18 +200,18 @@ class MaskingVectorEnv(VectorEnv):
             return None
         if not self._batches.opened:
             raise ResetNeeded("there is nothing to show yet: call reset() before render().")
-        shown = self._shown or Shown(self._images, self._mask, self._guided)
+        shown = self._shown or Shown(self._images, self._mask.masked, self._mask.guided)
         return render_batch(shown, self.pretrainer.model, self.data)
 
     @property
     def masking_steps(self) -> int:
         """Steps of the present episode."""
-        return len(self._steps)
+        return len(self._mask.steps)
 
     @property
     def num_guided(self) -> int:
         """Patches that the coming action chooses, in every image; 0 once the episode is over."""
-        return 0 if self._episode_step == len(self._steps) else self._steps[self._episode_step][1]
+        return self._mask.num_guided
 
     @property
     def patches(self) -> PatchBatch:
@@ -260,31 +259,25 @@ class MaskingVectorEnv(VectorEnv):
         """What `info` says about the scores of a step and the patches that were guided by them."""
         return {}
 
-    def _available(self) -> Tensor:
-        """True (B, L) where a patch can still be masked: it is not yet, and its cell may lose one more."""
-        return ~self._mask if self._spread is None else ~(self._mask | self._spread.full(self._mask))
+    def _no_mask(self, steps: list[tuple[int, int]], spread_share: float = 0.0) -> GrowingMask:
+        return GrowingMask(self.num_envs, self.grid, steps, spread_share, self.generator)
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
         scores = self._scores(actions)
-        if self._episode_step == 0:
-            self._spread = draw_spread(
-                self._spread_share, self.grid, self.num_masked, self.num_envs, self.generator
-            )
-        num_new, num_guided = self._steps[self._episode_step]
-        mask, guided = select_patches(scores, num_new, num_guided, self.generator, self._mask, self._spread)
+        new, guided = self._mask.choose(scores)
         info = self._choice_info(scores, guided)
-        self._mask, self._guided = self._mask | mask, self._guided | guided
+        self._mask.grow(new, guided)
         self._scores_now = scores
-        self._episode_step += 1
         empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
-        rows = {"mask": self._mask.numpy().copy(), "guided": self._guided.numpy().copy()}
+        rows = {"mask": self._mask.masked.numpy().copy(), "guided": self._mask.guided.numpy().copy()}
         return info | rows | {"patch_loss": empty, "patch_reward": empty}
 
     def _update(self) -> Update:
-        update = Update(self.pretrainer, self.reward, self._images, self._mask, self._guided)
+        mask, guided = self._mask.masked, self._mask.guided
+        update = Update(self.pretrainer, self.reward, self._images, mask, guided)
         if self.render_mode is not None:
             prediction = update.result.prediction
-            self._shown = Shown(self._images, self._mask, self._guided, self._scores_now, prediction)
+            self._shown = Shown(self._images, mask, guided, self._scores_now, prediction)
         return update
 
     def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -302,18 +295,15 @@ class MaskingVectorEnv(VectorEnv):
         self._images = to_device(self._batches.next(), self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
         self._observed = Fetch(self._embeddings.float())
-        self._mask = self._guided = torch.zeros(self.num_envs, self.num_patches, dtype=torch.bool)
         progress = self.pretrainer.progress
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
         share = share_at(self.guided_fraction, progress, "guided fraction")
-        self._steps = self._plan(round(share * self.num_masked))
-        self._spread_share = share_at(self.spread_fraction, progress, "spread fraction")
-        self._episode_step = 0
-        self._spread: Spread | None = None
+        steps = self._plan(round(share * self.num_masked))
+        self._mask = self._no_mask(steps, share_at(self.spread_fraction, progress, "spread fraction"))
         self._needs_reset = False
 
     def _observation(self) -> np.ndarray:
         embeddings = self._observed.wait()
-        if self._episode_step:
-            embeddings = embeddings.masked_fill(~self._available()[..., None], 0.0)
+        if self._mask.num_done:
+            embeddings = embeddings.masked_fill(~self._mask.available[..., None], 0.0)
         return embeddings.numpy().copy()

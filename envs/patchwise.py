@@ -42,11 +42,11 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
 
     def action_masks(self) -> np.ndarray:
         """True where a patch can be chosen, for each choice (B, k * L): what sb3-contrib's maskable agents ask for."""
-        return np.tile(self._available().numpy(), self.group_size)
+        return np.tile(self._mask.available.numpy(), self.group_size)
 
     def _action_mask_info(self) -> dict[str, np.ndarray]:
         return {
-            "action_mask": self._available().numpy().astype(np.int8),
+            "action_mask": self._mask.available.numpy().astype(np.int8),
             "_action_mask": np.ones(self.num_envs, dtype=bool),
         }
 

@@ -52,7 +52,7 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
         return -rectangle_distance(whole_numbers(actions, limits, expected), self.grid).float()
 
     def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
-        return {"repaired": (guided != ((scores == 0) & ~self._mask)).any(dim=1).numpy()}
+        return {"repaired": (guided != ((scores == 0) & ~self._mask.masked)).any(dim=1).numpy()}
 
 
 class RectangleMaskingEnv(MaskingEnv):

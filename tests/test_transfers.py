@@ -92,7 +92,9 @@ def test_a_mask_on_the_gpu_gives_the_same_update_but_is_waited_for():
 def test_a_step_of_the_environment_waits_once_whatever_it_pays(model, normalise, reward):
     pretrainer = pretrainer_of(model, normalise)
     env = env_of(pretrainer, reward=reward)
-    gpu = simulate(pretrainer, *([env.reward.slow] if reward == "progress" else []))
+    copies = [env.reward.earlier, env.reward.next] if reward == "progress" else []
+    env.reward.lag = 2  # so that progress renews its copies on the way
+    gpu = simulate(pretrainer, *copies)
     with gpu.running():
         env.reset(seed=0)
         for _ in range(3):
