@@ -14,6 +14,7 @@ from ahm_gym.board import Board, append_row
 from ahm_gym.cells import Cell, Failure, Group, file_name, key_of
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
+from ahm_gym.downstream import NUM_DRAWS
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.parallel import run_groups
 from ahm_gym.pretrain_config import PretrainConfig
@@ -228,6 +229,7 @@ def saved_settings(out: Path) -> Row | None:
 def settings_of(config: BenchmarkConfig) -> Row:
     """What all rows of a folder have in common."""
     values = to_json(config) | {"image_size": list(image_size_of(config.image_size))}
+    values["probe_draws"] = NUM_DRAWS
     return {name: value for name, value in values.items() if name not in OPEN}
 
 

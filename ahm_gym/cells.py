@@ -236,7 +236,7 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     )
     shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
     if cell.kind == "probe":
-        scores = scores_of_probe(probe_draws(settings))
+        scores = scores_of_probe(probe_draws(settings, interrupt))
     else:
         scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
         if cell.kind == "finetune" and cell.seed == 0:

@@ -53,6 +53,7 @@ class Probe:
                     f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
                     "fine-tune."
                 )
+        self._cases = {index: dataset.sample(index).case for index in [*self.val, *self.test]}
         self._patches: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
@@ -78,12 +79,12 @@ class Probe:
         maps = ridge((features - centre) / deviation, targets, PENALTIES)
         features, targets = self.patches(self.val)
         predictions = [(features - centre) / deviation @ weights + bias for weights, bias in maps]
-        best, weight, score = choose_map(predictions, targets, self._cases(self.val))
+        best, weight, score = choose_map(predictions, targets, self.cases(self.val))
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)
         weights, bias = maps[best]
         predicted = (features - centre) / deviation @ weights + bias
-        found = patch_dice(weighted(predicted, weight), targets, self._cases(self.test))
+        found = patch_dice(weighted(predicted, weight), targets, self.cases(self.test))
         return {
             "patch_dice": mean_dice(found),
             "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
@@ -118,8 +119,9 @@ class Probe:
             shares = label_fractions(label, self.dataset.num_classes, self.image_size, self.patch_size)
             self._patches[index] = tokens, shares.double()
 
-    def _cases(self, indices: list[int]) -> list[str]:
-        return [self.dataset.sample(index).case for index in indices]
+    def cases(self, indices: list[int]) -> list[str]:
+        """The cases of val or test images."""
+        return [self._cases[index] for index in indices]
 
 
 def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
@@ -143,10 +145,14 @@ def choose_map(
 
 
 def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> float:
-    """Share of the variance of the label fractions that is explained, the mean over the foreground (R squared)."""
-    error = (predicted - fractions).square().sum(dim=(0, 1))
-    spread = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))
-    return float((1.0 - error / spread.clamp(min=1e-12))[1:].mean())
+    """Share of the variance of the label fractions that is explained (R squared).
+
+    The mean over the classes of the foreground that are there.
+    """
+    error = (predicted - fractions).square().sum(dim=(0, 1))[1:]
+    variance = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))[1:]
+    there = variance > 0
+    return float((1.0 - error[there] / variance[there]).mean())
 
 
 def ridge(
@@ -169,7 +175,7 @@ def patch_dice(
 ) -> dict[str, list[Value]]:
     """Dice of every foreground class over the patches of each case, each patch counted as its largest class.
 
-    None where a case has no patch of the class, neither predicted nor true.
+    None where a case has no true patch of the class, whatever is predicted: it is undefined for all encoders alike.
 
     Args:
         predicted: of every image.
@@ -178,14 +184,14 @@ def patch_dice(
     """
     classes = torch.arange(1, fractions.shape[2])
     found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
-    overlap, size = (found & true).sum(dim=1), found.sum(dim=1) + true.sum(dim=1)  # B K-1
+    counts = (found & true).sum(dim=1), found.sum(dim=1), true.sum(dim=1)  # B K-1 each
     rows = {case: row for row, case in enumerate(dict.fromkeys(cases))}
     row_of_image = torch.tensor([rows[case] for case in cases])
     none = torch.zeros(len(rows), len(classes), dtype=torch.int64)
-    pooled = (none.index_add(0, row_of_image, counts).tolist() for counts in (overlap, size))
+    pooled = (none.index_add(0, row_of_image, count).tolist() for count in counts)
     return {
-        case: [2 * shared / both if both else None for shared, both in zip(*pair, strict=True)]
-        for case, *pair in zip(rows, *pooled, strict=True)
+        case: [2 * shared / (a + b) if b else None for shared, a, b in zip(*row, strict=True)]
+        for case, *row in zip(rows, *pooled, strict=True)
     }
 
 

@@ -104,7 +104,7 @@ def folder_of(arguments: Arguments) -> Path:
 
 def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
     """What a run's encoder is worth on validation images; kept beside it."""
-    path = run_dir / f"val-{arguments.labels}-{arguments.draws}.json"
+    path = run_dir / f"judged-{arguments.labels}-{arguments.draws}.json"
     if path.exists():
         return json.loads(path.read_text())
     found = find_encoder(run_dir)

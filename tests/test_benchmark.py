@@ -17,6 +17,7 @@ from ahm_gym.finetune_config import FinetuneConfig
 from ahm_gym.finetuning import run_probe
 from ahm_gym.labelled import choose_labelled
 from ahm_gym.report.rows import read_lines as read_rows
+from ahm_gym.runs import Interrupt
 from ahm_gym.storage import locked
 
 
@@ -420,16 +421,16 @@ def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not
         data=str(discs), image_size=(32,), patch_size=4, seed=2, labels=4, run_dir=tmp_path / "probe"
     )
     alone = run_probe(settings)
-    draws = downstream.probe_draws(settings)
+    draws = downstream.probe_draws(settings, Interrupt())
     assert draws[0]["cases"] == alone["cases"]
     assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
 
 
 def test_a_probe_is_the_mean_over_its_draws():
     rows = [
-        {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [None, 1.0]}},
+        {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [0.5, 1.0]}},
         {"per_class": {"1": 0.7, "2": None}, "cases": {"a": [0.75, None], "b": [0.0, 0.5]}},
     ]
     found = downstream.scores_of_probe(rows)
-    assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.5, 0.75]}}
-    assert found["dice"] == pytest.approx((0.5 + 0.75) / 2) and found["num_classes"] == 3
+    assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.25, 0.75]}}
+    assert found["dice"] == pytest.approx((0.375 + 0.75) / 2) and found["num_classes"] == 3

@@ -53,6 +53,8 @@ def test_patch_dice_is_pooled_over_a_case_and_then_the_mean_over_the_cases():
     cases = patch_dice(found, true, ["a", "a", "b"])
     assert cases == {"a": [2 * 1 / 6, None, None], "b": [1.0, 0.0, None]}
     assert class_dice(cases) == [pytest.approx((1 / 3 + 1.0) / 2), 0.0, None]
+    # What is found where nothing is stays undefined, for all encoders alike.
+    assert patch_dice(found[1:2], true[1:2], ["a"]) == {"a": [None, None, None]}
     assert mean_dice(cases) == pytest.approx((2 / 3 + 0.0) / 2)
 
 
@@ -112,6 +114,8 @@ def test_the_explained_variance_is_that_of_scikit_learn():
     expected = r2_score(true.flatten(0, 1)[:, 1:], found.flatten(0, 1)[:, 1:])
     assert explained(found, true) == pytest.approx(expected)
     assert explained(true, true) == 1.0
+    true[..., 2] = 0.0
+    assert explained(true, true) == 1.0  # of the class that is there
 
 
 def test_features_that_know_nothing_get_a_low_patch_dice(dataset):
