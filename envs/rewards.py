@@ -134,18 +134,27 @@ class ProgressReward(LossReward):
     """Loss under an earlier copy of the autoencoder minus its present loss, with the same mask.
 
     What is being learned pays; noise, which is as bad under both, does not. After the learning progress
-    of Oudeyer, Kaplan and Hafner (2007). The copy is `lag` to two times `lag` updates old. A slow average
-    would not do: once the learning rate falls it is better than the autoencoder itself, and learning would
-    cost. Takes one more forward pass and two copies of the weights.
-    """
+    of Oudeyer, Kaplan and Hafner (2007). The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
+    run of up to 2,000 updates; before, it is the untrained autoencoder. A slow average would not do: once the
+    learning rate falls it is better than the autoencoder itself, and learning would cost. Takes one more
+    forward pass and two copies of the weights.
 
-    lag = 100
+    Raises:
+        InputError: against a frozen autoencoder, which makes no progress.
+    """
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
+        if pretrainer.frozen:
+            raise InputError(
+                "reward progress pays what the autoencoder has learned, and this one is frozen: choose loss or "
+                "relative."
+            )
+        self.lag = min(100, max(1, pretrainer.num_steps // 20))
         self.earlier = copy.deepcopy(pretrainer.model).requires_grad_(False)
         self.next = copy.deepcopy(self.earlier)
-        self.count = 0
+        self.taken = 0
+        """Updates before the newest copy."""
         self.earlier_loss: Fetch | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
@@ -156,18 +165,18 @@ class ProgressReward(LossReward):
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
         assert self.earlier_loss is not None, "before() comes first"
-        self.count += 1
-        if self.count % self.lag == 0:
+        if self.pretrainer.updates >= self.taken + self.lag:
+            self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
-            self.next.load_state_dict(self.pretrainer.autoencoder.state_dict())
+            self.next.load_state_dict(self.pretrainer.model.state_dict())
         return self.earlier_loss.wait() - patch_loss
 
     def state_dict(self) -> dict[str, Any]:
         copies = {"earlier": self.earlier.state_dict(), "next": self.next.state_dict()}
-        return {"count": self.count, **copies}
+        return {"taken": self.taken, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
+        self.taken = state["taken"]
         self.earlier.load_state_dict(state["earlier"])
         self.next.load_state_dict(state["next"])
 

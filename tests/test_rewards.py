@@ -62,39 +62,46 @@ def test_rank_pays_minus_one_to_one_in_the_order_of_the_loss(pretrainer):
     assert torch.equal(paid[mask].argsort(), patch_loss[mask].argsort())
 
 
+def paid_for_progress(reward, pretrainer, num_steps):
+    """What each of so many updates pays, and the patch losses before them."""
+    images, mask, guided, _ = draw()
+    paid, losses = [], []
+    for _ in range(num_steps):
+        reward.before(images, mask)
+        losses.append(pretrainer.step(images, mask).patch_loss)
+        paid.append(reward(losses[-1], mask, guided))
+    return paid, losses
+
+
 def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     reward = build("progress", pretrainer)
     reward.lag = 10
-    images, mask, guided, _ = draw()
-    losses = []
-    for _ in range(35):
-        reward.before(images, mask)
-        result = pretrainer.step(images, mask)
-        losses.append(result.patch_loss)
-        paid = reward(result.patch_loss, mask, guided)
+    paid, losses = paid_for_progress(reward, pretrainer, 35)
     # 20 updates were made when the copy was taken that is in use since the 30th.
-    assert torch.allclose(paid, losses[20] - losses[34], atol=1e-5)
-    assert float(paid[mask].mean()) > 0
+    assert torch.allclose(paid[34], losses[20] - losses[34], atol=1e-5)
+    assert float(paid[34][draw()[1]].mean()) > 0
 
 
 def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
-    images, mask, guided, _ = draw()
     reward = build("progress", pretrainer)
     reward.lag = 2
-    for count in range(3):
-        if count == 1:
-            state = copy.deepcopy(reward.state_dict())
-            weights = copy.deepcopy(pretrainer.state_dict())
-        reward.before(images, mask)
-        paid = reward(pretrainer.step(images, mask).patch_loss, mask, guided)
+    paid_for_progress(reward, pretrainer, 5)
+    state, weights = copy.deepcopy(reward.state_dict()), copy.deepcopy(pretrainer.state_dict())
+    name = next(name for name, value in state["next"].items() if value.is_floating_point())
+    assert not torch.equal(state["earlier"][name], state["next"][name])
+    expected, _ = paid_for_progress(reward, pretrainer, 4)
     again = build("progress", pretrainer)
     again.lag = 2
     again.load_state_dict(state)
     pretrainer.load_state_dict(weights)
-    for _ in range(2):
-        again.before(images, mask)
-        repaid = again(pretrainer.step(images, mask).patch_loss, mask, guided)
-    assert torch.equal(paid, repaid) and again.count == reward.count
+    paid, _ = paid_for_progress(again, pretrainer, 4)
+    assert all(map(torch.equal, paid, expected))
+
+
+def test_progress_is_not_paid_against_a_frozen_autoencoder():
+    frozen = Pretrainer(build_autoencoder("tiny", image_size=(32, 32)), num_steps=50, frozen=True)
+    with pytest.raises(InputError, match="reward progress pays what the autoencoder has learned"):
+        build("progress", frozen)
 
 
 def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrainer):
