@@ -1,9 +1,9 @@
 """Which rewards chase noise: A3C on images whose background is noise that nobody can predict.
 
-`python benchmarks/noisy_background.py --data hc18_128.npz` halves the contrast of the images and adds noise to every
-pixel of class 0, pretrains with each reward and seed, one thread each, and prints which share of the patches that the
-agent scores highest (a quarter of each val image) is noise. Chance is the share of noise among all patches. Finished
-runs are kept.
+`python benchmarks/noisy_background.py --data hc18_128.npz` takes contrast from the images, so that noise fits in, adds
+it to every pixel of class 0, pretrains with each reward and seed, one thread each, and prints which share of the
+patches that the agent scores highest (a quarter of each val image) is noise. Chance is the share of noise among all
+patches. Finished runs are kept.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from ahm_gym.probe import label_fractions
 from ahm_gym.storage import write_atomically
 
 SIZE, PATCH_SIZE = (64, 64), 8
+CONTRAST = 0.3
+"""What is left of the range of the images."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Arguments:
     """Labelled images, as --data of the programs; AHM_DATA names the folder of relative names."""
     rewards: tuple[str, ...] = ("loss", "progress")
     """Rewards to compare; the differences are to the first."""
-    deviation: float = 0.25
-    """Of the noise, as a share of the range of an image, of which the image itself takes half."""
+    deviation: float = 0.1
+    """Of the noise, where the image has a range of 0.3; much more than 0.1 is cut off."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     steps: int = 500
@@ -56,7 +58,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    noisy = arguments.out / f"noisy-{arguments.deviation}-{Path(arguments.data).stem}.npz"
+    noisy = arguments.out / f"noise-{arguments.deviation}-{Path(arguments.data).stem}.npz"
     if not noisy.exists():
         write_noisy(open_data(arguments.data, image_size=SIZE, need_labels=True), noisy, arguments.deviation)
     cells = list(itertools.product(range(arguments.seeds), arguments.rewards))
@@ -76,7 +78,7 @@ def main() -> None:
 
 
 def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
-    """Saves the images at half their contrast, with noise on all pixels of class 0, the same at every look."""
+    """Saves the images around grey, with noise on all pixels of class 0, the same at every look."""
     rng = np.random.default_rng(0)
     arrays: dict[str, list[np.ndarray]] = {}
     for split in SPLITS:
@@ -89,8 +91,8 @@ def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
             )
             label = label[0, 0].numpy().astype(np.uint8)
             image = sample.image.permute(1, 2, 0).numpy()
-            # At half the contrast around grey: of noise on black, half would be cut off.
-            image = 0.25 + 0.5 * image
+            # Around grey: of noise on black, half would be cut off.
+            image = 0.5 + CONTRAST * (image - 0.5)
             image = image + deviation * rng.standard_normal(image.shape) * (label == 0)[..., None]
             arrays.setdefault(f"{split}_images", []).append(
                 (255 * image.clip(0, 1)).astype(np.uint8).squeeze()

@@ -89,10 +89,11 @@ def test_rewards_are_compared_on_a_noisy_background(tmp_path):
     lines = printed("noisy_background.py", "--data", data, "--steps", "2", "--seeds", "1", cwd=tmp_path)
     assert [line.split(" |")[0] for line in lines[-2:]] == ["| loss", "| progress"]
     noisy, clean = (
-        np.load(tmp_path / name) for name in ("runs/noisy-background/noisy-0.25-discs.npz", "discs.npz")
+        np.load(tmp_path / name) for name in ("runs/noisy-background/noise-0.1-discs.npz", "discs.npz")
     )
     inside = noisy["val_label"] == 1
-    assert noisy["val_images"][~inside].std() > 1.5 * clean["val_images"][~inside].std()
+    noise = noisy["val_images"] / 255 - (0.5 + 0.3 * (clean["val_images"] / 255 - 0.5))
+    assert noise[~inside].std() == pytest.approx(0.1, rel=0.05) and noise[inside].std() < 0.02
 
 
 @pytest.mark.slow
