@@ -69,13 +69,14 @@ def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
     2x2 of which one patch stays visible; those at the edge may be smaller, and keep none.
     """
     rows, columns = grid
-    # Half a patch more: the count of masked ones was rounded, and a cell must not lose its own by that.
-    visible = 1.0 - (num_masked - 0.5) / (rows * columns)
-    side = math.ceil(math.sqrt(1.0 / visible))
+    # In halves of a patch, and half a patch more: the count of masked ones was rounded, and a cell must not lose
+    # its own by that.
+    whole, visible = 2 * rows * columns, 2 * (rows * columns - num_masked) + 1
+    side = math.isqrt(-(-whole // visible) - 1) + 1  # the least whose square times visible is the whole
     down, across = torch.arange(rows) // side, torch.arange(columns) // side
     cell = (down[:, None] * math.ceil(columns / side) + across).flatten()
     sizes = torch.bincount(cell)
-    kept = (sizes * visible).floor()
+    kept = sizes * visible // whole
     allowed = [torch.arange(int(size)) < size - keep for size, keep in zip(sizes, kept, strict=True)]
     return Spread(cell, torch.cat(allowed))
 

@@ -1,4 +1,6 @@
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,8 +42,8 @@ def visible_of_cells(mask, side):
 )  # fmt: skip
 def test_every_whole_cell_keeps_its_part_of_the_visible_patches(rows, columns, ratio, share, seed):
     num_masked = count_masked(rows * columns, ratio)
-    visible = 1 - (num_masked - 0.5) / (rows * columns)
-    side = math.ceil(math.sqrt(1 / visible))
+    visible = Fraction(2 * (rows * columns - num_masked) + 1, 2 * rows * columns)
+    side = next(side for side in itertools.count(1) if side * side * visible >= 1)
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(4, (3, rows * columns), generator=generator).float()
     spread = spread_over((rows, columns), num_masked)
