@@ -19,7 +19,10 @@ Callback = Callable[[Metrics], bool]
 
 @runtime_checkable
 class Agent(Protocol):
-    """A learner of masks in a vector environment."""
+    """A learner of masks in a vector environment.
+
+    It may have shares of its own, `guided_fraction(progress)` and `spread_fraction(progress)`: see `shares_of`.
+    """
 
     env_id: str
     """Id of the environment whose action form it wants."""

@@ -20,7 +20,7 @@ from ahm_gym.storage import load_state, save_state
 
 
 class AgentMasking:
-    """A trained agent, frozen, as a mask policy with the shares that the agent had in its training by default.
+    """A trained agent, frozen, as a mask policy with the shares of the agent's class.
 
     It embeds images through the patch and position embedding that it was trained with: that of another
     autoencoder would mean nothing to it.

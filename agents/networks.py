@@ -105,7 +105,7 @@ class ObservationNorm(nn.Module):
     """Embeddings less their running mean at each position, over their running deviation in each dimension.
 
     The embedding drifts while the autoencoder trains, and the part that is the same in every image (the
-    position) would drown what differs. Rows of zeros (patches that are masked already) stay zero.
+    position) would drown what differs. Rows of zeros (patches that can be masked no more) stay zero.
     """
 
     momentum = 0.02
@@ -160,7 +160,7 @@ class RunningScale(nn.Module):
 
 
 def available_patches(observation: Float[Tensor, "B L D"]) -> Bool[Tensor, "B L"]:
-    """False where a patch is masked already: the environment shows it as zeros."""
+    """False where a patch can be masked no more: the environment shows it as zeros."""
     return observation.ne(0).any(dim=-1)
 
 

@@ -198,7 +198,7 @@ class DuelingHead(nn.Module):
 
 
 class PatchQNetwork(QNetwork):
-    """Q of every patch; a patch that is masked already is never the best."""
+    """Q of every patch; a patch that can be masked no more is never the best."""
 
     def forward(self, obs: Any) -> Float[Tensor, "B L"]:
         values = super().forward(obs)

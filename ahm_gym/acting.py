@@ -20,6 +20,7 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import MaskPolicy, PatchBatch
 from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.schedules import share_at
 
 
 class PolicyActor:
@@ -37,8 +38,7 @@ class PolicyActor:
 
     def spread_fraction(self, progress: float) -> float:
         """The policy's own schedule; most have none, and let any patch be masked."""
-        own = getattr(self.policy, "spread_fraction", None)
-        return 0.0 if own is None else own(progress)
+        return share_at(getattr(self.policy, "spread_fraction", 0.0), progress, "spread fraction")
 
     def learn(
         self,

@@ -21,7 +21,7 @@ class RandomPolicy(FixedPolicy):
 class SpreadPolicy(RandomPolicy):
     """Random masks whose visible patches are spread over the grid at first, and uniform ones later.
 
-    What is left of a learning agent's masks without the agent: it tells the worth of what it has learned from
+    What is left of A3C's masks without the agent: it tells the worth of what it has learned from
     that of the spread, which is a control of this project. See `ahm_gym.spread`.
     """
 

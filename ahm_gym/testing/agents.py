@@ -23,7 +23,7 @@ MEMBERS = ("env_id", "learn", "act", "state_dict", "load_state_dict")
 
 
 def check_agent(make_agent: Callable[..., Any]) -> None:
-    """Checks an agent: its members, its scores, its count of updates, its seed and its state.
+    """Checks an agent: its members, its shares, its scores, its count of updates, its seed and its state.
 
     An agent with `resumes_exactly = False` need not learn on alike after loading, only act alike.
 
@@ -36,11 +36,23 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
     """
     agent = _Trial.build(make_agent)
     _check_members(agent)
+    check_shares(agent)
     _check_act(agent, _Trial(agent).observation())
     _check_learn(agent)
     _check_stop(make_agent)
     _check_seed(make_agent)
     _check_state(make_agent)
+
+
+def check_shares(part: Any) -> None:
+    """Checks the shares of guided patches and of spread masks that a policy or an agent has of its own."""
+    for name in ("guided_fraction", "spread_fraction"):
+        own = getattr(part, name, 0.0)
+        for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+            share = own(progress) if callable(own) else own
+            assert isinstance(share, (int, float)) and 0 <= share <= 1, (
+                f"{name}({progress}) is {share!r}: expected a number from 0 to 1."
+            )
 
 
 class _Trial:

@@ -11,17 +11,16 @@ from torch import Tensor
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.masking import PatchBatch, mask_top_k
 from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.testing.agents import saved_and_loaded
+from ahm_gym.testing.agents import check_shares, saved_and_loaded
 
 PATCH_SIZE = 8
 CASES = (((32, 32), 1), ((16, 40), 1), ((40, 24), 3))
 """Image sizes and channels: square, wide, high."""
-SHARES = ("guided_fraction", "spread_fraction")
 MEMBERS = ("score", "guided_fraction", "observe", "state_dict", "load_state_dict")
 
 
 def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
-    """Checks a mask policy: its members, scores, draws, guided share, metrics and state.
+    """Checks a mask policy: its members, scores, draws, shares, metrics and state.
 
     Args:
         make_policy: builds a fresh policy for an autoencoder; the class itself will do.
@@ -38,8 +37,7 @@ def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
         _check_members(policy)
         for batch in (1, 4):
             _check_draws(policy, _patches(autoencoder, batch))
-        for name in SHARES:
-            _check_share(policy, name)
+        check_shares(policy)
         _check_observe(policy, _patches(autoencoder, 4))
         _check_state(policy, make_policy(autoencoder), _patches(autoencoder, 4))
         same = map(torch.equal, weights, autoencoder.state_dict().values())
@@ -85,14 +83,6 @@ def _check_draws(policy: Any, patches: PatchBatch) -> None:
     )
     unchanged = torch.equal(images, patches.images) and torch.equal(embeddings, patches.embeddings)
     assert unchanged, "score() has changed the images or embeddings that it was given."
-
-
-def _check_share(policy: Any, name: str) -> None:
-    for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if hasattr(policy, name) else ():
-        share = getattr(policy, name)(progress)
-        assert isinstance(share, (int, float)) and 0 <= share <= 1, (
-            f"{name}({progress}) is {share!r}: expected a number from 0 to 1."
-        )
 
 
 def _check_observe(policy: Any, patches: PatchBatch) -> None:
