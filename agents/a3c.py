@@ -71,7 +71,7 @@ class A3C:
         n_steps: int | None = None,
         entropy_coef: float = 0.02,
         value_coef: float = 0.5,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         max_grad_norm: float = 1.0,
         width: int = 32,
         network: str | Callable[[tuple[int, int]], ActorCritic] = "conv",
