@@ -25,8 +25,9 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Row]:
     """
     settings = resolve(settings)
     probe = build_probe(settings)
+    every_label = settings.labels == len(probe.dataset.indices("train", labelled=True))
     draws = []
-    for draw in range(NUM_DRAWS):
+    for draw in range(1 if every_label else NUM_DRAWS):
         if interrupt.requested:
             raise Interrupted("stopped in a probe, which begins again.", interrupt.signal or 2)
         draws.append(probe(labels=settings.labels, seed=settings.seed + DRAWS_APART * draw))

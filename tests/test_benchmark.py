@@ -424,6 +424,9 @@ def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not
     draws = downstream.probe_draws(settings, Interrupt())
     assert draws[0]["cases"] == alone["cases"]
     assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
+    dataset = open_data(str(discs), image_size=(32, 32))
+    every = dataclasses.replace(settings, labels=len(dataset.indices("train", labelled=True)))
+    assert len(downstream.probe_draws(every, Interrupt())) == 1
 
 
 def test_a_probe_is_the_mean_over_its_draws():
