@@ -30,7 +30,7 @@ from ahm_gym.probe import label_fractions
 from ahm_gym.storage import write_atomically
 
 SIZE, PATCH_SIZE = (64, 64), 8
-CONTRAST = 0.3
+CONTRAST = 0.15
 """What is left of the range of the images."""
 
 
@@ -43,7 +43,7 @@ class Arguments:
     rewards: tuple[str, ...] = ("loss", "progress")
     """Rewards to compare; the differences are to the first."""
     deviation: float = 0.1
-    """Of the noise, where the image has a range of 0.3; much more than 0.1 is cut off."""
+    """Of the noise, where the image has a range of 0.15; much more than 0.1 is cut off."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     steps: int = 500

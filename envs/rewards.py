@@ -131,10 +131,12 @@ class RankReward(LossReward):
 
 
 class ProgressReward(LossReward):
-    """Loss under an earlier copy of the autoencoder minus its present loss, with the same mask.
+    """Log of the loss under an earlier copy of the autoencoder over its present loss, with the same mask.
 
     What is being learned pays; noise, which is as bad under both, does not. After the learning progress
-    of Oudeyer, Kaplan and Hafner (2007). The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
+    of Oudeyer, Kaplan and Hafner (2007), as a share: a difference of losses is largest, in either direction,
+    where losses are. To both losses goes `floor` of the mean loss, so that what is next to nothing counts
+    for little. The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
     run of up to 2,000 updates; before, it is the untrained autoencoder. A slow average would not do: once the
     learning rate falls it is better than the autoencoder itself, and learning would cost. Takes one more
     forward pass and two copies of the weights.
@@ -142,6 +144,8 @@ class ProgressReward(LossReward):
     Raises:
         InputError: against a frozen autoencoder, which makes no progress.
     """
+
+    floor = 0.05
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
@@ -169,7 +173,8 @@ class ProgressReward(LossReward):
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
             self.next.load_state_dict(self.pretrainer.model.state_dict())
-        return self.earlier_loss.wait() - patch_loss
+        floor = self.floor * patch_loss[mask].mean() + 1e-12
+        return ((self.earlier_loss.wait() + floor) / (patch_loss + floor)).log()
 
     def state_dict(self) -> dict[str, Any]:
         copies = {"earlier": self.earlier.state_dict(), "next": self.next.state_dict()}

@@ -92,7 +92,7 @@ def test_rewards_are_compared_on_a_noisy_background(tmp_path):
         np.load(tmp_path / name) for name in ("runs/noisy-background/noise-0.1-discs.npz", "discs.npz")
     )
     inside = noisy["val_label"] == 1
-    noise = noisy["val_images"] / 255 - (0.5 + 0.3 * (clean["val_images"] / 255 - 0.5))
+    noise = noisy["val_images"] / 255 - (0.5 + 0.15 * (clean["val_images"] / 255 - 0.5))
     assert noise[~inside].std() == pytest.approx(0.1, rel=0.05) and noise[inside].std() < 0.02
 
 

@@ -8,6 +8,7 @@ from ahm_gym.envs.rewards import REWARDS, make_reward
 from ahm_gym.errors import InputError
 from ahm_gym.masking import select_patches
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.transfers import Fetch
 
 
 @pytest.fixture
@@ -78,8 +79,20 @@ def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     reward.lag = 10
     paid, losses = paid_for_progress(reward, pretrainer, 35)
     # 20 updates were made when the copy was taken that is in use since the 30th.
-    assert torch.allclose(paid[34], losses[20] - losses[34], atol=1e-5)
-    assert float(paid[34][draw()[1]].mean()) > 0
+    mask = draw()[1]
+    floor = 0.05 * losses[34][mask].mean()
+    expected = ((losses[20] + floor) / (losses[34] + floor)).log()
+    assert torch.allclose(paid[34][mask], expected[mask], atol=1e-4)
+    assert float(paid[34][mask].mean()) > 0
+
+
+def test_progress_pays_the_same_for_halving_a_large_and_a_small_loss(pretrainer):
+    reward = build("progress", pretrainer)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    now = torch.tensor([[0.1, 1.0, 1.0, 0.0]])
+    reward.earlier_loss = Fetch(torch.tensor([[0.2, 2.0, 1.0, 0.0]]))
+    paid = reward(now, mask, mask)[0]
+    assert 0.4 < float(paid[0]) < float(paid[1]) < 0.7 and paid[2:].tolist() == [0.0, 0.0]
 
 
 def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
