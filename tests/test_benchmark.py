@@ -163,7 +163,7 @@ def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_ta
 
 def test_a_failing_cell_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
-        patch.setattr(cells, "run_probe", lambda settings: 1 / 0)
+        patch.setattr(cells, "probe_draws", lambda settings, interrupt: 1 / 0)
         run_benchmark(config)
     assert "3 cells failed" in str(failure.value)
     assert "discs, a3c, seed 0: probe, 4 labels: ZeroDivisionError" in str(failure.value)
@@ -427,6 +427,8 @@ def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not
     dataset = open_data(str(discs), image_size=(32, 32))
     every = dataclasses.replace(settings, labels=len(dataset.indices("train", labelled=True)))
     assert len(downstream.probe_draws(every, Interrupt())) == 1
+    with pytest.raises(Interrupted, match="stopped in a probe"):
+        downstream.probe_draws(settings, Interrupt(deadline=0.0))
 
 
 def test_a_probe_is_the_mean_over_its_draws():
