@@ -90,3 +90,16 @@ def open_images(
     if isinstance(data, (ImageDataset, Tensor)):
         return data
     return open_data(None if data is None else str(data), root=root, image_size=image_size)
+
+
+def channels_of(data: ImageDataset | Tensor) -> int:
+    return data.shape[1] if isinstance(data, Tensor) else data.channels
+
+
+def check_channels(of_data: int, of_autoencoder: int) -> None:
+    """Raises InputError where the autoencoder takes images of another number of channels."""
+    if of_data != of_autoencoder:
+        raise InputError(
+            f"the data has {of_data} channels and the autoencoder takes {of_autoencoder}: "
+            "build it with that number of channels, or choose other data."
+        )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ahm_gym.errors import InputError
 from ahm_gym.masking import select_patches
 from ahm_gym.spread import Spread, draw_spread
 
@@ -50,7 +51,15 @@ class GrowingMask:
         return ~full
 
     def choose(self, scores: Float[Tensor, "B L"]) -> tuple[Bool[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """What the coming step masks, and which of that follows the scores; see `select_patches`."""
+        """What the coming step masks, and which of that follows the scores; see `select_patches`.
+
+        Raises:
+            InputError: for scores of another shape, or a NaN in them.
+        """
+        if scores.shape != self.masked.shape:
+            raise InputError(
+                f"actions of shape {tuple(scores.shape)}: one score a patch is expected, {tuple(self.masked.shape)}."
+            )
         if self.num_done == 0:
             num_masked = sum(num_new for num_new, _ in self.steps)
             self._spread = draw_spread(

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
-from ahm_gym.envs.batches import ImageBatches, check_reset_mask, open_images
+from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
 from ahm_gym.envs.growing import GrowingMask
 from ahm_gym.envs.plans import (
     MaskRatio,
@@ -99,16 +99,12 @@ class MaskingVectorEnv(VectorEnv):
         self.image_size = size if pretrainer is None else pretrainer.autoencoder.image_size
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
         self.data = open_images(data, data_root, self.image_size)
-        channels = self.data.shape[1] if isinstance(self.data, Tensor) else self.data.channels
+        channels = channels_of(self.data)
         self._owned = pretrainer is None
         self._build = partial(build_pretrainer, model, self.image_size, patch_size, channels, num_steps)
         self.pretrainer = pretrainer or self._build(seed=0)
         autoencoder = self.pretrainer.autoencoder
-        if autoencoder.channels != channels:
-            raise InputError(
-                f"the data has {channels} channels and the autoencoder takes {autoencoder.channels}: "
-                "build it with that number of channels, or choose other data."
-            )
+        check_channels(channels, autoencoder.channels)
         self.grid = autoencoder.grid
         self.num_patches = autoencoder.num_patches
         self.mask_ratio = mask_ratio
@@ -247,13 +243,7 @@ class MaskingVectorEnv(VectorEnv):
 
     def _scores(self, actions: Any) -> Tensor:
         """Scores (B, L) of the actions."""
-        scores = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
-        if tuple(scores.shape) != (self.num_envs, self.num_patches):
-            raise InputError(
-                f"actions of shape {tuple(scores.shape)}: one score a patch is expected, "
-                f"({self.num_envs}, {self.num_patches})."
-            )
-        return scores
+        return torch.as_tensor(np.asarray(actions), dtype=torch.float32)
 
     def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
         """What `info` says about the scores of a step and the patches that were guided by them."""
