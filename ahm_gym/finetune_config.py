@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ahm_gym.data import ImageDataset, open_data
-from ahm_gym.data.sources import absolute
+from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.encoders import Encoder, find_encoder, load_encoder
 from ahm_gym.errors import InputError
+from ahm_gym.runs import free_run_dir
 from ahm_gym.settings import image_size_of
 
 
@@ -28,7 +29,7 @@ class FinetuneConfig:
     learning_rate: float = 3e-3
     seed: int = 0
     device: str = "auto"
-    run_dir: Path = Path("runs/segment")
+    run_dir: Path | None = None
     freeze: bool = False
     native_resolution: bool = False
     checkpoint_every: int = 100
@@ -71,6 +72,19 @@ def spelled_out(config: FinetuneConfig) -> FinetuneConfig:
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
     size = None if config.image_size is None else image_size_of(config.image_size)
     return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
+
+
+def with_run_dir(config: FinetuneConfig, what: str) -> FinetuneConfig:
+    """The settings with a run folder: unless it is given, the first free `runs/ENCODER-WHAT-N`.
+
+    ENCODER is the folder of the encoder's run, DATA-scratch where there is none.
+    """
+    if config.encoder == "none":
+        start = f"{stem_of(config.data)}-scratch"
+    else:
+        folder = Path(config.encoder).absolute()
+        start = folder.parent.name if folder.name == "encoder" else folder.name
+    return replace(config, run_dir=config.run_dir or free_run_dir(f"{start}-{what}"))
 
 
 def shape_of(config: FinetuneConfig) -> tuple[tuple[int, int], int]:

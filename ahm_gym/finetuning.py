@@ -23,6 +23,7 @@ from ahm_gym.finetune_config import (
     shape_of,
     spelled_out,
     starting_encoder,
+    with_run_dir,
 )
 from ahm_gym.labelled import LabelledBatches, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
@@ -61,18 +62,19 @@ def finetune(
         if is_finished(run.path):
             return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
     else:
-        config = resolve(config)
+        config = resolve(with_run_dir(config, "finetune"))
     finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
     if run is None:
+        assert config.run_dir is not None, "chosen above"
         run = RunFolder.create(config.run_dir, finetuning.describe())
     with closing(run), locked(run.path):
         finetuning.train(run, interrupt or Interrupt())
         return finetuning.score(run)
 
 
-def is_finished(run_dir: Path) -> bool:
+def is_finished(run_dir: Path | None) -> bool:
     """Whether the run in that folder has its results."""
-    return (run_dir / "results.json").is_file()
+    return run_dir is not None and (run_dir / "results.json").is_file()
 
 
 def run_probe(config: FinetuneConfig) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
     """
-    config = resolve(config)
+    config = resolve(with_run_dir(config, "probe"))
+    assert config.run_dir is not None, "chosen above"
     results = build_probe(config)(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()

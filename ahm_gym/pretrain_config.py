@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ahm_gym.data.sources import absolute
+from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError, check_seed
 
 
@@ -63,14 +63,9 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     )
 
 
-def free_run_dir(config: PretrainConfig) -> Path:
-    """The first free `runs/DATA-POLICY-N`."""
-    data = "mni152" if config.data is None else Path(config.data.replace(":", "-")).stem
-    stem = f"{data}-{config.policy.partition(':')[0]}"
-    number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return path
+def run_stem(config: PretrainConfig) -> str:
+    """DATA-POLICY: what a run's folder is called unless its name is given."""
+    return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
 
 
 def check_counts(config: PretrainConfig) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
-from ahm_gym.pretrain_config import PretrainConfig, free_run_dir, with_absolute_paths
-from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.pretrain_config import PretrainConfig, run_stem, with_absolute_paths
+from ahm_gym.runs import Interrupt, RunFolder, free_run_dir
 from ahm_gym.settings import merge_resumed, to_json
 from ahm_gym.storage import recover_all, write_atomically
 from ahm_gym.training import Training, pretrain
@@ -71,15 +71,13 @@ def run_recipe(
     config = with_absolute_paths(config)
     chosen = _chosen(config, given)
     if resume:
-        if config.run_dir is None:
-            raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
         run = RunFolder.open(config.run_dir, "recipe")
         name = _same_recipe(name, run.config["recipe"])
         _check_agreement(chosen, run.config["settings"])
         stages = configure(name, run.config["settings"], run.path)
     else:
         name = name or ""
-        path = config.run_dir or free_run_dir(replace(config, policy=name))
+        path = config.run_dir or free_run_dir(run_stem(replace(config, policy=name)))
         stages = configure(name, chosen, path)
         _rehearse(stages)
         record = {"kind": "recipe", "recipe": name, "stages": [stage.name for stage in stages]}

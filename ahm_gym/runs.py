@@ -19,7 +19,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from ahm_gym.errors import InputError
 from ahm_gym.storage import load_state, recover_all, replace_folder, save_state, write_atomically
 
-__all__ = ["Interrupt", "RunFolder", "load_state", "save_state", "write_atomically"]
+__all__ = ["Interrupt", "RunFolder", "free_run_dir", "load_state", "save_state", "write_atomically"]
 
 
 class RunFolder:
@@ -61,15 +61,18 @@ class RunFolder:
         return cls(path, json.loads(content))
 
     @classmethod
-    def open(cls, path: Path, kind: str) -> RunFolder:
+    def open(cls, path: Path | None, kind: str) -> RunFolder:
         """The run folder that is there.
 
         Args:
-            kind: pretrain or segment.
+            path: None where a program was told to resume without saying what.
+            kind: pretrain, recipe or segment.
 
         Raises:
             InputError: where it is missing, or no run of that kind.
         """
+        if path is None:
+            raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
         if not path.is_dir():
             raise InputError(f"there is no folder {path}: give the folder of a {kind} run.")
         file = path / "config.json"
@@ -187,6 +190,14 @@ def _add_scalars(writer: SummaryWriter, step: int, row: Mapping[str, float | Non
     for name, value in row.items():
         if value is not None:
             writer.add_scalar(name, value, step)
+
+
+def free_run_dir(stem: str) -> Path:
+    """The first free `runs/STEM-N`."""
+    number = 1
+    while (path := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return path
 
 
 class Interrupt:

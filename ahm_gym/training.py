@@ -21,10 +21,10 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.masking import count_masked
-from ahm_gym.pretrain_config import PretrainConfig, check_counts, free_run_dir, with_absolute_paths
+from ahm_gym.pretrain_config import PretrainConfig, check_counts, run_stem, with_absolute_paths
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
-from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.runs import Interrupt, RunFolder, free_run_dir
 from ahm_gym.schedules import RisingMaskRatio, chosen_share
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked
@@ -54,15 +54,13 @@ def pretrain(
     run = None
     config = with_absolute_paths(config)
     if resume:
-        if config.run_dir is None:
-            raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
         run = RunFolder.open(config.run_dir, "pretrain")
         config = merge_resumed(config, run.config, "pretrain", given)
         if run.checkpoint_step() == config.steps:
             return run.path
     training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
     if run is None:
-        run = RunFolder.create(config.run_dir or free_run_dir(config), training.describe())
+        run = RunFolder.create(config.run_dir or free_run_dir(run_stem(config)), training.describe())
     with closing(run), locked(run.path):
         training.run(run, interrupt or Interrupt())
     return run.path

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from ahm_gym.errors import InputError, command_line
-from ahm_gym.finetune_config import FinetuneConfig
+from ahm_gym.finetune_config import FinetuneConfig, with_run_dir
 from ahm_gym.finetuning import finetune, is_finished, run_probe
 from ahm_gym.settings import flags_in
 
@@ -42,8 +42,8 @@ class Arguments:
     """Of the choice of labelled images, their order and crops, and the weights."""
     device: str = FinetuneConfig.device
     """auto, cpu or cuda."""
-    run_dir: Path = FinetuneConfig.run_dir
-    """Where everything is written."""
+    run_dir: Path | None = FinetuneConfig.run_dir
+    """Where everything is written; nothing takes the first free runs/ENCODER-finetune-N, or -probe-N."""
     freeze: bool = FinetuneConfig.freeze
     """Keep the encoder as it is and train the decoder alone."""
     native_resolution: bool = FinetuneConfig.native_resolution
@@ -64,31 +64,43 @@ def main() -> None:
         if probe:
             if resume:
                 raise InputError("--probe takes seconds and cannot be resumed: leave --resume out.")
-            report_probe(config.run_dir, run_probe(config))
+            config = with_run_dir(config, "probe")
+            report_probe(config, run_probe(config))
         else:
             if resume and is_finished(config.run_dir):
                 print(f"{config.run_dir} has finished already.")
-            report(config.run_dir, finetune(config, resume=resume, given=flags_in(sys.argv)))
+            config = config if resume else with_run_dir(config, "finetune")
+            report(config, finetune(config, resume=resume, given=flags_in(sys.argv)))
 
 
-def report(run_dir: Path, results: dict[str, Any]) -> None:
+def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
     unit = results["hd95_unit"]
     print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
         print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
-    print(f"Wrote {run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
+    print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print("Next: python examples/pretrain.py, then this again with --encoder and that run's folder")
     else:
-        print("Next: for comparison, the same command with --encoder none and another --run-dir")
+        print(f"Next: for comparison, the same command with {from_scratch(results['config'])}")
 
 
-def report_probe(run_dir: Path, results: dict[str, Any]) -> None:
+def from_scratch(settings: dict[str, Any]) -> str:
+    """Flags of an untrained encoder of the same shape, on the same images."""
+    flags = {"--encoder": "none", "--data": settings["data"], "--model": settings["model"]}
+    flags |= {
+        "--image-size": " ".join(map(str, settings["image_size"])),
+        "--patch-size": settings["patch_size"],
+    }
+    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def report_probe(config: FinetuneConfig, results: dict[str, Any]) -> None:
     dice, images, labels = shown(results["patch_dice"]), results["num_images"], results["labels"]
     print(f"\nPatch Dice {dice} on {images} test images, {labels} labelled training images")
-    print(f"Wrote {run_dir}/results.json")
-    print("Next: to fine-tune, the same command without --probe and another --run-dir")
+    print(f"Wrote {config.run_dir}/results.json")
+    print("Next: to fine-tune, the same command without --probe")
 
 
 def shown(value: float | None) -> str:

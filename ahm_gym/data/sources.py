@@ -76,6 +76,12 @@ def absolute(spec: str | None, root: Path | None) -> tuple[str | None, Path | No
     return str(find_path(spec, [*roots, Path()]).absolute()), first
 
 
+def stem_of(spec: str | None) -> str:
+    """What the data is called in the names of runs."""
+    name = "mni152" if spec is None else Path(spec.replace(":", "-")).absolute().name
+    return name.removesuffix(".npz")
+
+
 def find_path(spec: str, folders: list[Path]) -> Path:
     """The file or folder of that name in the first of the folders that has it.
 
