@@ -18,7 +18,7 @@ from PIL import Image
 from ahm_gym import figures
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder
-from ahm_gym.data import open_data
+from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.downstream import probe_draws, scores_of_finetuning, scores_of_probe
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.finetune_config import FinetuneConfig
@@ -28,10 +28,12 @@ from ahm_gym.masking import count_masked
 from ahm_gym.memory import peak_memory_mib, reset_peak_memory
 from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.provenance import hardware
+from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import image_size_of, pick_device
 from ahm_gym.storage import write_atomically
+from ahm_gym.throughput import flops_per_image, matmul_limit
 from ahm_gym.training import pretrain
 
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
@@ -148,17 +150,20 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
         return json.loads(path.read_text())
     cell = Cell("pretrain", group.data, config.policy, config.seed)
     if config.policy == UNTRAINED:
-        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(config), **origin(group)}
+        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(*open_autoencoder(config)), **origin(group)}
     memory = train(config, interrupt)
     rows = RunFolder.open(config.run_dir, "pretrain").metrics()
     last = {name: row[name] for row in rows for name in row}
     seconds = seconds_of(rows, config.batch_size)
+    rate = config.steps * config.batch_size / seconds
+    autoencoder, num_masked, dataset = open_autoencoder(config)
     row = {
         **vars(cell),
         "seconds": seconds,
-        "images_per_second": config.steps * config.batch_size / seconds,
+        "images_per_second": rate,
+        "limit_share": rate * flops_per_image(autoencoder, num_masked) / matmul_limit(autoencoder.device),
         "peak_memory_mib": memory,
-        "psnr": psnr_of(config),
+        "psnr": psnr_of(autoencoder, num_masked, dataset),
         **{name: last.get(f"val/{name}") for name in HEALTH},
         **origin(group),
     }
@@ -194,8 +199,8 @@ def seconds_of(metrics: list[Row], batch_size: int) -> float:
     return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
 
 
-def psnr_of(config: PretrainConfig) -> float:
-    """How well the autoencoder of a run, or an untrained one, fills in test images under random masks, in dB."""
+def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
+    """The autoencoder of a run, or an untrained one; how many patches it fills in, and its images."""
     image_size = image_size_of(config.image_size)
     dataset = open_data(config.data, root=config.data_root, image_size=image_size)
     autoencoder = build_autoencoder(
@@ -209,8 +214,12 @@ def psnr_of(config: PretrainConfig) -> float:
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
         load_autoencoder(autoencoder, config.run_dir)
+    return autoencoder, count_masked(autoencoder.num_patches, config.mask_ratio), dataset
+
+
+def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float:
+    """How well it fills in test images under random masks, in dB."""
     indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
-    num_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
     return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
 
 

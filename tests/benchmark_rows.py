@@ -57,12 +57,22 @@ def make_rows(
 def _pretraining(rng: np.random.Generator, data: str, policy: str, seed: int) -> dict[str, Any]:
     row = {"kind": "pretrain", "data": data, "policy": policy, "seed": seed}
     if policy == "scratch":
-        names = ("images_per_second", "peak_memory_mib", "loss", "psnr", "spearman", "excess", "overlap")
+        names = (
+            "images_per_second",
+            "limit_share",
+            "peak_memory_mib",
+            "loss",
+            "psnr",
+            "spearman",
+            "excess",
+            "overlap",
+        )
         return row | {"seconds": 0} | dict.fromkeys((*names, "entropy", "masked_foreground"))
     seconds = 210 * COST[policy] * rng.uniform(0.97, 1.03)
     return row | {
         "seconds": seconds,
         "images_per_second": 80000 / seconds,
+        "limit_share": 60 / seconds,
         "peak_memory_mib": 800 * COST[policy] ** 0.3,
         "loss": 0.3 + rng.normal(0, 0.01),
         "psnr": 21.5 + rng.normal(0, 0.3),

@@ -71,6 +71,7 @@ def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
     rows = {key_of(row): row for row in read_rows(finished)}
     learned = rows["pretrain", "discs", "a3c", 0, None]
     assert learned["seconds"] > 0 and learned["psnr"] > 0 and learned["peak_memory_mib"] > 50
+    assert 0 < learned["limit_share"] < 1
     for name in ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground"):
         assert isinstance(learned[name], float)
     tuned = rows["finetune", "discs", "a3c", 0, 4]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ahm_gym.errors import InputError
 from ahm_gym.report import charts, pictures, write_report
-from ahm_gym.report.text import MINUS, NOTHING, decimals, duration, p_value, signed
+from ahm_gym.report.text import MINUS, NOTHING, decimals, duration, p_value, percent, signed
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +224,7 @@ def test_numbers_read_as_people_write_them():
         "0.46",
         NOTHING,
     ]
+    assert [percent(value) for value in (0.456, 0, None)] == ["46 %", "0 %", NOTHING]
     assert [duration(value) for value in (0, 90, 600, 9000)] == ["0 s", "90 s", "10.0 min", "2.5 h"]
 
 

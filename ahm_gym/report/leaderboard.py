@@ -21,7 +21,7 @@ from ahm_gym.statistics import (
 
 LARGER_IS_BETTER = {"dice": True, "iou": True, "hd95": False}
 HEALTH = ("psnr", "loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
-COST = ("seconds", "images_per_second", "peak_memory_mib")
+COST = ("seconds", "images_per_second", "limit_share", "peak_memory_mib")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from ahm_gym.report import charts, findings, tables
 from ahm_gym.report.galleries import mask_galleries, segmentation_galleries
 from ahm_gym.report.leaderboard import Cell, Pretraining
-from ahm_gym.report.markdown import METHOD
+from ahm_gym.report.markdown import METHOD, PRETRAINING
 from ahm_gym.report.pictures import Pictures
 from ahm_gym.report.rows import Rows, Task
 from ahm_gym.report.text import plural
@@ -148,7 +148,8 @@ def _panels(charts_by_data: Iterable[tuple[str, str]]) -> str:
 
 def _pretraining(rows: Rows, cells: list[Pretraining]) -> str:
     found = [tables.pretraining(data, cells) for data in rows.data]
-    return "\n".join(table.html() for table in found if table.rows)
+    shown = [table.html() for table in found if table.rows]
+    return "\n".join([f'<p class="note">{escape(PRETRAINING)}</p>', *shown]) if shown else ""
 
 
 def _settings(rows: Rows) -> str:

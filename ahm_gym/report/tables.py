@@ -7,7 +7,7 @@ from html import escape
 
 from ahm_gym.report.leaderboard import HEALTH, Cell, Measure, Pretraining
 from ahm_gym.report.rows import Task
-from ahm_gym.report.text import NOTHING, decimals, duration, p_value, plural, signed
+from ahm_gym.report.text import NOTHING, decimals, duration, p_value, percent, plural, signed
 from ahm_gym.statistics import Interval
 
 MARKS = {"better": "▲", "worse": "▼"}
@@ -80,10 +80,11 @@ def pretraining(data: str, cells: list[Pretraining]) -> Table:
             value = cell.values.get
             ratio = NOTHING if cell.seconds_ratio is None else f"{cell.seconds_ratio:.2f} \u00d7"
             costs = [duration(value("seconds")), ratio, decimals(value("images_per_second"), 0)]
+            costs += [percent(value("limit_share")), decimals(value("peak_memory_mib"), 0)]
             health = [decimals(value(name), 1 if name == "psnr" else 3) for name in HEALTH]
             seeds = ", ".join(map(str, cell.seeds))
-            rows.append([cell.policy, seeds, *costs, decimals(value("peak_memory_mib"), 0), *health])
-    costs = ["time", "to random", "images/s", "peak MiB"]
+            rows.append([cell.policy, seeds, *costs, *health])
+    costs = ["time", "to random", "images/s", "of the limit", "peak MiB"]
     health = ["PSNR (dB)", *(name.replace("_", " ") for name in HEALTH[1:])]
     return Table(
         f"{data}: pretraining and the health of the masks", ["policy", "seeds", *costs, *health], rows
@@ -113,7 +114,7 @@ def _scores_row(cell: Cell, optional: list[str]) -> list[str]:
         _difference(dice, 4),
         interval_text(one and one.interval, 4),
         interval_text(one and one.seed_interval, 4),
-        NOTHING if one is None else f"{100 * one.win_probability:.0f} %",
+        percent(one and one.win_probability),
         p_value(dice.corrected_p),
         dice.verdict or NOTHING,
         decimals(dice.iqm),

@@ -25,6 +25,11 @@ def signed(value: Number | None, places: int = 3) -> str:
     return f"{value:+.{places}f}".replace("-", MINUS)
 
 
+def percent(share: Number | None) -> str:
+    """The share in whole hundredths."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"
+
+
 def p_value(value: Number | None) -> str:
     """With three decimals, or two from 0.1 on."""
     if value is None:
