@@ -58,6 +58,7 @@ class A3C:
     env_id = "AHM/Masking-v0"
     guided_fraction = GUIDED_FALL
     spread_fraction = SPREAD_FALL
+    reward = "progress"
 
     def __init__(
         self,

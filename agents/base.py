@@ -21,7 +21,8 @@ Callback = Callable[[Metrics], bool]
 class Agent(Protocol):
     """A learner of masks in a vector environment.
 
-    It may have shares of its own, `guided_fraction(progress)` and `spread_fraction(progress)`: see `shares_of`.
+    It may have shares of its own, `guided_fraction(progress)` and `spread_fraction(progress)`: see `shares_of`; and
+    in `reward` the name of what pays it unless another is asked for, in place of relative.
     """
 
     env_id: str

@@ -22,12 +22,15 @@ from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.schedules import share_at
 
+DEFAULT_REWARD = "relative"
+
 
 class PolicyActor:
     """A mask policy that acts in the environment, batch after batch."""
 
     env_id = "AHM/Masking-v0"
     resumes_exactly = True
+    reward = DEFAULT_REWARD
 
     def __init__(self, policy: MaskPolicy) -> None:
         self.policy = policy
@@ -77,13 +80,14 @@ class PolicyActor:
 
 
 class AgentActor:
-    """A learning agent, and the shares of its masks (`ahm_gym.agents.base.shares_of`)."""
+    """A learning agent, the shares of its masks (`ahm_gym.agents.base.shares_of`) and what pays it."""
 
     def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
         self.name, self.options, self.agent, self.model = name, options, agent, model
         self.env_id = agent.env_id
         self.resumes_exactly = getattr(agent, "resumes_exactly", True)
         self.guided_fraction, self.spread_fraction = shares_of(agent)
+        self.reward: str = getattr(agent, "reward", DEFAULT_REWARD)
 
     def learn(
         self,

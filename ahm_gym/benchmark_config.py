@@ -33,7 +33,7 @@ class BenchmarkConfig:
     initial_mask_ratio: float | None = None
     normalise_target: bool = False
     learning_rate: float = PretrainConfig.learning_rate
-    reward: str = PretrainConfig.reward
+    reward: str | None = PretrainConfig.reward
     guided_fraction: float | None = None
     spread_fraction: float | None = None
     device: str = "auto"

@@ -29,7 +29,7 @@ class PretrainConfig:
     learning_rate: float = 1e-3
     mask_ratio: float = 0.75
     initial_mask_ratio: float | None = None
-    reward: str = "relative"
+    reward: str | None = None
     guided_fraction: float | None = None
     guided_ramp: tuple[float, float] | None = None
     spread_fraction: float | None = None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from ahm_gym.acting import Actor, check_reconstructor, make_actor, read_options
+from ahm_gym.acting import DEFAULT_REWARD, Actor, check_reconstructor, make_actor, read_options
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder, load_published
 from ahm_gym.data import ImageDataset, open_data
@@ -131,9 +131,11 @@ class Training:
             device=self.device,
             agent_options=read_options(config.agent_options),
         )
-        guided, spread = self.actor.guided_fraction, self.actor.spread_fraction
+        guided, spread, reward = self.actor.guided_fraction, self.actor.spread_fraction, self.actor.reward
         if config.reconstructor is not None:
-            guided, spread = 1.0, 0.0  # it is the agent alone that learns: from every masked patch
+            # It is the agent alone that learns: from every masked patch, and not by the progress of the autoencoder.
+            guided, spread, reward = 1.0, 0.0, DEFAULT_REWARD
+        self.reward = config.reward or reward
         self.guided_fraction = chosen_share(
             "guided", config.guided_fraction, config.guided_ramp, guided, falls=False
         )
@@ -154,7 +156,7 @@ class Training:
         options = {
             "num_envs": config.batch_size,
             "mask_ratio": ratio if initial is None else RisingMaskRatio(initial, ratio),
-            "reward": config.reward,
+            "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
             "data_workers": config.data_workers,
@@ -168,6 +170,7 @@ class Training:
         return {
             "kind": "pretrain",
             **to_json(self.config),
+            "reward": self.reward,
             "image_size": list(self.pretrainer.autoencoder.image_size),
             "channels": self.dataset.channels,
             "mean": list(self.dataset.mean),

@@ -54,8 +54,8 @@ class Arguments:
     """Predict patches of zero mean and unit variance instead of raw pixels."""
     learning_rate: float = BenchmarkConfig.learning_rate
     """Of the autoencoder, after its warm-up."""
-    reward: str = BenchmarkConfig.reward
-    """What a masked patch pays an agent."""
+    reward: str | None = BenchmarkConfig.reward
+    """What a masked patch pays an agent; nothing takes each agent's own, as for pretraining."""
     guided_fraction: float | None = BenchmarkConfig.guided_fraction
     """Share of masked patches that follow the scores; nothing takes each policy's own schedule."""
     spread_fraction: float | None = BenchmarkConfig.spread_fraction

@@ -55,8 +55,9 @@ class Arguments:
     initial_mask_ratio: float | None = PretrainConfig.initial_mask_ratio
     """Share of masked patches at the beginning, from which it rises linearly to --mask-ratio over the run; nothing
     keeps it constant."""
-    reward: str = PretrainConfig.reward
-    """What a masked patch pays an agent: loss, relative, rank, progress, advantage or ahm2025."""
+    reward: str | None = PretrainConfig.reward
+    """What a masked patch pays an agent: loss, relative, rank, progress, advantage or ahm2025; nothing takes the
+    agent's own, progress for a3c and relative for the others and against a --reconstructor."""
     guided_fraction: float | None = PretrainConfig.guided_fraction
     """Share of masked patches that follow the scores; nothing takes the policy's own schedule."""
     guided_ramp: tuple[float, float] | None = PretrainConfig.guided_ramp

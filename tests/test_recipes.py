@@ -156,7 +156,7 @@ def test_settings_go_to_the_stages_that_they_concern():
     }
     assert [config.num_workers for config in stages] == [1, 2, 1]
     assert {(config.initial_mask_ratio, config.mask_ratio) for config in stages} == {(0.25, 0.75)}
-    assert [config.reward for config in stages] == ["relative", "ahm2025:20", "relative"]
+    assert [config.reward for config in stages] == [None, "ahm2025:20", None]
     assert [config.agent_options for config in stages] == [(), ("critic=relu6",), ()]
     assert [config.policy for config in stages] == ["random", "ahm2025", "agent:/runs/R/2-agent"]
     assert stages[1].reconstructor == Path("/runs/R/1-reconstructor")

@@ -20,7 +20,7 @@ from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.settings import flags_in
 from ahm_gym.storage import locked
-from ahm_gym.training import pretrain
+from ahm_gym.training import Training, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -531,3 +531,14 @@ def test_a_second_program_in_the_same_run_folder_is_refused(config, monkeypatch)
         pretrain(config, resume=True)
     assert_same(final_state(config.run_dir), before)
     assert final_state(pretrain(config, resume=True))["pretrainer"]["updates"] == 8
+
+
+def test_an_agent_is_paid_what_is_asked_for_or_else_its_own_reward(config, tmp_path):
+    def reward_of(**options):
+        return Training(dataclasses.replace(config, **options)).describe()["reward"]
+
+    assert reward_of(policy="a3c") == "progress"
+    assert reward_of(policy="a3c", reward="loss") == "loss"
+    assert reward_of(policy="ppo") == reward_of(policy="random") == "relative"
+    source = pretrain(dataclasses.replace(config, policy="random", steps=1, run_dir=tmp_path / "source"))
+    assert reward_of(policy="a3c", reconstructor=source) == "relative"
