@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -49,7 +50,9 @@ class RunFolder:
         content = json.dumps(config, indent=2) + "\n"
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except (NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
             raise InputError(
                 f"{path} cannot be made ({error.strerror}): choose another --run-dir."
             ) from error

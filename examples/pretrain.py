@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Arguments:
     recipe: str | None = None
     """ahm2025 runs the paper's three stages, each for --steps updates where that is given."""
     policy: str = PretrainConfig.policy
-    """Who chooses the masks: random, block or grid; hard_patches, teacher_loss, attention, attention_low,
+    """Who chooses the masks: random, block, grid or spread; hard_patches, teacher_loss, attention, attention_low,
     attention_hints, adamae or curriculum, each after a paper; oracle_hard, low_loss, textured or flat to compare; a
     learning agent such as a3c, ppo or ahm2025; agent:RUN_DIR for a trained one, frozen; or a plug-in."""
     steps: int = PretrainConfig.steps
@@ -96,7 +97,7 @@ def main() -> None:
         else:
             run = pretrain(config, resume=resume, given=given)
             print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
-        print(f"Next: python examples/segment.py --encoder {run} --labels 10")
+        print(f"Next: python examples/segment.py --encoder {shlex.quote(str(run))} --labels 10")
 
 
 if __name__ == "__main__":

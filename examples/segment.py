@@ -1,6 +1,7 @@
 """Fine-tune an encoder for segmentation: `python examples/segment.py --encoder RUN_DIR --labels 10`."""
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +82,16 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
         print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
-        print("Next: python examples/pretrain.py, then this again with --encoder and that run's folder")
+        print(f"Next: python examples/pretrain.py {same_images(results['config'])}")
+        print("then this again with --encoder and that run's folder")
     else:
-        print(f"Next: for comparison, the same command with {from_scratch(results['config'])}")
+        print(f"Next: for comparison, the same command with --encoder none {same_images(results['config'])}")
+        print("and another --run-dir where one was given")
 
 
-def from_scratch(settings: dict[str, Any]) -> str:
-    """Flags of an untrained encoder of the same shape, on the same images."""
-    flags = {"--encoder": "none", "--data": settings["data"], "--model": settings["model"]}
+def same_images(settings: dict[str, Any]) -> str:
+    """Flags of an encoder of the same shape on the same images."""
+    flags = {"--data": settings["data"] and shlex.quote(settings["data"]), "--model": settings["model"]}
     flags |= {
         "--image-size": " ".join(map(str, settings["image_size"])),
         "--patch-size": settings["patch_size"],
@@ -100,7 +103,9 @@ def report_probe(config: FinetuneConfig, results: dict[str, Any]) -> None:
     dice, images, labels = shown(results["patch_dice"]), results["num_images"], results["labels"]
     print(f"\nPatch Dice {dice} on {images} test images, {labels} labelled training images")
     print(f"Wrote {config.run_dir}/results.json")
-    print("Next: to fine-tune, the same command without --probe")
+    print(
+        "Next: to fine-tune, the same command without --probe, and with another --run-dir where one was given"
+    )
 
 
 def shown(value: float | None) -> str:

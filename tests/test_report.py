@@ -86,7 +86,7 @@ def test_findings_are_sentences_with_the_numbers_behind_them(out):
         rf"{number} to {number}; corrected p [\d.< ]+; 3 seeds, 12 cases\)",
         html.unescape(page),
     )
-    assert "## Not finished" not in text and "Not finished" not in page
+    assert "Seeds that are not there" not in text + page
 
 
 def test_markdown_tables_have_as_many_entries_in_every_line(out):
@@ -108,6 +108,25 @@ def test_a_running_benchmark_says_what_is_not_finished(tmp_path):
     for found in (text, page):
         assert "a3c on hc18_128: seed 2 of pretraining, fine-tuned, 10 labels, " in found
         assert "grid on hc18_128: every seed of probe, 10 labels and probe, 50 labels" in found
+
+
+def test_a_policy_with_more_seeds_is_ranked_on_those_that_random_has_too(tmp_path):
+    def score_of(policy, seed):
+        return {("random", 0): 0.5, ("a3c", 0): 0.6, ("a3c", 1): 0.1}.get((policy, seed), 0.4)
+
+    rows = [
+        {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "split": "test", "cases": cases,
+         "dice": score_of(policy, seed)}
+        for policy, seed in (("random", 0), ("a3c", 0), ("a3c", 1), ("grid", 1))
+        for cases in [{name: {"dice": [score_of(policy, seed)]} for name in "xy"}]
+    ]  # fmt: skip
+    text, _ = report(tmp_path, rows)
+    (table,) = (block for block in text.split("\n\n") if block.startswith("| policy | d | mean rank"))
+    assert table.splitlines()[2:] == [
+        "| a3c | 0.350 | 1.00 |",
+        "| random | 0.500 (1 of 2 seeds) | 2.00 |",
+        f"| grid | 0.400 (1 of 2 seeds) | {NOTHING} |",
+    ]
 
 
 def test_one_seed_has_no_verdict(tmp_path):

@@ -52,7 +52,7 @@ class Cell:
     hd95_unit: str | None
     measures: dict[str, Measure]
     mean_rank: float = float("nan")
-    """By Dice, over the data sets that have the policy."""
+    """By the paired difference of Dice, over the data sets that have the policy."""
 
 
 @dataclass(frozen=True)
@@ -211,13 +211,24 @@ def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
 
 
 def _ranked(cells: list[Cell]) -> list[Cell]:
+    """By what the policies are better than the reference on the seeds and cases that both have.
+
+    Means over different seeds do not compare; they rank only where there is no reference.
+    """
+    referred = {cell.data for cell in cells if cell.policy == REFERENCE and "dice" in cell.measures}
     values: dict[str, dict[str, float]] = {}
     for cell in cells:
-        if "dice" in cell.measures:
-            values.setdefault(cell.data, {})[cell.policy] = cell.measures["dice"].mean
+        if (dice := cell.measures.get("dice")) is None:
+            continue
+        if cell.data not in referred:
+            values.setdefault(cell.data, {})[cell.policy] = dice.mean
+        elif cell.policy == REFERENCE or dice.comparison is not None:
+            values.setdefault(cell.data, {})[cell.policy] = (
+                dice.comparison.difference if dice.comparison else 0.0
+            )
     ranks = mean_ranks(values)
     ranked = [replace(cell, mean_rank=ranks.get(cell.policy, float("nan"))) for cell in cells]
-    # One without any Dice has no rank, and comes last.
+    # One with nothing to compare has no rank, and comes last.
     return sorted(
         ranked, key=lambda cell: (np.nan_to_num(cell.mean_rank, nan=np.inf), cell.policy, cell.data)
     )

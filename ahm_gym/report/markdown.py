@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from ahm_gym.report import findings, tables
 from ahm_gym.report.leaderboard import Cell, Pretraining
 from ahm_gym.report.rows import Rows
@@ -10,11 +12,16 @@ METHOD = (
     "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the "
     "mean over seeds and cases. Its 95 % interval and p value hold for new seeds and new cases (both are "
     "resampled); the t interval beside it is over seeds alone, on these cases. Wins is the share of pairs of seed "
-    "and case in which the policy is better. The corrected p controls the false discoveries among all data sets "
-    "and policies of one kind of score and number of labels, and gives the verdict at 0.05. IQM is the mean of "
-    "the middle half of all scores. ± is a standard deviation over seeds."
+    "and case in which the policy is better, a tie half of one. The corrected p controls the false discoveries among "
+    "all data sets and policies of one kind of score and number of labels, and gives the verdict at 0.05. IQM is the "
+    "mean of the middle half of all scores. ± is a standard deviation over seeds."
 )
 """How to read the scores."""
+
+RANKING = (
+    "▲ better than random, ▼ worse than random. Ranks are those of the differences to random on the seeds that both "
+    "have."
+)
 
 PRETRAINING = (
     "The time of pretraining is that of the updates, without judging and saving. The limit is the rate of one large "
@@ -35,8 +42,11 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
     for task, cells in by_task.items():
         blocks += [findings.tally(task, cells), _bullets(findings.by_data(cells))]
     if gaps := findings.missing(rows):
-        blocks += ["## Not finished", _bullets(gaps)]
-    blocks += ["## By mean rank", "▲ better than random, ▼ worse than random."]
+        blocks += ["## Seeds that are not there, of those that any policy has", _bullets(gaps)]
+    blocks += [
+        "## By mean rank",
+        RANKING,
+    ]
     blocks += [tables.overview(task, cells).markdown() for task, cells in by_task.items()]
     blocks += ["## Every number", METHOD, PRETRAINING]
     for data in rows.data:
@@ -45,7 +55,7 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
         blocks += [table.markdown() for table in found if table.rows]
         blocks.append(tables.pretraining(data, pretraining).markdown())
     if command := rows.config.get("command"):
-        blocks += ["## Command", f"    {command}"]
+        blocks += ["## Command", indent(str(command), "    ")]
     return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
 
 

@@ -69,8 +69,8 @@ def _findings(rows: Rows, scores: list[Cell]) -> str:
             _details(findings.tally(task, cells), _list(findings.by_data(cells)) + every, opened=i == 0)
         )
     if gaps := findings.missing(rows):
-        num = plural(len(gaps), "pair")
-        parts.append(_details(f"Not finished: {num} of policy and data set", _list(gaps)))
+        title = f"Seeds that are not there, of those that any policy has: {plural(len(gaps), 'line')}"
+        parts.append(_details(title, _list(gaps)))
     return f'<div class="findings">{"".join(parts)}</div>'
 
 

@@ -43,12 +43,13 @@ class Table:
 
 
 def overview(task: Task, cells: list[Cell]) -> Table:
-    """Mean Dice of every policy on every data set, by mean rank; `cells` are those of the task."""
+    """Mean Dice of every policy on every data set, by mean rank of the paired differences; `cells` are the task's."""
     data = sorted({cell.data for cell in cells})
+    most = max((len(cell.seeds) for cell in cells), default=0)
     rows = []
     for policy in dict.fromkeys(cell.policy for cell in cells):
         own = {cell.data: cell for cell in cells if cell.policy == policy}
-        scores = [_overview_entry(own[name]) if name in own else NOTHING for name in data]
+        scores = [_overview_entry(own[name], most) if name in own else NOTHING for name in data]
         rank = decimals(next(iter(own.values())).mean_rank, 2)
         rows.append(
             [policy, *scores, rank if len(own) == len(data) else f"{rank} ({len(own)} of {len(data)})"]
@@ -95,12 +96,13 @@ def interval_text(interval: Interval | None, places: int = 3) -> str:
     return f"[{signed(interval[0], places)}, {signed(interval[1], places)}]" if interval else NOTHING
 
 
-def _overview_entry(cell: Cell) -> str:
+def _overview_entry(cell: Cell, most_seeds: int) -> str:
     if "dice" not in cell.measures:
         return NOTHING
     measure = cell.measures["dice"]
     mark = MARKS.get(measure.verdict.split(" ")[0], "")
-    return f"{decimals(measure.mean)} {mark}".rstrip()
+    seeds = "" if len(cell.seeds) == most_seeds else f"({len(cell.seeds)} of {most_seeds} seeds)"
+    return " ".join(part for part in (decimals(measure.mean), mark, seeds) if part)
 
 
 def _scores_row(cell: Cell, optional: list[str]) -> list[str]:
