@@ -14,7 +14,7 @@ from monai.losses.dice import DiceCELoss
 from torch import nn
 
 from ahm_gym.data.sample import Split
-from ahm_gym.errors import Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.finetune_config import (
     FinetuneConfig,
@@ -35,6 +35,8 @@ from ahm_gym.settings import merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked, write_atomically
 
 WARMUP, MAX_GRAD_NORM = 0.1, 1.0
+OF_FINE_TUNING = ("steps", "batch_size", "learning_rate", "freeze", "native_resolution", "checkpoint_every")
+"""Settings that a probe does not have."""
 
 
 def finetune(
@@ -84,6 +86,12 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
         InputError: for settings or data that cannot be used; no folder is left behind.
     """
     config = resolve(with_run_dir(config, "probe"))
+    for name in OF_FINE_TUNING:
+        if getattr(config, name) != getattr(FinetuneConfig, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} goes with fine-tuning, and a probe has no use for it: leave {flag} out."
+            )
     assert config.run_dir is not None, "chosen above"
     results = build_probe(config)(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})

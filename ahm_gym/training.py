@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from ahm_gym.acting import DEFAULT_REWARD, Actor, check_reconstructor, make_actor, read_options
+from ahm_gym.acting import DEFAULT_REWARD, Actor, PolicyActor, check_reconstructor, make_actor, read_options
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder, load_published
 from ahm_gym.data import ImageDataset, open_data
@@ -131,6 +131,11 @@ class Training:
             device=self.device,
             agent_options=read_options(config.agent_options),
         )
+        if config.masking_steps != 1 and isinstance(self.actor, PolicyActor):
+            raise InputError(
+                f"--masking-steps {config.masking_steps} goes with a learning agent such as a3c, which looks "
+                f"again after every step; policy {config.policy} scores an image once: leave it out."
+            )
         guided, spread, reward = self.actor.guided_fraction, self.actor.spread_fraction, self.actor.reward
         if config.reconstructor is not None:
             # It is the agent alone that learns: from every masked patch, and not by the progress of the autoencoder.

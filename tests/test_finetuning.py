@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.finetune_config import FinetuneConfig, resolve
-from ahm_gym.finetuning import Finetuning, finetune, is_finished, run_probe
+from ahm_gym.finetuning import OF_FINE_TUNING, Finetuning, finetune, is_finished, run_probe
 from ahm_gym.runs import RunFolder
 from ahm_gym.segmentation import load_segmenter
 
@@ -197,6 +197,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(conf
 )
 @pytest.mark.parametrize("program", [finetune, run_probe])
 def test_a_refused_run_leaves_no_folder_behind(program, config, message, change):
+    if program is run_probe:
+        change = {name: getattr(FinetuneConfig, name) for name in OF_FINE_TUNING} | change
     with pytest.raises(InputError, match=message):
         program(dataclasses.replace(config, **change))
     assert not config.run_dir.exists()
@@ -223,7 +225,13 @@ def test_an_existing_folder_and_a_run_of_another_kind_are_refused(config, pretra
 
 
 def test_the_probe_writes_its_results_into_a_run_folder(config, pretrained):
-    results = run_probe(dataclasses.replace(config, encoder=str(pretrained), labels=4))
+    config = FinetuneConfig(
+        encoder=str(pretrained), data=config.data, image_size=(32,), labels=4, run_dir=config.run_dir
+    )
+    for setting in ({"steps": 7}, {"freeze": True}, {"native_resolution": True}):
+        with pytest.raises(InputError, match="goes with fine-tuning"):
+            run_probe(dataclasses.replace(config, **setting))
+    results = run_probe(config)
     assert results["labels"] == 4 and results["patch_dice"] > 0.7
     assert results == json.loads((config.run_dir / "results.json").read_text())
     assert json.loads((config.run_dir / "config.json").read_text())["kind"] == "probe"

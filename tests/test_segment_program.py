@@ -45,7 +45,8 @@ def test_one_encoder_is_judged_again_and_again_without_naming_a_folder(tmp_path)
     data = write_discs(tmp_path / "discs.npz")
     assert run("pretrain.py", "--data", data, "--image-size", 32, "--steps", 1, cwd=tmp_path).returncode == 0
     encoder = ["--encoder", "runs/discs-a3c-1", "--labels", 4, "--steps", 2]
-    for flags in (encoder, encoder, [*encoder, "--probe"], ["--data", data, "--steps", 2]):
+    probe = [*encoder[:-2], "--probe"]
+    for flags in (encoder, encoder, probe, ["--data", data, "--steps", 2]):
         judged = run("segment.py", *flags, cwd=tmp_path)
         assert judged.returncode == 0, judged.stderr
         if flags == encoder:
