@@ -46,7 +46,7 @@ def test_one_encoder_is_judged_again_and_again_without_naming_a_folder(tmp_path)
     assert run("pretrain.py", "--data", data, "--image-size", 32, "--steps", 1, cwd=tmp_path).returncode == 0
     encoder = ["--encoder", "runs/discs-a3c-1", "--labels", 4, "--steps", 2]
     probe = [*encoder[:-2], "--probe"]
-    for flags in (encoder, encoder, probe, ["--data", data, "--steps", 2]):
+    for flags in (encoder, encoder, probe):
         judged = run("segment.py", *flags, cwd=tmp_path)
         assert judged.returncode == 0, judged.stderr
         if flags == encoder:
@@ -55,5 +55,4 @@ def test_one_encoder_is_judged_again_and_again_without_naming_a_folder(tmp_path)
                 in judged.stdout
             )
     judgements = {"discs-a3c-1-finetune-1", "discs-a3c-1-finetune-2", "discs-a3c-1-probe-1"}
-    expected = {"discs-a3c-1", *judgements, "discs-scratch-finetune-1"}
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == expected
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"discs-a3c-1", *judgements}
