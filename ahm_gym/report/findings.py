@@ -68,6 +68,10 @@ def sentences(cells: list[Cell]) -> list[str]:
     return [sentence(cell) for cell in sorted(compared, key=lambda cell: (cell.data, cell.policy))]
 
 
+MISSING = "Seeds that are not there, of those that any policy has"
+"""The title of what `missing` lists."""
+
+
 def missing(rows: Rows) -> list[str]:
     """One entry for every data set and policy whose rows are not all there, with the seeds that lack.
 

@@ -211,24 +211,28 @@ def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
 
 
 def _ranked(cells: list[Cell]) -> list[Cell]:
-    """By what the policies are better than the reference on the seeds and cases that both have.
-
-    Means over different seeds do not compare; they rank only where there is no reference.
-    """
     referred = {cell.data for cell in cells if cell.policy == REFERENCE and "dice" in cell.measures}
     values: dict[str, dict[str, float]] = {}
     for cell in cells:
-        if (dice := cell.measures.get("dice")) is None:
-            continue
-        if cell.data not in referred:
-            values.setdefault(cell.data, {})[cell.policy] = dice.mean
-        elif cell.policy == REFERENCE or dice.comparison is not None:
-            values.setdefault(cell.data, {})[cell.policy] = (
-                dice.comparison.difference if dice.comparison else 0.0
-            )
+        strength = _strength(cell, referred=cell.data in referred)
+        if strength is not None:
+            values.setdefault(cell.data, {})[cell.policy] = strength
     ranks = mean_ranks(values)
     ranked = [replace(cell, mean_rank=ranks.get(cell.policy, float("nan"))) for cell in cells]
     # One with nothing to compare has no rank, and comes last.
     return sorted(
         ranked, key=lambda cell: (np.nan_to_num(cell.mean_rank, nan=np.inf), cell.policy, cell.data)
     )
+
+
+def _strength(cell: Cell, *, referred: bool) -> float | None:
+    """How much better than the reference, on the seeds and cases that both have; None where these are none.
+
+    Means over different seeds do not compare: they stand in only where no reference has been run.
+    """
+    dice = cell.measures.get("dice")
+    if dice is None or not referred:
+        return dice and dice.mean
+    if cell.policy == REFERENCE:
+        return 0.0
+    return dice.comparison and dice.comparison.difference

@@ -19,9 +19,10 @@ METHOD = (
 """How to read the scores."""
 
 RANKING = (
-    "▲ better than random, ▼ worse than random. Ranks are those of the differences to random on the seeds that both "
-    "have."
+    "▲ better than random, ▼ worse than random, by the corrected p. Ranks are those of the differences to random on "
+    "the seeds that both have."
 )
+"""How to read the tables by mean rank."""
 
 PRETRAINING = (
     "The time of pretraining is that of the updates, without judging and saving. The limit is the rate of one large "
@@ -42,11 +43,8 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
     for task, cells in by_task.items():
         blocks += [findings.tally(task, cells), _bullets(findings.by_data(cells))]
     if gaps := findings.missing(rows):
-        blocks += ["## Seeds that are not there, of those that any policy has", _bullets(gaps)]
-    blocks += [
-        "## By mean rank",
-        RANKING,
-    ]
+        blocks += [f"## {findings.MISSING}", _bullets(gaps)]
+    blocks += ["## By mean rank", RANKING]
     blocks += [tables.overview(task, cells).markdown() for task, cells in by_task.items()]
     blocks += ["## Every number", METHOD, PRETRAINING]
     for data in rows.data:

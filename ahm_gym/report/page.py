@@ -12,7 +12,7 @@ from typing import Any
 from ahm_gym.report import charts, findings, tables
 from ahm_gym.report.galleries import mask_galleries, segmentation_galleries
 from ahm_gym.report.leaderboard import Cell, Pretraining
-from ahm_gym.report.markdown import METHOD, PRETRAINING
+from ahm_gym.report.markdown import METHOD, PRETRAINING, RANKING
 from ahm_gym.report.pictures import Pictures
 from ahm_gym.report.rows import Rows, Task
 from ahm_gym.report.text import plural
@@ -69,8 +69,7 @@ def _findings(rows: Rows, scores: list[Cell]) -> str:
             _details(findings.tally(task, cells), _list(findings.by_data(cells)) + every, opened=i == 0)
         )
     if gaps := findings.missing(rows):
-        title = f"Seeds that are not there, of those that any policy has: {plural(len(gaps), 'line')}"
-        parts.append(_details(title, _list(gaps)))
+        parts.append(_details(f"{findings.MISSING}: {plural(len(gaps), 'line')}", _list(gaps)))
     return f'<div class="findings">{"".join(parts)}</div>'
 
 
@@ -98,7 +97,7 @@ def _task(
     """Everything about one task: tables, differences, and Dice against labels and seconds."""
     per_data = {data: [cell for cell in cells if cell.data == data] for data in rows.data}
     parts = [tables.overview(task, cells).html()]
-    parts.append('<p class="note">▲ better than random, ▼ worse than random, by the corrected p.</p>')
+    parts.append(f'<p class="note">{RANKING}</p>')
     differences = _panels((data, charts.forest(data, own)) for data, own in per_data.items())
     if differences:
         parts.append(
