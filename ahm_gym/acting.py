@@ -125,13 +125,14 @@ def make_actor(
     num_workers: int,
     seed: int,
     device: torch.device,
+    masking_steps: int = 1,
     agent_options: dict[str, Any] | None = None,
 ) -> Actor:
     """The policy or agent of that name.
 
     Raises:
-        InputError: for a name in neither table, an option that the agent does not have, or several workers or
-            options for a policy that needs none.
+        InputError: for a name in neither table, an option that the agent does not have, or several workers,
+            several masking steps or options for a policy that needs none.
     """
     if name in agents() and name not in POLICIES:
         shape = (autoencoder.num_patches, autoencoder.dim)
@@ -150,6 +151,11 @@ def make_actor(
     if num_workers != 1:
         raise InputError(
             f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."
+        )
+    if masking_steps != 1:
+        raise InputError(
+            f"--masking-steps {masking_steps} goes with a learning agent such as a3c, which looks again after every "
+            f"step; policy {name} scores an image once: leave it out."
         )
     if agent_options:
         raise InputError(

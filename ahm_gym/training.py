@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
-from ahm_gym.acting import DEFAULT_REWARD, Actor, PolicyActor, check_reconstructor, make_actor, read_options
+from ahm_gym.acting import DEFAULT_REWARD, Actor, check_reconstructor, make_actor, read_options
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.checkpoints import load_autoencoder, load_published
 from ahm_gym.data import ImageDataset, open_data
@@ -129,13 +129,21 @@ class Training:
             num_workers=config.num_workers,
             seed=config.seed,
             device=self.device,
+            masking_steps=config.masking_steps,
             agent_options=read_options(config.agent_options),
         )
-        if config.masking_steps != 1 and isinstance(self.actor, PolicyActor):
-            raise InputError(
-                f"--masking-steps {config.masking_steps} goes with a learning agent such as a3c, which looks "
-                f"again after every step; policy {config.policy} scores an image once: leave it out."
-            )
+        self._choose_masks()
+        self.factory = self._env_factory(shared=False)
+        self.env = self.factory()
+        indices = self.dataset.indices("val") or self.dataset.indices("train")
+        picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
+        self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
+        # With the final ratio from the beginning on, so that figures of one run can be compared over training.
+        self.num_judged_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
+
+    def _choose_masks(self) -> None:
+        """The shares of the masks and what pays them: what was asked for, or else the policy's or the agent's own."""
+        config = self.config
         guided, spread, reward = self.actor.guided_fraction, self.actor.spread_fraction, self.actor.reward
         if config.reconstructor is not None:
             # It is the agent alone that learns: from every masked patch, and not by the progress of the autoencoder.
@@ -147,13 +155,6 @@ class Training:
         self.spread_fraction = chosen_share(
             "spread", config.spread_fraction, config.spread_ramp, spread, falls=True
         )
-        self.factory = self._env_factory(shared=False)
-        self.env = self.factory()
-        indices = self.dataset.indices("val") or self.dataset.indices("train")
-        picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
-        self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
-        # With the final ratio from the beginning on, so that figures of one run can be compared over training.
-        self.num_judged_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
 
     def _env_factory(self, *, shared: bool) -> EnvFactory:
         config = self.config
