@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ahm_gym.errors import InputError, unknown_name
 
 LOGIT_CAP = 8.0  # exp(-2 * 8) stays well inside float32, so that no patch's probability vanishes
+LOGIT_DEVIATION = 3.0
 
 
 class ActorCriticOutput(NamedTuple):
@@ -59,7 +60,18 @@ class PatchActorCritic(ActorCritic):
         hidden = self.trunk(self.normalise(observation))  # B L width
         logits, values = self.heads(hidden).unbind(dim=-1)
         image_value = self.image_head(hidden.mean(dim=1))[:, 0]
-        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, image_value)
+        return ActorCriticOutput(bounded(logits), values, image_value)
+
+
+def bounded(logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Logits less their mean over the image, of a deviation below 3 and each between -8 and 8.
+
+    Only differences matter to a draw, so nothing holds the mean: capped as they are, all logits drift to the same
+    end of the range, where draws are uniform and gradients vanish. The deviation is bounded for the same reason.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    centred = centred * (1.0 + centred.square().mean(dim=1, keepdim=True) / LOGIT_DEVIATION**2).rsqrt()
+    return LOGIT_CAP * (centred / LOGIT_CAP).tanh()
 
 
 class PatchTrunk(nn.Module):

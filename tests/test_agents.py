@@ -8,9 +8,16 @@ from gymnasium.vector import AutoresetMode
 
 from ahm_gym.agents import AGENTS, make_agent
 from ahm_gym.agents.losses import step_loss
-from ahm_gym.agents.networks import ActorCriticOutput, ObservationNorm, PatchActorCritic, available_patches
+from ahm_gym.agents.networks import (
+    ActorCriticOutput,
+    ObservationNorm,
+    PatchActorCritic,
+    available_patches,
+    bounded,
+)
 from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.sharing import hand_over_gradients
 from ahm_gym.testing import IdentityTask, identity_task, solved
@@ -188,8 +195,36 @@ def test_the_network_sees_beyond_the_single_patch(kind):
     network = PatchActorCritic(16, 8, (4, 4), kind=kind).eval()
     torch.nn.init.normal_(network.heads.weight, generator=torch.Generator().manual_seed(0))
     observation = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    network(observation).logits[0, 5].backward()
+    network(observation).values[0, 5].backward()
     assert (observation.grad[0].abs().sum(dim=1) > 0).sum() >= 9
+
+
+@pytest.mark.parametrize("drift", [0.0, -200.0])
+def test_logits_stay_within_bounds_and_can_be_learned_wherever_their_mean_drifts(drift):
+    raw = 20 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    shifted = (raw + drift).requires_grad_()
+    logits = bounded(shifted)
+    torch.testing.assert_close(logits, bounded(raw), atol=1e-4, rtol=1e-4)
+    assert torch.equal(logits.argsort(dim=1), shifted.argsort(dim=1))
+    assert float(logits.detach().abs().max()) < 8 and float(logits.detach().std(dim=1).max()) < 3
+    logits.log_softmax(dim=1)[:, 0].sum().backward()
+    assert float(shifted.grad.abs().amax(dim=1).min()) > 0.01
+
+
+def test_small_logits_are_as_they_are_but_for_their_mean():
+    raw = 0.1 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bounded(raw), raw - raw.mean(dim=1, keepdim=True), atol=1e-3, rtol=0)
+
+
+def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
+    env = MaskingVectorEnv(4, data=torch.rand(16, 1, 32, 32), image_size=32, guided_fraction=0.0, num_steps=3)
+    agent = make_agent("a3c", env.single_observation_space.shape)
+    before = copy.deepcopy(agent.state_dict()["network"])
+    seen = []
+    agent.learn(lambda: env, 3, seed=0, callback=lambda metrics: seen.append(metrics) or False)
+    after = agent.state_dict()["network"]
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if "normalise" not in name)
+    assert [sorted(metrics) for metrics in seen] == [["guided", "loss", "reward"]] * 3 and agent.writes == 0
 
 
 def test_gradients_arrive_in_the_shared_weights_at_every_update():
