@@ -73,13 +73,14 @@ class Learner:
         self.observation = self._tensor(observation)
 
     def episode(self) -> Metrics:
-        """Plays the present batch to its end, learning after every rollout; gives back metrics."""
+        """Plays the present batch to its end, learning after every rollout that chose; gives back metrics."""
         metrics: Metrics = {}
         ended = False
         while not ended:
             rollout, info, reward = self._rollout()
             ended = bool(rollout[-1].ended.all())
-            metrics = self._learn(rollout, torch.as_tensor(info["mask"]))
+            if info["guided"].any():
+                metrics = self._learn(rollout, torch.as_tensor(info["mask"]))
             if ended:
                 metrics = update_metrics(info, reward) | metrics
         return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class Recorder:
         self.judge_every = max(1, config.steps // 20)
         self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
         self.sums: dict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()
+        """Updates since the last line that told each metric: an agent that chose nothing tells of no learning."""
         self.progress = Progress(
             training.title, total=config.steps, start=start, images_per_step=config.batch_size
         )
@@ -64,7 +66,7 @@ class Recorder:
         self.step += 1
         for name, value in metrics.items():
             self.sums[name] += value
-        self.sums["count"] += 1
+            self.counts[name] += 1
         if self.step % self.log_every == 0:
             self._log()
         self.progress.advance(self.step, loss=metrics["loss"], reward=metrics["reward"])
@@ -86,12 +88,12 @@ class Recorder:
         return min(*regular, *(s for s in self.snapshot_steps if s > step)) - self.start
 
     def _log(self) -> None:
-        count = self.sums.pop("count")
         now = time.monotonic()
-        averages = {name: value / count for name, value in self.sums.items()}
-        rate = count * self.training.config.batch_size / max(now - self.since, 1e-9)
+        averages = {name: value / self.counts[name] for name, value in self.sums.items()}
+        rate = self.counts["loss"] * self.training.config.batch_size / max(now - self.since, 1e-9)
         self.run.log(self.step, averages | {"images_per_second": rate})
         self.sums.clear()
+        self.counts.clear()
         self.since = now
 
     @off_the_clock
@@ -131,7 +133,8 @@ class Recorder:
         actor = training.actor
         if isinstance(actor, AgentActor):
             self.run.replace("agent", lambda folder: actor.export(folder, autoencoder))
-        self.run.save_checkpoint(self.step, training.state_dict() | {"sums": dict(self.sums)})
+        since_log = {"sums": dict(self.sums), "counts": dict(self.counts)}
+        self.run.save_checkpoint(self.step, training.state_dict() | since_log)
 
     @property
     def _snapshots(self) -> Path:

@@ -200,6 +200,7 @@ class Training:
                 )
             self.load_state_dict(found[1])
             recorder.sums.update(found[1]["sums"])
+            recorder.counts.update(found[1]["counts"])
         seed = self.config.seed if start == 0 else None
         if self.config.num_workers > 1:
             self._share()

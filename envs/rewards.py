@@ -25,8 +25,10 @@ class Reward(Protocol):
     `__call__` needs from a GPU, `before` and `after` begin to `Fetch`, so that one wait serves all.
     """
 
-    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
-        """Look at the batch while the autoencoder is still the old one."""
+    def before(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> None:
+        """Look at the batch while the autoencoder is still the old one; masks as in `__call__`."""
         ...
 
     def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
@@ -65,7 +67,9 @@ class LossReward:
         """
         raise InputError(f"reward argument {argument!r}: only ahm2025 takes one, as in ahm2025:20.")
 
-    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+    def before(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> None:
         return None
 
     def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
@@ -138,8 +142,8 @@ class ProgressReward(LossReward):
     where losses are. To both losses goes `floor` of the mean loss, so that what is next to nothing counts
     for little. The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
     run of up to 2,000 updates; before, it is the untrained autoencoder. A slow average would not do: once the
-    learning rate falls it is better than the autoencoder itself, and learning would cost. Takes one more
-    forward pass and two copies of the weights.
+    learning rate falls it is better than the autoencoder itself, and learning would cost. Takes two copies of
+    the weights, and one more forward pass where the scores decided about any patch; elsewhere nothing is paid.
 
     Raises:
         InputError: against a frozen autoencoder, which makes no progress.
@@ -161,18 +165,23 @@ class ProgressReward(LossReward):
         """Updates before the newest copy."""
         self.earlier_loss: Fetch | None = None
 
-    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
-        with torch.no_grad(), self.pretrainer.autocast():
-            self.earlier_loss = Fetch(self.earlier(images, mask).patch_loss)
+    def before(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> None:
+        self.earlier_loss = None
+        if bool(guided.any()):
+            with torch.no_grad(), self.pretrainer.autocast():
+                self.earlier_loss = Fetch(self.earlier(images, mask).patch_loss)
 
     def __call__(
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L"]:
-        assert self.earlier_loss is not None, "before() comes first"
         if self.pretrainer.updates >= self.taken + self.lag:
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
             self.next.load_state_dict(self.pretrainer.model.state_dict())
+        if self.earlier_loss is None:
+            return torch.zeros_like(patch_loss)
         floor = self.floor * patch_loss[mask].mean() + 1e-12
         return ((self.earlier_loss.wait() + floor) / (patch_loss + floor)).log()
 
@@ -196,7 +205,9 @@ class AdvantageReward(LossReward):
         super().__init__(pretrainer, generator)
         self.random_loss: Fetch | None = None
 
-    def before(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> None:
+    def before(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
+    ) -> None:
         count = int(mask[0].sum())
         scores = random_scores((mask.shape[0], mask.shape[1]), self.generator)
         drawn = select_patches(scores, count, count, self.generator)[0]

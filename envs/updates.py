@@ -34,7 +34,7 @@ class Update:
         guided: Bool[Tensor, "B L"],
     ) -> None:
         self.pretrainer, self.reward, self.mask, self.guided = pretrainer, reward, mask, guided
-        reward.before(images, mask)
+        reward.before(images, mask, guided)
         self.result = pretrainer.step(images, mask)
         reward.after(images, self.result)
         self._patch_loss = Fetch(self.result.patch_loss)

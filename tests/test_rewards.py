@@ -68,7 +68,7 @@ def paid_for_progress(reward, pretrainer, num_steps):
     images, mask, guided, _ = draw()
     paid, losses = [], []
     for _ in range(num_steps):
-        reward.before(images, mask)
+        reward.before(images, mask, guided)
         losses.append(pretrainer.step(images, mask).patch_loss)
         paid.append(reward(losses[-1], mask, guided))
     return paid, losses
@@ -84,6 +84,22 @@ def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     expected = ((losses[20] + floor) / (losses[34] + floor)).log()
     assert torch.allclose(paid[34][mask], expected[mask], atol=1e-4)
     assert float(paid[34][mask].mean()) > 0
+
+
+def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, monkeypatch):
+    reward = build("progress", pretrainer)
+    reward.lag = 1
+    images, mask, _, _ = draw()
+    calls = []
+    forward = type(pretrainer.model).forward
+    monkeypatch.setattr(
+        type(pretrainer.model), "forward", lambda model, *batch: calls.append(model) or forward(model, *batch)
+    )
+    for guided in (mask, torch.zeros_like(mask)):
+        reward.before(images, mask, guided)
+        paid = reward(pretrainer.step(images, mask).patch_loss, mask, guided)
+    assert [call is pretrainer.model for call in calls] == [False, True, True]
+    assert paid.eq(0).all() and reward.taken == 2
 
 
 def test_progress_pays_the_same_for_halving_a_large_and_a_small_loss(pretrainer):
@@ -120,13 +136,13 @@ def test_progress_is_not_paid_against_a_frozen_autoencoder():
 def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrainer):
     reward = build("advantage", pretrainer)
     images, mask, guided, _ = draw()
-    reward.before(images, mask)
+    reward.before(images, mask, guided)
     patch_loss = pretrainer.forward(images, mask).patch_loss
     excess = patch_loss - reward(patch_loss, mask, guided)
     assert torch.allclose(excess, excess[:, :1].expand_as(excess))
     assert torch.equal(excess[:, 0], reward.random_loss.wait()[:, 0])
     again = build("advantage", pretrainer)
-    again.before(images, mask)
+    again.before(images, mask, guided)
     torch.testing.assert_close(again.random_loss.wait(), reward.random_loss.wait())
 
 
@@ -180,14 +196,14 @@ def test_going_on_from_a_saved_state_pays_the_same(name, pretrainer):
     first = build(name, pretrainer)
     images, mask, guided, patch_loss = draw()
     result = pretrainer.forward(images, mask)
-    first.before(images, mask)
+    first.before(images, mask, guided)
     first.after(images, result)
     first(patch_loss, mask, guided)
     second = make_reward(name, pretrainer, torch.Generator())
     second.load_state_dict(first.state_dict())
     second.generator.set_state(first.generator.get_state())
     for reward in (first, second):
-        reward.before(images, mask)
+        reward.before(images, mask, guided)
         reward.after(images, result)
     assert torch.equal(first(patch_loss, mask, guided), second(patch_loss, mask, guided))
 
