@@ -235,7 +235,7 @@ def build_encoder(
     preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
     plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
     if not timm.is_model(preset.name):
-        raise unknown_name("model", model, [*PRESETS, "unet", *plain])
+        raise unknown_name("model", model, [*PRESETS, "unet"], unlisted=plain)
     refusal = InputError(
         f"model {model!r} is not one of timm's plain vision transformers: choose tiny, small, base or a name such "
         "as vit_small_patch16_224."

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import errno
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -20,12 +20,13 @@ class RunError(RuntimeError):
     """A run that could not go on: a non-finite loss, a dead worker, a full disk."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is in no table, with the nearest name that is."""
+def unknown_name(kind: str, name: str, known: Iterable[str], unlisted: Collection[str] = ()) -> InputError:
+    """The error for a name that is in no table, with the nearest name that is; `unlisted` are too many to tell."""
     choices = sorted(known)
-    nearest = difflib.get_close_matches(name, choices, n=1)
+    nearest = difflib.get_close_matches(name, [*choices, *unlisted], n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(choices)}.")
+    more = f", or one of {len(unlisted)} more" if unlisted else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(choices)}{more}.")
 
 
 class Interrupted(RunError):

@@ -156,6 +156,9 @@ def test_norm_eps_reaches_every_layer_norm():
 def test_an_unknown_model_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match=r"unknown model 'tinny': did you mean 'tiny'"):
         build_encoder("tinny")
+    with pytest.raises(InputError, match="did you mean 'vit_small_patch16_224'") as error:
+        build_encoder("vit_smal_patch16_224")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(
