@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import sys
@@ -23,7 +22,7 @@ from ahm_gym.report import write_report
 from ahm_gym.report.rows import REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
-from ahm_gym.storage import locked, write_atomically
+from ahm_gym.storage import locked, make_folder, write_atomically
 from ahm_gym.training import Training
 
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
@@ -51,7 +50,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     datasets = open_all(config)
     check_settings(config, datasets)
     check_policies(plan(config, datasets))
-    make_folder(config.out)
+    make_folder(config.out, "--out")
     with locked(config.out):
         groups = plan(config, datasets)  # what another session has finished by now is not missing any more
         write_settings(config, datasets, command)
@@ -216,14 +215,18 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
 def saved_settings(out: Path) -> Row | None:
     """What the `config.json` of a benchmark's folder holds; None of a new folder."""
     path = out / "config.json"
+    other = InputError(f"{out} holds something else than a benchmark: choose another --out.")
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
-            raise InputError(f"{out} holds something else than a benchmark: choose another --out.")
+            raise other
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
+    if saved.get("kind") != "benchmark":
+        raise other
+    return saved
 
 
 def settings_of(config: BenchmarkConfig) -> Row:
@@ -231,15 +234,6 @@ def settings_of(config: BenchmarkConfig) -> Row:
     values = to_json(config) | {"image_size": list(image_size_of(config.image_size))}
     values["probe_draws"] = NUM_DRAWS
     return {name: value for name, value in values.items() if name not in OPEN}
-
-
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise InputError(f"{out} cannot be made ({error.strerror}): choose another --out.") from error
 
 
 def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import re
@@ -18,7 +17,14 @@ from typing import IO, Any, SupportsFloat
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ahm_gym.errors import InputError
-from ahm_gym.storage import load_state, recover_all, replace_folder, save_state, write_atomically
+from ahm_gym.storage import (
+    load_state,
+    make_folder,
+    recover_all,
+    replace_folder,
+    save_state,
+    write_atomically,
+)
 
 __all__ = ["Interrupt", "RunFolder", "free_run_dir", "load_state", "save_state", "write_atomically"]
 
@@ -48,14 +54,7 @@ class RunFolder:
                 f"{path} exists already: choose another --run-dir, or go on with a run in it by --resume."
             )
         content = json.dumps(config, indent=2) + "\n"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            raise InputError(
-                f"{path} cannot be made ({error.strerror}): choose another --run-dir."
-            ) from error
+        make_folder(path, "--run-dir")
         try:
             write_atomically(path / "config.json", content)
         except BaseException:

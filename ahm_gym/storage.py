@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -24,6 +25,20 @@ try:
     import fcntl
 except ImportError:  # Windows has none
     fcntl = None
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Makes a folder, and those around it, where it is not there yet; `flag` is the argument that named it.
+
+    Raises:
+        InputError: where none can be made. A full disk remains an OSError.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"{path} cannot be made ({error.strerror}): choose another {flag}.") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

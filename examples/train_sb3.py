@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_policies import PatchActorCriticPolicy
-from ahm_gym.errors import command_line
+from ahm_gym.errors import InputError, command_line
+from ahm_gym.storage import make_folder
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,22 @@ class Arguments:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     with command_line():
-        env = gym.make_vec(
-            "ahm_gym:AHM/Masking-v0",
-            num_envs=arguments.num_envs,
-            data=arguments.data,
-            guided_fraction=arguments.guided_fraction,
-            num_steps=arguments.updates,
-        )
+        if arguments.num_envs < 2:
+            raise InputError(
+                f"--num-envs is {arguments.num_envs}: PPO standardises over a batch, choose at least 2."
+            )
+        make_folder(arguments.out, "--out")
+        train(arguments)
+
+
+def train(arguments: Arguments) -> None:
+    env = gym.make_vec(
+        "ahm_gym:AHM/Masking-v0",
+        num_envs=arguments.num_envs,
+        data=arguments.data,
+        guided_fraction=arguments.guided_fraction,
+        num_steps=arguments.updates,
+    )
     agent = PPO(
         PatchActorCriticPolicy,
         MaskingVecEnv(env),

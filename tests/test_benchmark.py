@@ -301,6 +301,9 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(InputError, match="holds something else than a benchmark"):
         run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
+    (tmp_path / "photos" / "config.json").write_text('{"kind": "pretrain"}')
+    with pytest.raises(InputError, match="holds something else than a benchmark"):
+        run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
 
 
 def test_a_damaged_row_is_named(config):

@@ -299,6 +299,16 @@ def test_the_example_trains_with_sb3_s_own_tools(tmp_path):
     assert list((tmp_path / "runs" / "train-sb3" / "events").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--num-envs", 1), "--num-envs is 1"), (("--out", "discs.npz"), "discs.npz cannot be made")],
+)
+def test_the_example_refuses_what_it_cannot_use(options, message, tmp_path):
+    write_discs(tmp_path / "discs.npz", size=64)
+    done = run("train_sb3.py", "--data", "discs.npz", *options, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_a_run_trains_resumes_and_serves_as_a_frozen_policy(name, tmp_path, monkeypatch, capsys):
     config = PretrainConfig(
