@@ -1,5 +1,6 @@
 """Where data is looked up."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,14 @@ def test_missing_data_is_named_with_every_place_that_was_searched(roots):
     assert all(str(folder / "nothing.npz") in str(caught.value) for folder in roots[:2])
     with pytest.raises(InputError, match=r"there is no data at /no/such\.npz: give"):
         open_data("/no/such.npz", root=roots[0], image_size=SIZE)
+
+
+def test_a_single_image_is_answered_with_its_folder(tmp_path):
+    (tmp_path / "scan.nii.gz").touch()
+    with pytest.raises(
+        InputError, match=rf"scan\.nii\.gz is a single image: .* give {re.escape(str(tmp_path))}\."
+    ):
+        open_data(str(tmp_path / "scan.nii.gz"), image_size=SIZE)
 
 
 def test_sizes_below_one_pixel_are_refused():

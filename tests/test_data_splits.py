@@ -88,6 +88,12 @@ def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, text: str, messa
         table(tmp_path, text)
 
 
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
+    (tmp_path / "split.csv").write_bytes("name,split\nknöchel,train\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"split\.csv cannot be read .*: expected a table in UTF-8"):
+        SplitTable(tmp_path / "split.csv")
+
+
 def test_a_file_that_is_not_in_the_table_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"q_1\.png has no line in .*split\.csv"):
         table(tmp_path, "name,split\np,train\n").find(Path("q_1.png"), "q_1", "q")

@@ -161,7 +161,9 @@ def test_masks_of_0_and_255_become_0_and_1():
 
 def test_255_beside_other_classes_is_refused_with_its_file():
     items = [record("a", label=label_with(1)), record("b", label=label_with(255))]
-    with pytest.raises(InputError, match=r"class index out of range: b-label\.png contains the value 255"):
+    with pytest.raises(
+        InputError, match=r"b-label\.png contains the value 255 and a-label\.png the value 1:"
+    ):
         prepare(ListSource(items), shortest_side=None)
 
 

@@ -26,7 +26,6 @@ from ahm_gym.data.scaling import (
     FOREGROUND,
     channels_last,
     class_indices,
-    class_out_of_range,
     scale_intensities,
     shrink,
 )
@@ -217,7 +216,12 @@ class _Table:
         if FOREGROUND in values:
             if values <= {0, FOREGROUND}:
                 return 2
-            raise class_out_of_range(self._first_with(FOREGROUND), FOREGROUND)
+            index = min(values - {0, FOREGROUND})
+            raise InputError(
+                f"{self._first_with(FOREGROUND)} contains the value {FOREGROUND} and {self._first_with(index)} the "
+                f"value {index}: expected in all labels either 0 and {FOREGROUND} only, or class indices; renumber one "
+                "kind."
+            )
         in_train = {value for index in train for value in self.label_values[index]}
         num_classes = max(max(in_train or values) + 1, 2)
         if max(values) >= num_classes:

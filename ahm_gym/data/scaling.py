@@ -93,12 +93,8 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     known = (values < MAX_CLASSES) | (values == FOREGROUND)
     wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal
     if len(wrong):
-        raise class_out_of_range(origin, wrong[0])
+        raise InputError(
+            f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
+            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG)."
+        )
     return label.astype(np.uint8)
-
-
-def class_out_of_range(origin: str, value: int | float) -> InputError:
-    return InputError(
-        f"class index out of range: {origin} contains the value {value:g}, expected whole numbers from 0 to "
-        f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG)."
-    )

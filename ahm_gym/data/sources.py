@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from ahm_gym.data.files import READERS, suffix_of
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
@@ -44,8 +45,9 @@ def open_data(
     dataset = prepare(source, shortest_side=None if native_resolution else 2 * min(image_size))
     if need_labels and not dataset.indices("train", labelled=True):
         raise InputError(
-            f"{dataset.name} has no training labels: expected train_label in an .npz file, or a folder "
-            "'labels' beside the images; add them, or only pretrain on this data."
+            f"{dataset.name} has no training labels: expected train_label in an .npz file, or in a folder "
+            "'labels' beside the images or in their folder files of the same names; add them, or only pretrain on this "
+            "data."
         )
     return dataset
 
@@ -64,7 +66,11 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     if spec.split(":")[0] in COLLECTIONS and ":" in spec:
         return NpzSource(find_named(spec, roots, image_size))
     path = find_path(spec, [*roots, Path()])
-    return FolderSource(path) if path.is_dir() else NpzSource(path)
+    if path.is_dir():
+        return FolderSource(path)
+    if suffix_of(path) in READERS:
+        raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
+    return NpzSource(path)
 
 
 def absolute(spec: str | None, root: Path | None) -> tuple[str | None, Path | None]:

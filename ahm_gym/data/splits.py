@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,15 +29,20 @@ class SplitTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.splits: dict[str, Split] = {}
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or ["(none)"]
-            if not {"name", "split"} <= set(columns):
-                raise InputError(
-                    f"{path} has the columns {', '.join(columns)}: expected a first line 'name,split'."
-                )
-            for row in reader:
-                self._add((row["name"] or "").strip(), (row["split"] or "").strip())
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): expected a table in UTF-8; save it so."
+            ) from error
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns = reader.fieldnames or ["(none)"]
+        if not {"name", "split"} <= set(columns):
+            raise InputError(
+                f"{path} has the columns {', '.join(columns)}: expected a first line 'name,split'."
+            )
+        for row in reader:
+            self._add((row["name"] or "").strip(), (row["split"] or "").strip())
 
     def _add(self, name: str, given: str) -> None:
         split: Split | None = next((known for known in SPLITS if known == given), None)
