@@ -41,6 +41,15 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
     return [available[place] for place in order[:labels].tolist()]
 
 
+def check_foreground(dataset: ImageDataset, indices: list[int]) -> None:
+    """Raises InputError where no class but the background is in any of these labels."""
+    if not any(bool(dataset.sample(index).label.any()) for index in indices):
+        raise InputError(
+            f"the labels of the {len(indices)} training images chosen from {dataset.name} hold only background: choose "
+            "more --labels, another --seed, or data with classes from 1 on."
+        )
+
+
 class LabelledBatches:
     """Training batches by their number, cropped and flipped at random, each a pure function of the seed.
 

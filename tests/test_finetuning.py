@@ -212,6 +212,14 @@ def test_data_without_labels_is_refused(config, discs, tmp_path):
     assert not config.run_dir.exists()
 
 
+def test_labels_of_background_alone_are_refused(config, discs, tmp_path):
+    arrays = {key: value * ("label" not in key) for key, value in np.load(discs).items()}
+    np.savez(tmp_path / "empty.npz", **arrays)
+    with pytest.raises(InputError, match="chosen from empty hold only background: choose more --labels"):
+        finetune(dataclasses.replace(config, data=str(tmp_path / "empty.npz")))
+    assert not config.run_dir.exists()
+
+
 def test_an_existing_folder_and_a_run_of_another_kind_are_refused(config, pretrained):
     config.run_dir.mkdir()
     (config.run_dir / "thesis.txt").write_text("mine")
