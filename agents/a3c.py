@@ -81,7 +81,8 @@ class A3C:
     ) -> None:
         if credit not in ("local", "image"):
             raise InputError(f"credit {credit!r} is unknown: choose local or image.")
-        for name, count in (("num_workers", num_workers), ("n_steps", 1 if n_steps is None else n_steps)):
+        counts = {"num_workers": num_workers, "n_steps": 1 if n_steps is None else n_steps, "width": width}
+        for name, count in counts.items():
             if count < 1:
                 raise InputError(f"{name} is {count}: choose at least 1.")
         num_patches, dim = observation_shape

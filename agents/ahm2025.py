@@ -98,6 +98,7 @@ class AHM2025(A3C):
             value_coef=value_coef,
             learning_rate=learning_rate,
             max_grad_norm=max_grad_norm,
+            width=width,
             network=network,
             seed=seed,
             device=device,

@@ -13,6 +13,7 @@ from ahm_gym.errors import InputError, unknown_name
 
 LOGIT_CAP = 8.0  # exp(-2 * 8) stays well inside float32, so that no patch's probability vanishes
 LOGIT_DEVIATION = 3.0
+NUM_HEADS = 4
 
 
 class ActorCriticOutput(NamedTuple):
@@ -83,13 +84,17 @@ class PatchTrunk(nn.Module):
         super().__init__()
         if grid[0] * grid[1] != num_patches:
             raise InputError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches.")
+        if kind == "attention" and width % NUM_HEADS:
+            raise InputError(
+                f"width is {width}: with network=attention choose a multiple of its {NUM_HEADS} heads."
+            )
         self.project = nn.Linear(dim, width)
         self.position = nn.Parameter(torch.zeros(1, num_patches, width))
         self.context: nn.Module
         if kind == "conv":
             self.context = ConvContext(width, grid)
         elif kind == "attention":
-            self.context = Block(width, num_heads=4, mlp_ratio=2.0, qkv_bias=True)
+            self.context = Block(width, num_heads=NUM_HEADS, mlp_ratio=2.0, qkv_bias=True)
         else:
             raise unknown_name("network", kind, ["conv", "attention"])
 

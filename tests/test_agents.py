@@ -364,6 +364,8 @@ def test_a3c_learns_in_episodes_of_two_steps(options):
         ({"credit": "globl"}, "credit 'globl'"),
         ({"network": "mlp"}, "unknown network 'mlp'"),
         ({"num_workers": 0}, "num_workers is 0"),
+        ({"width": 0}, "width is 0"),
+        ({"network": "attention", "width": 30}, "a multiple of its 4 heads"),
         ({"grid": (3, 4)}, "grid of 3x4 does not hold 16"),
     ],
 )
