@@ -46,7 +46,7 @@ class Arguments:
     reconstructor: Path | None = PretrainConfig.reconstructor
     """A run whose autoencoder is taken and never updated: only the agent learns, and --steps counts batches."""
     agent_options: tuple[str, ...] = PretrainConfig.agent_options
-    """Settings of the agent as NAME=VALUE, such as critic=relu6."""
+    """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
     normalise_target: bool = PretrainConfig.normalise_target
     """Predict patches of zero mean and unit variance instead of raw pixels."""
     learning_rate: float = PretrainConfig.learning_rate
@@ -97,7 +97,7 @@ def main() -> None:
         else:
             run = pretrain(config, resume=resume, given=given)
             print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
-        print(f"Next: python examples/segment.py --encoder {shlex.quote(str(run))} --labels 10")
+        print(f"Next: python examples/segment.py --encoder {shlex.quote(str(run))}")
 
 
 if __name__ == "__main__":
