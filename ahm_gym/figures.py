@@ -67,7 +67,7 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
         for part, name in enumerate(("image", "mask", "reconstruction", "scores")):
             middle = left + (part + 0.5) * (width + GAP) / 4
             axis.text(middle, -0.06 * height, name, ha="center", fontsize=7)
-    figure.suptitle(f"{title}: orange = masked by the scores, dark = masked at random", fontsize=11)
+    figure.suptitle(f"{title}: orange = masked by the scores, blue = masked at random", fontsize=11)
     return figure
 
 

@@ -11,9 +11,14 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 ROWS = ("image", "label", "prediction")
+MIN_WIDTH = 4.5
+"""Inches that the title needs."""
+RIM = withStroke(linewidth=2.4, foreground="black")
+"""Lets an outline stand out from tissue of its own colour."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Overlay:
 
 def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> Figure:
     """One column an image: the image alone, with the label's outlines, with the prediction's."""
-    figure = Figure(figsize=(1.9 * len(overlays), 6.6), dpi=120)
+    figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 6.6), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(ROWS), len(overlays), squeeze=False)
     for column, overlay in enumerate(overlays):
@@ -66,6 +71,9 @@ def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:
         inside = np.pad(labels == index, 1).astype(float)
         if inside.any():
             share = index - 1 if num_classes <= 9 else (index - 1) / (num_classes - 1)
-            axis.contour(*coordinates, inside, levels=[0.5], colors=[colours(share)], linewidths=1.2)
+            outline = axis.contour(
+                *coordinates, inside, levels=[0.5], colors=[colours(share)], linewidths=1.2
+            )
+            outline.set_path_effects([RIM])
     axis.set_xlim(limits[0])
     axis.set_ylim(limits[1])

@@ -79,8 +79,8 @@ def render_panels(
 
     Args:
         image: in [0, 1], as is the reconstruction.
-        mask: True where masked: darkened in the second panel.
-        guided: True where the scores decided: tinted orange there.
+        mask: True where masked: tinted blue in the second panel.
+        guided: True where the scores decided: tinted orange instead.
         reconstruction: the image with its masked patches filled in.
         scores: one a patch, any scale; shown by rank, bright is high.
         grid: rows and columns of patches.
@@ -110,13 +110,14 @@ def shade(
     guided: Bool[Tensor, " L"],
     grid: tuple[int, int],
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with masked patches darkened, those that the scores chose tinted orange."""
+    """The picture with masked patches tinted: orange those that the scores chose, blue the others."""
     height, width = picture.shape[:2]
     masked, chosen = (_enlarge(value.numpy().reshape(grid).astype(np.uint8), height, width)[..., None] > 0
                       for value in (mask, guided))  # fmt: skip
-    dark = (picture * 0.15 + 20).astype(np.uint8)
-    tinted = (picture * 0.25 + np.array([150, 75, 0])).astype(np.uint8)
-    return np.where(chosen, tinted, np.where(masked, dark, picture))
+    orange, blue = (
+        (picture * 0.25 + np.array(tint)).astype(np.uint8) for tint in ([150, 75, 0], [20, 45, 90])
+    )
+    return np.where(chosen, orange, np.where(masked, blue, picture))
 
 
 def heat(

@@ -110,6 +110,19 @@ def test_a_running_benchmark_says_what_is_not_finished(tmp_path):
         assert "grid on hc18_128: every seed of probe, 10 labels and probe, 50 labels" in found
 
 
+def test_an_interval_that_goes_on_beyond_the_picture_ends_in_an_arrow(tmp_path):
+    def rows_of(untrained):
+        scores = {"random": (0.5, 0.5), "a3c": (0.51, 0.49), "scratch": untrained}
+        return [
+            {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "split": "test",
+             "cases": {name: {"dice": [dice]} for name in "wxyz"}, "dice": dice}
+            for policy, both in scores.items() for seed, dice in enumerate(both)
+        ]  # fmt: skip
+
+    assert 'class="whisker cut"' in report(tmp_path / "wide", rows_of((0.2, 0.52)))[1]
+    assert 'class="whisker cut"' not in report(tmp_path / "near", rows_of((0.49, 0.505)))[1]
+
+
 def test_a_policy_with_more_seeds_is_ranked_on_those_that_random_has_too(tmp_path):
     def score_of(policy, seed):
         return {("random", 0): 0.5, ("a3c", 0): 0.6, ("a3c", 1): 0.1}.get((policy, seed), 0.4)
@@ -131,7 +144,7 @@ def test_a_policy_with_more_seeds_is_ranked_on_those_that_random_has_too(tmp_pat
 
 def test_one_seed_has_no_verdict(tmp_path):
     text, page = report(tmp_path, make_rows(("hc18_128",), FEW, seeds=1, cases=6))
-    assert "3 with one seed and no verdict" in text
+    assert "3 comparisons, 3 with one seed and no verdict" in text
     assert "95 % interval over cases alone" in page and 'class="row none alone"' in page
 
 

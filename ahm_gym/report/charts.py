@@ -127,6 +127,7 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
         f"<title>{escape(f'{policy}: {numbers}, {verdict}')}</title>",
         _text(x.start - 8, y + 4, shortened(policy), "name end"),
         _line(x(inside[0]), y, x(inside[1]), y, "whisker"),
+        *(_cut(x(edge), y, side) for edge, side in ((x.low, -1), (x.high, 1)) if low < edge < high),
     ]
     if one.difference == inside[2]:
         parts.append(f'<circle class="dot" cx="{x(one.difference)}" cy="{y}" r="4.5"/>')
@@ -137,6 +138,11 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
     parts.append(_text(x.end + 10, y + 4, numbers, "number"))
     alone = " alone" * (one.num_seeds == 1)
     return f'<g class="row {tone}{alone}">{"".join(parts)}</g>'
+
+
+def _cut(x: Number, y: Number, side: int) -> str:
+    """An arrow head where an interval goes on beyond the picture."""
+    return f'<path class="whisker cut" d="M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}"/>'
 
 
 def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:

@@ -22,7 +22,10 @@ def tally(task: Task, cells: list[Cell]) -> str:
     """How many comparisons of this task came out how; `cells` are those of the task."""
     counts = Counter(_verdict(cell) for cell in cells)
     parts = [f"{counts[words]} {said}" for words, said in OUTCOMES.items() if counts[words]]
-    return f"{_capital(task.name)}: {', '.join(parts) or f'nothing to compare with {REFERENCE} yet'}."
+    if not parts:
+        return f"{_capital(task.name)}: nothing to compare with {REFERENCE} yet."
+    number = plural(sum(counts[words] for words in OUTCOMES), "comparison")
+    return f"{_capital(task.name)}: {number}, {', '.join(parts)}."
 
 
 def by_data(cells: list[Cell]) -> list[str]:

@@ -30,7 +30,7 @@ def mask_galleries(rows: Rows, pictures: dict[tuple[str, str], Pictures]) -> str
         return ""
     note = (
         "The same validation images for every policy; the slider moves all policies of a data set. From left to "
-        "right: image, mask (orange by the policy's scores, dark at random), reconstruction, scores."
+        "right: image, mask (orange by the policy's scores, blue at random), reconstruction, scores."
     )
     return f'<p class="note">{note}</p>' + "\n".join(blocks)
 
