@@ -54,7 +54,9 @@ class Agent(Protocol):
         """Tensors and JSON values, nested: everything that an exact resume needs."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        ...
 
 
 GUIDED_FALL = Ramp(first=0.5, last=0.0, start=0.0, end=0.5)

@@ -135,7 +135,14 @@ class Training:
         self._choose_masks()
         self.factory = self._env_factory(shared=False)
         self.env = self.factory()
-        indices = self.dataset.indices("val") or self.dataset.indices("train")
+        indices = self.dataset.indices("val")
+        if not indices:
+            indices = self.dataset.indices("train")
+            print(
+                f"note: {self.dataset.name} has no validation images: pictures and figures of val/ are of training "
+                "images.",
+                file=sys.stderr,
+            )
         picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
         self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
         # With the final ratio from the beginning on, so that figures of one run can be compared over training.

@@ -71,7 +71,7 @@ optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
 observation, _ = env.reset(seed=args.seed)
 for update in range(0, args.updates, args.rollout):
     steps = []
-    for _ in range(args.rollout):
+    for _ in range(min(args.rollout, args.updates - update)):
         seen = torch.as_tensor(observation)
         with torch.no_grad():
             policy, value = network(seen)
@@ -91,7 +91,7 @@ for update in range(0, args.updates, args.rollout):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"\rupdate {update + args.rollout}: mean reward {reward.mean():.3f}", end="")
+    print(f"\rupdate {update + len(steps)}: mean reward {reward.mean():.3f}", end="")
 
 judge = MaskingVectorEnv(data=env.data, pretrainer=env.pretrainer, reward="loss", **task)
 agent = mean_reward(judge, lambda observation: network(observation)[0].mean)

@@ -13,9 +13,10 @@ def ratio(done):
 
 def test_the_agent_in_one_file_learns_and_judges_itself(tmp_path):
     data = write_discs(tmp_path / "discs.npz", size=64)
-    arguments = ("--data", data, "--updates", 4, "--rollout", 2, "--num-envs", 4)
+    arguments = ("--data", data, "--updates", 3, "--rollout", 2, "--num-envs", 4)
     first, second = (run(PROGRAM.name, *arguments, cwd=tmp_path) for _ in range(2))
     assert ratio(first) == ratio(second) > 0
+    assert "update 3:" in first.stdout and "update 4:" not in first.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["discs.npz"]
 
 

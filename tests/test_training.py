@@ -239,6 +239,17 @@ def test_a_run_writes_what_it_promises(config):
         assert torch.equal(value, saved[key])
 
 
+def test_figures_of_training_images_are_called_so(config, discs, tmp_path, capsys):
+    np.savez(tmp_path / "alone.npz", train_images=np.load(discs)["train_images"])
+    Training(dataclasses.replace(config, data=str(tmp_path / "alone.npz")))
+    assert (
+        "alone has no validation images: pictures and figures of val/ are of training"
+        in capsys.readouterr().err
+    )
+    Training(config)
+    assert "validation" not in capsys.readouterr().err
+
+
 def test_events_are_cut_back_with_the_metrics(config, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

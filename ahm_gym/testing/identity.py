@@ -34,6 +34,7 @@ class IdentityTask(VectorEnv):
 
     @property
     def random_reward(self) -> float:
+        """What a random choice is paid on average, 0 to 1."""
         return self.num_targets / self.num_patches
 
     def reset(
@@ -73,6 +74,7 @@ class SequentialIdentityTask(IdentityTask):
         self.masking_steps = self.num_targets
 
     def action_masks(self) -> np.ndarray:
+        """True where a patch is not masked yet (B, L), for MaskablePPO."""
         return ~self.mask
 
     def reset(
