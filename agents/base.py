@@ -78,9 +78,14 @@ def shares_of(agent: Any) -> tuple[Share, Share]:
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
     """Mean reconstruction loss of the masked patches and mean reward of the update that `info` reports."""
-    mask = np.asarray(info["mask"])
+    mask, paid = np.asarray(info["mask"]), paid_images(info)
     return {
         "loss": float(np.asarray(info["patch_loss"])[mask].mean()),
-        "reward": float(np.mean(reward)),
+        "reward": float(np.asarray(reward)[paid].mean()) if paid.any() else 0.0,
         "guided": float(np.asarray(info["guided"]).sum() / mask.sum()),
     }
+
+
+def paid_images(info: dict[str, Any]) -> np.ndarray:
+    """The images (B,) whose reward was measured; all, where the environment says nothing of it."""
+    return np.asarray(info.get("paid", np.ones(len(info["mask"]), dtype=bool)))

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ahm_gym.agents.base import Metrics, update_metrics
+from ahm_gym.agents.base import Metrics, paid_images, update_metrics
 from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import ActorCritic, ActorCriticOutput, available_patches
 from ahm_gym.agents.ordering import scores_of_order
@@ -80,7 +80,8 @@ class Learner:
             rollout, info, reward = self._rollout()
             ended = bool(rollout[-1].ended.all())
             if info["guided"].any():
-                metrics = self._learn(rollout, torch.as_tensor(info["mask"]))
+                paid = torch.as_tensor(paid_images(info) | (not ended))
+                metrics = self._learn(rollout, torch.as_tensor(info["mask"]), paid)
             if ended:
                 metrics = update_metrics(info, reward) | metrics
         return metrics
@@ -121,11 +122,16 @@ class Learner:
             if rollout[-1].ended.any() or len(rollout) == agent.n_steps:
                 return rollout, info, reward
 
-    def _learn(self, rollout: list[Transition], mask: Bool[Tensor, "B L"]) -> Metrics:
+    def _learn(
+        self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"]
+    ) -> Metrics:
         agent, network = self.agent, self.network
+        mask = mask & paid[:, None]
         if bool(rollout[-1].ended.all()):
             network.reward_scale.follow(to_device(rollout[-1].patch_reward[mask], agent.device))
-        mask = to_device(mask, agent.device)
+        mask, paid = to_device(mask, agent.device), to_device(paid, agent.device)
+        for step in rollout:
+            step.chosen = step.chosen & paid[:, None]
         returns, image_returns = self._returns(rollout)
         losses = [agent.step_loss(step, mask, returns[t], image_returns[t]) for t, step in enumerate(rollout)]
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))

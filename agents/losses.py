@@ -44,7 +44,7 @@ def step_loss(
         chosen: entries of the order that the environment masked because of it. It may pass some by, as with
             `spread`: with image credit these are draws too, with local credit they count for nothing. Entries behind
             the last chosen one are no draws.
-        masked: patches on which the critic is fitted, guided or random.
+        masked: patches on which the critic is fitted, guided or random; none of images that were not paid.
         patch_return: return of each patch.
         image_return: return of the whole mask.
         credit: "local" or "image".
@@ -61,7 +61,8 @@ def step_loss(
     count = drawn.sum().clamp(min=1)
     value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
     if credit == "image":
-        value = value + (output.image_value - image_return).square().mean()
+        paid = masked.any(dim=1)
+        value = value + ((output.image_value - image_return).square() * paid).sum() / paid.sum().clamp(min=1)
     largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
     return StepLoss(
         policy=-(advantage.detach() * log_prob * drawn).sum() / count,

@@ -40,10 +40,18 @@ class Update:
         self._patch_loss = Fetch(self.result.patch_loss)
 
     def outcome(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """`patch_loss` and `patch_reward` (B, L), 0 where visible, and the reward (B,); waits for the GPU."""
+        """Rows of `info` and the reward (B,); waits for the GPU.
+
+        `patch_loss` and `patch_reward` (B, L) are 0 where visible; where `paid` (B,) is False, the reward was not
+        measured and is 0.
+        """
         self.pretrainer.check()
         patch_loss = self._patch_loss.wait()
         patch_reward = (self.reward(patch_loss, self.mask, self.guided) * self.mask).float()
-        rows = {"patch_loss": (patch_loss * self.mask).float().numpy(), "patch_reward": patch_reward.numpy()}
+        rows = {
+            "patch_loss": (patch_loss * self.mask).float().numpy(),
+            "patch_reward": patch_reward.numpy(),
+            "paid": self.reward.paid(len(self.mask)).numpy(),
+        }
         count = self.guided.sum(dim=1).clamp(min=1)
         return rows, ((patch_reward * self.guided).sum(dim=1) / count).numpy().astype(np.float64)

@@ -281,6 +281,24 @@ def test_a3c_solves_the_identity_task_with_its_other_settings(options):
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
 
 
+class MostlyUnpaid(IdentityTask):
+    """A quarter of the images is paid; what the others are told is the opposite."""
+
+    def step(self, actions):
+        observation, reward, terminated, truncated, info = super().step(actions)
+        info["paid"] = np.arange(self.num_envs) < self.num_envs // 4
+        info["patch_reward"] *= np.where(info["paid"], 1, -1)[:, None]
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("credit", ["local", "image"])
+def test_a3c_learns_from_the_images_that_are_paid(credit):
+    env = MostlyUnpaid()
+    agent = make_agent("a3c", env.single_observation_space.shape, credit=credit)
+    rewards = play(agent, env, 600)
+    assert solved(env, float(np.mean(rewards[-50:]))) >= 0.9
+
+
 class FallingRewards(IdentityTask):
     """Rewards shrink tenfold in the course of training, as an autoencoder's loss does."""
 

@@ -68,6 +68,8 @@ class Broken(MaskingVectorEnv):
             info["patch_reward"] = np.ones_like(info["patch_reward"])
         elif self.fault == "truncated":
             truncated = terminated
+        elif self.fault == "unpaid":
+            info["paid"] = np.zeros_like(info["paid"])
         elif self.fault == "missing":
             del info["guided"]
         return observation, reward, terminated, truncated, info
@@ -79,6 +81,7 @@ class Broken(MaskingVectorEnv):
         ("dtype", "float64"),
         ("reward", "visible patch"),
         ("truncated", "truncated"),
+        ("unpaid", "an unpaid image has a reward"),
         ("missing", "no 'guided'"),
     ],
 )

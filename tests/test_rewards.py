@@ -82,8 +82,10 @@ def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     mask = draw()[1]
     floor = 0.05 * losses[34][mask].mean()
     expected = ((losses[20] + floor) / (losses[34] + floor)).log()
-    assert torch.allclose(paid[34][mask], expected[mask], atol=1e-4)
-    assert float(paid[34][mask].mean()) > 0
+    rows = reward.paid(len(mask))
+    assert rows.tolist() == [True, True, False, False] and not paid[34][~rows].any()
+    assert torch.allclose(paid[34][rows][mask[rows]], expected[rows][mask[rows]], atol=1e-4)
+    assert float(paid[34][rows][mask[rows]].mean()) > 0
 
 
 def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, monkeypatch):
@@ -99,14 +101,14 @@ def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, m
         reward.before(images, mask, guided)
         paid = reward(pretrainer.step(images, mask).patch_loss, mask, guided)
     assert [call is pretrainer.model for call in calls] == [False, True, True]
-    assert paid.eq(0).all() and reward.taken == 2
+    assert paid.eq(0).all() and not reward.paid(len(mask)).any() and reward.taken == 2
 
 
 def test_progress_pays_the_same_for_halving_a_large_and_a_small_loss(pretrainer):
     reward = build("progress", pretrainer)
     mask = torch.ones(1, 4, dtype=torch.bool)
     now = torch.tensor([[0.1, 1.0, 1.0, 0.0]])
-    reward.earlier_loss = Fetch(torch.tensor([[0.2, 2.0, 1.0, 0.0]]))
+    reward.earlier_loss, reward.num_paid = Fetch(torch.tensor([[0.2, 2.0, 1.0, 0.0]])), 1
     paid = reward(now, mask, mask)[0]
     assert 0.4 < float(paid[0]) < float(paid[1]) < 0.7 and paid[2:].tolist() == [0.0, 0.0]
 
