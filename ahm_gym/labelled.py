@@ -43,7 +43,8 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
 
 def check_foreground(dataset: ImageDataset, indices: list[int]) -> None:
     """Raises InputError where no class but the background is in any of these labels."""
-    if not any(bool(dataset.sample(index).label.any()) for index in indices):
+    labels = (dataset.sample(index).label for index in indices)
+    if not any(label is not None and bool(label.any()) for label in labels):
         raise InputError(
             f"the labels of the {len(indices)} training images chosen from {dataset.name} hold only background: choose "
             "more --labels, another --seed, or data with classes from 1 on."

@@ -2,8 +2,9 @@
 
 `python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64 and ViT-S/16 at 224 px in
 batches of 16, on random images, and at the tiny size the two rewards that need another forward pass; `--quick`
-the tiny size alone, without those and the plain MAE. Steps are interleaved, so that a slow moment of the
-machine falls on all alike. The last line is JSON: ratios of the tiny size.
+the tiny size alone, without those and the plain MAE. A3C has its default recipe: it chooses and learns in the first
+half of a run, and chooses nothing in the second; a run is the mean of both. Steps are interleaved, so that a slow
+moment of the machine falls on all alike. The last line is JSON: ratios of the tiny size.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
 
 MASK_RATIO = 0.75
+SHARES = {"guided_fraction": A3C.guided_fraction, "spread_fraction": A3C.spread_fraction}
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,18 @@ def steps(size: Size) -> dict[str, Callable[[], object]]:
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
 
-    learning = environment(size, images, spread_fraction=1.0)  # as at first, where all masks are spread
-    agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
-    learner = Learner(agent, agent.network, learning, agent.generator, 0)
+    def a3c_at(progress: float) -> Callable[[], object]:
+        shares = {name: share(progress) for name, share in SHARES.items()}
+        agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
+        env = environment(size, images, reward=A3C.reward, **shares)
+        return Learner(agent, agent.network, env, agent.generator, 0).episode
+
     return {
         "plain": plain_step,
         "bare": lambda: bare.step(batch, mask),
         "random": random_step(environment(size, images)),
-        "a3c": learner.episode,
+        "a3c": a3c_at(0.0),
+        "a3c late": a3c_at(1.0),
     }
 
 
@@ -134,14 +140,19 @@ def pretrainer(size: Size) -> Pretrainer:
 
 
 def environment(
-    size: Size, images: torch.Tensor, *, reward: str = "relative", spread_fraction: float = 0.0
+    size: Size,
+    images: torch.Tensor,
+    *,
+    reward: str = "relative",
+    guided_fraction: float = 0.5,
+    spread_fraction: float = 0.0,
 ) -> MaskingVectorEnv:
     return MaskingVectorEnv(
         size.batch,
         data=images,
         pretrainer=pretrainer(size),
         mask_ratio=MASK_RATIO,
-        guided_fraction=0.5,
+        guided_fraction=guided_fraction,
         spread_fraction=spread_fraction,
         reward=reward,
     )
@@ -167,6 +178,7 @@ def measure(kinds: dict[str, Callable[[], object]], rounds: int, limit: float) -
 
 def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios."""
+    seconds = seconds | {"a3c run": (seconds["a3c"] + seconds["a3c late"]) / 2}
     print(f"\n{size.name}, batch {size.batch}, {len(seconds['bare'])} interleaved steps each")
     for name, values in seconds.items():
         low, high = interval(np.median, values)
@@ -174,6 +186,7 @@ def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     pairs = {
         "env_over_bare": ("random", "bare"),
         "a3c_over_random": ("a3c", "random"),
+        "a3c_run_over_random": ("a3c run", "random"),
         "bare_over_plain": ("bare", "plain"),
         "progress_over_random": ("progress", "random"),
         "advantage_over_random": ("advantage", "random"),

@@ -31,7 +31,7 @@ def last_line(script, *arguments, cwd):
 @pytest.mark.slow
 def test_the_cost_of_a_step_ends_with_its_ratios(tmp_path):
     ratios = last_line("step_cost.py", "--quick", "--rounds", "5", cwd=tmp_path)
-    assert {"env_over_bare", "a3c_over_random"} <= set(ratios)
+    assert {"env_over_bare", "a3c_over_random", "a3c_run_over_random"} <= set(ratios)
     assert all(0.2 < ratio < 5 for ratio in ratios.values())
 
 
