@@ -16,7 +16,7 @@ from torch import Tensor
 from ahm_gym.autoencoder import MaskedAutoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.runs import RunFolder
+from ahm_gym.runs import RunFolder, resume_flags
 from ahm_gym.storage import load_state
 
 
@@ -90,7 +90,7 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     folder = RunFolder.open(run, "pretrain")
     step = folder.checkpoint_step()
     if step is None:
-        raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain --resume --run-dir {run}.")
+        raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain {resume_flags(run)}.")
     names = ("image_size", "patch_size", "channels", "normalise_target")
     own = {name: getattr(autoencoder, name) for name in names}
     saved = {name: folder.config.get(name) for name in names}
@@ -116,7 +116,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: where the file is missing or holds no weights.
     """
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist: give a .safetensors, .pth or .pt file.")
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"checkpoint {path} {wrong}: give a .safetensors, .pth or .pt file.")
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ahm_gym.autoencoder import PRESETS, build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.patches import grid_of
+from ahm_gym.runs import resume_flags
 from ahm_gym.storage import told_as_os_error
 from ahm_gym.unet import UNet
 
@@ -60,8 +61,7 @@ def find_encoder(spec: Path) -> EncoderFolder:
     exported = spec / "encoder"
     if not (exported / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has exported no encoder yet: let it go on with pretrain --resume "
-            f"--run-dir {spec}."
+            f"--encoder {spec} has exported no encoder yet: let it go on with pretrain {resume_flags(spec)}."
         )
     return _described(exported, _read_config(exported), config)
 
@@ -80,8 +80,8 @@ def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
     stage = spec / str(config["stages"][-1])
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has not come to its last stage yet: let it go on with pretrain --resume "
-            f"--run-dir {spec}."
+            f"--encoder {spec} has not come to its last stage yet: let it go on with "
+            f"pretrain {resume_flags(spec)}."
         )
     return find_encoder(stage)
 

@@ -29,7 +29,7 @@ from ahm_gym.labelled import LabelledBatches, check_foreground, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
 from ahm_gym.probe import Probe
 from ahm_gym.progress import Progress
-from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.runs import Interrupt, RunFolder, resume_flags
 from ahm_gym.segmentation import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 from ahm_gym.settings import merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked, write_atomically
@@ -186,7 +186,7 @@ class Finetuning:
                     self._checkpoint(run, step)
                 if stop:
                     raise Interrupted(
-                        f"stopped at step {step}; go on with: --resume --run-dir {run.path}",
+                        f"stopped at step {step}; go on with: {resume_flags(run.path)}",
                         interrupt.signal or 2,
                     )
 

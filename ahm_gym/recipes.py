@@ -11,7 +11,7 @@ from typing import Any
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.pretrain_config import PretrainConfig, run_stem, with_absolute_paths
-from ahm_gym.runs import Interrupt, RunFolder, free_run_dir
+from ahm_gym.runs import Interrupt, RunFolder, free_run_dir, resume_flags
 from ahm_gym.settings import merge_resumed, to_json
 from ahm_gym.storage import recover_all, write_atomically
 from ahm_gym.training import Training, pretrain
@@ -155,7 +155,7 @@ def _follow_move(saved: Path, config: PretrainConfig) -> None:
 
 
 def _stopped(stage: Stage, path: Path, signal_number: int) -> Interrupted:
-    return Interrupted(f"stopped in stage {stage.name}; go on with: --resume --run-dir {path}", signal_number)
+    return Interrupted(f"stopped in stage {stage.name}; go on with: {resume_flags(path)}", signal_number)
 
 
 def _rehearse(stages: list[Stage]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import signal
 import threading
@@ -27,6 +28,11 @@ from ahm_gym.storage import (
 )
 
 __all__ = ["Interrupt", "RunFolder", "free_run_dir", "load_state", "save_state", "write_atomically"]
+
+
+def resume_flags(path: Path) -> str:
+    """What goes on with the run in that folder, as a shell reads it."""
+    return f"--resume --run-dir {shlex.quote(str(path))}"
 
 
 class RunFolder:

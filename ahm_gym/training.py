@@ -24,7 +24,7 @@ from ahm_gym.masking import count_masked
 from ahm_gym.pretrain_config import PretrainConfig, check_counts, run_stem, with_absolute_paths
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
-from ahm_gym.runs import Interrupt, RunFolder, free_run_dir
+from ahm_gym.runs import Interrupt, RunFolder, free_run_dir, resume_flags
 from ahm_gym.schedules import RisingMaskRatio, chosen_share
 from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked
@@ -222,7 +222,7 @@ class Training:
             recorder.step = self.pretrainer.updates
             recorder.checkpoint()
             raise Interrupted(
-                f"stopped at step {recorder.step}; go on with: --resume --run-dir {run.path}",
+                f"stopped at step {recorder.step}; go on with: {resume_flags(run.path)}",
                 recorder.interrupt.signal or 2,
             )
 

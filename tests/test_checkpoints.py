@@ -80,6 +80,8 @@ def test_an_unreadable_file_is_refused_by_name(content, name, tmp_path):
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"gone\.pth does not exist"):
         load_published(build(), tmp_path / "gone.pth")
+    with pytest.raises(InputError, match="is a folder: give a"):
+        load_published(build(), tmp_path)
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ahm_gym import runs
 from ahm_gym.errors import InputError
-from ahm_gym.runs import Interrupt, RunFolder
+from ahm_gym.runs import Interrupt, RunFolder, resume_flags
 
 
 @pytest.fixture
@@ -60,6 +61,11 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
         RunFolder.create(file, {"kind": "pretrain"})
     with pytest.raises(InputError, match="cannot be made"):
         RunFolder.create(file / "run", {"kind": "pretrain"})
+
+
+def test_flags_to_go_on_with_can_be_pasted_into_a_shell():
+    assert resume_flags(Path("runs/my scans-1")) == "--resume --run-dir 'runs/my scans-1'"
+    assert resume_flags(Path("runs/scans-1")) == "--resume --run-dir runs/scans-1"
 
 
 def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):
