@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,14 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=scheme)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.command("Emulation.setDeviceMetricsOverride", **size)
+        # Away from the page first: a busy browser answers for the page of before where the address is the same.
+        self.call("/url", {"url": "about:blank"})
         self.call("/url", {"url": path.as_uri()})
+        for _ in range(100):
+            if self.run("return document.readyState === 'complete' && location.protocol === 'file:'"):
+                return
+            time.sleep(0.1)
+        pytest.fail(f"{path} was not loaded within ten seconds.")
 
     def command(self, name: str, **parameters: Any) -> Any:
         return self.call("/goog/cdp/execute", {"cmd": name, "params": parameters})
