@@ -12,7 +12,14 @@ from torch.nn import functional
 from ahm_gym.agents.a3c import A3C
 from ahm_gym.agents.learner import Transition
 from ahm_gym.agents.losses import StepLoss
-from ahm_gym.agents.networks import LOGIT_CAP, ActorCritic, ActorCriticOutput, RunningScale
+from ahm_gym.agents.networks import (
+    LOGIT_CAP,
+    ActorCritic,
+    ActorCriticOutput,
+    RunningScale,
+    available_patches,
+    bounded,
+)
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import order_by_score
 from ahm_gym.patches import unpatchify
@@ -88,7 +95,7 @@ class AHM2025(A3C):
         self.learning_rate, self.learning_rate_decay = learning_rate, learning_rate_decay
 
         def network(grid: tuple[int, int]) -> ConvActorCritic:
-            return ConvActorCritic(grid, patch_size, channels, width=width, critic=critic)
+            return ConvActorCritic(grid, patch_size, channels, width=width, critic=critic, draws=draws)
 
         super().__init__(
             observation_shape,
@@ -123,7 +130,7 @@ class AHM2025(A3C):
     ) -> StepLoss:
         if self.draws == "ordered":
             return super().step_loss(step, masked, patch_return, image_return)
-        return independent_loss(step.output, patch_return)
+        return independent_loss(step.output, patch_return, masked.any(dim=1))
 
     def write(self) -> None:
         rate = self.learning_rate * self.learning_rate_decay ** int(self.writes)
@@ -143,6 +150,7 @@ class ConvActorCritic(ActorCritic):
         patch_size: side of a patch in pixels, a power of two.
         channels: of the images.
         width: of the hidden layers.
+        draws: ordered, where only differences of logits count, or top_k, where each is a probability.
         critic: linear, or relu6, whose values stay between 0 and 6 while rewards keep their own scale.
     """
 
@@ -154,8 +162,10 @@ class ConvActorCritic(ActorCritic):
         *,
         width: int = 64,
         critic: str = "linear",
+        draws: str = "ordered",
     ) -> None:
         super().__init__()
+        self.draws = draws
         self.grid, self.patch_size = grid, patch_size
         halvings = patch_size.bit_length() - 1
         self.stem = nn.Sequential(
@@ -175,7 +185,11 @@ class ConvActorCritic(ActorCritic):
         hidden = self.stem(unpatchify(observation, self.grid, self.patch_size))  # B width rows columns
         logits = self.policy_head(self.policy(hidden)).flatten(1)
         values = self.cap(self.value_head(self.value(hidden))).flatten(1)
-        return ActorCriticOutput(LOGIT_CAP * (logits / LOGIT_CAP).tanh(), values, values.mean(dim=1))
+        if self.draws == "ordered":
+            logits = bounded(logits, available_patches(observation))
+        else:  # a probability of its own for every patch
+            logits = LOGIT_CAP * (logits / LOGIT_CAP).tanh()
+        return ActorCriticOutput(logits, values, values.mean(dim=1))
 
 
 class FixedScale(RunningScale):
@@ -199,16 +213,19 @@ def branch(width: int) -> nn.Sequential:
     return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, nn.ReLU())))
 
 
-def independent_loss(output: ActorCriticOutput, patch_return: Float[Tensor, "B L"]) -> StepLoss:
-    """-log(sigmoid of the logit) times reward minus value, of all patches alike, as published.
+def independent_loss(
+    output: ActorCriticOutput, patch_return: Float[Tensor, "B L"], paid: Bool[Tensor, " B"]
+) -> StepLoss:
+    """-log(sigmoid of the logit) times reward minus value, of all patches of paid images alike, as published.
 
     It is no policy gradient: what was masked does not enter.
     """
-    advantage = (patch_return - output.values).detach()
+    weight = paid[:, None] / (paid.sum() * patch_return.shape[1]).clamp(min=1)
+    error = patch_return - output.values
     nothing = torch.zeros((), device=patch_return.device)
     return StepLoss(
-        policy=-(functional.logsigmoid(output.logits) * advantage).mean(),
-        value=(patch_return - output.values).square().mean(),
+        policy=-(functional.logsigmoid(output.logits) * error.detach() * weight).sum(),
+        value=(error.square() * weight).sum(),
         entropy=nothing,
         relative_entropy=nothing,
     )

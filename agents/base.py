@@ -77,7 +77,7 @@ def shares_of(agent: Any) -> tuple[Share, Share]:
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
-    """Mean reconstruction loss of the masked patches and mean reward of the update that `info` reports."""
+    """Mean reconstruction loss of the masked patches, and mean reward of the images that were paid."""
     mask, paid = np.asarray(info["mask"]), paid_images(info)
     return {
         "loss": float(np.asarray(info["patch_loss"])[mask].mean()),
@@ -88,4 +88,4 @@ def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
 
 def paid_images(info: dict[str, Any]) -> np.ndarray:
     """The images (B,) whose reward was measured; all, where the environment says nothing of it."""
-    return np.asarray(info.get("paid", np.ones(len(info["mask"]), dtype=bool)))
+    return np.asarray(info.get("paid", np.ones(len(info["mask"]))), dtype=bool)

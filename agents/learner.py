@@ -73,7 +73,10 @@ class Learner:
         self.observation = self._tensor(observation)
 
     def episode(self) -> Metrics:
-        """Plays the present batch to its end, learning after every rollout that chose; gives back metrics."""
+        """Plays the present batch to its end, learning after every rollout; gives back metrics.
+
+        Nothing is learned before the environment has masked a patch because of the scores.
+        """
         metrics: Metrics = {}
         ended = False
         while not ended:
@@ -82,6 +85,8 @@ class Learner:
             if info["guided"].any():
                 paid = torch.as_tensor(paid_images(info) | (not ended))
                 metrics = self._learn(rollout, torch.as_tensor(info["mask"]), paid)
+            else:
+                self._keep_statistics()
             if ended:
                 metrics = update_metrics(info, reward) | metrics
         return metrics
@@ -203,6 +208,13 @@ class Learner:
                 write_buffers(network, agent.network)
             agent.write()
         return staleness
+
+    def _keep_statistics(self) -> None:
+        """Hands over what the network has seen, where there is nothing to learn from."""
+        agent, network = self.agent, self.network
+        if network is not agent.network:
+            with agent.locked():
+                write_buffers(network, agent.network)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return to_device(torch.as_tensor(array, dtype=torch.float32), self.agent.device)

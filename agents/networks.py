@@ -61,17 +61,19 @@ class PatchActorCritic(ActorCritic):
         hidden = self.trunk(self.normalise(observation))  # B L width
         logits, values = self.heads(hidden).unbind(dim=-1)
         image_value = self.image_head(hidden.mean(dim=1))[:, 0]
-        return ActorCriticOutput(bounded(logits), values, image_value)
+        return ActorCriticOutput(bounded(logits, available_patches(observation)), values, image_value)
 
 
-def bounded(logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Logits less their mean over the image, of a deviation below 3 and each between -8 and 8.
+def bounded(logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Logits less their mean over the available patches, of a deviation below 3 and each between -8 and 8.
 
     Only differences matter to a draw, so nothing holds the mean: capped as they are, all logits drift to the same
     end of the range, where draws are uniform and gradients vanish. The deviation is bounded for the same reason.
     """
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    centred = centred * (1.0 + centred.square().mean(dim=1, keepdim=True) / LOGIT_DEVIATION**2).rsqrt()
+    count = available.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = logits - (logits * available).sum(dim=1, keepdim=True) / count
+    variance = (centred.square() * available).sum(dim=1, keepdim=True) / count
+    centred = centred * (1.0 + variance / LOGIT_DEVIATION**2).rsqrt()
     return LOGIT_CAP * (centred / LOGIT_CAP).tanh()
 
 

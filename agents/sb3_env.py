@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from ahm_gym.agents.base import Callback, Metrics, update_metrics
+from ahm_gym.agents.base import Callback, Metrics, paid_images, update_metrics
 from ahm_gym.errors import InputError
 
 
@@ -72,9 +72,11 @@ class MaskingVecEnv(VecEnv):
             {"TimeLimit.truncated": bool(cut and not done)}
             for cut, done in zip(truncated, terminated, strict=True)
         ]
+        scale = self.scale(reward[paid_images(info)])
         if ended:
+            reward = with_mean_of_paid(reward, paid_images(info))
             self._close_episode(infos, info["final_obs"], reward)
-        return self.transform(observation, ended), reward / self.scale(reward), terminated | truncated, infos
+        return self.transform(observation, ended), reward / scale, terminated | truncated, infos
 
     def _close_episode(self, infos: list[dict[str, Any]], last: np.ndarray, reward: np.ndarray) -> None:
         seconds = round(time.monotonic() - self._began, 6)
@@ -110,6 +112,11 @@ class MaskingVecEnv(VecEnv):
 
     def _rows(self, indices: Any) -> list[int]:
         return list(range(self.num_envs)) if indices is None else [int(i) for i in np.atleast_1d(indices)]
+
+
+def with_mean_of_paid(reward: np.ndarray, paid: np.ndarray) -> np.ndarray:
+    """The rewards (B,), those that were not measured replaced by the mean of the others: they say nothing."""
+    return np.where(paid, reward, reward[paid].mean() if paid.any() else 0.0)
 
 
 class CountUpdates(BaseCallback):

@@ -224,7 +224,7 @@ def saved_settings(out: Path) -> Row | None:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
-    if saved.get("kind") != "benchmark":
+    if not isinstance(saved, dict) or saved.get("kind") != "benchmark":
         raise other
     return saved
 

@@ -25,7 +25,7 @@ from ahm_gym.finetune_config import (
     starting_encoder,
     with_run_dir,
 )
-from ahm_gym.labelled import LabelledBatches, check_foreground, choose_labelled
+from ahm_gym.labelled import LabelledBatches, choose_labelled
 from ahm_gym.pretraining import cosine_schedule
 from ahm_gym.probe import Probe
 from ahm_gym.progress import Progress
@@ -126,11 +126,9 @@ class Finetuning:
         self.device = pick_device(config.device)
         self.dataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset)
-        labelled = choose_labelled(self.dataset, config.labels, config.seed)
-        check_foreground(self.dataset, labelled)
         self.batches = LabelledBatches(
             self.dataset,
-            labelled,
+            choose_labelled(self.dataset, config.labels, config.seed),
             batch_size=config.batch_size,
             image_size=shape_of(config)[0],
             seed=config.seed,

@@ -41,16 +41,6 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
     return [available[place] for place in order[:labels].tolist()]
 
 
-def check_foreground(dataset: ImageDataset, indices: list[int]) -> None:
-    """Raises InputError where no class but the background is in any of these labels."""
-    labels = (dataset.sample(index).label for index in indices)
-    if not any(label is not None and bool(label.any()) for label in labels):
-        raise InputError(
-            f"the labels of the {len(indices)} training images chosen from {dataset.name} hold only background: choose "
-            "more --labels, another --seed, or data with classes from 1 on."
-        )
-
-
 class LabelledBatches:
     """Training batches by their number, cropped and flipped at random, each a pure function of the seed.
 

@@ -135,14 +135,7 @@ class Training:
         self._choose_masks()
         self.factory = self._env_factory(shared=False)
         self.env = self.factory()
-        indices = self.dataset.indices("val")
-        if not indices:
-            indices = self.dataset.indices("train")
-            print(
-                f"note: {self.dataset.name} has no validation images: pictures and figures of val/ are of training "
-                "images.",
-                file=sys.stderr,
-            )
+        indices = self.dataset.indices("val") or self.dataset.indices("train")
         picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
         self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
         # With the final ratio from the beginning on, so that figures of one run can be compared over training.
@@ -194,6 +187,16 @@ class Training:
         """Trains to the last step, from the newest checkpoint of `run` where it has one."""
         found = run.load_checkpoint()
         start = 0 if found is None else found[0]
+        if found is not None and "counts" not in found[1]:
+            raise InputError(
+                f"the checkpoint in {run.path} is of an older version: begin anew in another --run-dir."
+            )
+        if not self.dataset.indices("val"):
+            print(
+                f"note: {self.dataset.name} has no validation images: pictures and figures of val/ are of training "
+                "images.",
+                file=sys.stderr,
+            )
         recorder = Recorder(self, run, start)
         if found is None:
             recorder.judge()

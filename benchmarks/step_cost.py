@@ -2,9 +2,9 @@
 
 `python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64 and ViT-S/16 at 224 px in
 batches of 16, on random images, and at the tiny size the two rewards that need another forward pass; `--quick`
-the tiny size alone, without those and the plain MAE. A3C has its default recipe: it chooses and learns in the first
-half of a run, and chooses nothing in the second; a run is the mean of both. Steps are interleaved, so that a slow
-moment of the machine falls on all alike. The last line is JSON: ratios of the tiny size.
+the tiny size alone, without those and the plain MAE. A3C has its default recipe, as it is at the beginning of a run,
+where it chooses most, and in the second half, where it chooses nothing; "a3c run" is the mean of both. Steps are
+interleaved, so that a slow moment of the machine falls on all alike. The last line is JSON: ratios of the tiny size.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ class MaskingVectorEnv(VectorEnv):
     be masked no more. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
     random. Reward: mean over the guided patches, 0 where there are none, paid when the episode ends.
     `info` holds, one row an image, `mask`, `guided`, `patch_loss` and `patch_reward` (both 0 on visible
-    patches), and `paid`, False where no reward was measured. An episode ends by termination after
-    `masking_steps` steps, all images together.
+    patches), and `paid`, False where no reward was measured. An episode ends after `masking_steps` steps.
 
     Args:
         num_envs: images in a batch.
@@ -261,7 +260,8 @@ class MaskingVectorEnv(VectorEnv):
         self._scores_now = scores
         empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
         rows = {"mask": self._mask.masked.numpy().copy(), "guided": self._mask.guided.numpy().copy()}
-        return info | rows | {"patch_loss": empty, "patch_reward": empty, "paid": empty.any(axis=1)}
+        nothing = {"patch_loss": empty, "patch_reward": empty, "paid": np.zeros(self.num_envs, bool)}
+        return info | rows | nothing
 
     def _update(self) -> Update:
         mask, guided = self._mask.masked, self._mask.guided

@@ -4,95 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from ahm_gym.envs.reward_base import LossReward, Reward
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import random_scores, select_patches
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.reconstruction import Reconstruction
 from ahm_gym.transfers import Fetch, to_device
-
-
-@runtime_checkable
-class Reward(Protocol):
-    """Called around every update of the autoencoder.
-
-    Images and reconstructions are on the pretrainer's device, masks and what is paid in main memory: what
-    `__call__` needs from a GPU, `before` and `after` begin to `Fetch`, so that one wait serves all.
-    """
-
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
-        """Look at the batch while the autoencoder is still the old one; masks as in `__call__`."""
-        ...
-
-    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
-        """Look at the reconstruction from before the update, with the same mask."""
-        ...
-
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        """The reward of every patch; the caller sets visible ones to 0.
-
-        Args:
-            patch_loss: from before the update, with the same mask.
-            mask: True where masked.
-            guided: True where the scores decided.
-        """
-        ...
-
-    def paid(self, num_images: int) -> Bool[Tensor, " B"]:
-        """The images whose reward the last call has measured; all others have 0."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class LossReward:
-    """Squared error of the patch."""
-
-    def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
-        self.pretrainer = pretrainer
-        self.generator = generator
-
-    def configure(self, argument: str) -> None:
-        """Takes what follows the colon of a reward's name.
-
-        Raises:
-            InputError: where the reward takes nothing, or not this.
-        """
-        raise InputError(f"reward argument {argument!r}: only ahm2025 takes one, as in ahm2025:20.")
-
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
-        return None
-
-    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
-        return None
-
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        return patch_loss
-
-    def paid(self, num_images: int) -> Bool[Tensor, " B"]:
-        return torch.ones(num_images, dtype=torch.bool)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        return None
 
 
 class RelativeReward(LossReward):
@@ -151,8 +75,8 @@ class ProgressReward(LossReward):
     for little. The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
     run of up to 2,000 updates; before, it is the untrained autoencoder. A slow average would not do: once the
     learning rate falls it is better than the autoencoder itself, and learning would cost. Takes two copies of
-    the weights and one more forward pass, which is most of a third of an update: it is made for half of the
-    images, and only where the scores decided about any patch. The others are not paid.
+    the weights, and a forward pass of half of the images where the scores decided about any patch. The other
+    images are not paid.
 
     Raises:
         InputError: against a frozen autoencoder, which makes no progress.

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ahm_gym.envs.rewards import Reward
+from ahm_gym.envs.reward_base import Reward
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.transfers import Fetch
 

@@ -7,6 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from ahm_gym.agents import AGENTS, make_agent
+from ahm_gym.agents.learner import Learner
 from ahm_gym.agents.losses import step_loss
 from ahm_gym.agents.networks import (
     ActorCriticOutput,
@@ -203,8 +204,9 @@ def test_the_network_sees_beyond_the_single_patch(kind):
 def test_logits_stay_within_bounds_and_can_be_learned_wherever_their_mean_drifts(drift):
     raw = 20 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     shifted = (raw + drift).requires_grad_()
-    logits = bounded(shifted)
-    torch.testing.assert_close(logits, bounded(raw), atol=1e-4, rtol=1e-4)
+    everything = torch.ones(3, 64, dtype=torch.bool)
+    logits = bounded(shifted, everything)
+    torch.testing.assert_close(logits, bounded(raw, everything), atol=1e-4, rtol=1e-4)
     assert torch.equal(logits.argsort(dim=1), shifted.argsort(dim=1))
     assert float(logits.detach().abs().max()) < 8 and float(logits.detach().std(dim=1).max()) < 3
     logits.log_softmax(dim=1)[:, 0].sum().backward()
@@ -213,7 +215,17 @@ def test_logits_stay_within_bounds_and_can_be_learned_wherever_their_mean_drifts
 
 def test_small_logits_are_as_they_are_but_for_their_mean():
     raw = 0.1 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bounded(raw), raw - raw.mean(dim=1, keepdim=True), atol=1e-3, rtol=0)
+    everything = torch.ones(3, 64, dtype=torch.bool)
+    torch.testing.assert_close(
+        bounded(raw, everything), raw - raw.mean(dim=1, keepdim=True), atol=1e-3, rtol=0
+    )
+
+
+def test_logits_of_patches_that_cannot_be_drawn_move_no_others():
+    raw = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    available = torch.arange(64).expand(3, 64) < 32
+    shifted = raw + 100 * ~available
+    torch.testing.assert_close(bounded(shifted, available)[available], bounded(raw, available)[available])
 
 
 def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
@@ -225,6 +237,11 @@ def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
     after = agent.state_dict()["network"]
     assert all(torch.equal(value, after[name]) for name, value in before.items() if "normalise" not in name)
     assert [sorted(metrics) for metrics in seen] == [["guided", "loss", "reward"]] * 3 and agent.writes == 0
+    assert after["normalise.count"] == 3
+
+    copied = copy.deepcopy(agent.network)
+    Learner(agent, copied, env, agent.generator, 0).episode()
+    assert agent.network.normalise.count == 4  # a worker's statistics arrive without an update, too
 
 
 def test_gradients_arrive_in_the_shared_weights_at_every_update():
@@ -281,6 +298,37 @@ def test_a3c_solves_the_identity_task_with_its_other_settings(options):
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.95
 
 
+class OneMaskAStep(IdentityTask):
+    """The identity task in two steps: half of the targets are masked in each, paid at the end."""
+
+    def reset(self, *, seed=None, options=None):
+        self.half = None
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions):
+        wanted = actions if self.half is None else np.where(self.half, -np.inf, actions)
+        order = np.argsort(-wanted, axis=1)
+        new = np.zeros((self.num_envs, self.num_patches), dtype=bool)
+        np.put_along_axis(new, order[:, : self.num_targets // 2], True, axis=1)
+        mask = new if self.half is None else new | self.half
+        zero = np.zeros_like(mask, dtype=np.float32)
+        ended = np.full(self.num_envs, self.half is not None)
+        info = {"mask": mask, "guided": mask, "patch_reward": zero, "patch_loss": zero}
+        if self.half is None:
+            self.half = mask
+            hidden = np.where(mask[..., None], 0, self.shown).astype(np.float32)
+            return hidden, zero.sum(axis=1).astype(np.float64), ended, ~ended & False, info
+        paid = (mask & self.targets).astype(np.float32)
+        self.half = None
+        info |= {"patch_reward": paid, "patch_loss": paid}
+        reward = paid.sum(axis=1).astype(np.float64) / self.num_targets
+        return self._observe(), reward, ended, ~ended, info
+
+    def _observe(self):
+        self.shown = super()._observe()
+        return self.shown
+
+
 class MostlyUnpaid(IdentityTask):
     """A quarter of the images is paid; what the others are told is the opposite."""
 
@@ -288,6 +336,7 @@ class MostlyUnpaid(IdentityTask):
         observation, reward, terminated, truncated, info = super().step(actions)
         info["paid"] = np.arange(self.num_envs) < self.num_envs // 4
         info["patch_reward"] *= np.where(info["paid"], 1, -1)[:, None]
+        reward *= np.where(info["paid"], 1, -1)
         return observation, reward, terminated, truncated, info
 
 
@@ -297,6 +346,24 @@ def test_a3c_learns_from_the_images_that_are_paid(credit):
     agent = make_agent("a3c", env.single_observation_space.shape, credit=credit)
     rewards = play(agent, env, 600)
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.9
+
+
+class HalfPaid(OneMaskAStep):
+    """In two steps; half of the images are paid at the end."""
+
+    def step(self, actions):
+        observation, reward, terminated, truncated, info = super().step(actions)
+        paid = np.arange(self.num_envs) < self.num_envs // 2
+        info["paid"] = paid & terminated
+        info["patch_reward"] = info["patch_reward"] * np.where(paid, 1, -1)[:, None].astype(np.float32)
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("options", [{}, {"n_steps": 1, "gae_lambda": 0.9}])
+def test_a3c_learns_in_two_steps_from_the_images_that_are_paid(options):
+    env = HalfPaid()
+    rewards = play(make_agent("a3c", env.single_observation_space.shape, **options), env, 500)
+    assert solved(env, float(np.mean(rewards[-50:]))) >= 0.75
 
 
 class FallingRewards(IdentityTask):
@@ -336,37 +403,6 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_a_sentence():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape)
     with pytest.raises(RunError, match="gradient is not finite"):
         agent.learn(Poisoned, 3, seed=0)
-
-
-class OneMaskAStep(IdentityTask):
-    """The identity task in two steps: half of the targets are masked in each, paid at the end."""
-
-    def reset(self, *, seed=None, options=None):
-        self.half = None
-        return super().reset(seed=seed, options=options)
-
-    def step(self, actions):
-        wanted = actions if self.half is None else np.where(self.half, -np.inf, actions)
-        order = np.argsort(-wanted, axis=1)
-        new = np.zeros((self.num_envs, self.num_patches), dtype=bool)
-        np.put_along_axis(new, order[:, : self.num_targets // 2], True, axis=1)
-        mask = new if self.half is None else new | self.half
-        zero = np.zeros_like(mask, dtype=np.float32)
-        ended = np.full(self.num_envs, self.half is not None)
-        info = {"mask": mask, "guided": mask, "patch_reward": zero, "patch_loss": zero}
-        if self.half is None:
-            self.half = mask
-            hidden = np.where(mask[..., None], 0, self.shown).astype(np.float32)
-            return hidden, zero.sum(axis=1).astype(np.float64), ended, ~ended & False, info
-        paid = (mask & self.targets).astype(np.float32)
-        self.half = None
-        info |= {"patch_reward": paid, "patch_loss": paid}
-        reward = paid.sum(axis=1).astype(np.float64) / self.num_targets
-        return self._observe(), reward, ended, ~ended, info
-
-    def _observe(self):
-        self.shown = super()._observe()
-        return self.shown
 
 
 @pytest.mark.parametrize("options", [{}, {"n_steps": 1, "gae_lambda": 0.9}, {"credit": "image"}])

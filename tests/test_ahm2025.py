@@ -6,7 +6,7 @@ from torch.nn import functional
 from ahm_gym.acting import make_actor
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.ahm2025 import ConvActorCritic, independent_loss, patch_size_of
-from ahm_gym.agents.networks import LOGIT_CAP, ActorCriticOutput
+from ahm_gym.agents.networks import LOGIT_CAP, ActorCriticOutput, bounded
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.patches import patchify
@@ -42,7 +42,10 @@ def test_one_number_a_patch_comes_from_the_image_that_the_patches_make(patch_siz
     output = network(patchify(images, patch_size))
     assert output.logits.shape == output.values.shape == (2, 6)
     logits = network.policy_head(network.policy(network.stem(images))).flatten(1)
-    torch.testing.assert_close(output.logits, LOGIT_CAP * (logits / LOGIT_CAP).tanh())
+    torch.testing.assert_close(output.logits, bounded(logits, torch.ones(2, 6, dtype=torch.bool)))
+    network.draws = "top_k"
+    logits_of_their_own = network(patchify(images, patch_size)).logits
+    torch.testing.assert_close(logits_of_their_own, LOGIT_CAP * (logits / LOGIT_CAP).tanh())
 
 
 def test_patches_are_drawn_with_noise_unless_the_highest_are_asked_for():
@@ -66,10 +69,14 @@ def test_top_k_learns_from_the_probability_of_every_patch_and_has_no_entropy():
     generator = torch.Generator().manual_seed(2)
     logits, values, paid = torch.randn(3, 4, 16, generator=generator)
     logits.requires_grad_()
-    loss = independent_loss(ActorCriticOutput(logits, values, values.mean(dim=1)), paid)
-    expected = -(logits.sigmoid().log() * (paid - values)).mean()
-    torch.testing.assert_close(loss.policy, expected)
-    torch.testing.assert_close(loss.value, functional.mse_loss(values, paid))
+    output = ActorCriticOutput(logits, values, values.mean(dim=1))
+    for rows in (slice(None), slice(1, 3)):
+        told = torch.zeros(4, dtype=torch.bool)
+        told[rows] = True
+        loss = independent_loss(output, paid, told)
+        expected = -(logits.sigmoid().log() * (paid - values))[rows].mean()
+        torch.testing.assert_close(loss.policy, expected)
+        torch.testing.assert_close(loss.value, functional.mse_loss(values[rows], paid[rows]))
     agent = build(draws="top_k")
     assert agent.entropy_coef == 0.0 and build().entropy_coef > 0
     metrics = play(agent, 2)

@@ -70,6 +70,8 @@ class Broken(MaskingVectorEnv):
             truncated = terminated
         elif self.fault == "unpaid":
             info["paid"] = np.zeros_like(info["paid"])
+        elif self.fault == "integers":
+            info["paid"] = info["paid"].astype(int)
         elif self.fault == "missing":
             del info["guided"]
         return observation, reward, terminated, truncated, info
@@ -82,6 +84,7 @@ class Broken(MaskingVectorEnv):
         ("reward", "visible patch"),
         ("truncated", "truncated"),
         ("unpaid", "an unpaid image has a reward"),
+        ("integers", "'paid'] is int64"),
         ("missing", "no 'guided'"),
     ],
 )

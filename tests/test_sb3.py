@@ -279,6 +279,24 @@ def test_settings_of_the_networks_keep_the_grid():
     assert agent.algorithm.policy.log_std[0].item() == pytest.approx(math.log(1 / 3))
 
 
+def test_rewards_that_were_not_measured_count_as_the_mean_of_the_others():
+    told = []
+    scale = lambda reward: told.append(reward.tolist()) or 2.0  # noqa: E731
+
+    class Mostly(IdentityTask):
+        def step(self, actions):
+            observation, _, terminated, truncated, info = super().step(actions)
+            info["paid"] = np.array([True, False, True, False])
+            return observation, np.array([1.0, 0.0, 3.0, 0.0]), terminated, truncated, info
+
+    env = MaskingVecEnv(Mostly(num_envs=4), scale=scale)
+    env.reset()
+    _, reward, _, infos = env.step(np.zeros((4, 16)))
+    assert reward.tolist() == [0.5, 1.0, 1.5, 1.0] and told == [[1.0, 3.0]]
+    assert [info["episode"]["r"] for info in infos] == [1.0, 2.0, 3.0, 2.0]
+    assert env.update["reward"] == 2.0
+
+
 def test_algorithms_of_the_extra_say_so_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(InputError, match=r"pip install 'ahm-gym\[contrib\]'"):

@@ -241,13 +241,28 @@ def test_a_run_writes_what_it_promises(config):
 
 def test_figures_of_training_images_are_called_so(config, discs, tmp_path, capsys):
     np.savez(tmp_path / "alone.npz", train_images=np.load(discs)["train_images"])
-    Training(dataclasses.replace(config, data=str(tmp_path / "alone.npz")))
+    short = dataclasses.replace(config, policy="random", steps=1)
+    pretrain(short)
+    assert "validation" not in capsys.readouterr().err
+    pretrain(dataclasses.replace(short, data=str(tmp_path / "alone.npz"), run_dir=tmp_path / "alone"))
     assert (
         "alone has no validation images: pictures and figures of val/ are of training"
         in capsys.readouterr().err
     )
-    Training(config)
-    assert "validation" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(config, monkeypatch):
+    saved = runs.RunFolder.save_checkpoint
+
+    def without_counts(self, step, state):
+        saved(self, step, {key: value for key, value in state.items() if key != "counts"})
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs.RunFolder, "save_checkpoint", without_counts)
+        pretrain(config)
+    with pytest.raises(InputError, match="is of an older version: begin anew in another --run-dir"):
+        pretrain(config, resume=True)
 
 
 def test_events_are_cut_back_with_the_metrics(config, monkeypatch):

@@ -119,11 +119,13 @@ def test_the_steps_that_build_up_a_mask_wait_for_nothing():
 
 
 @pytest.mark.parametrize("options", [{}, {"network": "attention"}, {"credit": "image"}], ids=str)
-def test_an_episode_of_a3c_waits_for_its_action_for_the_update_and_for_its_own_check(options):
+@pytest.mark.parametrize("reward", ["relative", "progress"])
+def test_an_episode_of_a3c_waits_for_its_action_for_the_update_and_for_its_own_check(reward, options):
     pretrainer = pretrainer_of()
-    env = env_of(pretrainer)
+    env = env_of(pretrainer, reward=reward)
     agent = make_agent("a3c", (L, 128), **options)
-    gpu = simulate(pretrainer, agent.network)
+    copies = [env.reward.earlier, env.reward.next] if reward == "progress" else []
+    gpu = simulate(pretrainer, agent.network, *copies)
     with gpu.running():
         learner = Learner(agent, agent.network, env, agent.generator, 0)
         for _ in range(3):

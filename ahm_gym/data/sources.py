@@ -34,7 +34,7 @@ def open_data(
         image_size: rows and columns that the images will be used at; what is stored is at most
             twice as large.
         native_resolution: keep the images as large as they are.
-        need_labels: refuse data whose train split has no labels.
+        need_labels: refuse data whose train split has no labels, or none but background.
 
     Raises:
         InputError: where there is no such data, or it cannot be used.
@@ -43,13 +43,26 @@ def open_data(
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
     dataset = prepare(source, shortest_side=None if native_resolution else 2 * min(image_size))
-    if need_labels and not dataset.indices("train", labelled=True):
+    if need_labels:
+        check_labels(dataset)
+    return dataset
+
+
+def check_labels(dataset: ImageDataset) -> None:
+    """Raises InputError where the train split has no labels, or none with anything but background."""
+    labelled = dataset.indices("train", labelled=True)
+    if not labelled:
         raise InputError(
             f"{dataset.name} has no training labels: expected train_label in an .npz file, or in a folder "
             "'labels' beside the images or in their folder files of the same names; add them, or only pretrain on this "
             "data."
         )
-    return dataset
+    labels = (dataset.sample(index).label for index in labelled)
+    if not any(label is not None and bool(label.any()) for label in labels):
+        raise InputError(
+            f"the training labels of {dataset.name} hold only background: expected classes from 1 on in some of them; "
+            "look at how they were exported."
+        )
 
 
 def search_roots(root: Path | None) -> list[Path]:

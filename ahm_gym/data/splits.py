@@ -31,7 +31,7 @@ class SplitTable:
         self.splits: dict[str, Split] = {}
         try:
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise InputError(
                 f"{path} cannot be read ({error}): expected a table in UTF-8; save it so."
             ) from error

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from ahm_gym.agents.base import paid_images
-
 INFO_KEYS = {"mask": np.bool_, "guided": np.bool_, "patch_loss": np.floating, "patch_reward": np.floating}
 MAX_EPISODE = 10_000
 
@@ -117,10 +115,11 @@ def _check_info(env: VectorEnv, info: dict[str, Any]) -> None:
     assert not (guided & ~mask).any(), "a patch is guided that is not masked."
     assert len(set(mask.sum(axis=1))) == 1, "images differ in their number of masked patches."
     assert not np.asarray(info["patch_reward"])[~mask].any(), "a visible patch is paid a reward."
-    unpaid = ~paid_images(info)
-    assert unpaid.shape == shape[:1] and not np.asarray(info["patch_reward"])[unpaid].any(), (
-        "info['paid'] has another shape than one entry an image, or an unpaid image has a reward."
+    paid = np.asarray(info.get("paid", np.ones(env.num_envs, dtype=bool)))
+    assert paid.shape == shape[:1] and paid.dtype == np.bool_, (
+        f"info['paid'] is {paid.dtype} {paid.shape}: expected bool_ {shape[:1]}."
     )
+    assert not np.asarray(info["patch_reward"])[~paid].any(), "an unpaid image has a reward."
 
 
 def _check_seeding(make_env: Callable[[], VectorEnv]) -> None:
