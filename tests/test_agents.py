@@ -271,7 +271,13 @@ LEARNING = {
 """Updates and share of the way from a random to the best choice, where they are not 300 and 0.9."""
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
+SLOW = ("tqc", "trpo")
+"""They take as long as all others, and are sac and ppo but for how they learn."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in sorted(AGENTS)]
+)
 def test_every_agent_learns_the_identity_task(name):
     agent = make_agent(name, (16, 16))
     steps, threshold = LEARNING.get(name, (300, 0.9))

@@ -26,6 +26,14 @@ def discs(tmp_path_factory):
     return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_draws():
+    """Draws of a probe in this process; others make all of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downstream, "NUM_DRAWS", 2)
+        yield
+
+
 @pytest.fixture
 def config(discs, tmp_path):
     return BenchmarkConfig(
@@ -226,7 +234,8 @@ def test_a_torn_last_row_is_run_again(config, kept):
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
 
 
-def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path):
+def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(downstream, "NUM_DRAWS", benchmark.NUM_DRAWS)
     run_benchmark(config)
     side_by_side = dataclasses.replace(config, jobs=2, out=tmp_path / "jobs")
     run_benchmark(side_by_side)

@@ -115,7 +115,7 @@ def test_the_mask_ratio_rises_over_the_run_whoever_masks(config, policy, monkeyp
 
 
 def test_the_mask_ratio_rises_with_the_updates_of_all_workers(config, tmp_path):
-    path = pretrain(dataclasses.replace(config, num_workers=2, initial_mask_ratio=0.25))
+    path = pretrain(dataclasses.replace(config, num_workers=2, initial_mask_ratio=0.25, guided_fraction=1.0))
     state = final_state(path)
     assert state["pretrainer"]["updates"] == state["actor"]["writes"] == 8
 

@@ -40,7 +40,7 @@ class PositionBandit:
                 continue
             num_updates += 1
             self.paid += torch.from_numpy(info["patch_reward"]).sum(dim=0)
-            self.masked += torch.from_numpy(info["mask"]).sum(dim=0)
+            self.masked += torch.from_numpy(info["mask"] & info["paid"][:, None]).sum(dim=0)
             if callback is not None and callback(update_metrics(info, reward)):
                 return
 
