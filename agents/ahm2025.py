@@ -19,6 +19,7 @@ from ahm_gym.agents.networks import (
     RunningScale,
     available_patches,
     bounded,
+    capped,
 )
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking import order_by_score
@@ -188,7 +189,7 @@ class ConvActorCritic(ActorCritic):
         if self.draws == "ordered":
             logits = bounded(logits, available_patches(observation))
         else:  # a probability of its own for every patch
-            logits = LOGIT_CAP * (logits / LOGIT_CAP).tanh()
+            logits = capped(logits, LOGIT_CAP)
         return ActorCriticOutput(logits, values, values.mean(dim=1))
 
 

@@ -74,7 +74,12 @@ def bounded(logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"]) -> Flo
     centred = logits - (logits * available).sum(dim=1, keepdim=True) / count
     variance = (centred.square() * available).sum(dim=1, keepdim=True) / count
     centred = centred * (1.0 + variance / LOGIT_DEVIATION**2).rsqrt()
-    return LOGIT_CAP * (centred / LOGIT_CAP).tanh()
+    return capped(centred, LOGIT_CAP)
+
+
+def capped(numbers: Tensor, cap: float) -> Tensor:
+    """The numbers, held smoothly between -cap and cap."""
+    return cap * (numbers / cap).tanh()
 
 
 class PatchTrunk(nn.Module):

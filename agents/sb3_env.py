@@ -72,9 +72,10 @@ class MaskingVecEnv(VecEnv):
             {"TimeLimit.truncated": bool(cut and not done)}
             for cut, done in zip(truncated, terminated, strict=True)
         ]
-        scale = self.scale(reward[paid_images(info)])
+        paid = paid_images(info)
+        scale = self.scale(reward[paid])
         if ended:
-            reward = with_mean_of_paid(reward, paid_images(info))
+            reward = with_mean_of_paid(reward, paid)
             self._close_episode(infos, info["final_obs"], reward)
         return self.transform(observation, ended), reward / scale, terminated | truncated, infos
 

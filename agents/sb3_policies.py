@@ -20,7 +20,7 @@ from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from ahm_gym.agents.networks import LOGIT_CAP, PatchTrunk, available_patches, square_grid
+from ahm_gym.agents.networks import LOGIT_CAP, PatchTrunk, available_patches, capped, square_grid
 
 MEAN_CAP = (
     0.5  # with a deviation of a third, nearly all scores stay inside the box and none are clipped equal
@@ -62,7 +62,7 @@ class PatchHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "B features"]) -> Float[Tensor, "B L"]:
         numbers = self.linear(features.unflatten(1, (self.num_patches, -1)))[..., 0]
-        return numbers if self.cap is None else self.cap * (numbers / self.cap).tanh()
+        return numbers if self.cap is None else capped(numbers, self.cap)
 
 
 class PatchActionValue(nn.Module):
