@@ -53,9 +53,8 @@ def check_labels(dataset: ImageDataset) -> None:
     labelled = dataset.indices("train", labelled=True)
     if not labelled:
         raise InputError(
-            f"{dataset.name} has no training labels: expected train_label in an .npz file, or in a folder "
-            "'labels' beside the images or in their folder files of the same names; add them, or only pretrain on this "
-            "data."
+            f"{dataset.name} has no training labels: expected train_label in an .npz file, or files named like "
+            "the images in a folder 'labels' in theirs or beside it; add them, or only pretrain on this data."
         )
     labels = (dataset.sample(index).label for index in labelled)
     if not any(label is not None and bool(label.any()) for label in labels):
