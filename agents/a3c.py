@@ -44,6 +44,8 @@ class A3C:
         n_steps: steps of a rollout; None takes the whole episode.
         entropy_coef: of the mean entropy of the draws, in root mean squares of the reward.
         value_coef: of the critic's loss.
+        logit_cost: of the mean square of the logits: small ones can turn round while the autoencoder changes. Image
+            credit, whose advantages are smaller, wants less.
         learning_rate: of Adam.
         max_grad_norm: the gradient is scaled down to this norm.
         width: of the network's hidden layers.
@@ -59,6 +61,7 @@ class A3C:
     guided_fraction = GUIDED_FALL
     spread_fraction = SPREAD_FALL
     reward = "progress"
+    takes_tensors = True
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class A3C:
         n_steps: int | None = None,
         entropy_coef: float = 0.02,
         value_coef: float = 0.5,
+        logit_cost: float = 0.005,
         learning_rate: float = 3e-3,
         max_grad_norm: float = 1.0,
         width: int = 32,
@@ -89,7 +93,7 @@ class A3C:
         self.num_workers = num_workers
         self.credit = credit
         self.gamma, self.gae_lambda, self.n_steps = gamma, gae_lambda, n_steps
-        self.entropy_coef, self.value_coef = entropy_coef, value_coef
+        self.entropy_coef, self.value_coef, self.logit_cost = entropy_coef, value_coef, logit_cost
         self.max_grad_norm = max_grad_norm
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):

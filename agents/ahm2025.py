@@ -229,6 +229,7 @@ def independent_loss(
         value=(error.square() * weight).sum(),
         entropy=nothing,
         relative_entropy=nothing,
+        logit_square=nothing,
     )
 
 

@@ -141,6 +141,7 @@ class Learner:
         losses = [agent.step_loss(step, mask, returns[t], image_returns[t]) for t, step in enumerate(rollout)]
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
+        loss = loss + agent.logit_cost * mean.logit_square
         network.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), agent.max_grad_norm)
@@ -216,5 +217,5 @@ class Learner:
             with agent.locked():
                 write_buffers(network, agent.network)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return to_device(torch.as_tensor(array, dtype=torch.float32), self.agent.device)

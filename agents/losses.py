@@ -18,6 +18,8 @@ class StepLoss(NamedTuple):
     """Mean entropy of the conditional draws, in nats."""
     relative_entropy: Float[Tensor, ""]
     """The same as a share of the largest possible, 0 to 1; for the eye."""
+    logit_square: Float[Tensor, ""]
+    """Mean square of the logits of the patches that could be drawn."""
 
 
 def step_loss(
@@ -30,7 +32,7 @@ def step_loss(
     image_return: Float[Tensor, " B"],
     credit: str,
 ) -> StepLoss:
-    """Policy loss, value loss and entropy; policy and entropy are means over the guided draws.
+    """Policy loss, value loss, entropy and size of the logits; policy and entropy are means over the guided draws.
 
     With `credit="local"` draw j is paid A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l: the
     baseline is an expectation over what could be drawn. V of the drawn patch itself would depend on the
@@ -69,4 +71,5 @@ def step_loss(
         value=value,
         entropy=(entropy * drawn).sum() / count,
         relative_entropy=(entropy.detach() / largest * drawn).sum() / count,
+        logit_square=(output.logits.square() * available).sum() / available.sum().clamp(min=1),
     )

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ahm_gym.errors import InputError, unknown_name
 
 LOGIT_CAP = 8.0  # exp(-2 * 8) stays well inside float32, so that no patch's probability vanishes
-LOGIT_DEVIATION = 3.0
 NUM_HEADS = 4
 
 
@@ -65,15 +64,13 @@ class PatchActorCritic(ActorCritic):
 
 
 def bounded(logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Logits less their mean over the available patches, of a deviation below 3 and each between -8 and 8.
+    """Logits less their mean over the available patches, each between -8 and 8.
 
     Only differences matter to a draw, so nothing holds the mean: capped as they are, all logits drift to the same
-    end of the range, where draws are uniform and gradients vanish. The deviation is bounded for the same reason.
+    end of the range, where draws are uniform and gradients vanish.
     """
     count = available.sum(dim=1, keepdim=True).clamp(min=1)
     centred = logits - (logits * available).sum(dim=1, keepdim=True) / count
-    variance = (centred.square() * available).sum(dim=1, keepdim=True) / count
-    centred = centred * (1.0 + variance / LOGIT_DEVIATION**2).rsqrt()
     return capped(centred, LOGIT_CAP)
 
 
