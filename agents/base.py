@@ -22,7 +22,8 @@ class Agent(Protocol):
     """A learner of masks in a vector environment.
 
     It may have shares of its own, `guided_fraction(progress)` and `spread_fraction(progress)`: see `shares_of`; and
-    in `reward` the name of what pays it unless another is asked for, in place of relative.
+    in `reward` the name of what pays it unless another is asked for, in place of relative. With `takes_tensors = True`
+    the environment's observations are tensors on the device, without a way through main memory.
     """
 
     env_id: str

@@ -31,6 +31,7 @@ class PolicyActor:
     env_id = "AHM/Masking-v0"
     resumes_exactly = True
     reward = DEFAULT_REWARD
+    takes_tensors = True
 
     def __init__(self, policy: MaskPolicy) -> None:
         self.policy = policy
@@ -88,6 +89,7 @@ class AgentActor:
         self.resumes_exactly = getattr(agent, "resumes_exactly", True)
         self.guided_fraction, self.spread_fraction = shares_of(agent)
         self.reward: str = getattr(agent, "reward", DEFAULT_REWARD)
+        self.takes_tensors: bool = getattr(agent, "takes_tensors", False)
 
     def learn(
         self,

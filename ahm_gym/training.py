@@ -167,6 +167,8 @@ class Training:
             "spread_fraction": self.spread_fraction,
             "data_workers": config.data_workers,
         }
+        if self.actor.takes_tensors:
+            options["tensors"] = True
         if config.masking_steps != 1:
             options["masking_steps"] = config.masking_steps
         return EnvFactory(self.actor.env_id, self.dataset, self.pretrainer, options, shared)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ahm_gym.data import ImageDataset
 from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
 from ahm_gym.envs.growing import GrowingMask
+from ahm_gym.envs.observing import Observation, Observed
 from ahm_gym.envs.plans import (
     MaskRatio,
     check_count,
@@ -32,7 +33,7 @@ from ahm_gym.masking import PatchBatch
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer, build_pretrainer
 from ahm_gym.schedules import Share, share_at
-from ahm_gym.transfers import Fetch, to_device
+from ahm_gym.transfers import to_device
 
 
 class MaskingVectorEnv(VectorEnv):
@@ -61,6 +62,7 @@ class MaskingVectorEnv(VectorEnv):
         num_steps: length of the built autoencoder's schedule in updates.
         autoreset_mode: gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
         data_workers: processes that load images; 0 loads in this one.
+        tensors: observations are tensors on the pretrainer's device: an agent there needs no arrays.
         render_mode: None or "rgb_array".
 
     Raises:
@@ -91,6 +93,7 @@ class MaskingVectorEnv(VectorEnv):
         num_steps: int = 2000,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         data_workers: int = 0,
+        tensors: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1:
@@ -129,7 +132,7 @@ class MaskingVectorEnv(VectorEnv):
         self._reward_name = reward
         pin_memory = self.pretrainer.device.type == "cuda"
         self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
-        self._masking_steps = masking_steps
+        self._masking_steps, self._tensors = masking_steps, tensors
         self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None
         self._needs_reset, self._restored = True, False
@@ -137,7 +140,7 @@ class MaskingVectorEnv(VectorEnv):
     @torch.inference_mode(False)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Begins a new batch of images.
 
         A seed fixes the order of images and every draw; where the environment built its autoencoder
@@ -157,7 +160,7 @@ class MaskingVectorEnv(VectorEnv):
         return self._observation(), {}
 
     @torch.inference_mode(False)
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Masks the patches that the scores choose; the last step of an episode updates the autoencoder.
 
         Raises:
@@ -285,7 +288,7 @@ class MaskingVectorEnv(VectorEnv):
     def _next_batch(self) -> None:
         self._images = to_device(self._batches.next(), self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
-        self._observed = Fetch(self._embeddings.float())
+        self._observed = Observed(self._embeddings, self._tensors)
         progress = self.pretrainer.progress
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
         share = share_at(self.guided_fraction, progress, "guided fraction")
@@ -293,8 +296,5 @@ class MaskingVectorEnv(VectorEnv):
         self._mask = self._no_mask(steps, share_at(self.spread_fraction, progress, "spread fraction"))
         self._needs_reset = False
 
-    def _observation(self) -> np.ndarray:
-        embeddings = self._observed.wait()
-        if self._mask.num_done:
-            embeddings = embeddings.masked_fill(~self._mask.available[..., None], 0.0)
-        return embeddings.numpy().copy()
+    def _observation(self) -> Observation:
+        return self._observed.show(self._mask.available if self._mask.num_done else None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
+from ahm_gym.envs.observing import Observation
 from ahm_gym.envs.plans import check_count
 from ahm_gym.envs.single import MaskingEnv
 
@@ -32,11 +33,11 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         observation, info = super().reset(seed=seed, options=options)
         return observation, info | self._action_mask_info()
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(actions)
         return observation, reward, terminated, truncated, info | self._action_mask_info()
 

@@ -45,8 +45,8 @@ class Update:
         `patch_loss` and `patch_reward` (B, L) are 0 where visible; where `paid` (B,) is False, the reward was not
         measured and is 0.
         """
+        patch_loss = self._patch_loss.wait()  # the last to come: the check waits no more
         self.pretrainer.check()
-        patch_loss = self._patch_loss.wait()
         patch_reward = (self.reward(patch_loss, self.mask, self.guided) * self.mask).float()
         rows = {
             "patch_loss": (patch_loss * self.mask).float().numpy(),

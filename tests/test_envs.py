@@ -175,6 +175,22 @@ def test_what_is_returned_can_be_changed_without_harm(make):
     assert info["mask"].any()
 
 
+@pytest.mark.parametrize("masking_steps", [1, 3])
+def test_tensors_hold_what_arrays_would(make, masking_steps):
+    traces = []
+    for tensors in (False, True):
+        env = make(masking_steps=masking_steps, tensors=tensors)
+        trace = [env.reset(seed=0)[0]]
+        for step in range(4):
+            observation, *_, info = env.step(scores(env, step))
+            trace += [observation, info["final_obs"]] if "final_obs" in info else [observation]
+        traces.append(trace)
+    assert len(traces[0]) == len(traces[1]) > 5
+    for array, tensor in zip(*traces, strict=True):
+        assert isinstance(array, np.ndarray) and isinstance(tensor, torch.Tensor)
+        assert np.array_equal(array, tensor.numpy())
+
+
 def test_rendering_before_the_first_reset_is_refused(make):
     with pytest.raises(ResetNeeded):
         make(render_mode="rgb_array").render()

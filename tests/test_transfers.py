@@ -118,6 +118,19 @@ def test_the_steps_that_build_up_a_mask_wait_for_nothing():
         assert gpu.blocked == before + 1 and env.pretrainer.updates == 1
 
 
+def test_observations_as_tensors_never_come_to_main_memory():
+    pretrainer = pretrainer_of()
+    env = env_of(pretrainer, masking_steps=2, tensors=True)
+    gpu = simulate(pretrainer)
+    with gpu.running():
+        observation, _ = env.reset(seed=0)
+        assert gpu.blocked == 0 and gpu.holds(observation)
+        for _ in range(4):
+            observation, *_, info = env.step(scores())
+            assert gpu.holds(observation) and ("final_obs" not in info or gpu.holds(info["final_obs"]))
+    assert gpu.blocked == 2  # once in each update, for what it pays
+
+
 @pytest.mark.parametrize("options", [{}, {"network": "attention"}, {"credit": "image"}], ids=str)
 @pytest.mark.parametrize("reward", ["relative", "progress"])
 def test_an_episode_of_a3c_waits_for_its_action_for_the_update_and_for_its_own_check(reward, options):

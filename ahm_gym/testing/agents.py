@@ -60,6 +60,7 @@ class _Trial:
 
     def __init__(self, agent: Any) -> None:
         self.env_id = agent.env_id
+        self.takes_tensors = getattr(agent, "takes_tensors", False)
         self.pretrainer = Pretrainer(_autoencoder(agent), num_steps=100)
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(3 * NUM_ENVS, CHANNELS, *IMAGE_SIZE, generator=generator)
@@ -72,11 +73,15 @@ class _Trial:
 
     def make_env(self) -> VectorEnv:
         return gymnasium.make_vec(
-            f"ahm_gym:{self.env_id}", num_envs=NUM_ENVS, data=self.images, pretrainer=self.pretrainer
+            f"ahm_gym:{self.env_id}",
+            num_envs=NUM_ENVS,
+            data=self.images,
+            pretrainer=self.pretrainer,
+            **({"tensors": True} if self.takes_tensors else {}),
         )
 
     def observation(self) -> np.ndarray:
-        return self.make_env().reset(seed=9)[0]
+        return np.asarray(self.make_env().reset(seed=9)[0])
 
     def learn(self, agent: Any, num_steps: int, seed: int | None) -> list[dict[str, Any]]:
         """Metrics of every call of the callback, with the number of updates at that moment."""

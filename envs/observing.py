@@ -1,0 +1,35 @@
+"""What an environment shows of its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ahm_gym.transfers import Fetch, to_device
+
+Observation = np.ndarray | Tensor
+"""Embeddings (B, L, D) as float32: an array, or a tensor on the device that they were made on."""
+
+
+class Observed:
+    """The embeddings of a batch, which a GPU may still be busy with.
+
+    Args:
+        embeddings: of every patch.
+        tensors: show them where they are, and nobody may write to them; otherwise as arrays.
+    """
+
+    def __init__(self, embeddings: Float[Tensor, "B L D"], tensors: bool) -> None:
+        self._embeddings = embeddings.float()
+        self._fetch = None if tensors else Fetch(self._embeddings)
+
+    def show(self, available: Bool[Tensor, "B L"] | None = None) -> Observation:
+        """The embeddings, zero where a patch is not `available`; arrays wait for the GPU."""
+        if self._fetch is None:
+            if available is None:
+                return self._embeddings
+            hidden = to_device(~available, self._embeddings.device)
+            return self._embeddings.masked_fill(hidden[..., None], 0.0)
+        shown = self._fetch.wait().numpy()
+        return shown.copy() if available is None else np.where(available[..., None], shown, np.float32(0))
