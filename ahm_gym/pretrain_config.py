@@ -36,7 +36,7 @@ class PretrainConfig:
     spread_ramp: tuple[float, float] | None = None
     masking_steps: int = 1
     num_workers: int = 1
-    data_workers: int = 0
+    data_workers: int | None = None
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
@@ -73,7 +73,7 @@ def check_counts(config: PretrainConfig) -> None:
     for name in ("steps", "batch_size", "checkpoint_every", "num_workers"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
-    if config.data_workers < 0:
+    if config.data_workers is not None and config.data_workers < 0:
         raise InputError(f"--data-workers is {config.data_workers}: choose 0 or more.")
     most = 4 * (os.cpu_count() or 1)
     if config.num_workers > most:

@@ -13,6 +13,8 @@ from ahm_gym.errors import InputError
 
 Config = TypeVar("Config")
 
+MOST_DATA_WORKERS = 8
+
 
 def image_size_of(sizes: tuple[int, ...]) -> tuple[int, int]:
     """Height and width in pixels from one number (a square) or two.
@@ -43,6 +45,17 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= number:
         raise InputError(f"--device {name} is not available here: choose auto or cpu.")
     return device
+
+
+def count_data_workers(asked: int | None, device: torch.device) -> int:
+    """Processes that load images; where nothing is asked for, as many as torch has threads, at most 8, for a GPU.
+
+    A GPU is done with a batch before one process has cut out the next; on a CPU they would take the cores of the
+    updates.
+    """
+    if asked is not None:
+        return asked
+    return min(torch.get_num_threads(), MOST_DATA_WORKERS) if device.type == "cuda" else 0
 
 
 def flags_in(argv: list[str]) -> set[str]:

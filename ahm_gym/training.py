@@ -26,7 +26,7 @@ from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
 from ahm_gym.runs import Interrupt, RunFolder, free_run_dir, resume_flags
 from ahm_gym.schedules import RisingMaskRatio, chosen_share
-from ahm_gym.settings import image_size_of, merge_resumed, pick_device, to_json
+from ahm_gym.settings import count_data_workers, image_size_of, merge_resumed, pick_device, to_json
 from ahm_gym.storage import locked
 
 NUM_JUDGED = 64
@@ -165,7 +165,7 @@ class Training:
             "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
-            "data_workers": config.data_workers,
+            "data_workers": count_data_workers(config.data_workers, self.device),
         }
         if self.actor.takes_tensors:
             options["tensors"] = True

@@ -72,8 +72,8 @@ class Arguments:
     """Steps in which an agent builds up each mask."""
     num_workers: int = PretrainConfig.num_workers
     """Processes of an agent, one thread each; 1 is deterministic."""
-    data_workers: int = PretrainConfig.data_workers
-    """Processes that load images; 0 loads between the updates."""
+    data_workers: int | None = PretrainConfig.data_workers
+    """Processes that load images; 0 loads between the updates, nothing takes up to 8 with a GPU and 0 without."""
     seed: int = PretrainConfig.seed
     """Of weights, masks and the order of images."""
     device: str = PretrainConfig.device
