@@ -1,10 +1,11 @@
 """What a step costs: a plain MAE, our bare update, the environment with random masks, and a learning agent.
 
-`python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64 and ViT-S/16 at 224 px in
-batches of 16, on random images, and at the tiny size the two rewards that need another forward pass; `--quick`
-the tiny size alone, without those and the plain MAE. A3C has its default recipe, as it is at the beginning of a run,
-where it chooses most, and in the second half, where it chooses nothing; "a3c run" is the mean of both. Steps are
-interleaved, so that a slow moment of the machine falls on all alike. The last line is JSON: ratios of the tiny size.
+`python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64, with the two rewards that need
+another forward pass, and ViT-S/16 at 224 px in batches of 16, or on a GPU ViT-S/8 at 128 px in batches of 256, on
+random images; `--quick` the tiny size alone, without those rewards and the plain MAE. A3C has its default recipe, as
+it is at the beginning of a run, where it chooses most, and in the second half, where it chooses nothing; "a3c run" is
+the mean of both. Steps are interleaved, so that a slow moment of the machine falls on all alike, on a GPU in blocks
+of 10, each of which ends when the GPU has done its work. The last line is JSON: ratios of the tiny size.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
+from ahm_gym.provenance import hardware
+from ahm_gym.settings import pick_device
+from ahm_gym.throughput import flops_per_image, matmul_limit
 
 MASK_RATIO = 0.75
 SHARES = {"guided_fraction": A3C.guided_fraction, "spread_fraction": A3C.spread_fraction}
@@ -42,6 +46,8 @@ class Arguments:
     """Steps of each kind; --quick may end with fewer."""
     threads: int = 0
     """Threads of torch; 0 leaves its own choice."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
 
 
 @dataclass(frozen=True)
@@ -56,68 +62,77 @@ class Size:
     decoder: tuple[int, int, int]
 
 
-SIZES = [
-    Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4), (64, 2, 4)),
-    Size("ViT-S/16, 224 px", "small", 224, 16, 16, (384, 12, 6), (192, 4, 6)),
-]
+TINY = Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4), (64, 2, 4))
+SMALL = {
+    "cpu": Size("ViT-S/16, 224 px", "small", 224, 16, 16, (384, 12, 6), (192, 4, 6)),
+    "cuda": Size("ViT-S/8, 128 px", "small", 128, 8, 256, (384, 12, 6), (192, 4, 6)),
+}
+BLOCK = {"cpu": 1, "cuda": 10}
+"""Steps that are timed together: a GPU is still at one while the next is prepared."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, mask ratio {MASK_RATIO}")
+    device = pick_device(arguments.device)
+    limit = matmul_limit(device)
+    print(f"{hardware(device)}, torch {torch.__version__}, mask ratio {MASK_RATIO}")
+    print(f"limit of a large matrix product: {limit / 1e12:.2f} TFLOP/s")
     ratios = {}
-    for size in SIZES[: 1 if arguments.quick else None]:
-        kinds = steps(size)
+    for size in [TINY] if arguments.quick else [TINY, SMALL[device.type]]:
+        kinds = steps(size, device)
         if arguments.quick:
             del kinds["plain"]
-        elif size is SIZES[0]:
-            kinds |= reward_steps(size)
-        seconds = measure(kinds, arguments.rounds, 36.0 if arguments.quick else math.inf)
-        ratios[size.name] = report(size, seconds)
-    print(json.dumps(ratios[SIZES[0].name]))
+        elif size is TINY:
+            kinds |= reward_steps(size, device)
+        seconds = measure(kinds, arguments.rounds, 36.0 if arguments.quick else math.inf, device)
+        ratios[size.name] = report(size, seconds, flops(size) / limit)
+    print(json.dumps(ratios[TINY.name]))
 
 
-def steps(size: Size) -> dict[str, Callable[[], object]]:
+def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
     """One function a kind of step; all see the same images."""
     images = random_images(size)
-    batch = images[: size.batch]
-    bare = pretrainer(size)
+    batch = images[: size.batch].to(device)
+    bare = pretrainer(size, device)
     num_patches = bare.autoencoder.num_patches
     num_masked = round(num_patches * MASK_RATIO)
     mask = mask_top_k(torch.rand(size.batch, num_patches), num_masked)
 
-    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder)
+    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder).to(device)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    shuffle = torch.rand(size.batch, num_patches).argsort(dim=1)
+    shuffle = torch.rand(size.batch, num_patches, device=device).argsort(dim=1)
 
     def plain_step() -> None:
         optimizer.zero_grad()
-        plain(batch, shuffle, num_patches - num_masked).backward()
+        with bare.autocast():
+            loss = plain(batch, shuffle, num_patches - num_masked)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
 
     def a3c_at(progress: float) -> Callable[[], object]:
         shares = {name: share(progress) for name, share in SHARES.items()}
-        agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid)
-        env = environment(size, images, reward=A3C.reward, **shares)
+        agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid, device=device)
+        env = environment(size, images, device, reward=A3C.reward, **shares)
         return Learner(agent, agent.network, env, agent.generator, 0).episode
 
     return {
         "plain": plain_step,
         "bare": lambda: bare.step(batch, mask),
-        "random": random_step(environment(size, images)),
+        "random": random_step(environment(size, images, device)),
         "a3c": a3c_at(0.0),
         "a3c late": a3c_at(1.0),
     }
 
 
-def reward_steps(size: Size) -> dict[str, Callable[[], object]]:
+def reward_steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
     """The environment with random masks, paid by the rewards that need another forward pass."""
     images = random_images(size)
     return {
-        reward: random_step(environment(size, images, reward=reward)) for reward in ("progress", "advantage")
+        reward: random_step(environment(size, images, device, reward=reward))
+        for reward in ("progress", "advantage")
     }
 
 
@@ -132,16 +147,22 @@ def random_images(size: Size) -> torch.Tensor:
     return torch.randn(4 * size.batch, 1, size.image_size, size.image_size, generator=generator)
 
 
-def pretrainer(size: Size) -> Pretrainer:
+def pretrainer(size: Size, device: torch.device) -> Pretrainer:
     shape = (size.image_size, size.image_size)
-    return Pretrainer(
-        build_autoencoder(size.model, image_size=shape, patch_size=size.patch_size), num_steps=10_000
-    )
+    autoencoder = build_autoencoder(size.model, image_size=shape, patch_size=size.patch_size)
+    return Pretrainer(autoencoder, num_steps=10_000, device=device)
+
+
+def flops(size: Size) -> float:
+    """Of an update of one batch."""
+    autoencoder = pretrainer(size, torch.device("cpu")).autoencoder
+    return size.batch * flops_per_image(autoencoder, round(autoencoder.num_patches * MASK_RATIO))
 
 
 def environment(
     size: Size,
     images: torch.Tensor,
+    device: torch.device,
     *,
     reward: str = "relative",
     guided_fraction: float = 0.5,
@@ -150,16 +171,20 @@ def environment(
     return MaskingVectorEnv(
         size.batch,
         data=images,
-        pretrainer=pretrainer(size),
+        pretrainer=pretrainer(size, device),
         mask_ratio=MASK_RATIO,
         guided_fraction=guided_fraction,
         spread_fraction=spread_fraction,
         reward=reward,
+        tensors=True,
     )
 
 
-def measure(kinds: dict[str, Callable[[], object]], rounds: int, limit: float) -> dict[str, np.ndarray]:
+def measure(
+    kinds: dict[str, Callable[[], object]], rounds: int, limit: float, device: torch.device
+) -> dict[str, np.ndarray]:
     """Seconds of every step, by kind; the order within a round is drawn anew."""
+    block = BLOCK[device.type]
     rng = np.random.default_rng(0)
     began = time.perf_counter()
     for step in kinds.values():
@@ -170,19 +195,28 @@ def measure(kinds: dict[str, Callable[[], object]], rounds: int, limit: float) -
         row = {}
         for name in rng.permutation(list(kinds)):
             start = time.perf_counter()
-            kinds[name]()
-            row[name] = time.perf_counter() - start
+            for _ in range(block):
+                kinds[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            row[name] = (time.perf_counter() - start) / block
         rows.append(row)
     return {name: np.array([row[name] for row in rows]) for name in kinds}
 
 
-def report(size: Size, seconds: dict[str, np.ndarray]) -> dict[str, float]:
-    """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios."""
+def report(size: Size, seconds: dict[str, np.ndarray], least: float) -> dict[str, float]:
+    """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios.
+
+    `least` is the time of an update's matrix products at the limit of the machine, in seconds.
+    """
     seconds = seconds | {"a3c run": (seconds["a3c"] + seconds["a3c late"]) / 2}
-    print(f"\n{size.name}, batch {size.batch}, {len(seconds['bare'])} interleaved steps each")
+    print(f"\n{size.name}, batch {size.batch}, {len(seconds['bare'])} times each, interleaved")
     for name, values in seconds.items():
         low, high = interval(np.median, values)
-        print(f"  {name:9s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")
+        print(
+            f"  {name:9s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]  "
+            f"{size.batch / np.median(values):6.0f} images/s, {least / np.median(values):.2f} of the limit"
+        )
     pairs = {
         "env_over_bare": ("random", "bare"),
         "a3c_over_random": ("a3c", "random"),
