@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ahm_gym.errors import InputError
 from ahm_gym.schedules import check_mask_ratio, check_share
+from ahm_gym.sorting import sorting_order
 from ahm_gym.spread import Spread
 from ahm_gym.transfers import to_device
 
@@ -83,7 +84,7 @@ def random_scores(
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
     """Patch indices from the highest to the lowest score; equal scores in random order."""
-    shuffle = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device).argsort(dim=1)
+    shuffle = sorting_order(random_scores((scores.shape[0], scores.shape[1]), generator, scores.device))
     by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     return shuffle.gather(1, by_score)
 
@@ -113,18 +114,22 @@ def select_patches(
         raise InputError(
             "the scores contain NaN or infinity: every patch needs a finite number; check the policy's outputs."
         )
-    if masked is not None:
-        scores = scores.masked_fill(masked, -torch.inf)
-    order = order_by_score(scores, generator)
-    if spread is not None:
-        order = spread.allowed_first(order, masked)
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    guided = mask.scatter(1, order[:, :num_guided], True)
+    shape = (scores.shape[0], scores.shape[1])
+    guided = torch.zeros_like(scores, dtype=torch.bool)
+    if num_guided == 0:
+        random_scores(shape, generator)  # what follows is drawn alike, whoever chooses
+    else:
+        order = order_by_score(
+            scores if masked is None else scores.masked_fill(masked, -torch.inf), generator
+        )
+        if spread is not None:
+            order = spread.allowed_first(order, masked)
+        guided.scatter_(1, order[:, :num_guided], True)
     if num_guided == num_masked:
         return guided, guided
     taken = guided if masked is None else guided | masked
-    noise = random_scores((scores.shape[0], scores.shape[1]), generator, scores.device)
-    rest = noise.masked_fill(taken, -1.0).argsort(dim=1, descending=True)
+    noise = random_scores(shape, generator, scores.device)
+    rest = sorting_order(-noise.masked_fill(taken, -1.0))
     if spread is not None:
         rest = spread.allowed_first(rest, taken)
     return guided.scatter(1, rest[:, : num_masked - num_guided], True), guided

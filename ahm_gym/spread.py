@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ahm_gym.schedules import Ramp
+from ahm_gym.sorting import sorting_order
 from ahm_gym.transfers import to_device
 
 
@@ -39,7 +40,7 @@ class Spread:
         """
         if masked is not None:
             order = _first(order, masked.gather(1, order))
-        by_cell = to_device(self.cell, order.device)[order].argsort(dim=1, stable=True)
+        by_cell = sorting_order(to_device(self.cell, order.device)[order], stable=True)
         # A cell has as many patches in every image, and so the same places once the order is sorted by cell.
         places = to_device(self.allowed, order.device).expand(order.shape)
         allowed = torch.zeros_like(order, dtype=torch.bool).scatter(1, by_cell, places)
@@ -96,4 +97,4 @@ def draw_spread(
 
 def _first(order: Int[Tensor, "B L"], chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     """The chosen entries of an order before the others."""
-    return order.gather(1, (~chosen).to(torch.int8).argsort(dim=1, stable=True))
+    return order.gather(1, sorting_order(~chosen, stable=True))
