@@ -76,14 +76,17 @@ class Probe:
         features, targets = self.patches(train)
         deviation, centre = torch.std_mean(features, dim=(0, 1))
         deviation = deviation.clamp(min=1e-6)
-        maps = ridge((features - centre) / deviation, targets, PENALTIES)
+        weights, bias = ridge((features - centre) / deviation, targets, PENALTIES)  # N D K, N K
+        # Standardised by the maps themselves: there are many more features than weights.
+        weights = weights / deviation[:, None]
+        bias = bias - centre @ weights
         features, targets = self.patches(self.val)
-        predictions = [(features - centre) / deviation @ weights + bias for weights, bias in maps]
+        stacked = features @ weights.permute(1, 0, 2).flatten(1)  # B L N*K
+        predictions = list((stacked.unflatten(2, bias.shape) + bias).unbind(dim=2))
         best, weight, score = choose_map(predictions, targets, self.cases(self.val))
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)
-        weights, bias = maps[best]
-        predicted = (features - centre) / deviation @ weights + bias
+        predicted = features @ weights[best] + bias[best]
         found = patch_dice(weighted(predicted, weight), targets, self.cases(self.test))
         return {
             "patch_dice": mean_dice(found),
@@ -157,7 +160,7 @@ def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K
 
 def ridge(
     features: Float[Tensor, "B L D"], targets: Float[Tensor, "B L K"], penalties: Float[Tensor, " N"]
-) -> list[tuple[Float[Tensor, "D K"], Float[Tensor, " K"]]]:
+) -> tuple[Float[Tensor, "N D K"], Float[Tensor, "N K"]]:
     """Weights and bias of a ridge regression for every penalty; the bias is not penalised."""
     inputs, outputs = features.flatten(0, 1), targets.flatten(0, 1)
     centre, bias = inputs.mean(dim=0), outputs.mean(dim=0)
@@ -166,8 +169,8 @@ def ridge(
     projected = vectors.T @ (inputs.T @ outputs)  # D K
     # Rounding leaves tiny negative eigenvalues.
     values = values.clamp(min=0.0)
-    solutions = [vectors @ (projected / (values + penalty)[:, None]) for penalty in penalties]
-    return [(weights, bias - centre @ weights) for weights in solutions]
+    weights = vectors @ (projected / (values + penalties[:, None])[..., None])  # N D K
+    return weights, bias - centre @ weights
 
 
 def patch_dice(

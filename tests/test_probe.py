@@ -38,7 +38,9 @@ def test_ridge_gives_what_scikit_learn_gives_for_every_penalty():
     features = torch.randn(5, 8, 6, generator=generator, dtype=torch.float64) + 3
     targets = torch.randn(5, 8, 2, generator=generator, dtype=torch.float64)
     penalties = torch.tensor([0.01, 1.0, 100.0], dtype=torch.float64)
-    for penalty, (weights, bias) in zip(penalties, ridge(features, targets, penalties), strict=True):
+    for penalty, (weights, bias) in zip(
+        penalties, zip(*ridge(features, targets, penalties), strict=True), strict=True
+    ):
         expected = Ridge(alpha=float(penalty)).fit(features.flatten(0, 1), targets.flatten(0, 1))
         np.testing.assert_allclose(weights.T.numpy(), expected.coef_, atol=1e-9)
         np.testing.assert_allclose(bias.numpy(), expected.intercept_, atol=1e-9)
