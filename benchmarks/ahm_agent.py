@@ -48,7 +48,7 @@ def main() -> None:
     theirs, their_step = published(images)
     ours, our_step = learned(images)
     kinds = {"AHM's agent": theirs, "our agent": ours, "AHM's step": their_step, "our step": our_step}
-    seconds = measure(kinds, arguments.rounds, math.inf)
+    seconds = measure(kinds, arguments.rounds, math.inf, torch.device("cpu"))
     for name, values in seconds.items():
         low, high = interval(np.median, values)
         print(f"  {name:12s} {1e3 * np.median(values):8.1f} ms  [{1e3 * low:.1f}, {1e3 * high:.1f}]")

@@ -72,12 +72,13 @@ class _Trial:
         return make_agent(shape, grid=autoencoder.grid, seed=seed, device=torch.device("cpu"))
 
     def make_env(self) -> VectorEnv:
+        options: dict[str, Any] = {"tensors": True} if self.takes_tensors else {}
         return gymnasium.make_vec(
             f"ahm_gym:{self.env_id}",
             num_envs=NUM_ENVS,
             data=self.images,
             pretrainer=self.pretrainer,
-            **({"tensors": True} if self.takes_tensors else {}),
+            **options,
         )
 
     def observation(self) -> np.ndarray:
