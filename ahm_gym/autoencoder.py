@@ -111,9 +111,13 @@ class MaskedAutoencoder(Autoencoder):
         visible = None if mask is None else to_device(visible_indices(mask), patches.device)
         return self._encode_patches(patches, visible)
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
+        """Indices of the visible patches, and the mask."""
+        return to_device(visible_indices(mask), self.device), to_device(mask, self.device)
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        visible, mask = places
         patches = patchify(self._checked(images), self.patch_size)
-        visible = to_device(visible_indices(mask), patches.device)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
         return self.compare(prediction, patches, mask)
 
@@ -280,7 +284,7 @@ def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
             f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: every image "
             "needs the same number, at least one masked and one visible; see mask_top_k."
         )
-    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - masked]
+    return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), mask.shape[1] - masked))
 
 
 def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

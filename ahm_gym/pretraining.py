@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.graphs import Replay
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.sharing import hand_over_gradients, held, read, share
 from ahm_gym.transfers import Fetch
@@ -72,6 +73,7 @@ class Pretrainer:
         self._lock: Any = None
         self._local: Autoencoder | None = None
         self._unchecked: Unchecked | None = None
+        self._passes = Replay(self._forward_and_backward)
         self.checks_late = self.device.type == "cuda"
         """Whether `step` leaves the check of its numbers to `check`: then it never waits for the GPU."""
 
@@ -108,7 +110,7 @@ class Pretrainer:
                 if not self.frozen:
                     self._apply()
                 self._updates += 1
-        return Reconstruction(*(value.detach() for value in result))
+        return result
 
     def check(self) -> None:
         """Raises RunError where the last update was not finite: it has changed nothing. Waits for the GPU."""
@@ -184,14 +186,10 @@ class Pretrainer:
         return held(self._lock) if self._lock else nullcontext()
 
     def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
-        model = self.model.train()
-        model.zero_grad(set_to_none=True)
-        with self.autocast():
-            result = model(images, mask)
-        result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
+        *result, norm = self._passes(images, *self.model.train().places(mask))
+        result = Reconstruction(*result)
         self.check()  # the update before: its numbers have come while this one was prepared
-        loss_and_norm = torch.stack((result.loss.detach(), norm))
+        loss_and_norm = torch.stack((result.loss, norm))
         self._unchecked = Unchecked(Fetch(loss_and_norm), images, self.updates)
         if self.checks_late:
             # The fused optimiser looks at it on the GPU, as it does for a GradScaler, and skips the update.
@@ -200,6 +198,16 @@ class Pretrainer:
         else:
             self.check()
         return result
+
+    def _forward_and_backward(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+        """Leaves clipped gradients; gives back the reconstruction and the norm of the gradient before."""
+        model = self.model
+        model.zero_grad(set_to_none=True)
+        with self.autocast():
+            result = model.fill_in(images, *places)
+        result.loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
+        return *(value.detach() for value in result), norm
 
     def _apply(self) -> None:
         if self._local is not None:

@@ -27,7 +27,7 @@ class Reconstruction(NamedTuple):
 class Autoencoder(nn.Module):
     """Reconstructs masked patches of images: the base of the vision transformer's and of the U-Net's.
 
-    A subclass sets `encoder`, what is exported and fine-tuned, and has `embed` and `forward`.
+    A subclass sets `encoder`, what is exported and fine-tuned, and has `embed` and `fill_in`.
 
     Args:
         image_size: height and width in pixels.
@@ -85,6 +85,14 @@ class Autoencoder(nn.Module):
 
         The mask may be in main memory while the autoencoder is on a GPU: then nothing waits for the GPU.
         """
+        return self.fill_in(images, *self.places(mask))
+
+    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
+        """What `fill_in` needs of a mask, on the autoencoder's device."""
+        return (to_device(mask, self.device),)
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        """The reconstruction by what `places` made of the mask: work of the device alone."""
         raise NotImplementedError
 
     def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
@@ -101,7 +109,6 @@ class Autoencoder(nn.Module):
         mask: Bool[Tensor, "B L"],
     ) -> Reconstruction:
         """The losses of a prediction of these patches."""
-        mask = to_device(mask, patches.device)
         patch_loss = (prediction.float() - self.target(patches)).square().mean(dim=-1)
         return Reconstruction((patch_loss * mask).sum() / mask.sum(), patch_loss, prediction)
 

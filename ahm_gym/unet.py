@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ahm_gym.errors import InputError
 from ahm_gym.patches import patchify
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
-from ahm_gym.transfers import to_device
 
 FEATURES = (32, 32, 64, 128, 256, 32)
 """Channels of the five resolutions going down, and those of the last feature map."""
@@ -109,8 +108,8 @@ class UNetAutoencoder(Autoencoder):
         """Nothing: pixels are no matter of weights."""
         return {}
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
-        mask = to_device(mask, images.device)
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        (mask,) = places
         visible = images.masked_fill(self._hidden(self._checked(images), mask), 0.0)
         filled = cast(Tensor, self.head(self.encoder(visible)))  # B C H W
         return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), mask)

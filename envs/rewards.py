@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from ahm_gym.envs.reward_base import LossReward, Reward
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.graphs import Replay
 from ahm_gym.masking import random_scores, select_patches
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.reconstruction import Reconstruction
@@ -66,6 +67,22 @@ class RankReward(LossReward):
         return torch.zeros_like(patch_loss).masked_scatter(mask, ranks)
 
 
+class Copy:
+    """The autoencoder as it is now, for later."""
+
+    def __init__(self, pretrainer: Pretrainer) -> None:
+        self.model = copy.deepcopy(pretrainer.model).requires_grad_(False)
+        self._autocast = pretrainer.autocast
+        self._passes = Replay(self._fill_in)
+
+    def patch_loss(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        return self._passes(images, *self.model.places(mask))[0]
+
+    def _fill_in(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad(), self._autocast():
+            return (self.model.fill_in(images, *places).patch_loss,)
+
+
 class ProgressReward(LossReward):
     """Log of the loss under an earlier copy of the autoencoder over its present loss, with the same mask.
 
@@ -94,8 +111,7 @@ class ProgressReward(LossReward):
                 "relative."
             )
         self.lag = min(100, max(1, pretrainer.num_steps // 20))
-        self.earlier = copy.deepcopy(pretrainer.model).requires_grad_(False)
-        self.next = copy.deepcopy(self.earlier)
+        self.earlier, self.next = Copy(pretrainer), Copy(pretrainer)
         self.taken = 0
         """Updates before the newest copy."""
         self.num_paid = 0
@@ -106,9 +122,7 @@ class ProgressReward(LossReward):
     ) -> None:
         self.num_paid = math.ceil(self.share * len(images)) if bool(guided.any()) else 0
         if self.num_paid:
-            with torch.no_grad(), self.pretrainer.autocast():
-                earlier = self.earlier(images[: self.num_paid], mask[: self.num_paid])
-            self.earlier_loss = Fetch(earlier.patch_loss)
+            self.earlier_loss = Fetch(self.earlier.patch_loss(images[: self.num_paid], mask[: self.num_paid]))
 
     def __call__(
         self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
@@ -116,7 +130,7 @@ class ProgressReward(LossReward):
         if self.pretrainer.updates >= self.taken + self.lag:
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
-            self.next.load_state_dict(self.pretrainer.model.state_dict())
+            self.next.model.load_state_dict(self.pretrainer.model.state_dict())
         paid = torch.zeros_like(patch_loss)
         if self.num_paid:
             assert self.earlier_loss is not None, "before() comes first"
@@ -129,13 +143,13 @@ class ProgressReward(LossReward):
         return torch.arange(num_images) < self.num_paid
 
     def state_dict(self) -> dict[str, Any]:
-        copies = {"earlier": self.earlier.state_dict(), "next": self.next.state_dict()}
+        copies = {"earlier": self.earlier.model.state_dict(), "next": self.next.model.state_dict()}
         return {"taken": self.taken, **copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = state["taken"]
-        self.earlier.load_state_dict(state["earlier"])
-        self.next.load_state_dict(state["next"])
+        self.earlier.model.load_state_dict(state["earlier"])
+        self.next.model.load_state_dict(state["next"])
 
 
 class AdvantageReward(LossReward):

@@ -93,9 +93,9 @@ def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, m
     reward.lag = 1
     images, mask, _, _ = draw()
     calls = []
-    forward = type(pretrainer.model).forward
+    fill_in = type(pretrainer.model).fill_in
     monkeypatch.setattr(
-        type(pretrainer.model), "forward", lambda model, *batch: calls.append(model) or forward(model, *batch)
+        type(pretrainer.model), "fill_in", lambda model, *batch: calls.append(model) or fill_in(model, *batch)
     )
     for guided in (mask, torch.zeros_like(mask)):
         reward.before(images, mask, guided)
