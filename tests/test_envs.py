@@ -7,6 +7,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
 from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.data import BatchStream
 from ahm_gym.envs import (
     REWARDS,
     MaskingEnv,
@@ -189,6 +190,21 @@ def test_tensors_hold_what_arrays_would(make, masking_steps):
     for array, tensor in zip(*traces, strict=True):
         assert isinstance(array, np.ndarray) and isinstance(tensor, torch.Tensor)
         assert np.array_equal(array, tensor.numpy())
+
+
+def test_a_reset_to_the_present_batch_starts_no_processes_again(images, monkeypatch):
+    started, loader = [], BatchStream._loader
+    monkeypatch.setattr(BatchStream, "_loader", lambda stream: started.append(1) or loader(stream))
+    env = MaskingVectorEnv(4, data=images, image_size=32, data_workers=1)
+    first, _ = env.reset(seed=3)
+    again, _ = env.reset(seed=3)
+    assert np.array_equal(first, again) and len(started) == 1
+    after = [env.step(scores(env))[0] for _ in range(2)]
+    assert np.array_equal(env.reset(seed=3)[0], first) and len(started) == 2
+    alone = MaskingVectorEnv(4, data=images, image_size=32)
+    alone.reset(seed=3)
+    assert all(np.array_equal(observation, alone.step(scores(alone))[0]) for observation in after)
+    env.close()
 
 
 def test_rendering_before_the_first_reset_is_refused(make):

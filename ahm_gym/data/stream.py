@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -97,6 +98,8 @@ class BatchStream:
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # otherwise the loader draws from the global one
+            # A process that was itself spawned would spawn them, each of which imports everything for seconds.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
 
