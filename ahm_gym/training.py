@@ -61,7 +61,7 @@ def pretrain(
     training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(run_stem(config)), training.describe())
-    with closing(run), locked(run.path):
+    with closing(run), closing(training), locked(run.path):
         training.run(run, interrupt or Interrupt())
     return run.path
 
@@ -238,6 +238,10 @@ class Training:
     def _share(self) -> None:
         self.pretrainer.share_memory(torch.multiprocessing.get_context("spawn").Lock())
         self.factory = self._env_factory(shared=True)
+
+    def close(self) -> None:
+        """Ends the processes that load images."""
+        self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {
