@@ -18,7 +18,7 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
-from ahm_gym.settings import flags_in
+from ahm_gym.settings import count_data_workers, flags_in
 from ahm_gym.storage import locked
 from ahm_gym.training import Training, pretrain
 
@@ -569,3 +569,14 @@ def test_an_agent_is_paid_what_is_asked_for_or_else_its_own_reward(config, tmp_p
     assert reward_of(policy="ppo") == reward_of(policy="random") == "relative"
     source = pretrain(dataclasses.replace(config, policy="random", steps=1, run_dir=tmp_path / "source"))
     assert reward_of(policy="a3c", reconstructor=source) == "relative"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "threads", "expected"),
+    [(None, "cpu", 16, 0), (None, "cuda", 16, 8), (None, "cuda", 3, 3), (2, "cpu", 1, 2), (0, "cuda", 16, 0)],
+)
+def test_images_are_loaded_beside_a_gpu_and_between_the_updates_of_a_cpu(
+    asked, device, threads, expected, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert count_data_workers(asked, torch.device(device)) == expected

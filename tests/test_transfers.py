@@ -11,7 +11,6 @@ from ahm_gym.agents.learner import Learner
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import REWARDS, MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.errors import RunError
-from ahm_gym.graphs import Replay
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.transfers import Fetch, to_device
@@ -307,53 +306,3 @@ def test_the_environment_on_a_gpu_shows_and_pays_what_it_does_in_main_memory(mon
         outcomes.append([observation, *env.step(scores())[:2]])
     for one, two in zip(*outcomes, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-3)
-
-
-def curve(num_steps, settled, monkeypatch, **options):
-    """Losses and rewards of a run on a GPU, and the weights at its end."""
-    monkeypatch.setattr(Replay, "settled", settled)
-    env = env_of(pretrainer_of(device="cuda"), tensors=True, **options)
-    env.reset(seed=0)
-    rows = [env.step(scores())[-1] for _ in range(num_steps)]
-    weights = torch.cat([value.flatten() for value in env.pretrainer.autoencoder.state_dict().values()])
-    return np.array([[row["patch_loss"], row["patch_reward"]] for row in rows]), weights.cpu()
-
-
-@needs_gpu
-@pytest.mark.parametrize("reward", ["loss", "progress"])
-@pytest.mark.parametrize("mask_ratio", [0.75, lambda progress: 0.5 if progress < 0.5 else 0.75])
-def test_updates_that_are_played_back_are_the_same_updates(mask_ratio, reward, monkeypatch):
-    eager, played = (
-        curve(16, settled, monkeypatch, reward=reward, mask_ratio=mask_ratio) for settled in (1000, 2)
-    )
-    for one, two in zip(eager, played, strict=True):
-        np.testing.assert_allclose(one, two, atol=2e-2, rtol=2e-2)
-
-
-@needs_gpu
-def test_a_recorded_update_that_is_not_finite_changes_nothing(monkeypatch):
-    monkeypatch.setattr(Replay, "settled", 2)
-    pretrainer = pretrainer_of(device="cuda")
-    for seed in range(5):
-        images, mask = batch(seed)
-        pretrainer.step(images.cuda(), mask)
-    pretrainer.check()
-    before = copied(pretrainer)
-    images[2, 0, 5, 5] = float("inf")
-    pretrainer.step(images.cuda(), mask)
-    with pytest.raises(RunError, match="loss.* at update 6"):
-        pretrainer.check()
-    assert all(torch.equal(one, two) for one, two in zip(before, copied(pretrainer), strict=True))
-    state = pretrainer.state_dict()
-    pretrainer.load_state_dict(state)
-    images, mask = batch(9)
-    assert np.isfinite(float(pretrainer.step(images.cuda(), mask).loss))
-    pretrainer.check()
-
-
-def test_in_main_memory_nothing_is_recorded():
-    calls = []
-    replay = Replay(lambda value: (calls.append(1) or value + 1,))
-    for number in range(replay.settled + 5):
-        assert replay(torch.tensor([number]))[0] == number + 1
-    assert len(calls) == replay.settled + 5
