@@ -55,6 +55,7 @@ class AHM2025(A3C):
         learning_rate_decay: factor on the learning rate after every update.
         entropy_coef: of the mean entropy of the draws; top_k has none.
         value_coef: of the critic's loss.
+        logit_cost: as for `A3C`; top_k has none.
         max_grad_norm: the gradient is scaled down to this norm.
         width: channels of the network.
         seed: of the network's initial weights.
@@ -80,6 +81,7 @@ class AHM2025(A3C):
         learning_rate_decay: float = 1.0,
         entropy_coef: float = 0.02,
         value_coef: float = 0.5,
+        logit_cost: float = 0.005,
         max_grad_norm: float = 1.0,
         width: int = 64,
         seed: int = 0,
@@ -104,6 +106,7 @@ class AHM2025(A3C):
             num_workers=num_workers,
             entropy_coef=entropy_coef if draws == "ordered" else 0.0,
             value_coef=value_coef,
+            logit_cost=logit_cost,
             learning_rate=learning_rate,
             max_grad_norm=max_grad_norm,
             width=width,

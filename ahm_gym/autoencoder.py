@@ -54,6 +54,8 @@ class MaskedAutoencoder(Autoencoder):
         norm_eps: epsilon of every LayerNorm; None keeps the encoder's own and 1e-6 in the decoder.
     """
 
+    records = True
+
     def __init__(
         self,
         encoder: VisionTransformer,

@@ -40,7 +40,8 @@ class Pretrainer:
         weight_decay: on matrices only.
         warmup: share of the updates that warms up.
         max_grad_norm: the gradient is scaled down to this norm.
-        device: where the autoencoder lives; autocast to bfloat16 on a GPU.
+        device: where the autoencoder lives; autocast to bfloat16 on a GPU, where its weights must stay the same
+            tensors from then on, and its passes are recorded.
         frozen: never update the autoencoder; a step only reconstructs, and counts.
     """
 
@@ -73,7 +74,8 @@ class Pretrainer:
         self._lock: Any = None
         self._local: Autoencoder | None = None
         self._unchecked: Unchecked | None = None
-        self._passes = Replay(self._forward_and_backward)
+        self._passes = Replay(self._forward_and_backward, records=autoencoder.records)
+        self._gradients: list[Tensor | None] = []
         self.checks_late = self.device.type == "cuda"
         """Whether `step` leaves the check of its numbers to `check`: then it never waits for the GPU."""
 
@@ -188,6 +190,8 @@ class Pretrainer:
     def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
         *result, norm = self._passes(images, *self.model.train().places(mask))
         result = Reconstruction(*result)
+        for parameter, gradient in zip(self.model.parameters(), self._gradients, strict=True):
+            parameter.grad = gradient  # where a recording writes it, whoever has put another there
         self.check()  # the update before: its numbers have come while this one was prepared
         loss_and_norm = torch.stack((result.loss, norm))
         self._unchecked = Unchecked(Fetch(loss_and_norm), images, self.updates)
@@ -207,6 +211,7 @@ class Pretrainer:
             result = model.fill_in(images, *places)
         result.loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
+        self._gradients = [parameter.grad for parameter in model.parameters()]
         return *(value.detach() for value in result), norm
 
     def _apply(self) -> None:
@@ -222,7 +227,7 @@ class Pretrainer:
         return self.autoencoder.autocast()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_local": None, "_unchecked": None}
+        return self.__dict__ | {"_local": None, "_unchecked": None, "_gradients": []}
 
 
 def build_pretrainer(

@@ -43,6 +43,8 @@ class Autoencoder(nn.Module):
     encoder: Any
     embeds_pixels = False
     """Whether `embed` gives the raw pixels of each patch, so that the image can be put together again."""
+    records = False
+    """Whether `fill_in` never waits for a GPU, so that a `Replay` may record it."""
 
     def __init__(
         self,

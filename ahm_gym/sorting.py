@@ -1,4 +1,4 @@
-"""The order that sorts each row of a matrix; numpy takes a sixth of torch's time in main memory."""
+"""The order that sorts each row of a matrix: in main memory by numpy, up to six times as fast as torch."""
 
 from __future__ import annotations
 

@@ -92,6 +92,8 @@ def locked(folder: Path) -> Iterator[None]:
                 raise InputError(
                     f"another program is at work in {folder}: wait for it, end it, or choose another folder."
                 ) from error
+            # A forked process that outlives this one, as those that load images do for seconds, must not hold it.
+            os.register_at_fork(after_in_child=file.close)
         yield
 
 

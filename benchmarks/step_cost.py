@@ -26,6 +26,7 @@ from ahm_gym.agents.a3c import A3C
 from ahm_gym.agents.learner import Learner
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.graphs import Replay
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.provenance import hardware
@@ -187,9 +188,10 @@ def measure(
     block = BLOCK[device.type]
     rng = np.random.default_rng(0)
     began = time.perf_counter()
+    warm_up = 2 + (Replay.settled if device.type == "cuda" else 0)
     for step in kinds.values():
-        step()
-        step()
+        for _ in range(warm_up):
+            step()
     rows: list[dict[str, float]] = []
     while len(rows) < min(rounds, 5) or (len(rows) < rounds and time.perf_counter() - began < limit):
         row = {}

@@ -44,11 +44,13 @@ class ImageBatches:
         return self._stream is not None
 
     def open(self, seed: int, start: int = 0) -> None:
-        """Begins with batch `start` of the seed's order; where that is the present one, gives it out again."""
-        self._again = self.opened and (seed, start) == tuple(self.state_dict().values())
+        """Begins with batch `start` of the seed's order."""
+        present = self._present is not None and (seed, start) == tuple(self.state_dict().values())
+        self._again = present and self.num_workers > 0
         if self._again:  # the loading processes go on
             return
         self.close()
+        self._present = None
         self._seed = seed
         self._stream = BatchStream(
             self.data,

@@ -62,7 +62,7 @@ class MaskingVectorEnv(VectorEnv):
         num_steps: length of the built autoencoder's schedule in updates.
         autoreset_mode: gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
         data_workers: processes that load images; 0 loads in this one.
-        tensors: observations are tensors on the pretrainer's device: an agent there needs no arrays.
+        tensors: observations are tensors on the pretrainer's device, which nobody may write to, instead of arrays.
         render_mode: None or "rgb_array".
 
     Raises:

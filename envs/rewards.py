@@ -68,12 +68,12 @@ class RankReward(LossReward):
 
 
 class Copy:
-    """The autoencoder as it is now, for later."""
+    """The autoencoder as it is now, and its losses later."""
 
     def __init__(self, pretrainer: Pretrainer) -> None:
         self.model = copy.deepcopy(pretrainer.model).requires_grad_(False)
         self._autocast = pretrainer.autocast
-        self._passes = Replay(self._fill_in)
+        self._passes = Replay(self._fill_in, records=self.model.records)
 
     def patch_loss(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         return self._passes(images, *self.model.places(mask))[0]

@@ -11,6 +11,7 @@ from ahm_gym.agents.learner import Learner
 from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import REWARDS, MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.errors import RunError
+from ahm_gym.graphs import Replay
 from ahm_gym.masking import mask_top_k
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.transfers import Fetch, to_device
@@ -267,11 +268,14 @@ def test_attention_is_the_fused_one(monkeypatch):
 
 
 @needs_gpu
+@pytest.mark.parametrize("settled", [1, 20])
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_an_update_on_a_gpu_synchronises_with_nothing(model, normalise):
+def test_an_update_on_a_gpu_synchronises_with_nothing(model, normalise, settled, monkeypatch):
+    monkeypatch.setattr(Replay, "settled", settled)
     pretrainer = pretrainer_of(model, normalise, device="cuda")
     images, mask = batch()
     images = images.cuda()
+    pretrainer.step(images, mask)
     pretrainer.step(images, mask)
     pretrainer.check()
     torch.cuda.set_sync_debug_mode("error")
