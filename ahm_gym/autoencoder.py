@@ -17,7 +17,6 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.patches import grid_of, patchify
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.transfers import to_device
-from ahm_gym.unet import build_unet
 
 
 @dataclass(frozen=True)
@@ -215,6 +214,8 @@ def build_autoencoder(
         InputError: for an unknown model or a patch size that does not divide the image size.
     """
     if model == "unet":
+        from ahm_gym.unet import build_unet  # MONAI takes as long to import as all the rest
+
         shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
         return build_unet(seed, **shape, **options)
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))

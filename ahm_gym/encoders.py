@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import timm
@@ -13,17 +13,24 @@ import torch
 from jaxtyping import Float
 from timm.models import adapt_input_conv, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ahm_gym.autoencoder import PRESETS, build_autoencoder
 from ahm_gym.errors import InputError
 from ahm_gym.patches import grid_of
 from ahm_gym.runs import resume_flags
 from ahm_gym.storage import told_as_os_error
-from ahm_gym.unet import UNet
 
-Encoder = VisionTransformer | UNet
-"""What is pretrained and fine-tuned; of a U-Net it is all but the last layer."""
+if TYPE_CHECKING:
+    from ahm_gym.unet import UNet
+
+    Encoder = VisionTransformer | UNet
+else:
+    Encoder = nn.Module
+"""What is pretrained and fine-tuned: timm's vision transformer, or all but the last layer of `ahm_gym.unet.UNet`.
+
+MONAI takes as long to import as all the rest, so that the U-Net is imported where there is one.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,9 @@ def patch_features(
     encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
 ) -> Float[Tensor, "B L D"]:
     """What the encoder knows of every patch, in reading order."""
-    if isinstance(encoder, UNet):
-        return encoder.pooled(images, patch_size)
-    return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
+    if isinstance(encoder, VisionTransformer):
+        return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
+    return encoder.pooled(images, patch_size)
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
@@ -100,10 +107,11 @@ def export_encoder(
         std: likewise.
     """
     with told_as_os_error(folder):
-        if isinstance(encoder, UNet):
-            _save_unet(encoder, folder, {"mean": mean, "std": std})
-            return
-        save_for_hf(encoder, str(folder), safe_serialization=True, data_config={"mean": mean, "std": std})
+        statistics = {"mean": mean, "std": std}
+        if isinstance(encoder, VisionTransformer):
+            save_for_hf(encoder, str(folder), safe_serialization=True, data_config=statistics)
+        else:
+            _save_unet(encoder, folder, statistics)
 
 
 def load_encoder(
@@ -167,7 +175,8 @@ def _load_exported(folder: Path, shape: dict[str, Any]) -> VisionTransformer:
     return encoder
 
 
-def _save_unet(unet: UNet, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+def _save_unet(unet: Encoder, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+    assert not isinstance(unet, VisionTransformer)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.contiguous() for name, value in unet.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "model.safetensors")
@@ -181,7 +190,9 @@ def _save_unet(unet: UNet, folder: Path, statistics: dict[str, tuple[float, ...]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_unet(folder: Path, shape: dict[str, Any]) -> UNet:
+def _load_unet(folder: Path, shape: dict[str, Any]) -> Encoder:
+    from ahm_gym.unet import UNet
+
     features = tuple(_read_config(folder)["model_args"].get("features", ()))
     try:
         weights = safetensors.torch.load_file(folder / "model.safetensors")

@@ -76,6 +76,12 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+def test_pretraining_a_vision_transformer_waits_for_no_import_that_it_does_not_need():
+    code = "import sys, ahm_gym.recipes; assert not {'monai', 'stable_baselines3', 'sklearn', 'ray'} & set(sys.modules)"
+    done = run_python(code, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_repair_leaves_a_sound_torchvision_alone():
     torchvision, library = importlib.import_module("torchvision"), _compat.library
     _compat.repair_torchvision()
