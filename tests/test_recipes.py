@@ -40,7 +40,8 @@ def whole(discs, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), [("2-agent", signal.SIGTERM), ("3-pretraining", signal.SIGKILL)]
+    ("stage", "number"),
+    [("2-agent", signal.SIGTERM), pytest.param("3-pretraining", signal.SIGKILL, marks=pytest.mark.slow)],
 )
 def test_the_program_goes_on_exactly_in_the_stage_where_it_was_stopped(whole, stage, number, tmp_path):
     arguments, expected, _ = whole

@@ -165,6 +165,7 @@ def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(con
     assert {row["guided"] for row in comparable(whole) if "guided" in row} == {1.0}
 
 
+@pytest.mark.slow
 def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
     unet = dataclasses.replace(config, model="unet", steps=3)
     source = pretrain(dataclasses.replace(unet, policy="random", run_dir=tmp_path / "source"))
@@ -498,7 +499,9 @@ def uninterrupted(discs, tmp_path_factory):
     return arguments, final_state(folder / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_the_program_survives_a_signal(number, uninterrupted, tmp_path):
     arguments, expected = uninterrupted
     process = start("pretrain.py", *arguments, "--run-dir", "run", cwd=tmp_path)

@@ -122,12 +122,6 @@ def two_workers(tmp_path, *options):
             *options]  # fmt: skip
 
 
-def test_nothing_is_left_of_workers_after_success(tmp_path, traces):
-    result = run("pretrain.py", *two_workers(tmp_path, "--steps", 6), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert traces() == ([], [])
-
-
 def test_nothing_is_left_of_workers_after_ctrl_c(tmp_path, traces):
     process = start("pretrain.py", *two_workers(tmp_path, "--steps", 5000), cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -141,7 +135,7 @@ def test_nothing_is_left_of_workers_after_ctrl_c(tmp_path, traces):
 def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, traces
 ):
-    options = two_workers(tmp_path, "--steps", 60, "--checkpoint-every", 10)
+    options = two_workers(tmp_path, "--steps", 30, "--checkpoint-every", 10)
     process = start("pretrain.py", *options, cwd=tmp_path)
     checkpoint = tmp_path / "run" / "checkpoint"
     wait_for(lambda: checkpoint.is_dir() and bool([*checkpoint.glob("step-[1-9]0")]), process)
@@ -154,4 +148,5 @@ def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_fro
     assert traces() == ([], [])
     result = run("pretrain.py", "--resume", "--run-dir", tmp_path / "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert final_state(tmp_path / "run")["pretrainer"]["updates"] == 60
+    assert final_state(tmp_path / "run")["pretrainer"]["updates"] == 30
+    assert traces() == ([], [])
