@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.patches import grid_of, patchify
+from ahm_gym.patches import grid_of, patchify, visible_indices
 from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.transfers import to_device
 
@@ -214,7 +214,7 @@ def build_autoencoder(
         InputError: for an unknown model or a patch size that does not divide the image size.
     """
     if model == "unet":
-        from ahm_gym.unet import build_unet  # MONAI takes as long to import as all the rest
+        from ahm_gym.unet import build_unet  # MONAI takes a second to import
 
         shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
         return build_unet(seed, **shape, **options)
@@ -272,22 +272,6 @@ def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Floa
         )
     patches = build_sincos2d_pos_embed(list(grid), dim=dim)
     return torch.cat([torch.zeros(num_prefix, dim), patches])[None]
-
-
-def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
-    """Indices of the visible patches of every image, ascending; waits for the GPU where the mask is on one.
-
-    Raises:
-        InputError: where the images differ in their number of masked patches, or one has none left to show.
-    """
-    counts = mask.sum(dim=1)
-    masked = int(counts[0])
-    if not bool((counts == masked).all()) or not 0 < masked < mask.shape[1]:
-        raise InputError(
-            f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: every image "
-            "needs the same number, at least one masked and one visible; see mask_top_k."
-        )
-    return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), mask.shape[1] - masked))
 
 
 def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

@@ -1,8 +1,8 @@
-"""Images to patches and back."""
+"""Images to patches and back, and which of them a mask leaves visible."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.errors import InputError
@@ -43,3 +43,19 @@ def unpatchify(
     rows, columns = grid
     images = patches.reshape(patches.shape[0], rows, columns, patch_size, patch_size, -1)
     return images.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
+    """Indices of the visible patches of every image, ascending; waits for the GPU where the mask is on one.
+
+    Raises:
+        InputError: where the images differ in their number of masked patches, or one has none left to show.
+    """
+    counts = mask.sum(dim=1)
+    masked = int(counts[0])
+    if not bool((counts == masked).all()) or not 0 < masked < mask.shape[1]:
+        raise InputError(
+            f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: every image "
+            "needs the same number, at least one masked and one visible; see mask_top_k."
+        )
+    return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), mask.shape[1] - masked))

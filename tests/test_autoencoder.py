@@ -4,10 +4,10 @@ import torch
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from torch.nn import functional
 
-from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder, build_encoder, visible_indices
+from ahm_gym.autoencoder import MaskedAutoencoder, build_autoencoder, build_encoder
 from ahm_gym.errors import InputError
 from ahm_gym.masking import mask_top_k
-from ahm_gym.patches import patchify
+from ahm_gym.patches import patchify, visible_indices
 
 SIZE = (32, 48)
 
