@@ -29,7 +29,7 @@ else:
     Encoder = nn.Module
 """What is pretrained and fine-tuned: timm's vision transformer, or all but the last layer of `ahm_gym.unet.UNet`.
 
-MONAI takes as long to import as all the rest, so that the U-Net is imported where there is one.
+MONAI takes a second to import, so that the U-Net is imported where there is one.
 """
 
 

@@ -1,6 +1,9 @@
 import errno
 import json
+import multiprocessing
 import resource
+import sys
+import time
 from collections import OrderedDict
 
 import numpy as np
@@ -14,6 +17,7 @@ from ahm_gym import storage
 from ahm_gym.errors import InputError
 from ahm_gym.storage import (
     load_state,
+    locked,
     recover_all,
     recover_folder,
     replace_folder,
@@ -272,3 +276,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "after")
     assert path.read_text() == "before"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="images are loaded by forked processes on Linux alone")
+def test_a_folder_is_free_again_while_a_process_that_was_forked_meanwhile_lives_on(tmp_path):
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    with locked(tmp_path):
+        child = context.Process(target=lambda: (begun.set(), time.sleep(60)))
+        child.start()
+        assert begun.wait(30)
+    try:
+        with locked(tmp_path):
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
