@@ -45,7 +45,7 @@ class ImageBatches:
 
     def open(self, seed: int, start: int = 0) -> None:
         """Begins with batch `start` of the seed's order."""
-        present = self._present is not None and (seed, start) == tuple(self.state_dict().values())
+        present = self._present is not None and self.state_dict() == {"seed": seed, "batch": start}
         self._again = present and self.num_workers > 0
         if self._again:  # the loading processes go on
             return
