@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from ahm_gym.storage import load_state
@@ -31,10 +35,18 @@ def start(program: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def run(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `examples/PROGRAM` to its end."""
-    process = start(program, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Runs `examples/PROGRAM` to its end, in this process: starting one takes seconds, mostly for imports."""
+    argv = [str(ROOT / "examples" / program), *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", argv)
+        patch.chdir(cwd)
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def write_discs(path: Path, count: int = 24, size: int = 32) -> Path:

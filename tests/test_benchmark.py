@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -34,8 +35,7 @@ def few_draws():
         yield
 
 
-@pytest.fixture
-def config(discs, tmp_path):
+def settings_of(discs, out):
     return BenchmarkConfig(
         data=(str(discs),),
         policies=("a3c",),
@@ -47,17 +47,32 @@ def config(discs, tmp_path):
         batch_size=8,
         image_size=(32,),
         patch_size=8,
-        out=tmp_path / "out",
+        out=out,
     )
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return settings_of(discs, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def probed(discs, tmp_path_factory):
+    return run_benchmark(settings_of(discs, tmp_path_factory.mktemp("probed") / "out"))
+
+
+@pytest.fixture
+def ended(config, probed):
+    """Settings of a benchmark that has ended, in a folder of its own."""
+    shutil.copytree(probed, config.out)
+    return config
 
 
 @pytest.fixture(scope="module")
 def finished(discs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished") / "out"
-    return run_benchmark(
-        BenchmarkConfig(data=(str(discs),), policies=("a3c",), labels=("4",), seeds=2, pretrain_steps=2,
-                        finetune_steps=2, batch_size=8, image_size=(32,), patch_size=8, out=out)
-    )  # fmt: skip
+    """The folder of a benchmark with two seeds and all tasks."""
+    config = settings_of(discs, tmp_path_factory.mktemp("finished") / "out")
+    return run_benchmark(dataclasses.replace(config, seeds=2, tasks=BenchmarkConfig.tasks))
 
 
 def scores(rows):
@@ -111,8 +126,7 @@ def test_all_policies_of_a_seed_are_judged_with_the_same_labels(finished, discs,
 
 
 def plan_anew(finished, discs):
-    config = BenchmarkConfig(data=(str(discs),), labels=("4",), pretrain_steps=2, finetune_steps=2, batch_size=8,
-                             image_size=(32,), patch_size=8, out=finished.with_name("other"))  # fmt: skip
+    config = dataclasses.replace(settings_of(discs, finished.with_name("other")), seeds=2)
     return benchmark.plan(config, benchmark.open_all(config))
 
 
@@ -134,39 +148,36 @@ def test_pictures_of_masks_and_segmentations_are_kept_and_run_folders_stay_small
     assert not (finished / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
 
 
-def test_what_is_finished_is_never_run_again(config, monkeypatch):
-    run_benchmark(config)
-    before = (config.out / "rows.jsonl").read_text()
+def test_what_is_finished_is_never_run_again(ended, monkeypatch):
+    before = (ended.out / "rows.jsonl").read_text()
     monkeypatch.setattr(cells, "pretrain", None)
     monkeypatch.setattr(cells, "finetune", None)
-    run_benchmark(config)
-    assert (config.out / "rows.jsonl").read_text() == before
+    run_benchmark(ended)
+    assert (ended.out / "rows.jsonl").read_text() == before
 
 
-def test_more_policies_and_labels_add_only_what_is_missing(config, monkeypatch):
-    run_benchmark(config)
+def test_more_policies_and_labels_add_only_what_is_missing(ended, monkeypatch):
     begun = []
     pretrain = cells.pretrain
     monkeypatch.setattr(
         cells, "pretrain", lambda c, **options: (begun.append(c.policy), pretrain(c, **options))
     )
-    run_benchmark(dataclasses.replace(config, policies=("grid",), labels=("4", "8")))
+    run_benchmark(dataclasses.replace(ended, policies=("grid",), labels=("4", "8")))
     assert begun == ["grid"]
-    assert ("probe", "discs", "a3c", 0, 8) not in scores(read_rows(config.out))
-    assert ("probe", "discs", "grid", 0, 8) in scores(read_rows(config.out))
-    assert ("probe", "discs", "random", 0, 8) in scores(read_rows(config.out))
+    assert ("probe", "discs", "a3c", 0, 8) not in scores(read_rows(ended.out))
+    assert ("probe", "discs", "grid", 0, 8) in scores(read_rows(ended.out))
+    assert ("probe", "discs", "random", 0, 8) in scores(read_rows(ended.out))
 
 
-def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_tasks(config, tmp_path):
-    run_benchmark(config)
+def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_tasks(ended, tmp_path):
     other = tmp_path / "clone"
     other.mkdir()
     for name in ("rows.jsonl", "config.json"):
-        (other / name).write_text((config.out / name).read_text())
-    more = dataclasses.replace(config, labels=("4", "8"))
+        (other / name).write_text((ended.out / name).read_text())
+    more = dataclasses.replace(ended, labels=("4", "8"))
     run_benchmark(more)
     run_benchmark(dataclasses.replace(more, out=other))
-    assert scores(read_rows(other)) == scores(read_rows(config.out))
+    assert scores(read_rows(other)) == scores(read_rows(ended.out))
     assert len(read_rows(other)) == len(scores(read_rows(other)))
 
 
@@ -225,15 +236,15 @@ def test_no_more_is_begun_when_the_time_is_up(config, capsys):
 
 
 @pytest.mark.parametrize("kept", [0, 5])
-def test_a_torn_last_row_is_run_again(config, kept):
-    run_benchmark(config)
-    path = config.out / "rows.jsonl"
+def test_a_torn_last_row_is_run_again(ended, kept):
+    path = ended.out / "rows.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:kept]) + lines[kept][:40])
-    run_benchmark(config)
+    run_benchmark(ended)
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
 
 
+@pytest.mark.slow
 def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path, monkeypatch):
     monkeypatch.setattr(downstream, "NUM_DRAWS", benchmark.NUM_DRAWS)
     run_benchmark(config)
@@ -315,13 +326,12 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_
         run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
 
 
-def test_a_damaged_row_is_named(config):
-    run_benchmark(config)
-    path = config.out / "rows.jsonl"
+def test_a_damaged_row_is_named(ended):
+    path = ended.out / "rows.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:40] + "\n" + lines[2])
     with pytest.raises(InputError, match=r"line 2 of .*rows.jsonl is not a row"):
-        run_benchmark(config)
+        run_benchmark(ended)
 
 
 def test_what_is_asked_for_twice_is_run_once(config):
@@ -377,16 +387,15 @@ def test_what_a_crash_has_left_of_run_folders_is_no_obstacle(config):
     assert sorted(os.listdir(folder)) == ["a3c-0", "random-0"]
 
 
-def test_a_pretraining_whose_row_was_lost_is_not_run_again(config, monkeypatch):
-    run_benchmark(config)
-    path = config.out / "rows.jsonl"
-    before = scores(read_rows(config.out))
+def test_a_pretraining_whose_row_was_lost_is_not_run_again(ended, monkeypatch):
+    path = ended.out / "rows.jsonl"
+    before = scores(read_rows(ended.out))
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "a3c" not in line))
-    (config.out / "runs" / "discs" / "a3c-0" / "checkpoint").mkdir()
+    (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").mkdir()
     monkeypatch.setattr(cells, "pretrain", None)
-    run_benchmark(config)
-    assert scores(read_rows(config.out)) == before
-    assert not (config.out / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
+    run_benchmark(ended)
+    assert scores(read_rows(ended.out)) == before
+    assert not (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
 
 
 def test_the_settings_name_the_command_of_every_session(config):

@@ -44,6 +44,7 @@ def test_the_files_in_the_text_are_those_of_the_tested_package():
     assert {language for language, _ in SNIPPETS} == {"python", "toml", "sh"}
 
 
+@pytest.mark.slow
 def test_the_commands_install_the_package_and_pretrain_with_it(reader):
     folder, variables = reader
     for code in SHELL:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from programs import run, write_discs
+from programs import run, start, write_discs
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -311,8 +311,9 @@ def test_another_error_on_import_is_not_mistaken_for_it(monkeypatch):
 
 def test_the_example_trains_with_sb3_s_own_tools(tmp_path):
     data = write_discs(tmp_path / "discs.npz", size=64)
-    done = run("train_sb3.py", "--data", data, "--updates", 5, "--num-envs", 4, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = start("train_sb3.py", "--data", data, "--updates", 5, "--num-envs", 4, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
     assert (tmp_path / "runs" / "train-sb3" / "agent.zip").exists()
     assert list((tmp_path / "runs" / "train-sb3" / "events").rglob("events.out.tfevents.*"))
 
