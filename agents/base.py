@@ -78,13 +78,17 @@ def shares_of(agent: Any) -> tuple[Share, Share]:
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
-    """Mean reconstruction loss of the masked patches, and mean reward of the images that were paid."""
-    mask, paid = np.asarray(info["mask"]), paid_images(info)
-    return {
+    """Mean reconstruction loss of the masked patches, share of them that was guided, and mean reward.
+
+    The latter is of the images in which a choice was paid; it is missing where there are none.
+    """
+    mask, guided = np.asarray(info["mask"]), np.asarray(info["guided"])
+    metrics = {
         "loss": float(np.asarray(info["patch_loss"])[mask].mean()),
-        "reward": float(np.asarray(reward)[paid].mean()) if paid.any() else 0.0,
-        "guided": float(np.asarray(info["guided"]).sum() / mask.sum()),
+        "guided": float(guided.sum() / mask.sum()),
     }
+    paid = paid_images(info) & guided.any(axis=1)
+    return metrics | ({"reward": float(np.asarray(reward)[paid].mean())} if paid.any() else {})
 
 
 def paid_images(info: dict[str, Any]) -> np.ndarray:

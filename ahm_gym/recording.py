@@ -69,7 +69,8 @@ class Recorder:
             self.counts[name] += 1
         if self.step % self.log_every == 0:
             self._log()
-        self.progress.advance(self.step, loss=metrics["loss"], reward=metrics["reward"])
+        shown = {name: metrics[name] for name in ("loss", "reward") if name in metrics}
+        self.progress.advance(self.step, **shown)
         last = self.step == self.training.config.steps
         if self.step % self.judge_every == 0 or last:
             self.judge()

@@ -229,6 +229,8 @@ def test_a_run_writes_what_it_promises(config):
     assert {"loss", "reward", "val/spearman", "val/spearman_variance", "agent/draw_entropy", "val/overlap",
             "val/masked_foreground"} <= logged  # fmt: skip
     assert rows[0]["step"] == 0 and rows[-1]["step"] == 8
+    steps_paid = [row["step"] for row in rows if "reward" in row]
+    assert steps_paid == [1, 2, 3, 4]  # nothing is guided in the second half
     assert [p.name for p in (path / "checkpoint").iterdir()] == ["step-8"]
     assert list(path.glob("events/events.out.tfevents.*"))
     for name in ("masks.png", "curves.png"):
