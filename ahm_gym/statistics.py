@@ -39,7 +39,9 @@ class Comparison:
     num_cases: int
 
 
-def compare(scores: Scores, reference: Scores, *, larger_is_better: bool = True) -> Comparison | None:
+def compare(
+    scores: Scores, reference: Scores, *, larger_is_better: bool = True, empty_is_perfect: bool = False
+) -> Comparison | None:
     """The comparison of a policy with its reference; None where they share nothing defined.
 
     The interval holds for seeds *and* cases that were not tried, which are crossed: every seed met every
@@ -64,8 +66,9 @@ def compare(scores: Scores, reference: Scores, *, larger_is_better: bool = True)
         scores: of the policy.
         reference: of the policy that it is compared with.
         larger_is_better: False for distances; it turns the win probability, not the difference.
+        empty_is_perfect: an undefined score is one of 1; see `paired_differences`.
     """
-    differences = paired_differences(scores, reference, empty_is_perfect=larger_is_better)
+    differences = paired_differences(scores, reference, empty_is_perfect=empty_is_perfect)
     if not np.isfinite(differences).any():
         return None
     for axis in range(3):  # what is undefined throughout is no seed, case or class of this comparison
@@ -93,9 +96,10 @@ def paired_differences(
 ) -> Float[np.ndarray, "S N K"]:
     """Policy minus reference for the seeds, cases and classes that both have, NaN where undefined.
 
-    A case counts where every shared seed has it, in both. With `empty_is_perfect`, for Dice and IoU, an undefined
-    score counts as 1 where the other is defined: the class is not there, one side rightly finds nothing, and
-    the other finds something and gets 0. Left out, such errors would count for nothing.
+    A case counts where every shared seed has it, in both. With `empty_is_perfect`, for Dice and IoU of pixels, an
+    undefined score counts as 1: the class is not there, and rightly nothing was found; where something is found
+    there, the score is 0. Left out, such errors would count for nothing, or for all of a class that hardly occurs. A
+    class is left out that no case has, that is where each has an undefined score.
 
     Raises:
         ValueError: where the numbers of classes differ.
@@ -111,10 +115,11 @@ def paired_differences(
     )
     if policy.shape != other.shape:
         raise ValueError(f"scores of {policy.shape[2]} and of {other.shape[2]} classes cannot be compared.")
-    if empty_is_perfect:
-        alone = np.isnan(policy) != np.isnan(other)
-        policy, other = (np.where(alone & np.isnan(side), 1.0, side) for side in (policy, other))
-    return policy - other
+    if not empty_is_perfect:
+        return policy - other
+    absent = (np.isnan(policy) | np.isnan(other)).any(axis=0)  # (N, K)
+    differences = np.nan_to_num(policy, nan=1.0) - np.nan_to_num(other, nan=1.0)
+    return np.where(absent.all(axis=0), np.nan, differences)
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:

@@ -174,7 +174,7 @@ def test_cases_that_are_undefined_or_not_listed_are_no_obstacle(tmp_path):
     report(tmp_path, rows)
     lines = board(tmp_path)
     found = next(line for line in lines if line["policy"] == "a3c" and line["kind"] == "finetune")
-    assert found["dice_paired_cases"] == "4" and found["hd95_paired_cases"] == "4"
+    assert found["dice_paired_cases"] == "5" and found["hd95_paired_cases"] == "4"
     probe = next(line for line in lines if line["policy"] == "a3c" and line["kind"] == "probe")
     assert probe["dice_paired_cases"] == "1" and probe["dice_verdict"]
 

@@ -209,7 +209,28 @@ def test_mean_ranks_share_ties_and_count_the_data_sets_that_have_a_policy():
 def test_a_false_positive_in_a_case_without_the_class_counts_against_it():
     right = {0: {"full": [0.8], "empty": [None]}, 1: {"full": [0.8], "empty": [None]}}
     wrong = {0: {"full": [0.8], "empty": [0.0]}, 1: {"full": [0.8], "empty": [0.0]}}
-    found = compare(wrong, right)
+    found = compare(wrong, right, empty_is_perfect=True)
     assert found is not None and found.difference == pytest.approx(-0.5)
     distances = compare(wrong, right, larger_is_better=False)
     assert distances is not None and distances.difference == pytest.approx(0.0)
+
+
+def test_cases_without_the_class_count_as_many_times_as_they_are():
+    empty = {f"empty-{i}": [None] for i in range(8)}
+    right = {seed: {"full": [0.8], "other": [0.8], **empty} for seed in (0, 1)}
+    wrong = {0: right[0] | {"empty-3": [0.0]}, 1: right[1]}
+    assert compare(wrong, right, empty_is_perfect=True).difference == pytest.approx(-1 / 20)
+
+
+def test_a_false_positive_of_a_class_that_no_case_has_changes_nothing():
+    rng = np.random.default_rng(0)
+    matrix = crossed(rng, 5, 50, 0.001, 0.01, 0.01, mean=0.5)
+    policy, reference = scores(matrix), zeros(5, 50)
+    two = [
+        {seed: {case: [*values, None] for case, values in cases.items()} for seed, cases in side.items()}
+        for side in (policy, reference)
+    ]
+    expected = compare(policy, reference, empty_is_perfect=True)
+    assert compare(*two, empty_is_perfect=True) == expected
+    two[0][3]["case-007"][1] = 0.0
+    assert compare(*two, empty_is_perfect=True) == expected

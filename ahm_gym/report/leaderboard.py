@@ -202,8 +202,11 @@ def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
             if metric in cell.measures and cell.policy != REFERENCE:
                 own = _scores(_by_seed(rows.scores, cell.task, cell.data, cell.policy), metric)
                 other = _scores(_by_seed(rows.scores, cell.task, cell.data, REFERENCE), metric)
-                if (comparison := compare(own, other, larger_is_better=larger)) is not None:
-                    family[i] = comparison
+                # A probe's Dice is undefined by the label alone, that of pixels only where nothing is found as well.
+                perfect = larger and cell.task.kind != "probe"
+                one = compare(own, other, larger_is_better=larger, empty_is_perfect=perfect)
+                if one is not None:
+                    family[i] = one
         for (i, one), p in zip(family.items(), corrected(list(family.values())), strict=True):
             words = verdict(one, p, REFERENCE, larger_is_better=larger)
             results[i][metric] = replace(results[i][metric], comparison=one, corrected_p=p, verdict=words)
