@@ -51,7 +51,7 @@ class AgentMasking:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The agent itself: its run may have gone on, or away, when this one is resumed."""
+        """The agent itself: its run may have gone on when this one is resumed."""
         return {"agent": self.agent.state_dict(), "embedding": self.embedder.embedding_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

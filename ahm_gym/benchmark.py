@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ahm_gym.benchmark_config import BenchmarkConfig, check_numbers
 from ahm_gym.board import Board, append_row
-from ahm_gym.cells import Cell, Failure, Group, file_name, key_of
+from ahm_gym.cells import Cell, Failure, Group, key_of
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.downstream import NUM_DRAWS
@@ -22,7 +22,7 @@ from ahm_gym.report import write_report
 from ahm_gym.report.rows import REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.runs import Interrupt
 from ahm_gym.settings import image_size_of, pick_device, to_json
-from ahm_gym.storage import locked, make_folder, write_atomically
+from ahm_gym.storage import file_name, locked, make_folder, write_atomically
 from ahm_gym.training import Training
 
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 import time
 import traceback
@@ -32,7 +31,7 @@ from ahm_gym.reconstruction import Autoencoder
 from ahm_gym.report.rows import UNTRAINED, Row
 from ahm_gym.runs import Interrupt, RunFolder
 from ahm_gym.settings import image_size_of, pick_device
-from ahm_gym.storage import write_atomically
+from ahm_gym.storage import file_name, write_atomically
 from ahm_gym.throughput import flops_per_image, matmul_limit
 from ahm_gym.training import pretrain
 
@@ -259,11 +258,6 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
 def picture_folder(group: Group) -> Path:
     """Where the pictures of a policy on a data set are kept."""
     return group.out / "pictures" / group.data / file_name(group.pretraining.policy)
-
-
-def file_name(policy: str) -> str:
-    """The name of a policy as a file can have it."""
-    return re.sub(r"[^\w.-]+", "-", policy)
 
 
 def keep_masks(run_dir: Path, folder: Path) -> None:

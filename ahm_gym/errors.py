@@ -47,7 +47,7 @@ def check_seed(seed: int) -> None:
 def command_line() -> Iterator[None]:
     """Turn the failures above into one sentence on stderr and an exit code.
 
-    2 for bad input and a full disk, 1 for a run that failed, 130 for Ctrl-C, 143 for a polite kill.
+    2 for bad input, a full disk and too little memory, 1 for a run that failed, 130 for Ctrl-C, 143 for a polite kill.
     """
     try:
         yield
@@ -58,6 +58,10 @@ def command_line() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except RunError as error:
         fail(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(2, "out of memory: choose a smaller --batch-size, --image-size or --model.")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -65,6 +69,12 @@ def command_line() -> Iterator[None]:
         fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
     except KeyboardInterrupt:
         fail(130, "interrupted.")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether numpy, or torch on a processor or a GPU, found no memory."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "not enough memory" in said
 
 
 def fail(code: int, message: str) -> None:

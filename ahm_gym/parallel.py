@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ahm_gym.cells import Failure, Group, file_name, key_of, run_group
+from ahm_gym.cells import Failure, Group, key_of, run_group
 from ahm_gym.errors import Interrupted
 from ahm_gym.report.rows import Row
 from ahm_gym.runs import Interrupt
+from ahm_gym.storage import file_name
 
 
 def run_groups(groups: list[Group], jobs: int, interrupt: Interrupt) -> Iterator[Row | Failure]:

@@ -37,7 +37,7 @@ class Probe:
         patch_size: side of a patch in pixels.
 
     Raises:
-        InputError: where val or test has no labels.
+        InputError: where val or test has no labels, or no patch of val is mostly foreground.
     """
 
     def __init__(
@@ -83,6 +83,11 @@ class Probe:
         features, targets = self.patches(self.val)
         stacked = features @ weights.permute(1, 0, 2).flatten(1)  # B L N*K
         predictions = list((stacked.unflatten(2, bias.shape) + bias).unbind(dim=2))
+        if mean_dice(patch_dice(targets, targets, self.cases(self.val))) is None:
+            raise InputError(
+                f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe is chosen "
+                "by such: add val images with the structure, choose a smaller --patch-size, or fine-tune."
+            )
         best, weight, score = choose_map(predictions, targets, self.cases(self.val))
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)

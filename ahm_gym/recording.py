@@ -60,18 +60,21 @@ class Recorder:
         )
         self.interrupt: Interrupt = Interrupt()
         self.saved_at = start
+        self.timed = 0
+        """Updates in the time since `since`; those of an earlier session count above, but not here."""
         self.since = time.monotonic()
 
     def __call__(self, metrics: dict[str, float]) -> bool:
         self.step += 1
+        self.timed += 1
         for name, value in metrics.items():
             self.sums[name] += value
             self.counts[name] += 1
-        if self.step % self.log_every == 0:
+        last = self.step == self.training.config.steps
+        if self.step % self.log_every == 0 or last:
             self._log()
         shown = {name: metrics[name] for name in ("loss", "reward") if name in metrics}
         self.progress.advance(self.step, **shown)
-        last = self.step == self.training.config.steps
         if self.step % self.judge_every == 0 or last:
             self.judge()
         if self.step in self.snapshot_steps:
@@ -91,11 +94,11 @@ class Recorder:
     def _log(self) -> None:
         now = time.monotonic()
         averages = {name: value / self.counts[name] for name, value in self.sums.items()}
-        rate = self.counts["loss"] * self.training.config.batch_size / max(now - self.since, 1e-9)
+        rate = self.timed * self.training.config.batch_size / max(now - self.since, 1e-9)
         self.run.log(self.step, averages | {"images_per_second": rate})
         self.sums.clear()
         self.counts.clear()
-        self.since = now
+        self.timed, self.since = 0, now
 
     @off_the_clock
     def judge(self) -> None:

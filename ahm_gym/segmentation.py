@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.data import Sample
+from ahm_gym.data.store import covering_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.encoders import Encoder, export_encoder, load_encoder
 from ahm_gym.errors import InputError
@@ -201,12 +202,6 @@ def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Ten
     if (images.shape[2], images.shape[3]) == size:
         return images
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def covering_size(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of an image of `size` once it is scaled, aspect kept, to just cover `image_size`."""
-    scale = max(image_size[0] / size[0], image_size[1] / size[1])
-    return max(round(size[0] * scale), image_size[0]), max(round(size[1] * scale), image_size[1])
 
 
 def working_size(

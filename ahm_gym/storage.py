@@ -27,6 +27,11 @@ except ImportError:  # Windows has none
     fcntl = None
 
 
+def file_name(text: str) -> str:
+    """A text, such as the name of a policy, as a file or folder can have it."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
 def make_folder(path: Path, flag: str) -> None:
     """Makes a folder, and those around it, where it is not there yet; `flag` is the argument that named it.
 

@@ -1,5 +1,7 @@
 """Folders of images: their layout, their labels and their splits."""
 
+import itertools
+import re
 from pathlib import Path
 
 import cv2
@@ -89,6 +91,49 @@ def test_the_channel_suffix_of_nnunet_is_no_part_of_the_labels_name(tmp_path: Pa
     assert len(dataset) == 9
     assert dataset.sample(0).case == "heart_00" and dataset.sample(0).id == "heart_00_0000_s000"
     assert all(len(dataset.indices(split)) == 3 for split in SPLITS)
+
+
+def test_the_channel_suffix_of_nnunet_is_no_part_of_the_patient(tmp_path: Path):
+    for patient, frame in itertools.product(range(6), (1, 12)):
+        write(tmp_path / "imagesTr" / f"patient{patient:03d}_frame{frame:02d}_0000.png")
+    write(tmp_path / "labelsTr" / "patient000_frame01.png", mask())
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    splits = {split: {name.split("_")[0] for name in names(dataset, split)} for split in SPLITS}
+    assert sum(map(len, splits.values())) == 6
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path):
+    write(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match=r"b\.png cannot be read \(No such file .*fetch what it links to"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_an_array_with_its_channels_first_is_refused(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 32, 40)))
+    with pytest.raises(InputError, match=r"a\.npy has the shape \(3, 32, 40\), channels first as it seems"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((0, 1, 2, 4), "no label of .* has the class 3:"), ((0, 1, 2, 3), None), ((0, 0, 0, 0), None)],
+)
+def test_a_gap_in_the_classes_is_told(tmp_path: Path, capsys, values: tuple[int, ...], message: str | None):
+    write(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.png", np.resize(np.array(values, np.uint8), mask().shape))
+    assert open_data(str(tmp_path), image_size=SIZE).num_classes == max(*values, 1) + 1
+    said = capsys.readouterr().err
+    assert re.search(message, said) if message else "no label of" not in said
+
+
+def test_labels_that_are_no_class_indices_are_refused(tmp_path: Path):
+    write(tmp_path / "images" / "a.png")
+    write(tmp_path / "labels" / "a.png", 50 * mask())
+    with pytest.raises(
+        InputError, match=r"go up to 50 \(.*a\.png\) but never have 1, 2, 3, 4, 5, \.\.\.: expected"
+    ):
+        open_data(str(tmp_path), image_size=SIZE)
 
 
 def test_images_without_a_label_are_for_pretraining_only(tmp_path: Path):

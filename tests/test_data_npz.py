@@ -122,7 +122,18 @@ def test_missing_keys_are_named_with_those_found_and_expected(tmp_path: Path):
             r"class index out of range: .*train_label\[0\]",
         ),
         ({"train_images": np.full((1, 4, 4), np.nan)}, r"train_images\[0\]\) contains NaN"),
-        ({"train_images": np.array([[[None]]])}, "cannot be read .*Python objects"),
+        (
+            {"train_images": np.array([[[None]]])},
+            "train_images as an array of Python objects: expected numbers",
+        ),
+        (
+            {"train_images": IMAGES, "train_id": np.array(list("abcdef"), object)},
+            r"train_id as an array of Python objects: .*astype\(str\)",
+        ),
+        (
+            {"train_images": np.zeros((6, 3, 32, 40))},
+            r"train_images\[0\]\) has the shape \(3, 32, 40\), channels first as it seems",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict, message: str):

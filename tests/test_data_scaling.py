@@ -91,6 +91,11 @@ def test_a_label_with_equal_channels_is_collapsed():
     assert (scaling.class_indices(np.stack([label] * 3, axis=2), (2, 2), "a.png") == label).all()
 
 
+def test_a_label_with_one_channel_before_its_rows_is_taken():
+    label = np.arange(12).reshape(3, 4) % 2
+    assert scaling.class_indices(label[None], (3, 4), "a.npy").tolist() == label.tolist()
+
+
 def test_a_label_with_colours_is_refused():
     with pytest.raises(InputError, match=r"a\.png has the shape .* one channel"):
         scaling.class_indices(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), (2, 2), "a.png")

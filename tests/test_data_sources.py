@@ -81,17 +81,19 @@ def test_the_cached_file_of_a_package_comes_first(roots, spec: str):
     assert len(open_data(spec, root=roots[0], image_size=(100, 100))) == 3
 
 
-def test_the_smallest_sufficient_size_is_taken_and_any_other_that_is_there(roots):
+def test_the_smallest_sufficient_size_is_taken_and_any_other_that_is_there(roots, capsys):
     archive(roots[0] / "busi_512.npz")
     archive(roots[0] / "busi_256.npz")
     for size, expected in ((64, 256), (300, 512), (600, 512)):
         assert named.find_named("medsegbench:busi", [roots[0]], (size, size)).name == f"busi_{expected}.npz"
+        assert ("busi_512.npz has images of 512 pixels, which" in capsys.readouterr().err) == (size == 600)
     assert named.find_named("medsegbench:busi:512", [roots[0]], (8, 8)).name == "busi_512.npz"
 
 
-def test_the_smallest_medmnist_file_has_no_size_in_its_name(roots):
+def test_the_smallest_medmnist_file_has_no_size_in_its_name(roots, capsys):
     archive(roots[0] / "pathmnist.npz")
     assert named.find_named("medmnist:pathmnist:28", [roots[0]], (64, 64)).name == "pathmnist.npz"
+    assert not capsys.readouterr().err
 
 
 def test_the_shared_files_are_found_by_package_name(shared_data: Path):

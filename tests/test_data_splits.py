@@ -42,14 +42,22 @@ def test_blocks_are_contiguous_and_ordered(num: int, counts: list[int]):
 
 def test_few_patients_are_split_by_volume_and_few_volumes_in_blocks():
     volumes = [f"la_{i}" for i in range(5) for _ in range(4)]
-    splits, in_blocks = complete_splits([None] * 20, ["la"] * 20, volumes)
-    assert len(set(zip(volumes, splits, strict=True))) == 5 and not in_blocks
-    assert complete_splits([None] * 20, ["la"] * 20, [None] * 20) == (split_blocks(20), True)
+    splits, told = complete_splits([None] * 20, ["la"] * 20, volumes)
+    assert len(set(zip(volumes, splits, strict=True))) == 5
+    assert told == "20 images are split by volumes, of which there seem to be 5: 3 train, 1 val, 1 test"
+    splits, told = complete_splits([None] * 20, ["la"] * 20, [None] * 20)
+    assert splits == split_blocks(20) and told.endswith("contiguous blocks")
+
+
+def test_how_many_patients_there_seem_to_be_is_told_where_they_have_several_images():
+    kinds = ["benign", "malignant", "normal"]
+    assert complete_splits([None] * 9, kinds * 3, [None] * 9)[1].endswith("to be 3: 1 train, 1 val, 1 test")
+    assert complete_splits([None] * 3, kinds, [None] * 3)[1] is None
 
 
 def test_given_splits_are_kept():
-    splits, in_blocks = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
-    assert splits == ["test", "train", "val"] and not in_blocks
+    splits, told = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
+    assert splits == ["test", "train", "val"] and told is None
 
 
 def test_a_case_is_the_volume_else_the_patient_else_the_image():

@@ -101,6 +101,16 @@ def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     assert results == Probe(untrained(), dataset, image_size=SIZE, patch_size=4)(labels=10, seed=1)
 
 
+def test_val_images_without_a_patch_of_foreground_are_refused(tmp_path):
+    arrays = dict(np.load(write_discs(tmp_path / "discs.npz")))
+    arrays["val_label"][:] = 0
+    arrays["val_label"][:, 16, 16] = 1
+    np.savez(tmp_path / "dots.npz", **arrays)
+    dots = open_data(str(tmp_path / "dots.npz"), image_size=SIZE)
+    with pytest.raises(InputError, match="no patch of dots's labelled val images is mostly foreground"):
+        Probe(untrained(), dots, image_size=SIZE, patch_size=4)(labels=4)
+
+
 def test_every_image_is_encoded_once_however_many_draws_ask_for_it(dataset, monkeypatch):
     encoded = []
     probe = Probe(untrained(), dataset, image_size=SIZE, patch_size=4)

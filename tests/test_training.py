@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from programs import assert_same, final_state, run, start, wait_for, write_discs
 
 from ahm_gym import runs
 from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError, command_line
 from ahm_gym.pretrain_config import PretrainConfig
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.recording import Recorder
+from ahm_gym.runs import RunFolder
 from ahm_gym.settings import count_data_workers, flags_in
 from ahm_gym.storage import locked
 from ahm_gym.training import Training, pretrain
@@ -402,6 +404,44 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(config,
         pretrain(config)
     assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
     pretrain(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 2),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 2),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), 2),
+        (RuntimeError("shapes do not match"), None),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error, code, capsys):
+    with pytest.raises(SystemExit if code else RuntimeError) as end, command_line():
+        raise error
+    if code:
+        assert end.value.code == code
+        assert capsys.readouterr().err == (
+            "error: out of memory: choose a smaller --batch-size, --image-size or --model.\n"
+        )
+
+
+def test_the_rate_counts_the_updates_of_its_own_session(config, monkeypatch):
+    logged = []
+    monkeypatch.setattr(RunFolder, "log", lambda self, step, row: logged.append((step, row)))
+    training = Training(dataclasses.replace(config, steps=120))
+    recorder = Recorder(training, RunFolder(config.run_dir, {}), start=115)
+    recorder.log_every, recorder.judge_every, recorder.snapshot_steps = 7, 1000, set()
+    monkeypatch.setattr(recorder, "judge", lambda: None)
+    monkeypatch.setattr(recorder, "checkpoint", lambda: None)
+    recorder.sums.update(loss=3.0)
+    recorder.counts.update(loss=3)
+    for since in (10.0, 10.0, 10.0, 10.0, 2.0):
+        recorder.since = time.monotonic() - since
+        recorder({"loss": 1.0})
+    ((first, row), (last, rest)) = logged
+    assert (first, last) == (119, 120) and row["loss"] == rest["loss"] == 1.0
+    assert row["images_per_second"] == pytest.approx(4 * config.batch_size / 10, rel=0.05)
+    assert rest["images_per_second"] == pytest.approx(config.batch_size / 2, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monkeypatch):

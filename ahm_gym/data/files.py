@@ -16,6 +16,7 @@ from nibabel.spatialimages import SpatialImage
 from PIL import Image
 from pydicom.pixels.utils import pixel_array
 
+from ahm_gym.data.scaling import refuse_channels_first
 from ahm_gym.errors import InputError
 
 MAX_ARRAY_CHANNELS = 4
@@ -59,7 +60,7 @@ def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
             warnings.simplefilter("ignore")
             reader = _read_palette if is_label and _has_palette(path) else READERS[suffix_of(path)]
             pixels = reader(path)
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise InputError(
@@ -151,6 +152,7 @@ def _read_dicom(path: Path) -> Pixels:
 
 def _read_array(path: Path) -> Pixels:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
+    refuse_channels_first(array.shape, str(path))
     return Pixels(array, is_volume=array.ndim > 3 or (array.ndim > 2 and array.shape[2] > MAX_ARRAY_CHANNELS))
 
 

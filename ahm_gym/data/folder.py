@@ -23,7 +23,7 @@ class FolderSource:
     Labels lie under the same names (the suffix may differ) in a folder `labels`, `labelsTr`, `masks`,
     `label` or `mask`, inside the folder of the images or beside it; nnU-Net's `case_0000` goes with the
     label `case`. The splits come from `split.csv` in the folder of the images or the one around it,
-    else from the patients: DICOM's PatientID, or the part of the name before its last underscore.
+    else from the patients: DICOM's PatientID, or the part of the case's name before its last underscore.
     Volumes become slices along the last axis; constant slices are left out.
     """
 
@@ -34,6 +34,7 @@ class FolderSource:
         self.labels = match_labels(self.images, self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
         self.table = next((SplitTable(path) for path in places if path.is_file()), None)
+        self.channels_named = any(case != stem for stem, (case, _) in self.labels.items())
         pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
         self.num_images = len(self.images) if pictures_only else None
 
@@ -41,14 +42,14 @@ class FolderSource:
         paths = [*self.images.values(), *(label for _, label in self.labels.values())]
         if self.table is not None:
             paths.append(self.table.path)
-        return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        return [fingerprint_of(path) for path in paths]
 
     def records(self) -> Iterator[Record]:
         for stem, path in self.images.items():
             pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
             label = None if label_path is None else read_pixels(label_path, is_label=True).array
-            patient = pixels.patient or patient_of(stem)
+            patient = pixels.patient or patient_of(without_channel(stem) if self.channels_named else stem)
             record = Record(
                 pixels.array,
                 label,
@@ -63,6 +64,26 @@ class FolderSource:
                 yield from slices(dataclasses.replace(record, volume=case))
             else:
                 yield record
+
+
+def fingerprint_of(path: Path) -> list:
+    """Where a file is, how large and how old.
+
+    Raises:
+        InputError: where it is a link to nothing.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): expected a file; fetch what it links to, or leave it out."
+        ) from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def without_channel(stem: str) -> str:
+    """The name of a case where nnU-Net has appended the number of a channel, `_0000`."""
+    return re.sub(r"_\d{4}$", "", stem)
 
 
 def slices(volume: Record) -> Iterator[Record]:
@@ -137,7 +158,7 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
         labels = by_stem(place) if place.is_dir() else {}
         matched = {}
         for stem in images:
-            case = next((name for name in (stem, re.sub(r"_\d{4}$", "", stem)) if name in labels), None)
+            case = next((name for name in (stem, without_channel(stem)) if name in labels), None)
             if case is not None:
                 matched[stem] = (case, labels[case])
         alone = set(labels) - {case for case, _ in matched.values()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -71,6 +72,12 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
     for size in sizes:
         for folder in folders:
             if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():
+                if size < max(image_size) and not rest:
+                    print(
+                        f"note: {path} has images of {size} pixels, which are enlarged; {package}:{name}:SIZE "
+                        "asks for larger ones.",
+                        file=sys.stderr,
+                    )
                 return path
     if name not in collection.names:
         raise unknown_name(f"{package} data set", name, collection.names)

@@ -117,7 +117,13 @@ class NpzSource:
 def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[int, ...]:
     """The shape of an array in the archive, without reading it."""
     with archive.open(f"{key}.npy") as file:
-        return _read_header(file)[0]
+        shape, _, dtype = _read_header(file)
+    if dtype.hasobject:
+        raise InputError(
+            f"{archive.filename} has {key} as an array of Python objects: expected numbers, or for ids strings; save "
+            "ids with .astype(str), and images of different sizes as files in a folder."
+        )
+    return shape
 
 
 def array_rows(archive: zipfile.ZipFile, key: str) -> Iterator[np.ndarray]:
@@ -141,10 +147,7 @@ def _read_header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:
     }
     if version not in read:
         raise ValueError(f"an array of the format version {version}")
-    shape, column_major, dtype = read[version](file)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects")
-    return shape, column_major, dtype
+    return read[version](file)
 
 
 def _exactly(file: Readable, size: int) -> bytes:

@@ -178,13 +178,9 @@ class _Table:
         Raises:
             InputError: where the train split is empty, or a class is out of range.
         """
-        splits, in_blocks = complete_splits(self.splits, self.patients, self.volumes)
-        if in_blocks:
-            print(
-                f"note: the names in {name} tell of fewer than 3 patients, so it is split into contiguous "
-                "blocks; a split.csv (name,split) says otherwise.",
-                file=sys.stderr,
-            )
+        splits, told = complete_splits(self.splits, self.patients, self.volumes)
+        if told is not None:
+            print(f"note: {name}: {told}; a split.csv (name,split) says otherwise.", file=sys.stderr)
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")
@@ -195,7 +191,7 @@ class _Table:
             "format": FORMAT_VERSION,
             "name": name,
             "channels": len(mean),
-            "num_classes": self._count_classes(train),
+            "num_classes": self._count_classes(name, train),
             "mean": mean.tolist(),
             "std": std.tolist(),
             "records": {
@@ -208,7 +204,7 @@ class _Table:
             },
         }
 
-    def _count_classes(self, train: list[int]) -> int:
+    def _count_classes(self, name: str, train: list[int]) -> int:
         """The number of classes in the train split's labels, at least 2; 0 where there are no labels."""
         values = self.all_values()
         if not values:
@@ -229,9 +225,25 @@ class _Table:
             raise InputError(
                 f"class index out of range: {origin} contains the value {max(values)}, expected 0 to "
                 f"{num_classes - 1} as in the training labels; put an image with that class into the train "
-                "split."
+                "split, or move the labels elsewhere to pretrain without them."
             )
+        self._check_gaps(name, sorted(set(range(1, num_classes)) - values), num_classes)
         return num_classes
+
+    def _check_gaps(self, name: str, unused: list[int], num_classes: int) -> None:
+        """Tells of class indices that no label has, and refuses labels that mostly are no indices."""
+        if not unused or num_classes == 2:
+            return
+        listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
+        if 2 * len(unused) >= num_classes:
+            raise InputError(
+                f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
+                f"have {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
+            )
+        print(
+            f"note: no label of {name} has the class {listed}: renumber the classes if that is a gap.",
+            file=sys.stderr,
+        )
 
     def _first_with(self, value: int) -> str:
         found = next(index for index, values in enumerate(self.label_values) if value in values)

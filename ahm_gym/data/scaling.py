@@ -12,6 +12,8 @@ from ahm_gym.errors import InputError
 
 MAX_CLASSES = 64
 PERCENTILES = (0.5, 99.5)
+MAX_ROWS_OF_CHANNELS = 4
+"""So few rows are channels, where both other axes are longer."""
 FOREGROUND = 255
 """The other code of binary masks, beside 0, that image editors write."""
 
@@ -27,6 +29,7 @@ def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]
             f"{origin} has the shape {image.shape}: expected rows, columns and, if any, channels; "
             "convert it or leave it out."
         )
+    refuse_channels_first(image.shape, origin)
     if image.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {image.dtype}: expected real numbers; convert it.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -35,6 +38,15 @@ def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]
             "the image out."
         )
     return image[:, :, None] if image.ndim == 2 else image
+
+
+def refuse_channels_first(shape: tuple[int, ...], origin: str) -> None:
+    """Raises InputError where an array (C, H, W) would be taken for an image of few rows and many channels."""
+    if len(shape) == 3 and shape[0] <= MAX_ROWS_OF_CHANNELS < min(shape[1:]):
+        raise InputError(
+            f"{origin} has the shape {shape}, channels first as it seems: expected rows, columns, channels; move the "
+            "channels to the last axis with numpy.moveaxis(image, 0, -1)."
+        )
 
 
 def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
@@ -68,13 +80,15 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     """The label as class indices below 64, or 255 as the foreground of a binary mask.
 
     Args:
-        label: rows and columns, possibly with channels that are all equal.
+        label: rows and columns, possibly with channels that are all equal, or one before them.
         size: rows and columns of its image.
         origin: the file, for the message.
 
     Raises:
         InputError: where it does not fit its image, or holds anything but class indices.
     """
+    if label.ndim == 3 and label.shape[0] == 1 and label.shape[1:] == size:
+        label = label[0]
     if label.ndim == 3 and (label == label[:, :, :1]).all():
         label = label[:, :, 0]
     if label.ndim != 2:
@@ -95,6 +109,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
-            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG)."
+            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG), or move the "
+            "labels elsewhere to pretrain without them."
         )
     return label.astype(np.uint8)

@@ -93,23 +93,36 @@ def split_blocks(num: int) -> list[Split]:
 
 def complete_splits(
     splits: Sequence[Split | None], patients: Sequence[str], volumes: Sequence[str | None]
-) -> tuple[list[Split], bool]:
-    """The splits with the missing ones filled in, and whether that had to be done in blocks.
+) -> tuple[list[Split], str | None]:
+    """The splits with the missing ones filled in, and what to tell of how that was done, if anything.
 
     By patient; where the names tell of fewer than three, by volume; where there are fewer, in blocks.
     """
     missing = [index for index, split in enumerate(splits) if split is None]
     by_patient = [patients[index] for index in missing]
     by_volume = [volumes[index] or "" for index in missing]
-    in_blocks = False
+    told = None
     if len(set(by_patient)) >= MIN_PATIENTS:
         chosen = split_groups(by_patient)
+        told = _told(by_patient, chosen, "patients")
     elif len(set(by_volume)) >= MIN_PATIENTS:
         chosen = split_groups(by_volume)
+        told = _told(by_volume, chosen, "volumes")
     else:
-        chosen, in_blocks = split_blocks(len(missing)), len(missing) > 0
+        chosen = split_blocks(len(missing))
+        if missing:
+            told = f"names tell of fewer than {MIN_PATIENTS} patients, so it is split into contiguous blocks"
     filled = iter(chosen)
-    return [split or next(filled) for split in splits], in_blocks
+    return [split or next(filled) for split in splits], told
+
+
+def _told(groups: Sequence[str], splits: Sequence[Split], kind: str) -> str | None:
+    """How many groups a split has; nothing where every image is one of its own."""
+    if len(set(groups)) == len(groups):
+        return None
+    of_split = (len({group for group, own in zip(groups, splits, strict=True) if own == s}) for s in SPLITS)
+    counts = ", ".join(f"{count} {split}" for count, split in zip(of_split, SPLITS, strict=True))
+    return f"{len(groups)} images are split by {kind}, of which there seem to be {len(set(groups))}: {counts}"
 
 
 def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:

@@ -167,10 +167,14 @@ class ImageDataset:
 
 def cover(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Float[Tensor, "C H2 W2"]:
     """The image scaled (aspect kept) until it covers `image_size`, and its centre cut out."""
-    height, width = image.shape[1:]
-    scale = max(image_size[0] / height, image_size[1] / width)
-    size = [max(round(height * scale), image_size[0]), max(round(width * scale), image_size[1])]
+    size = list(covering_size((image.shape[1], image.shape[2]), image_size))
     return functional.center_crop(functional.resize(image, size, antialias=True), list(image_size))
+
+
+def covering_size(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image of `size` once it is scaled, aspect kept, to just cover `image_size`."""
+    scale = max(image_size[0] / size[0], image_size[1] / size[1])
+    return max(round(size[0] * scale), image_size[0]), max(round(size[1] * scale), image_size[1])
 
 
 def _open_flat(path: Path, dtype: type[np.generic]) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ahm_gym.storage import file_name
 
 BUDGET = 9_000_000
 """Bytes of all pictures; base64 adds a third."""
@@ -55,11 +56,6 @@ def read_pictures(out: Path, pairs: list[tuple[str, str]]) -> dict[tuple[str, st
         if sum(map(len, sources)) <= BUDGET * 4 / 3:
             break
     return result
-
-
-def file_name(name: str) -> str:
-    """The name of a policy or data set as a folder has it."""
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _paths(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
