@@ -238,7 +238,7 @@ def settings_of(config: BenchmarkConfig) -> Row:
 
 def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:
     """Makes the folder ready: settings, data and commands so far, and rows without a line that a crash has torn."""
-    saved = saved_settings(config.out) or {"data": {}, "command": ""}
+    saved = {"data": {}, "patients": {}, "command": ""} | (saved_settings(config.out) or {})
     if (config.out / "rows.jsonl").exists():
         rows = "".join(json.dumps(row) + "\n" for row in read_lines(config.out))
         write_atomically(config.out / "rows.jsonl", rows)
@@ -247,6 +247,8 @@ def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) ->
         "kind": "benchmark",
         **settings_of(config),
         "data": saved["data"] | {name: dataset.digest() for name, (_, dataset) in datasets.items()},
+        "patients": saved["patients"]
+        | {name: dataset.patients for name, (_, dataset) in datasets.items() if dataset.patients},
         "command": "\n".join(filter(None, commands)),
         "machine": {"hardware": hardware(pick_device(config.device)), "versions": versions()},
     }

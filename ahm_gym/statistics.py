@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -28,7 +29,7 @@ class Comparison:
     difference: float
     """Mean over the classes of the mean over all seeds and cases in which both are defined."""
     interval: Interval | None
-    """95 % for new seeds and new cases; for new cases alone with one seed, None with one case as well."""
+    """95 % for new seeds and new patients; for new patients alone with one seed, None with one patient as well."""
     p: float | None
     """Two-sided: one minus the level of the interval that just touches 0. None without an interval."""
     seed_interval: Interval | None
@@ -40,7 +41,12 @@ class Comparison:
 
 
 def compare(
-    scores: Scores, reference: Scores, *, larger_is_better: bool = True, empty_is_perfect: bool = False
+    scores: Scores,
+    reference: Scores,
+    *,
+    larger_is_better: bool = True,
+    empty_is_perfect: bool = False,
+    patients: Mapping[str, str] = MappingProxyType({}),
 ) -> Comparison | None:
     """The comparison of a policy with its reference; None where they share nothing defined.
 
@@ -49,7 +55,8 @@ def compare(
     var(a)/S + var(b)/C + var(e)/SC. Seeds and cases are resampled independently (the pigeonhole bootstrap,
     Owen 2007, Annals of Applied Statistics 1:386), on the estimated effects of each: their means over the
     resampled seeds and cases are added. The e_sc stand in both effects, so they are counted twice and the
-    interval is on the safe side; resampling the whole matrix would count them three times.
+    interval is on the safe side; resampling the whole matrix would count them three times. Cases of one patient are
+    resampled together.
 
     Two corrections for few seeds or cases, on each factor of n of them:
     resampled effects vary about their own mean, hence by (n - 1)/n too little: they are inflated by
@@ -67,15 +74,18 @@ def compare(
         reference: of the policy that it is compared with.
         larger_is_better: False for distances; it turns the win probability, not the difference.
         empty_is_perfect: an undefined score is one of 1; see `paired_differences`.
+        patients: of the cases; one that is not named is a patient of its own.
     """
     differences = paired_differences(scores, reference, empty_is_perfect=empty_is_perfect)
     if not np.isfinite(differences).any():
         return None
-    for axis in range(3):  # what is undefined throughout is no seed, case or class of this comparison
-        rest = tuple({0, 1, 2} - {axis})
-        differences = differences.compress(np.isfinite(differences).any(axis=rest), axis=axis)
+    # What is undefined throughout is no seed, case or class of this comparison.
+    defined = [np.isfinite(differences).any(axis=rest) for rest in ((1, 2), (0, 2), (0, 1))]
+    differences = differences[np.ix_(*defined)]
     by_class = np.nanmean(differences, axis=(0, 1))
-    effects = _effects(differences, axis=0), _effects(differences, axis=1)
+    cases = np.array(shared_cases(scores, reference))[defined[1]].tolist()
+    owners = [patients[case] if case in patients else case for case in cases]
+    effects = _effects(differences, axis=0), _of_patients(_effects(differences, axis=1), owners)
     difference = float(by_class.mean())
     interval, p = _bootstrap(difference, effects)
     better = _mean_over_classes(differences) * (1 if larger_is_better else -1)
@@ -104,9 +114,7 @@ def paired_differences(
     Raises:
         ValueError: where the numbers of classes differ.
     """
-    seeds = sorted(set(scores) & set(reference))
-    had = [set(side[seed]) for side in (scores, reference) for seed in seeds]
-    cases = sorted(set.intersection(*had)) if had else []
+    seeds, cases = shared_seeds(scores, reference), shared_cases(scores, reference)
     if not cases:
         return np.empty((len(seeds), 0, 0))
     policy, other = (
@@ -120,6 +128,17 @@ def paired_differences(
     absent = (np.isnan(policy) | np.isnan(other)).any(axis=0)  # (N, K)
     differences = np.nan_to_num(policy, nan=1.0) - np.nan_to_num(other, nan=1.0)
     return np.where(absent.all(axis=0), np.nan, differences)
+
+
+def shared_seeds(scores: Scores, reference: Scores) -> list[int]:
+    """The seeds that both have, ascending."""
+    return sorted(set(scores) & set(reference))
+
+
+def shared_cases(scores: Scores, reference: Scores) -> list[str]:
+    """The cases that both have in every shared seed, by name."""
+    had = [set(side[seed]) for side in (scores, reference) for seed in shared_seeds(scores, reference)]
+    return sorted(set.intersection(*had)) if had else []
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:
@@ -195,8 +214,14 @@ def _effects(differences: Float[np.ndarray, "S N K"], *, axis: int) -> Float[np.
     return share.mean(axis=1) * differences.shape[axis]
 
 
+def _of_patients(effects: Float[np.ndarray, " N"], owners: Sequence[str]) -> Float[np.ndarray, " P"]:
+    """What each patient adds to the difference, from what the cases add; the mean over patients is that over cases."""
+    names, place = np.unique(owners, return_inverse=True)
+    return np.bincount(place, weights=effects) * len(names) / len(effects)
+
+
 def _bootstrap(difference: float, effects: Sequence[np.ndarray]) -> tuple[Interval | None, float | None]:
-    """The 95 % interval and the p value from effects of seeds and cases; a factor of one has none."""
+    """The 95 % interval and the p value from effects of seeds and patients; a factor of one has none."""
     factors = [effect for effect in effects if len(effect) > 1]
     if not factors:
         return None, None

@@ -1,9 +1,11 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import signal
 
+import nibabel
 import numpy as np
 import pytest
 from programs import run, start, wait_for, write_discs
@@ -402,6 +404,19 @@ def test_the_settings_name_the_command_of_every_session(config):
     for command in ("python one", "python two", "python one"):
         run_benchmark(dataclasses.replace(config, time_budget=1e-9), command=command)
     assert json.loads((config.out / "config.json").read_text())["command"] == "python one\npython two"
+
+
+def test_the_settings_keep_which_scans_are_of_one_patient(config, tmp_path):
+    rng = np.random.default_rng(0)
+    scans = [f"{patient}_{phase}" for patient in ("a", "b", "c") for phase in ("ed", "es")]
+    for scan, folder in itertools.product(scans, ("images", "labels")):
+        (tmp_path / "heart" / folder).mkdir(parents=True, exist_ok=True)
+        volume = rng.integers(0, 2, (32, 32, 2), dtype=np.uint8)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "heart" / folder / f"{scan}.nii.gz")
+    heart = dataclasses.replace(config, data=(str(tmp_path / "heart"),), labels=("1",), time_budget=1e-9)
+    run_benchmark(heart)
+    kept = json.loads((config.out / "config.json").read_text())["patients"]
+    assert kept == {"heart": {scan: scan[0] for scan in scans}}
 
 
 def test_labels_are_counts_or_fractions(discs):

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ahm_gym.data.sample import patient_of
-from ahm_gym.data.splits import SplitTable, complete_splits, name_cases, split_blocks, split_groups
+from ahm_gym.data.splits import (
+    SplitTable,
+    complete_splits,
+    name_cases,
+    patients_of_cases,
+    split_blocks,
+    split_groups,
+)
 from ahm_gym.errors import InputError
 
 
@@ -58,6 +65,12 @@ def test_how_many_patients_there_seem_to_be_is_told_where_they_have_several_imag
 def test_given_splits_are_kept():
     splits, told = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
     assert splits == ["test", "train", "val"] and told is None
+
+
+def test_patients_are_known_of_cases_that_share_one():
+    cases, patients = ["p1_ed", "p1_ed", "p1_es", "p2_ed", "p3_ed"], ["p1", "p1", "p1", "p2", "p3"]
+    assert patients_of_cases(cases, patients) == {"p1_ed": "p1", "p1_es": "p1"}
+    assert patients_of_cases(["la_1", "la_2", "la_3"], ["la"] * 3) == {}
 
 
 def test_a_case_is_the_volume_else_the_patient_else_the_image():

@@ -163,6 +163,18 @@ def test_pretraining_alone_and_one_number_of_labels_make_a_report(tmp_path):
     assert (tmp_path / "none" / "leaderboard.csv").exists()
 
 
+def test_cases_of_a_patient_are_resampled_together(tmp_path):
+    write_rows(tmp_path, list(make_rows(("hc18_128",), FEW, seeds=2, cases=8)))
+    found = []
+    for patients in ({}, {"hc18_128": {f"case-{i:03d}": str(i // 4) for i in range(8)}}):
+        config = json.loads((tmp_path / "config.json").read_text()) | {"patients": patients}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_report(tmp_path)
+        found.append(next(line for line in board(tmp_path) if line["policy"] == "a3c"))
+    assert found[0]["dice_difference"] == found[1]["dice_difference"]
+    assert float(found[0]["dice_low"]) > float(found[1]["dice_low"]), "two patients are fewer than eight"
+
+
 def test_cases_that_are_undefined_or_not_listed_are_no_obstacle(tmp_path):
     rows = [row for row in make_rows(("monusac_128",), FEW, seeds=2, cases=5) if row["kind"] != "frozen"]
     for row in rows:

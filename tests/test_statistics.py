@@ -143,6 +143,28 @@ def test_a_seed_without_a_defined_value_does_not_count():
     assert found == compare(scores([[0.5, 0.6], [0.7, 0.9]]), zeros(2, 2), larger_is_better=False)
 
 
+def test_cases_of_one_patient_are_resampled_together():
+    rng = np.random.default_rng(0)
+    matrix = crossed(rng, 4, 30, 0.02, 0.1, 0.05, mean=0.03)
+    alone = compare(scores(matrix), zeros(4, 30))
+    twice = compare(
+        scores(np.repeat(matrix, 2, axis=1)),
+        zeros(4, 60),
+        patients={f"case-{i:03d}": f"patient-{i // 2:03d}" for i in range(60)},
+    )
+    assert (twice.difference, twice.p) == (pytest.approx(alone.difference), pytest.approx(alone.p))
+    assert twice.interval == pytest.approx(alone.interval)
+    blind = compare(scores(np.repeat(matrix, 2, axis=1)), zeros(4, 60))
+    assert blind.interval[0] > twice.interval[0] and blind.interval[1] < twice.interval[1]
+
+
+def test_patients_of_unlike_many_cases_weigh_as_many_cases_as_they_have():
+    policy = {0: {"a": [0.9], "b": [0.1], "c": [0.2]}, 1: {"a": [0.9], "b": [0.1], "c": [0.2]}}
+    reference = {seed: {case: [0.0] for case in "abc"} for seed in (0, 1)}
+    found = compare(policy, reference, patients={"b": "twin", "c": "twin"})
+    assert found.difference == pytest.approx(0.4) and found.interval[0] < 0.4 < found.interval[1]
+
+
 def test_scores_of_other_classes_cannot_be_compared():
     with pytest.raises(ValueError, match="of 2 and of 1 classes"):
         compare({0: {"a": [0.5, 0.5]}}, {0: {"a": [0.5]}})

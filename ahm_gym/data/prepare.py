@@ -29,11 +29,11 @@ from ahm_gym.data.scaling import (
     scale_intensities,
     shrink,
 )
-from ahm_gym.data.splits import complete_splits, name_cases
+from ahm_gym.data.splits import complete_splits, name_cases, patients_of_cases
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STALE_SECONDS = 24 * 3600
 
 
@@ -187,6 +187,7 @@ class _Table:
         mean, square = torch.stack([self.moments[index] for index in train]).mean(dim=0)
         std = (square - mean.square()).clamp(min=0.0).sqrt()
         std[std < 1e-6] = 1.0
+        cases = name_cases(self.ids, self.patients, self.volumes)
         return {
             "format": FORMAT_VERSION,
             "name": name,
@@ -194,9 +195,10 @@ class _Table:
             "num_classes": self._count_classes(name, train),
             "mean": mean.tolist(),
             "std": std.tolist(),
+            "patients": patients_of_cases(cases, self.patients),
             "records": {
                 "id": self.ids,
-                "case": name_cases(self.ids, self.patients, self.volumes),
+                "case": cases,
                 "split": splits,
                 "image": self.images,
                 "label": self.labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,3 +136,12 @@ def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[st
         volume or (patient if known else name)
         for name, patient, volume in zip(ids, patients, volumes, strict=True)
     ]
+
+
+def patients_of_cases(cases: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
+    """The patient of every case of one that has several, such as two volumes; none where patients are not known."""
+    if len(set(patients)) < MIN_PATIENTS:
+        return {}
+    patient_of_case = dict(zip(cases, patients, strict=True))
+    number = Counter(patient_of_case.values())
+    return {case: patient for case, patient in patient_of_case.items() if number[patient] > 1}

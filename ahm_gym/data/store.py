@@ -88,6 +88,8 @@ class ImageDataset:
         self.num_classes: int = index["num_classes"]
         self.mean: tuple[float, ...] = tuple(index["mean"])
         self.std: tuple[float, ...] = tuple(index["std"])
+        self.patients: dict[str, str] = index["patients"]
+        """Of the cases of patients who have several."""
         self._records: dict[str, list] = index["records"]
         self._images = _open_flat(folder / IMAGES_FILE, np.float16)
         self._labels = _open_flat(folder / LABELS_FILE, np.uint8)

@@ -200,17 +200,28 @@ def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
         family: dict[int, Comparison] = {}
         for i, cell in enumerate(cells):
             if metric in cell.measures and cell.policy != REFERENCE:
-                own = _scores(_by_seed(rows.scores, cell.task, cell.data, cell.policy), metric)
-                other = _scores(_by_seed(rows.scores, cell.task, cell.data, REFERENCE), metric)
-                # A probe's Dice is undefined by the label alone, that of pixels only where nothing is found as well.
-                perfect = larger and cell.task.kind != "probe"
-                one = compare(own, other, larger_is_better=larger, empty_is_perfect=perfect)
-                if one is not None:
-                    family[i] = one
+                if (comparison := _comparison(rows, cell, metric)) is not None:
+                    family[i] = comparison
         for (i, one), p in zip(family.items(), corrected(list(family.values())), strict=True):
             words = verdict(one, p, REFERENCE, larger_is_better=larger)
             results[i][metric] = replace(results[i][metric], comparison=one, corrected_p=p, verdict=words)
     return [replace(cell, measures=measures) for cell, measures in zip(cells, results, strict=True)]
+
+
+def _comparison(rows: Rows, cell: Cell, metric: str) -> Comparison | None:
+    own, other = (
+        _scores(_by_seed(rows.scores, cell.task, cell.data, policy), metric)
+        for policy in (cell.policy, REFERENCE)
+    )
+    larger = LARGER_IS_BETTER[metric]
+    return compare(
+        own,
+        other,
+        larger_is_better=larger,
+        # A probe's Dice is undefined by the label alone, that of pixels only where nothing is found as well.
+        empty_is_perfect=larger and cell.task.kind != "probe",
+        patients=rows.config.get("patients", {}).get(cell.data, {}),
+    )
 
 
 def _ranked(cells: list[Cell]) -> list[Cell]:

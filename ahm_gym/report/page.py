@@ -153,7 +153,7 @@ def _pretraining(rows: Rows, cells: list[Pretraining]) -> str:
 
 def _settings(rows: Rows) -> str:
     """The command, the settings, and which machine and which commit the rows come from."""
-    left_out = ("kind", "machine", "command")
+    left_out = ("kind", "machine", "command", "patients")
     settings = {name: value for name, value in rows.config.items() if name not in left_out}
     machine = {name: value for name, value in (rows.config.get("machine") or {}).items() if value is not None}
     every = [*rows.pretraining.values(), *rows.scores.values()]
