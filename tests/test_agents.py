@@ -290,8 +290,8 @@ LEARNING = {
 """Updates and share of the way from a random to the best choice, where they are not 300 and 0.9."""
 
 
-SLOW = ("sac", "tqc", "trpo")
-"""They take as long as all others, and are td3 and ppo but for how they learn."""
+SLOW = ("maskable_ppo", "sac", "tqc", "trpo")
+"""They take as long as all others, and are td3, dqn and ppo but for how they learn."""
 
 
 @pytest.mark.parametrize(

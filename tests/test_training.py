@@ -77,7 +77,6 @@ def comparable(path):
         {"policy": "a3c", "spread_fraction": 0.5, "guided_fraction": 0.5, "guided_ramp": (0.0, 0.5)},
         {"policy": "hard_patches"},
         {"policy": "a3c", "model": "unet"},
-        {"policy": "random", "model": "unet"},
         {"policy": "ahm2025", "model": "unet", "reward": "ahm2025", "agent_options": ("critic=relu6",)},
     ],
     ids=lambda options: "-".join(map(str, options.values())),

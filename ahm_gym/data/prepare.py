@@ -237,7 +237,7 @@ class _Table:
         if not unused or num_classes == 2:
             return
         listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
-        if 2 * len(unused) >= num_classes:
+        if 2 * len(unused) > num_classes:
             raise InputError(
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
                 f"have {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
