@@ -75,6 +75,7 @@ def draw_curves(rows: list[dict[str, Any]]) -> Figure:
     """Loss, reward, correlation and health of the masks over the steps of a run."""
     figure = Figure(figsize=(11, 7), dpi=110)
     FigureCanvasAgg(figure)
+    last = max((row["step"] for row in rows), default=0)
     for axis, (title, names) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
@@ -82,6 +83,7 @@ def draw_curves(rows: list[dict[str, Any]]) -> Figure:
                 axis.plot(*zip(*points, strict=True), label=name, linewidth=1.3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("update", fontsize=8)
+        axis.set_xlim(0, max(last, 1))
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
