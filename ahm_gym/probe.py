@@ -83,12 +83,12 @@ class Probe:
         features, targets = self.patches(self.val)
         stacked = features @ weights.permute(1, 0, 2).flatten(1)  # B L N*K
         predictions = list((stacked.unflatten(2, bias.shape) + bias).unbind(dim=2))
-        if mean_dice(patch_dice(targets, targets, self.cases(self.val))) is None:
+        best, weight, score = choose_map(predictions, targets, self.cases(self.val))
+        if score is None:
             raise InputError(
                 f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe is chosen "
                 "by such: add val images with the structure, choose a smaller --patch-size, or fine-tune."
             )
-        best, weight, score = choose_map(predictions, targets, self.cases(self.val))
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)
         predicted = features @ weights[best] + bias[best]
@@ -141,14 +141,17 @@ def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Flo
 
 def choose_map(
     predictions: list[Float[Tensor, "B L K"]], targets: Float[Tensor, "B L K"], cases: list[str]
-) -> tuple[int, float, float]:
-    """Place of the best prediction, the factor on its background, and the patch Dice that they give."""
+) -> tuple[int, float, Value]:
+    """Place of the best prediction, the factor on its background, and the patch Dice that they give.
+
+    The latter is None where no target is mostly foreground, so that all predictions are as good.
+    """
     scores = {
-        (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases)) or 0.0
+        (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases))
         for index, predicted in enumerate(predictions)
         for weight in BACKGROUND_WEIGHTS
     }
-    index, weight = max(scores, key=lambda choice: scores[choice])
+    index, weight = max(scores, key=lambda choice: scores[choice] or 0.0)
     return index, weight, scores[index, weight]
 
 

@@ -83,8 +83,8 @@ def compare(
     defined = [np.isfinite(differences).any(axis=rest) for rest in ((1, 2), (0, 2), (0, 1))]
     differences = differences[np.ix_(*defined)]
     by_class = np.nanmean(differences, axis=(0, 1))
-    cases = np.array(shared_cases(scores, reference))[defined[1]].tolist()
-    owners = [patients[case] if case in patients else case for case in cases]
+    _, cases = shared(scores, reference)
+    owners = [patients.get(case, case) for case in np.array(cases)[defined[1]].tolist()]
     effects = _effects(differences, axis=0), _of_patients(_effects(differences, axis=1), owners)
     difference = float(by_class.mean())
     interval, p = _bootstrap(difference, effects)
@@ -114,7 +114,7 @@ def paired_differences(
     Raises:
         ValueError: where the numbers of classes differ.
     """
-    seeds, cases = shared_seeds(scores, reference), shared_cases(scores, reference)
+    seeds, cases = shared(scores, reference)
     if not cases:
         return np.empty((len(seeds), 0, 0))
     policy, other = (
@@ -130,15 +130,11 @@ def paired_differences(
     return np.where(absent.all(axis=0), np.nan, differences)
 
 
-def shared_seeds(scores: Scores, reference: Scores) -> list[int]:
-    """The seeds that both have, ascending."""
-    return sorted(set(scores) & set(reference))
-
-
-def shared_cases(scores: Scores, reference: Scores) -> list[str]:
-    """The cases that both have in every shared seed, by name."""
-    had = [set(side[seed]) for side in (scores, reference) for seed in shared_seeds(scores, reference)]
-    return sorted(set.intersection(*had)) if had else []
+def shared(scores: Scores, reference: Scores) -> tuple[list[int], list[str]]:
+    """The seeds that both have, ascending, and the cases that both have in every one of these, by name."""
+    seeds = sorted(set(scores) & set(reference))
+    had = [set(side[seed]) for side in (scores, reference) for seed in seeds]
+    return seeds, sorted(set.intersection(*had)) if had else []
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:

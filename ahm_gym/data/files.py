@@ -16,11 +16,8 @@ from nibabel.spatialimages import SpatialImage
 from PIL import Image
 from pydicom.pixels.utils import pixel_array
 
-from ahm_gym.data.scaling import refuse_channels_first
+from ahm_gym.data.scaling import MAX_ARRAY_CHANNELS, refuse_channels_first
 from ahm_gym.errors import InputError
-
-MAX_ARRAY_CHANNELS = 4
-"""An array (H, W, C) has at most so many channels; with more it is a volume (H, W, slices)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,21 @@ def suffix_of(path: Path) -> str:
 def stem_of(path: Path) -> str:
     """The file name without its suffix."""
     return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def fingerprint_of(path: Path) -> list:
+    """Where a file is, how large and how old.
+
+    Raises:
+        InputError: where it is a link to nothing.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): expected a file; fetch what it links to, or leave it out."
+        ) from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ahm_gym.data.files import PICTURES, READERS, read_pixels, stem_of, suffix_of
+from ahm_gym.data.files import PICTURES, READERS, fingerprint_of, read_pixels, stem_of, suffix_of
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
@@ -64,21 +64,6 @@ class FolderSource:
                 yield from slices(dataclasses.replace(record, volume=case))
             else:
                 yield record
-
-
-def fingerprint_of(path: Path) -> list:
-    """Where a file is, how large and how old.
-
-    Raises:
-        InputError: where it is a link to nothing.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): expected a file; fetch what it links to, or leave it out."
-        ) from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def without_channel(stem: str) -> str:

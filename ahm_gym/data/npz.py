@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ahm_gym.data.files import fingerprint_of
 from ahm_gym.data.sample import SPLITS, Record, Split, patient_of
 from ahm_gym.errors import InputError
 
@@ -50,8 +51,7 @@ class NpzSource:
         self.num_images = None if cubes else sum(self.shapes.get(f"{s}_images", (0,))[0] for s in SPLITS)
 
     def fingerprint(self) -> list:
-        status = self.path.stat()
-        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
+        return fingerprint_of(self.path)
 
     def records(self) -> Iterator[Record]:
         with self._opened() as archive:

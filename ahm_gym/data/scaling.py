@@ -12,8 +12,8 @@ from ahm_gym.errors import InputError
 
 MAX_CLASSES = 64
 PERCENTILES = (0.5, 99.5)
-MAX_ROWS_OF_CHANNELS = 4
-"""So few rows are channels, where both other axes are longer."""
+MAX_ARRAY_CHANNELS = 4
+"""A last axis of a .npy file that is longer holds the slices of a volume; a first axis that is not holds channels."""
 FOREGROUND = 255
 """The other code of binary masks, beside 0, that image editors write."""
 
@@ -42,7 +42,7 @@ def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]
 
 def refuse_channels_first(shape: tuple[int, ...], origin: str) -> None:
     """Raises InputError where an array (C, H, W) would be taken for an image of few rows and many channels."""
-    if len(shape) == 3 and shape[0] <= MAX_ROWS_OF_CHANNELS < min(shape[1:]):
+    if len(shape) == 3 and shape[0] <= MAX_ARRAY_CHANNELS < min(shape[1:]):
         raise InputError(
             f"{origin} has the shape {shape}, channels first as it seems: expected rows, columns, channels; move the "
             "channels to the last axis with numpy.moveaxis(image, 0, -1)."

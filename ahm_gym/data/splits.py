@@ -92,6 +92,11 @@ def split_blocks(num: int) -> list[Split]:
     return [split for split, count in counts for _ in range(count)]
 
 
+def are_known(groups: Sequence[str]) -> bool:
+    """Names that tell of fewer than three patients (`img_001`, `img_002`) are taken to tell of none."""
+    return len(set(groups)) >= MIN_PATIENTS
+
+
 def complete_splits(
     splits: Sequence[Split | None], patients: Sequence[str], volumes: Sequence[str | None]
 ) -> tuple[list[Split], str | None]:
@@ -103,10 +108,10 @@ def complete_splits(
     by_patient = [patients[index] for index in missing]
     by_volume = [volumes[index] or "" for index in missing]
     told = None
-    if len(set(by_patient)) >= MIN_PATIENTS:
+    if are_known(by_patient):
         chosen = split_groups(by_patient)
         told = _told(by_patient, chosen, "patients")
-    elif len(set(by_volume)) >= MIN_PATIENTS:
+    elif are_known(by_volume):
         chosen = split_groups(by_volume)
         told = _told(by_volume, chosen, "volumes")
     else:
@@ -127,11 +132,8 @@ def _told(groups: Sequence[str], splits: Sequence[Split], kind: str) -> str | No
 
 
 def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:
-    """The case of every image: its volume, else its patient, else itself.
-
-    Names that tell of fewer than three patients (`img_001`, `img_002`) are taken to tell of none.
-    """
-    known = len(set(patients)) >= MIN_PATIENTS
+    """The case of every image: its volume, else its patient where they are known, else itself."""
+    known = are_known(patients)
     return [
         volume or (patient if known else name)
         for name, patient, volume in zip(ids, patients, volumes, strict=True)
@@ -140,7 +142,7 @@ def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[st
 
 def patients_of_cases(cases: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
     """The patient of every case of one that has several, such as two volumes; none where patients are not known."""
-    if len(set(patients)) < MIN_PATIENTS:
+    if not are_known(patients):
         return {}
     patient_of_case = dict(zip(cases, patients, strict=True))
     number = Counter(patient_of_case.values())
