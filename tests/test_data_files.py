@@ -87,6 +87,16 @@ def test_jpeg_is_read_in_colour(tmp_path: Path):
     assert read_pixels(tmp_path / "a.jpeg").array.mean(axis=(0, 1)).round(-1).tolist() == [200, 0, 0]
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+def test_a_black_and_white_label_may_be_a_jpeg(tmp_path: Path, suffix: str):
+    label = np.zeros((40, 40, 3), np.uint8)
+    label[7:23, 11:30] = 255
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(label).save(path, format="jpeg", quality=75)
+    assert len(np.unique(read_pixels(path).array)) > 2
+    assert (read_pixels(path, is_label=True).array == label).all()
+
+
 def test_transparency_is_dropped(tmp_path: Path):
     array = numbers(np.uint8, 7, 9, 4)
     Image.fromarray(array).save(tmp_path / "a.png")

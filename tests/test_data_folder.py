@@ -75,6 +75,27 @@ def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
     assert open_data(str(tmp_path), image_size=SIZE, need_labels=True).num_classes == 2
 
 
+@pytest.mark.parametrize("ending", ["_mask", "_segmentation", "_label", "_seg"])
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, ending: str):
+    for name in ("p1_1", "p2_1", "p3_1"):
+        write(tmp_path / "images" / f"{name}.png")
+        write(tmp_path / folder / f"{name}{ending}.png", mask())
+    write(tmp_path / "images" / "p4_1.png")
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    samples = {dataset.sample(index).id: dataset.sample(index).label is None for index in range(len(dataset))}
+    assert samples == {"p1_1": False, "p2_1": False, "p3_1": False, "p4_1": True}
+
+
+def test_several_labels_of_one_image_are_refused(tmp_path: Path):
+    for name in ("a (1)", "a (1)_mask", "a (1)_mask_1"):
+        write(tmp_path / f"{name}.png", mask())
+    with pytest.raises(
+        InputError, match=r"a \(1\)_mask.png and a \(1\)_mask_1.png are labels of one image: merge"
+    ):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
 def test_labels_of_a_neighbour_are_left_alone(tmp_path: Path):
     write(tmp_path / "imagesTr" / "a.png")
     write(tmp_path / "labelsTr" / "a.png", mask())

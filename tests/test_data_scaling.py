@@ -96,6 +96,20 @@ def test_a_label_with_one_channel_before_its_rows_is_taken():
     assert scaling.class_indices(label[None], (3, 4), "a.npy").tolist() == label.tolist()
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 3, 120, 250, 255] + [0] * 10, [0, 0, 0, 255, 255] + [0] * 10),  # a blurred mask
+        ([0, 100, 150, 255], [0, 100, 150, 255]),  # a photograph
+        ([0, 0, 1, 2], [0, 0, 1, 2]),  # classes
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_only_a_blurred_mask_becomes_black_and_white(values: list[int], expected: list[int]):
+    label = np.array([values], np.uint8)
+    assert scaling.sharpen_mask(label).tolist() == [expected]
+
+
 def test_a_label_with_colours_is_refused():
     with pytest.raises(InputError, match=r"a\.png has the shape .* one channel"):
         scaling.class_indices(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), (2, 2), "a.png")

@@ -16,7 +16,7 @@ from nibabel.spatialimages import SpatialImage
 from PIL import Image
 from pydicom.pixels.utils import pixel_array
 
-from ahm_gym.data.scaling import MAX_ARRAY_CHANNELS, refuse_channels_first
+from ahm_gym.data.scaling import MAX_ARRAY_CHANNELS, refuse_channels_first, sharpen_mask
 from ahm_gym.errors import InputError
 
 
@@ -59,7 +59,7 @@ def fingerprint_of(path: Path) -> list:
 
 
 def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
-    """The file's pixels, in its own depth; of a label with a palette, the indices.
+    """The file's pixels, in its own depth; of a label with a palette the indices, of a mask in JPEG 0 and 255.
 
     Raises:
         InputError: where it is empty, truncated or otherwise unreadable.
@@ -70,8 +70,7 @@ def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
         with warnings.catch_warnings():
             # Decoders warn of header details that do not change the pixels.
             warnings.simplefilter("ignore")
-            reader = _read_palette if is_label and _has_palette(path) else READERS[suffix_of(path)]
-            pixels = reader(path)
+            pixels = _read_label(path) if is_label else READERS[suffix_of(path)](path)
     except (MemoryError, InputError):
         raise
     except Exception as error:  # a decoder may fail in any way on a damaged file
@@ -115,6 +114,15 @@ def _silent_opencv() -> Iterator[None]:
         yield
     finally:
         cv2.utils.logging.setLogLevel(log_level)
+
+
+def _read_label(path: Path) -> Pixels:
+    if _has_palette(path):
+        return _read_palette(path)
+    pixels = READERS[suffix_of(path)](path)
+    if suffix_of(path) in JPEG:
+        return Pixels(sharpen_mask(pixels.array))
+    return pixels
 
 
 def _has_palette(path: Path) -> bool:
@@ -181,6 +189,8 @@ READERS: dict[str, Callable[[Path], Pixels]] = {
     ".npy": _read_array,
 }
 """How each kind of file is read, by suffix."""
+
+JPEG = (".jpg", ".jpeg")
 
 PICTURES = frozenset(suffix for suffix, reader in READERS.items() if reader is _read_picture)
 """Suffixes of files that always hold exactly one image."""

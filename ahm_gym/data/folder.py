@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from ahm_gym.errors import InputError
 
 IMAGE_FOLDERS = ("images", "imagesTr")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
+LABEL_ENDINGS = ("_mask", "_segmentation", "_label", "_seg")
+LABEL_AMONG_IMAGES = re.compile(rf"(.+)({'|'.join(LABEL_ENDINGS)})(_\d+)?")
+"""With a number where an image has several."""
 SPLIT_TABLE = "split.csv"
 
 
@@ -21,8 +25,9 @@ class FolderSource:
     """Images directly in a folder, or in its `images` or `imagesTr`.
 
     Labels lie under the same names (the suffix may differ) in a folder `labels`, `labelsTr`, `masks`,
-    `label` or `mask`, inside the folder of the images or beside it; nnU-Net's `case_0000` goes with the
-    label `case`. The splits come from `split.csv` in the folder of the images or the one around it,
+    `label` or `mask`, inside the folder of the images or beside it, or among the images; the name of a label may
+    end in `_mask`, `_segmentation`, `_label` or `_seg`, among the images it must. nnU-Net's `case_0000` goes with
+    the label `case`. The splits come from `split.csv` in the folder of the images or the one around it,
     else from the patients: DICOM's PatientID, or the part of the case's name before its last underscore.
     Volumes become slices along the last axis; constant slices are left out.
     """
@@ -30,8 +35,8 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
         self.folder = find_images(folder)
-        self.images = by_stem(self.folder)
-        self.labels = match_labels(self.images, self.folder)
+        self.images, among = set_labels_apart(by_stem(self.folder))
+        self.labels = among or match_labels(self.images, self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
         self.table = next((SplitTable(path) for path in places if path.is_file()), None)
         self.channels_named = any(case != stem for stem, (case, _) in self.labels.items())
@@ -128,6 +133,26 @@ def by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
+def set_labels_apart(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, tuple[str, Path]]]:
+    """The images of a folder, and the labels among them (`a_mask` is that of `a`) as `match_labels` gives them.
+
+    Raises:
+        InputError: where an image has several labels.
+    """
+    images: dict[str, Path] = {}
+    labels: dict[str, tuple[str, Path]] = {}
+    for stem, path in files.items():
+        match = LABEL_AMONG_IMAGES.fullmatch(stem)
+        if match is None or match[1] not in files:
+            images[stem] = path
+        elif match[1] in labels:
+            first = labels[match[1]][1]
+            raise InputError(f"{first} and {path.name} are labels of one image: merge them into one file.")
+        else:
+            labels[match[1]] = (match[1], path)
+    return images, labels
+
+
 def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, Path]]:
     """The case and the label file of every labelled image, by the image's stem.
 
@@ -142,11 +167,11 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
     for place in (*inside, *beside):
         labels = by_stem(place) if place.is_dir() else {}
         matched = {}
-        for stem in images:
-            case = next((name for name in (stem, without_channel(stem)) if name in labels), None)
+        for stem, ending in itertools.product(images, ("", *LABEL_ENDINGS)):
+            case = next((name for name in (stem, without_channel(stem)) if name + ending in labels), None)
             if case is not None:
-                matched[stem] = (case, labels[case])
-        alone = set(labels) - {case for case, _ in matched.values()}
+                matched[stem] = (case, labels[case + ending])
+        alone = set(labels) - {stem_of(path) for _, path in matched.values()}
         if alone and (matched or ours or place in inside):
             first = labels[min(alone)]
             raise InputError(

@@ -16,6 +16,8 @@ MAX_ARRAY_CHANNELS = 4
 """A last axis of a .npy file that is longer holds the slices of a volume; a first axis that is not holds channels."""
 FOREGROUND = 255
 """The other code of binary masks, beside 0, that image editors write."""
+MAX_BLURRED = 0.1
+"""What share of a binary mask's pixels JPEG may have turned into neither black nor white; a photograph has more."""
 
 
 def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
@@ -76,6 +78,14 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 
+def sharpen_mask(label: np.ndarray) -> np.ndarray:
+    """A black and white mask whose borders JPEG has blurred as 0 and 255 again; any other label as it is."""
+    blurred = (label > FOREGROUND // 4) & (label < FOREGROUND - FOREGROUND // 4)
+    if label.max() <= FOREGROUND // 2 or blurred.mean() > MAX_BLURRED:
+        return label
+    return np.where(label > FOREGROUND // 2, FOREGROUND, 0).astype(np.uint8)
+
+
 def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
     """The label as class indices below 64, or 255 as the foreground of a binary mask.
 
@@ -109,7 +119,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
-            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save labels as JPEG), or move the "
+            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save them as JPEG), or move the "
             "labels elsewhere to pretrain without them."
         )
     return label.astype(np.uint8)
