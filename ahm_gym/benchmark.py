@@ -153,11 +153,14 @@ def open_all(config: BenchmarkConfig) -> Datasets:
         name = file_name(dataset.name)
         if name in datasets:
             raise InputError(f"--data has two sets that are called {name}: rename one of them.")
-        for split in ("val", "test"):
+        for split in ("val", "test") if "probe" in config.tasks else ("test",):
             if not dataset.indices(split, labelled=True):
-                raise InputError(
-                    f"{name} has no labelled {split} images, and a benchmark needs some: add them."
+                needs = (
+                    "a benchmark needs: add"
+                    if split == "test"
+                    else "the probe needs: choose other --tasks, or add"
                 )
+                raise InputError(f"{name} has no labelled {split} images, which {needs} some.")
         datasets[name] = spec, dataset
     return datasets
 

@@ -16,7 +16,7 @@ from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError
 from ahm_gym.overlays import Overlay, draw_overlays
 from ahm_gym.progress import Progress
-from ahm_gym.scoring import ScoredImage, mean, score_case, summarise
+from ahm_gym.scoring import CaseScores, ScoredImage, leave_out_absent, mean, score_case, summarise
 from ahm_gym.segmentation import Segmenter, predict
 
 NUM_SHOWN = 8
@@ -33,8 +33,8 @@ def choose_split(dataset: ImageDataset) -> Split:
         if dataset.indices(split, labelled=True):
             return split
     raise InputError(
-        f"{dataset.name} has no labelled test or val images to score: add some, or a split.csv that names "
-        "them."
+        f"{dataset.name} has no labelled test or val images to score: add some (test_images and test_label in an .npz "
+        "file; in a folder a split.csv can name them)."
     )
 
 
@@ -43,12 +43,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of every case of a split, and their means; see `summarise`.
 
-    `hd95_unit` is mm where every image has a spacing, and pixels (of the label) otherwise.
+    A class that no label of the split has is left out and stands in `absent_classes`. `hd95_unit` is mm where
+    every image has a spacing, and pixels (of the label) otherwise.
     """
     cases = group_cases(dataset, split)
     indices = dataset.indices(split, labelled=True)
     in_mm = all(dataset.sample(index).spacing is not None for index in indices)
-    scores = []
+    scores: list[CaseScores] = []
+    present: set[int] = set()
     done = 0
     with Progress("scoring", total=len(indices), images_per_step=1) as bar:
         for case, members in cases.items():
@@ -56,10 +58,13 @@ def evaluate(
             for index in members:
                 sample, prediction = _segment(segmenter, dataset, index, native_resolution)
                 images.append(ScoredImage(prediction, _label(sample), sample.spacing if in_mm else None))
+                present.update(_label(sample).unique().tolist())
                 done += 1
                 bar.advance(done)
             scores.append(score_case(case, images, dataset.num_classes))
-    return {"hd95_unit": "mm" if in_mm else "pixels", **summarise(scores, dataset.num_classes)}
+    absent = sorted(set(range(1, dataset.num_classes)) - present)
+    summary = summarise(leave_out_absent(scores, present), dataset.num_classes)
+    return {"hd95_unit": "mm" if in_mm else "pixels", "absent_classes": absent, **summary}
 
 
 def draw_cases(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
@@ -169,6 +170,7 @@ class Finetuning:
             self._checkpoint(run, 0)
         else:
             self._load_state_dict(found[1])
+        print(self.dataset, file=sys.stderr)
         log_every = max(1, min(config.steps // 50, 20))
         bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
         with interrupt, bar:

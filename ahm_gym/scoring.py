@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,21 @@ def score_case(case: str, images: Sequence[ScoredImage], num_classes: int) -> Ca
         distances = [distance for image in images if (distance := _distance(image, index)) is not None]
         hd95.append(mean(distances))
     return CaseScores(case, len(images), dice, iou, hd95)
+
+
+def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> list[CaseScores]:
+    """The scores with None for the classes that no label of any case has, whatever was found there.
+
+    What is found of such a class is seen in the scores of the classes whose place it takes; a Dice of 0 for it would
+    be a matter of one pixel.
+    """
+
+    def known(values: list[Value]) -> list[Value]:
+        return [value if index in present else None for index, value in enumerate(values, start=1)]
+
+    return [
+        replace(case, dice=known(case.dice), iou=known(case.iou), hd95=known(case.hd95)) for case in cases
+    ]
 
 
 def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:

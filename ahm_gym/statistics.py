@@ -19,6 +19,7 @@ Interval: TypeAlias = tuple[float, float]
 LEVEL = 0.05
 NUM_RESAMPLES = 4999
 ONE_SEED = "one seed: no verdict"
+ONE_PATIENT = "one test patient: no verdict"
 NO_DIFFERENCE = "no difference seen"
 
 
@@ -29,7 +30,7 @@ class Comparison:
     difference: float
     """Mean over the classes of the mean over all seeds and cases in which both are defined."""
     interval: Interval | None
-    """95 % for new seeds and new patients; for new patients alone with one seed, None with one patient as well."""
+    """95 % for new seeds and new patients; for one kind alone where the other has one, None where both have."""
     p: float | None
     """Two-sided: one minus the level of the interval that just touches 0. None without an interval."""
     seed_interval: Interval | None
@@ -38,6 +39,12 @@ class Comparison:
     """Share of the pairs of seed and case in which the policy is better; a tie counts half."""
     num_seeds: int
     num_cases: int
+    num_patients: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether anything is known of other seeds and of other patients."""
+        return self.num_seeds > 1 and self.num_patients > 1
 
 
 def compare(
@@ -98,6 +105,7 @@ def compare(
         win_probability=float(np.mean((better > 0) + 0.5 * (better == 0))),
         num_seeds=differences.shape[0],
         num_cases=differences.shape[1],
+        num_patients=len(set(owners)),
     )
 
 
@@ -140,9 +148,9 @@ def shared(scores: Scores, reference: Scores) -> tuple[list[int], list[str]]:
 def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:
     """The p values corrected for the number of comparisons in this family (Benjamini and Hochberg 1995).
 
-    None for a comparison with one seed, which is none of the family: nothing is known of other seeds.
+    None for a comparison with one seed or one patient, which is none of the family: nothing is known of others.
     """
-    tested = [i for i, comparison in enumerate(comparisons) if comparison.num_seeds > 1]
+    tested = [i for i, comparison in enumerate(comparisons) if comparison.tells]
     values: list[float | None] = [None] * len(comparisons)
     if tested:
         for i, value in zip(tested, false_discovery_control([comparisons[i].p for i in tested]), strict=True):
@@ -155,7 +163,7 @@ def verdict(
 ) -> str:
     """The comparison in words: better than, worse than, no difference seen, or no verdict."""
     if corrected_p is None:
-        return ONE_SEED
+        return ONE_SEED if comparison.num_seeds == 1 else ONE_PATIENT
     if corrected_p >= LEVEL:
         return NO_DIFFERENCE
     better = (comparison.difference > 0) == larger_is_better

@@ -193,6 +193,7 @@ class Training:
             raise InputError(
                 f"the checkpoint in {run.path} is of an older version: begin anew in another --run-dir."
             )
+        print(self.dataset, file=sys.stderr)
         if not self.dataset.indices("val"):
             print(
                 f"note: {self.dataset.name} has no validation images: pictures and figures of val/ are of training "

@@ -80,6 +80,9 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
         print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
+    if absent := results.get("absent_classes"):
+        listed = ", ".join(map(str, absent))
+        print(f"No {results['split']} label has the class {listed}: it is left out of the mean.")
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print(f"Next: python examples/pretrain.py {same_images(results['config'])}")

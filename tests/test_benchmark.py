@@ -315,6 +315,20 @@ def test_two_data_sets_of_one_name_are_refused(config, tmp_path):
         run_benchmark(dataclasses.replace(config, data=(*config.data, str(twin))))
 
 
+@pytest.mark.parametrize(
+    ("split", "needs"), [("val", "the probe needs: choose other"), ("test", "a benchmark")]
+)
+def test_labels_that_a_task_needs_are_asked_for(config, discs, tmp_path, split, needs):
+    arrays = dict(np.load(discs))
+    del arrays[f"{split}_label"]
+    np.savez(tmp_path / "part.npz", **arrays)
+    part = dataclasses.replace(config, data=(str(tmp_path / "part.npz"),))
+    with pytest.raises(InputError, match=f"no labelled {split} images, which {needs}"):
+        benchmark.open_all(part)
+    if split == "val":
+        assert benchmark.open_all(dataclasses.replace(part, tasks=("finetune", "frozen")))
+
+
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_path):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     with pytest.raises(InputError, match="--pretrain-steps 3 differs from the 2 of the benchmark in"):

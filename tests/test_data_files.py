@@ -87,6 +87,16 @@ def test_jpeg_is_read_in_colour(tmp_path: Path):
     assert read_pixels(tmp_path / "a.jpeg").array.mean(axis=(0, 1)).round(-1).tolist() == [200, 0, 0]
 
 
+def test_a_photograph_is_turned_upright(tmp_path: Path):
+    array = np.zeros((16, 24), np.uint8)
+    array[:8] = 200
+    tags = Image.Exif()
+    tags[0x0112] = 6  # a quarter turn clockwise
+    Image.fromarray(array).save(tmp_path / "a.jpg", exif=tags)
+    upright = read_pixels(tmp_path / "a.jpg").array
+    assert upright.shape == (24, 16) and upright[:, 8:].mean() > 190 and upright[:, :8].mean() < 10
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
 def test_a_black_and_white_label_may_be_a_jpeg(tmp_path: Path, suffix: str):
     label = np.zeros((40, 40, 3), np.uint8)
@@ -111,6 +121,15 @@ def test_a_palette_gives_colours_to_an_image_and_indices_to_a_label(tmp_path: Pa
     picture.save(tmp_path / "a.png")
     assert (read_pixels(tmp_path / "a.png").array == colours[indices]).all()
     assert (read_pixels(tmp_path / "a.png", is_label=True).array == indices).all()
+
+
+def test_a_palette_may_have_white_first(tmp_path: Path):
+    label = np.zeros((6, 5), np.uint8)
+    label[2:4] = 255
+    picture = Image.fromarray((label == 0).astype(np.uint8)).convert("P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(tmp_path / "a.png")
+    assert (read_pixels(tmp_path / "a.png", is_label=True).array == label).all()
 
 
 @pytest.mark.parametrize("colour", [(), (3,)])

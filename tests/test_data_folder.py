@@ -87,6 +87,37 @@ def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, end
     assert samples == {"p1_1": False, "p2_1": False, "p3_1": False, "p4_1": True}
 
 
+def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
+    write(tmp_path / "Images" / "a.png")
+    write(tmp_path / "Images" / "b.png")
+    write(tmp_path / "Masks" / "a_MASK.png", mask())
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    assert [dataset.sample(index).label is None for index in range(2)] == [False, True]
+
+
+def test_a_label_among_images_is_refused_where_its_image_is_not_there(tmp_path: Path):
+    write(tmp_path / "a_t1.png")
+    write(tmp_path / "a_Seg.png", mask())
+    with pytest.raises(InputError, match=r"a_Seg\.png is a label without image, .* expected a beside it"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_images_in_two_places_are_refused(tmp_path: Path):
+    write(tmp_path / "overview.png")
+    write(tmp_path / "images" / "a.png")
+    with pytest.raises(InputError, match=r"holds images, and so does .*images: expected them in one place"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_a_label_that_lies_in_another_way_is_refused(tmp_path: Path):
+    write(tmp_path / "images" / "a.nii", RNG.integers(0, 200, (12, 10, 3), dtype=np.uint8))
+    path = tmp_path / "labels" / "a.nii"
+    path.parent.mkdir()
+    nibabel.save(nibabel.Nifti1Image(mask((12, 10, 3)), np.diag([-2.0, 3.0, 4.0, 1.0])), path)
+    with pytest.raises(InputError, match=r"labels/a\.nii has the orientation LAS and its image .*a\.nii RAS"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
 def test_several_labels_of_one_image_are_refused(tmp_path: Path):
     for name in ("a (1)", "a (1)_mask", "a (1)_mask_1"):
         write(tmp_path / f"{name}.png", mask())
@@ -130,9 +161,12 @@ def test_a_link_to_nothing_is_refused(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_an_array_with_its_channels_first_is_refused(tmp_path: Path):
-    np.save(tmp_path / "a.npy", np.zeros((3, 32, 40)))
-    with pytest.raises(InputError, match=r"a\.npy has the shape \(3, 32, 40\), channels first as it seems"):
+@pytest.mark.parametrize(("shape", "first"), [((3, 32, 40), "channels"), ((20, 32, 32), "slices")])
+def test_an_array_in_another_order_is_refused(tmp_path: Path, shape: tuple[int, ...], first: str):
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    with pytest.raises(
+        InputError, match=rf"a\.npy has the shape {re.escape(str(shape))}, {first} first as it seems"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
 
 
@@ -187,11 +221,18 @@ def test_an_empty_folder_is_refused_with_the_accepted_suffixes(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path):
+def test_hidden_files_are_passed_over_and_other_files_told(tmp_path: Path, capsys):
     write(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"resource fork")
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "split.csv").write_text("name,split\na,train\n")
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
+    assert "left out" not in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("hello")
+    write(tmp_path / "b.webp")
+    write(tmp_path / "c.webp")
+    (tmp_path / "split.csv").write_text("name,split\na.png,train\n")
+    assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
+    assert "files of other kinds are left out: 1 .txt, 2 .webp." in capsys.readouterr().err
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path):

@@ -23,6 +23,12 @@ def saved(path: Path, **arrays) -> str:
     return str(path)
 
 
+def test_splits_of_other_names_are_told(tmp_path: Path, capsys):
+    spec = saved(tmp_path / "data.npz", train_images=IMAGES, valid_images=IMAGES)
+    assert len(open_data(spec, image_size=(8, 8))) == len(IMAGES)
+    assert "valid_images are left out; the splits are called train, val, test" in capsys.readouterr().err
+
+
 def test_images_labels_and_names_are_read(tmp_path: Path):
     ids = np.array(["p1_a", "p1_b", "p2_a", "p3_a", "p4_a", "p5_a"])
     spec = saved(

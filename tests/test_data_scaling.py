@@ -96,18 +96,20 @@ def test_a_label_with_one_channel_before_its_rows_is_taken():
     assert scaling.class_indices(label[None], (3, 4), "a.npy").tolist() == label.tolist()
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0, 3, 120, 250, 255] + [0] * 10, [0, 0, 0, 255, 255] + [0] * 10),  # a blurred mask
-        ([0, 100, 150, 255], [0, 100, 150, 255]),  # a photograph
-        ([0, 0, 1, 2], [0, 0, 1, 2]),  # classes
-        ([0, 0, 0, 0], [0, 0, 0, 0]),
-    ],
-)
-def test_only_a_blurred_mask_becomes_black_and_white(values: list[int], expected: list[int]):
-    label = np.array([values], np.uint8)
-    assert scaling.sharpen_mask(label).tolist() == [expected]
+def test_the_blurred_borders_of_a_mask_become_sharp():
+    label = np.zeros((20, 30), np.uint8)
+    label[:, 10:], label[:, 11:], label[:, 12:] = 90, 180, 251
+    label[0, 0] = 3
+    sharp = scaling.sharpen_mask(label, "a.jpg")
+    assert sharp.dtype == np.uint8 and (sharp == np.where(np.arange(30) > 10, 255, 0)).all()
+    assert (scaling.sharpen_mask(label * 0, "a.jpg") == 0).all()
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 128, 255), (0, 1, 2, 3)])
+def test_class_indices_in_jpeg_are_refused(values: tuple[int, ...]):
+    label = np.repeat(np.array(values, np.uint8), 12)[None].repeat(20, axis=0)
+    with pytest.raises(InputError, match=r"a\.jpg is a label in JPEG"):
+        scaling.sharpen_mask(label, "a.jpg")
 
 
 def test_a_label_with_colours_is_refused():

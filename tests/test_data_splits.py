@@ -14,6 +14,7 @@ from ahm_gym.data.splits import (
     patients_of_cases,
     split_blocks,
     split_groups,
+    tell_shared_patients,
 )
 from ahm_gym.errors import InputError
 
@@ -65,6 +66,14 @@ def test_how_many_patients_there_seem_to_be_is_told_where_they_have_several_imag
 def test_given_splits_are_kept():
     splits, told = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
     assert splits == ["test", "train", "val"] and told is None
+
+
+def test_patients_in_more_than_one_split_are_told():
+    patients = ["a", "a", "b", "c"]
+    told = tell_shared_patients(["train", "test", "train", "val"], patients)
+    assert told == "as the names tell, 1 of 3 patients are in more than one split: a"
+    assert tell_shared_patients(["train", "train", "test", "val"], patients) is None
+    assert tell_shared_patients(["train", "test"], ["img", "img"]) is None
 
 
 def test_patients_are_known_of_cases_that_share_one():

@@ -99,6 +99,7 @@ def test_indices_follow_the_split_and_the_labels():
     dataset = prepare(ListSource(items), shortest_side=None)
     assert [dataset.indices(split) for split in SPLITS] == [[0, 1], [2], [3]]
     assert dataset.indices("train", labelled=True) == [1]
+    assert str(dataset) == f"{dataset.name}: 4 images (2 train, 1 val, 1 test), 1 with labels"
 
 
 def test_the_statistics_are_those_of_the_train_split():

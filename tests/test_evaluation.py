@@ -72,6 +72,13 @@ def test_empty_labels_are_counted_as_undefined(segmenter, tmp_path):
     assert [entry["dice"][0] for entry in results["cases"]][1:] == [0.0, 0.0]
 
 
+def test_a_class_that_no_label_of_the_split_has_is_named(segmenter, tmp_path):
+    dataset = archive(tmp_path / "three.npz", train_label=2 * (squares(4) > 0).astype(np.uint8))
+    results = evaluate(segmenter, dataset, "test")
+    assert results["absent_classes"] == [2] and results["dice"] == results["per_class"]["1"]["dice"]
+    assert results["per_class"]["2"] == {"dice": None, "iou": None, "hd95": None}
+
+
 def test_distances_are_in_millimetres_where_every_image_has_a_spacing(segmenter, tmp_path, monkeypatch):
     dataset = archive(tmp_path / "squares.npz", test_label=(squares(3, first=2) > 0).astype(np.uint8))
     in_pixels = evaluate(segmenter, dataset, "test")

@@ -163,6 +163,13 @@ def test_pretraining_alone_and_one_number_of_labels_make_a_report(tmp_path):
     assert (tmp_path / "none" / "leaderboard.csv").exists()
 
 
+def test_a_fraction_of_the_labels_stands_where_its_count_does(tmp_path):
+    rows = list(make_rows(("hc18_128",), FEW, seeds=2, cases=4))
+    rows = [row | {"amount": "0.1"} if row.get("labels") == 50 else row for row in rows]
+    _, page = report(tmp_path, rows)
+    assert re.search(r"<title>a3c: 0\.\d+ with 10, 0\.\d+ with 50</title>", page)
+
+
 def test_cases_of_a_patient_are_resampled_together(tmp_path):
     write_rows(tmp_path, list(make_rows(("hc18_128",), FEW, seeds=2, cases=8)))
     found = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from ahm_gym.scoring import CaseScores, ScoredImage, mean, score_case, summarise
+from ahm_gym.scoring import CaseScores, ScoredImage, leave_out_absent, mean, score_case, summarise
 
 
 def rectangle(rows, columns, value=1, size=(24, 20)):
@@ -85,6 +85,12 @@ def test_means_are_over_cases_then_classes_and_undefined_values_are_counted():
     assert summary["cases"][1] == {
         "case": "b", "images": 3, "dice": [0.6, 1.0], "iou": [0.5, 1.0], "hd95": [None, None]
     }  # fmt: skip
+
+
+def test_a_class_that_no_label_has_is_left_out():
+    cases = [CaseScores("a", 1, [0.2, 0.0], [0.1, 0.0], [4.0, None])]
+    assert leave_out_absent(cases, {0, 1}) == [CaseScores("a", 1, [0.2, None], [0.1, None], [4.0, None])]
+    assert leave_out_absent(cases, {1, 2}) == cases
 
 
 def test_the_mean_of_nothing_is_undefined():

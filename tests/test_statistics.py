@@ -5,6 +5,7 @@ import pytest
 
 from ahm_gym.statistics import (
     NO_DIFFERENCE,
+    ONE_PATIENT,
     ONE_SEED,
     compare,
     corrected,
@@ -176,6 +177,17 @@ def test_one_seed_gives_an_interval_over_cases_and_no_verdict():
     assert found.interval[0] > 0.9 and found.p < 0.01 and found.seed_interval is None
     assert corrected([found]) == [None]
     assert verdict(found, None, "random") == ONE_SEED
+
+
+@pytest.mark.parametrize("patients", [{"case 0": "p", "case 1": "p"}, {}])
+def test_one_patient_gives_an_interval_over_seeds_and_no_verdict(patients: dict[str, str]):
+    cases = {"case 0": [0.6], "case 1": [0.6]} if patients else {"case 0": [0.6]}
+    policy = {seed: {case: [0.6 + 0.01 * seed] for case in cases} for seed in range(5)}
+    reference = {seed: {case: [0.5] for case in cases} for seed in range(5)}
+    found = compare(policy, reference, patients=patients)
+    assert (found.num_patients, found.num_cases) == (1, len(cases))
+    assert found.interval[0] > 0 and corrected([found]) == [None]
+    assert verdict(found, None, "random") == ONE_PATIENT
 
 
 def test_one_seed_and_one_case_give_a_difference_alone():

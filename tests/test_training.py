@@ -247,7 +247,9 @@ def test_figures_of_training_images_are_called_so(config, discs, tmp_path, capsy
     np.savez(tmp_path / "alone.npz", train_images=np.load(discs)["train_images"])
     short = dataclasses.replace(config, policy="random", steps=1)
     pretrain(short)
-    assert "validation" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "discs: 38 images (24 train, 6 val, 8 test), 38 with labels\n" in said
+    assert "validation" not in said
     pretrain(dataclasses.replace(short, data=str(tmp_path / "alone.npz"), run_dir=tmp_path / "alone"))
     assert (
         "alone has no validation images: pictures and figures of val/ are of training"

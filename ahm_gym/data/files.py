@@ -16,7 +16,7 @@ from nibabel.spatialimages import SpatialImage
 from PIL import Image
 from pydicom.pixels.utils import pixel_array
 
-from ahm_gym.data.scaling import MAX_ARRAY_CHANNELS, refuse_channels_first, sharpen_mask
+from ahm_gym.data.scaling import MAX_ARRAY_CHANNELS, refuse_channels_first, refuse_slices_first, sharpen_mask
 from ahm_gym.errors import InputError
 
 
@@ -31,6 +31,8 @@ class Pixels:
     """Millimetres per pixel (row, column)."""
     patient: str | None = None
     """Where the file itself says."""
+    orientation: tuple[str, ...] | None = None
+    """Likewise: the sides of the body that its axes point to, such as ("R", "A", "S")."""
 
 
 def suffix_of(path: Path) -> str:
@@ -59,7 +61,7 @@ def fingerprint_of(path: Path) -> list:
 
 
 def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
-    """The file's pixels, in its own depth; of a label with a palette the indices, of a mask in JPEG 0 and 255.
+    """The file's pixels, in its own depth; of a label with colours in a palette their indices.
 
     Raises:
         InputError: where it is empty, truncated or otherwise unreadable.
@@ -88,8 +90,10 @@ def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
 
 
 def _read_picture(path: Path) -> Pixels:
+    # A photograph may say which side is up; only the second of these ways to keep its channels heeds it.
+    flags = cv2.IMREAD_ANYCOLOR if suffix_of(path) in JPEG else cv2.IMREAD_UNCHANGED
     with _silent_opencv():
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     if picture is None:
         raise ValueError("OpenCV cannot decode it")
     return Pixels(_to_rgb(picture))
@@ -120,9 +124,7 @@ def _read_label(path: Path) -> Pixels:
     if _has_palette(path):
         return _read_palette(path)
     pixels = READERS[suffix_of(path)](path)
-    if suffix_of(path) in JPEG:
-        return Pixels(sharpen_mask(pixels.array))
-    return pixels
+    return Pixels(sharpen_mask(pixels.array, str(path))) if suffix_of(path) in JPEG else pixels
 
 
 def _has_palette(path: Path) -> bool:
@@ -132,9 +134,11 @@ def _has_palette(path: Path) -> bool:
 
 
 def _read_palette(path: Path) -> Pixels:
-    """The indices into the palette, which OpenCV replaces by colours."""
+    """The indices into the palette, which OpenCV replaces by colours; black and white may have either order in it."""
     with Image.open(path) as picture:
-        return Pixels(np.asarray(picture))
+        colours = np.reshape(picture.getpalette() or [], (-1, 3)).tolist()
+        black_and_white = all(colour in ([0, 0, 0], [255, 255, 255]) for colour in colours)
+        return Pixels(np.asarray(picture.convert("L") if black_and_white else picture))
 
 
 def _to_rgb(picture: np.ndarray) -> np.ndarray:
@@ -152,7 +156,8 @@ def _read_nifti(path: Path) -> Pixels:
         array = array[..., 0]
     sizes = [abs(float(size)) for size in image.header.get_zooms()[:2]]
     spacing = (sizes[1], sizes[0]) if len(sizes) == 2 and min(sizes) > 0 else None
-    return Pixels(np.rot90(array), is_volume=array.ndim > 2, spacing=spacing)
+    orientation = nibabel.orientations.aff2axcodes(image.affine)
+    return Pixels(np.rot90(array), is_volume=array.ndim > 2, spacing=spacing, orientation=orientation)
 
 
 def _read_dicom(path: Path) -> Pixels:
@@ -173,6 +178,7 @@ def _read_dicom(path: Path) -> Pixels:
 def _read_array(path: Path) -> Pixels:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     refuse_channels_first(array.shape, str(path))
+    refuse_slices_first(array.shape, str(path))
     return Pixels(array, is_volume=array.ndim > 3 or (array.ndim > 2 and array.shape[2] > MAX_ARRAY_CHANNELS))
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ahm_gym.data.files import PICTURES, READERS, fingerprint_of, read_pixels, stem_of, suffix_of
+import numpy as np
+
+from ahm_gym.data.files import PICTURES, READERS, Pixels, fingerprint_of, read_pixels, stem_of, suffix_of
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
 IMAGE_FOLDERS = ("images", "imagesTr")
+NNUNET_FOLDERS = ("imagesTr", "imagesTs")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
-LABEL_ENDINGS = ("_mask", "_segmentation", "_label", "_seg")
-LABEL_AMONG_IMAGES = re.compile(rf"(.+)({'|'.join(LABEL_ENDINGS)})(_\d+)?")
-"""With a number where an image has several."""
+LABEL_NAME = re.compile(r"(.+)_(?:mask|segmentation|label|seg)(?:_\d+)?", re.IGNORECASE)
+"""The name of an image and an ending; with a number where it has several."""
 SPLIT_TABLE = "split.csv"
 
 
@@ -39,7 +42,8 @@ class FolderSource:
         self.labels = among or match_labels(self.images, self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
         self.table = next((SplitTable(path) for path in places if path.is_file()), None)
-        self.channels_named = any(case != stem for stem, (case, _) in self.labels.items())
+        named = any(case != stem for stem, (case, _) in self.labels.items())
+        self.channels_named = named or self.folder.name in NNUNET_FOLDERS
         pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
         self.num_images = len(self.images) if pictures_only else None
 
@@ -50,10 +54,13 @@ class FolderSource:
         return [fingerprint_of(path) for path in paths]
 
     def records(self) -> Iterator[Record]:
+        if others := unreadable_kinds(self.folder):
+            listed = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in others.items())
+            print(f"note: {self.name}: files of other kinds are left out: {listed}.", file=sys.stderr)
         for stem, path in self.images.items():
             pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
-            label = None if label_path is None else read_pixels(label_path, is_label=True).array
+            label = None if label_path is None else read_label(label_path, path, pixels)
             patient = pixels.patient or patient_of(without_channel(stem) if self.channels_named else stem)
             record = Record(
                 pixels.array,
@@ -69,6 +76,22 @@ class FolderSource:
                 yield from slices(dataclasses.replace(record, volume=case))
             else:
                 yield record
+
+
+def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:
+    """The label in `path` of an image.
+
+    Raises:
+        InputError: where it cannot be read, or says of itself that it lies in another way than the image.
+    """
+    label = read_pixels(path, is_label=True)
+    if label.orientation != image.orientation and None not in (label.orientation, image.orientation):
+        lies, expected = ("".join(pixels.orientation or ()) for pixels in (label, image))
+        raise InputError(
+            f"{path} has the orientation {lies} and its image {image_path} {expected}: expected the same; resample the "
+            "label onto the image with nearest neighbours."
+        )
+    return label.array
 
 
 def without_channel(stem: str) -> str:
@@ -105,17 +128,28 @@ def find_images(folder: Path) -> Path:
     """The folder that holds the images: the given one, its `images` or its `imagesTr`.
 
     Raises:
-        InputError: where there are none.
+        InputError: where there are none, or more than one holds some.
     """
-    for candidate in (folder, *(folder / name for name in IMAGE_FOLDERS)):
-        if candidate.is_dir() and by_stem(candidate):
-            return candidate
+    candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
+    if len(candidates) > 1:
+        raise InputError(
+            f"{candidates[0]} holds images, and so does {candidates[1]}: expected them in one place; give the "
+            "folder that is meant, or remove the others."
+        )
+    if candidates:
+        return candidates[0]
     nested = sorted(path.name for path in folder.iterdir() if path.is_dir() and by_stem(path))
     hint = f"give one of its folders: {', '.join(nested[:5])}" if nested else "give another folder"
     raise InputError(
         f"{folder} holds no images, nor does its folder {' or '.join(IMAGE_FOLDERS)}: expected files ending "
         f"in {', '.join(READERS)}; {hint}."
     )
+
+
+def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder that are called so, in upper or lower case, in the order of the names."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for name in names for path in inside if path.name.lower() == name.lower()]
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -133,18 +167,30 @@ def by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
+def unreadable_kinds(folder: Path) -> dict[str, int]:
+    """How many files of every kind that is not read are in a folder of images, by suffix."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
+    return {suffix: counts[suffix] for suffix in sorted(counts) if suffix not in READERS}
+
+
 def set_labels_apart(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, tuple[str, Path]]]:
     """The images of a folder, and the labels among them (`a_mask` is that of `a`) as `match_labels` gives them.
 
     Raises:
-        InputError: where an image has several labels.
+        InputError: where an image has several labels, or a label has no image.
     """
     images: dict[str, Path] = {}
     labels: dict[str, tuple[str, Path]] = {}
     for stem, path in files.items():
-        match = LABEL_AMONG_IMAGES.fullmatch(stem)
-        if match is None or match[1] not in files:
+        match = LABEL_NAME.fullmatch(stem)
+        if match is None:
             images[stem] = path
+        elif match[1] not in files:
+            raise InputError(
+                f"{path} is a label without image, as its name says: expected {match[1]} beside it; rename it or "
+                "remove it."
+            )
         elif match[1] in labels:
             first = labels[match[1]][1]
             raise InputError(f"{first} and {path.name} are labels of one image: merge them into one file.")
@@ -162,16 +208,17 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
     Raises:
         InputError: where a label has no image.
     """
-    ours = folder.resolve().name in IMAGE_FOLDERS
-    inside, beside = ([base / name for name in LABEL_FOLDERS] for base in (folder, folder.resolve().parent))
+    ours = folder.resolve().name.lower() in map(str.lower, IMAGE_FOLDERS)
+    inside, beside = (inner_folders(base, LABEL_FOLDERS) for base in (folder, folder.resolve().parent))
+    cases = {*images, *map(without_channel, images)}
     for place in (*inside, *beside):
-        labels = by_stem(place) if place.is_dir() else {}
+        labels = {labelled_case(stem, cases): path for stem, path in by_stem(place).items()}
         matched = {}
-        for stem, ending in itertools.product(images, ("", *LABEL_ENDINGS)):
-            case = next((name for name in (stem, without_channel(stem)) if name + ending in labels), None)
+        for stem in images:
+            case = next((name for name in (stem, without_channel(stem)) if name in labels), None)
             if case is not None:
-                matched[stem] = (case, labels[case + ending])
-        alone = set(labels) - {stem_of(path) for _, path in matched.values()}
+                matched[stem] = (case, labels[case])
+        alone = set(labels) - {case for case, _ in matched.values()}
         if alone and (matched or ours or place in inside):
             first = labels[min(alone)]
             raise InputError(
@@ -181,6 +228,12 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
         if matched:
             return matched
     return {}
+
+
+def labelled_case(stem: str, cases: set[str]) -> str:
+    """Which case a file in a folder of labels is of, by its name."""
+    match = None if stem in cases else LABEL_NAME.fullmatch(stem)
+    return match[1] if match and match[1] in cases else stem
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class NpzSource:
                     f"{path} has the keys {', '.join(sorted(keys)) or '(none)'}: expected {EXPECTED}; "
                     "rename its arrays."
                 )
+            self.unread = sorted(key for key in keys if key.endswith("_images") and key[:-7] not in SPLITS)
             read = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "label", "id")]
             self.shapes = {key: array_shape(archive, key) for key in read if key in keys}
         for split in SPLITS:
@@ -54,6 +56,11 @@ class NpzSource:
         return fingerprint_of(self.path)
 
     def records(self) -> Iterator[Record]:
+        if self.unread:
+            print(
+                f"note: {self.name}: {', '.join(self.unread)} are left out; the splits are called {', '.join(SPLITS)}.",
+                file=sys.stderr,
+            )
         with self._opened() as archive:
             for split in SPLITS:
                 if f"{split}_images" in self.shapes:

@@ -29,11 +29,11 @@ from ahm_gym.data.scaling import (
     scale_intensities,
     shrink,
 )
-from ahm_gym.data.splits import complete_splits, name_cases, patients_of_cases
+from ahm_gym.data.splits import complete_splits, name_cases, patients_of_cases, tell_shared_patients
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STALE_SECONDS = 24 * 3600
 
 
@@ -181,6 +181,8 @@ class _Table:
         splits, told = complete_splits(self.splits, self.patients, self.volumes)
         if told is not None:
             print(f"note: {name}: {told}; a split.csv (name,split) says otherwise.", file=sys.stderr)
+        if shared := tell_shared_patients(splits, self.patients):
+            print(f"note: {name}: {shared}; scores on test are too good then.", file=sys.stderr)
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")
@@ -227,7 +229,8 @@ class _Table:
             raise InputError(
                 f"class index out of range: {origin} contains the value {max(values)}, expected 0 to "
                 f"{num_classes - 1} as in the training labels; put an image with that class into the train "
-                "split, or move the labels elsewhere to pretrain without them."
+                "split (in a folder by a split.csv with the columns name and split), or move the labels elsewhere to "
+                "pretrain without them."
             )
         self._check_gaps(name, sorted(set(range(1, num_classes)) - values), num_classes)
         return num_classes

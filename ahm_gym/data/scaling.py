@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -16,8 +17,8 @@ MAX_ARRAY_CHANNELS = 4
 """A last axis of a .npy file that is longer holds the slices of a volume; a first axis that is not holds channels."""
 FOREGROUND = 255
 """The other code of binary masks, beside 0, that image editors write."""
-MAX_BLURRED = 0.1
-"""What share of a binary mask's pixels JPEG may have turned into neither black nor white; a photograph has more."""
+MAX_RIM = 8
+"""Pixels that a border which JPEG has blurred is wide at most."""
 
 
 def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
@@ -51,6 +52,15 @@ def refuse_channels_first(shape: tuple[int, ...], origin: str) -> None:
         )
 
 
+def refuse_slices_first(shape: tuple[int, ...], origin: str) -> None:
+    """Raises InputError where an array (S, H, H) would be taken for a volume of H slices, each of S rows."""
+    if len(shape) == 3 and shape[0] != shape[1] == shape[2] > MAX_ARRAY_CHANNELS:
+        raise InputError(
+            f"{origin} has the shape {shape}, slices first as it seems: expected rows, columns, slices; move the "
+            "slices to the last axis with numpy.moveaxis(volume, 0, -1)."
+        )
+
+
 def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
     """The image in [0, 1]: clipped at its percentiles (all channels together), a constant one is 0.
 
@@ -78,11 +88,18 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 
-def sharpen_mask(label: np.ndarray) -> np.ndarray:
-    """A black and white mask whose borders JPEG has blurred as 0 and 255 again; any other label as it is."""
-    blurred = (label > FOREGROUND // 4) & (label < FOREGROUND - FOREGROUND // 4)
-    if label.max() <= FOREGROUND // 2 or blurred.mean() > MAX_BLURRED:
-        return label
+def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
+    """A black and white mask whose borders JPEG has blurred, as 0 and 255 again.
+
+    Raises:
+        InputError: where it has areas of grey: JPEG does not keep class indices.
+    """
+    grey = (label > FOREGROUND // 4) & (label < FOREGROUND - FOREGROUND // 4)
+    wide = cv2.erode(grey.astype(np.uint8), np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)).any()
+    if wide or 0 < label.max() <= FOREGROUND // 2:
+        raise InputError(
+            f"{origin} is a label in JPEG, which changes class indices: expected black and white only; save it as PNG."
+        )
     return np.where(label > FOREGROUND // 2, FOREGROUND, 0).astype(np.uint8)
 
 
@@ -119,7 +136,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
-            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes (and never save them as JPEG), or move the "
+            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes, or move the "
             "labels elsewhere to pretrain without them."
         )
     return label.astype(np.uint8)

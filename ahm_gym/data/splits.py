@@ -131,6 +131,18 @@ def _told(groups: Sequence[str], splits: Sequence[Split], kind: str) -> str | No
     return f"{len(groups)} images are split by {kind}, of which there seem to be {len(set(groups))}: {counts}"
 
 
+def tell_shared_patients(splits: Sequence[Split], patients: Sequence[str]) -> str | None:
+    """Which patients have images in more than one split; None where none has, or patients are not known."""
+    where: dict[str, set[Split]] = {}
+    for patient, split in zip(patients, splits, strict=True):
+        where.setdefault(patient, set()).add(split)
+    shared = [patient for patient, own in where.items() if len(own) > 1]
+    if not shared or not are_known(patients):
+        return None
+    listed = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+    return f"as the names tell, {len(shared)} of {len(where)} patients are in more than one split: {listed}"
+
+
 def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:
     """The case of every image: its volume, else its patient where they are known, else itself."""
     known = are_known(patients)

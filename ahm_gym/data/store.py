@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from ahm_gym.data.sample import Sample, Split
+from ahm_gym.data.sample import SPLITS, Sample, Split
 from ahm_gym.errors import InputError
 
 INDEX_FILE = "index.json"
@@ -98,6 +98,11 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self._records["id"])
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{len(self.indices(split))} {split}" for split in SPLITS)
+        labelled = sum(label is not None for label in self._records["label"])
+        return f"{self.name}: {len(self)} images ({splits}), {labelled} with labels"
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder}

@@ -136,7 +136,7 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
         tip = x(inside[2])
         parts.append(f'<path class="dot" d="M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"/>')
     parts.append(_text(x.end + 10, y + 4, numbers, "number"))
-    alone = " alone" * (one.num_seeds == 1)
+    alone = " alone" * (not one.tells)
     return f'<g class="row {tone}{alone}">{"".join(parts)}</g>'
 
 
@@ -148,7 +148,7 @@ def _cut(x: Number, y: Number, side: int) -> str:
 def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:
     """Mean Dice against the number of labels, one line a policy; empty where there is one number."""
     points = {
-        policy: sorted((c.task.labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
+        policy: sorted((c.num_labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
         for policy in policies
         if any(cell.policy == policy for cell in cells)
     }

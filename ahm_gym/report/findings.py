@@ -7,13 +7,14 @@ from collections import Counter, defaultdict
 from ahm_gym.report.leaderboard import Cell
 from ahm_gym.report.rows import REFERENCE, UNTRAINED, Rows, Task
 from ahm_gym.report.text import decimals, p_value, plural, signed
-from ahm_gym.statistics import NO_DIFFERENCE, ONE_SEED
+from ahm_gym.statistics import NO_DIFFERENCE, ONE_PATIENT, ONE_SEED
 
 OUTCOMES = {
     f"better than {REFERENCE}": f"better than {REFERENCE}",
     f"worse than {REFERENCE}": f"worse than {REFERENCE}",
     NO_DIFFERENCE: f"with {NO_DIFFERENCE}",
     ONE_SEED: "with one seed and no verdict",
+    ONE_PATIENT: "with one test patient and no verdict",
 }
 """Verdicts in the order of the report, as they end a sentence."""
 
@@ -57,8 +58,8 @@ def sentence(cell: Cell) -> str:
         return opening + f"not compared, as they share no finished seed; mean {decimals(measure.mean)}."
     details = [f"{cell.task.metric} {signed(one.difference)}"]
     if one.interval:
-        over = "95 % interval" if one.num_seeds > 1 else "95 % interval over cases alone"
-        details.append(f"{over} {signed(one.interval[0])} to {signed(one.interval[1])}")
+        over = "" if one.tells else f" over {'cases' if one.num_seeds == 1 else 'seeds'} alone"
+        details.append(f"95 % interval{over} {signed(one.interval[0])} to {signed(one.interval[1])}")
     if measure.corrected_p is not None:
         details.append(f"corrected p {p_value(measure.corrected_p)}")
     details.append(f"{plural(one.num_seeds, 'seed')}, {plural(one.num_cases, 'case')}")

@@ -46,6 +46,8 @@ class Cell:
     data: str
     policy: str
     seeds: list[int]
+    num_labels: int
+    """Labelled images, where the task may name a fraction."""
     num_cases: int
     split: str
     seconds: float | None
@@ -105,6 +107,7 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
             "policy": cell.policy,
             "kind": cell.task.kind,
             "labels": cell.task.labels,
+            "labelled_images": cell.num_labels,
             "split": cell.split,
             "seeds": " ".join(map(str, cell.seeds)),
             "cases": cell.num_cases,
@@ -173,6 +176,7 @@ def _cell(rows: Rows, task: Task, data: str, policy: str) -> Cell | None:
         data=data,
         policy=policy,
         seeds=sorted(found),
+        num_labels=newest["labels"],
         num_cases=max(len(row.get("cases") or {}) for row in found.values()),
         split=newest.get("split", ""),
         seconds=_mean(found, "seconds"),

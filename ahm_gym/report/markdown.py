@@ -13,11 +13,11 @@ METHOD = (
     "over seeds and cases. In a difference of Dice or IoU a structure that a case does not have scores 1 where none "
     "was found either; means leave it out, and the probe knows true structures alone. HD95 is of the cases in which "
     "both found the structure: what was missed shows in Dice. The 95 % interval and the p value of a difference hold "
-    "for new seeds and new cases (both are resampled, the cases of a patient together); the t interval beside it is "
-    "over seeds alone, on these cases. Wins is the share of pairs of seed and case in which the policy is better, a "
-    "tie half of one. The corrected p controls the false discoveries among all data sets and policies of one kind of "
-    "score and number of labels, and gives the verdict at 0.05. IQM is the mean of the middle half of all scores. ± "
-    "is a standard deviation over seeds."
+    "for new seeds and new cases (both are resampled, the cases of a patient together; with one seed or one patient "
+    "there is no verdict); the t interval beside it is over seeds alone, on these cases. Wins is the share of pairs "
+    "of seed and case in which the policy is better, a tie half of one. The corrected p controls the false "
+    "discoveries among all data sets and policies of one kind of score and number of labels, and gives the verdict at "
+    "0.05. IQM is the mean of the middle half of all scores. ± is a standard deviation over seeds."
 )
 """How to read the scores."""
 

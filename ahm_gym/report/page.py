@@ -104,7 +104,7 @@ def _task(
             f"<h3>Difference to random in {task.metric}</h3>"
             '<p class="note">Mean over the same seeds and cases, with a 95 % interval for new seeds and new cases. '
             "Filled: a difference was seen. Each panel has its own scale; an arrow points beyond it. "
-            f"Hollow and dashed: one seed.</p>{differences}"
+            f"Hollow and dashed: one seed or one patient, and no verdict.</p>{differences}"
         )
     numbers = "".join(tables.scores(data, task, own).html() for data, own in per_data.items() if own)
     parts.append(_details("All numbers", f'<p class="note">{escape(METHOD)}</p>{numbers}'))
