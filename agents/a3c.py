@@ -23,7 +23,7 @@ from ahm_gym.agents.networks import (
 )
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.workers import run_workers
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.sharing import held, share
 from ahm_gym.spread import SPREAD_FALL
 
@@ -54,7 +54,7 @@ class A3C:
         device: of the network.
 
     Raises:
-        InputError: for an unknown credit or network, or a count below 1.
+        InputError: for an unknown credit or network, or a number out of range.
     """
 
     env_id = "AHM/Masking-v0"
@@ -85,10 +85,12 @@ class A3C:
     ) -> None:
         if credit not in ("local", "image"):
             raise InputError(f"credit {credit!r} is unknown: choose local or image.")
-        counts = {"num_workers": num_workers, "n_steps": 1 if n_steps is None else n_steps, "width": width}
-        for name, count in counts.items():
-            if count < 1:
-                raise InputError(f"{name} is {count}: choose at least 1.")
+        check_numbers(
+            "count", num_workers=num_workers, n_steps=1 if n_steps is None else n_steps, width=width
+        )
+        check_numbers("share", gamma=gamma, gae_lambda=gae_lambda)
+        check_numbers("cost", entropy_coef=entropy_coef, value_coef=value_coef, logit_cost=logit_cost)
+        check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         num_patches, dim = observation_shape
         self.num_workers = num_workers
         self.credit = credit
@@ -197,4 +199,9 @@ class A3C:
         return held(self.lock) if self.lock else nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"generator": None}
+        # As bytes: tensors on the way to another process are shared with it, which the state of a generator cannot be.
+        return self.__dict__ | {"generator": self.generator.get_state().numpy().tobytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"generator": torch.Generator()}
+        self.generator.set_state(torch.frombuffer(bytearray(state["generator"]), dtype=torch.uint8))

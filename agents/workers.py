@@ -102,7 +102,8 @@ def _watch(workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callb
     while not ended:
         ended = workers.join(timeout=0.05, grace_period=0.2)
         while (metrics := _receive(reader)) is not None:
-            if callback is not None and not stop.is_set() and callback(metrics):
+            # Also after a stop: what the others were at counts, and has changed the weights.
+            if callback is not None and callback(metrics):
                 stop.set()
             claims.go_on()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import math
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -35,6 +36,23 @@ class Interrupted(RunError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+NUMBERS: dict[str, tuple[Callable[[int | float], bool], str]] = {
+    "count": (lambda number: number >= 1 and float(number).is_integer(), "a whole number from 1 on"),
+    "share": (lambda number: 0 <= number <= 1, "a number from 0 to 1"),
+    "cost": (lambda number: 0 <= number < math.inf, "0 or a positive number"),
+    "size": (lambda number: 0 < number < math.inf, "a positive number"),
+}
+"""Kinds of numbers: what they must be, and how a message says so."""
+
+
+def check_numbers(kind: str, **numbers: int | float) -> None:
+    """Raises InputError where one of them is not of that kind in `NUMBERS`."""
+    fits, expected = NUMBERS[kind]
+    for name, number in numbers.items():
+        if not fits(number):
+            raise InputError(f"{name} is {number}: choose {expected}.")
 
 
 def check_seed(seed: int) -> None:

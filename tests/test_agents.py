@@ -1,5 +1,6 @@
 import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -263,6 +264,16 @@ def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
     assert agent.network.normalise.count == 4  # a worker's statistics arrive without an update, too
 
 
+def test_a_copy_of_an_agent_draws_what_the_agent_would():
+    agent = make_agent("a3c", (16, 8), seed=1)
+    agent.generator.manual_seed(7)
+    copied, pickled = copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))
+    observation = torch.rand(2, 16, 8)
+    expected = agent.act(observation, deterministic=False)
+    for other in (copied, pickled):
+        assert torch.equal(other.act(observation, deterministic=False), expected)
+
+
 def test_gradients_arrive_in_the_shared_weights_at_every_update():
     shared = torch.nn.Linear(1, 1, bias=False)
     local = copy.deepcopy(shared)
@@ -444,6 +455,10 @@ def test_a3c_learns_in_episodes_of_two_steps(options):
         ({"network": "mlp"}, "unknown network 'mlp'"),
         ({"num_workers": 0}, "num_workers is 0"),
         ({"width": 0}, "width is 0"),
+        ({"n_steps": 0}, "n_steps is 0: choose a whole number from 1 on"),
+        ({"gamma": 1.5}, "gamma is 1.5: choose a number from 0 to 1"),
+        ({"entropy_coef": -1.0}, "entropy_coef is -1.0: choose 0 or a positive number"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0: choose a positive number"),
         ({"network": "attention", "width": 30}, "a multiple of its 4 heads"),
         ({"grid": (3, 4)}, "grid of 3x4 does not hold 16"),
     ],

@@ -70,10 +70,16 @@ def test_a_worker_that_raises_or_dies_ends_the_run_with_the_reason(env, reason):
         agent.learn(env, 100, seed=0)
 
 
-def test_the_callback_can_stop_workers_early():
+def test_the_callback_can_stop_workers_early_and_hears_of_every_update():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    agent.learn(IdentityTask, 10_000, seed=0, callback=lambda m: True)
-    assert int(agent.writes) < 10_000
+    heard = []
+
+    def stops(metrics):
+        heard.append(metrics)
+        return len(heard) >= 9
+
+    agent.learn(IdentityTask, 10_000, seed=0, callback=stops)
+    assert 9 <= int(agent.writes) == len(heard) < 10_000
 
 
 @pytest.fixture
