@@ -16,15 +16,16 @@ Config = TypeVar("Config")
 MOST_DATA_WORKERS = 8
 
 
-def image_size_of(sizes: tuple[int, ...]) -> tuple[int, int]:
+def image_size_of(sizes: int | tuple[int, ...]) -> tuple[int, int]:
     """Height and width in pixels from one number (a square) or two.
 
     Raises:
         InputError: for another count, or a size below 1.
     """
+    sizes = (sizes,) if isinstance(sizes, int) else sizes
     if len(sizes) not in (1, 2) or min(sizes) < 1:
         raise InputError(
-            f"--image-size {' '.join(map(str, sizes))}: give one number for a square, or height and width, in pixels."
+            f"image size {' '.join(map(str, sizes))}: give one number for a square, or height and width, in pixels."
         )
     return sizes[0], sizes[-1]
 

@@ -33,6 +33,7 @@ from ahm_gym.masking import PatchBatch
 from ahm_gym.patches import grid_of
 from ahm_gym.pretraining import Pretrainer, build_pretrainer
 from ahm_gym.schedules import Share, share_at
+from ahm_gym.settings import image_size_of
 from ahm_gym.transfers import to_device
 
 
@@ -83,7 +84,7 @@ class MaskingVectorEnv(VectorEnv):
         data_root: Path | None = None,
         pretrainer: Pretrainer | None = None,
         model: str = "tiny",
-        image_size: int | tuple[int, int] = 64,
+        image_size: int | tuple[int, ...] = 64,
         patch_size: int = 8,
         mask_ratio: MaskRatio = 0.75,
         guided_fraction: Share = 1.0,
@@ -98,8 +99,8 @@ class MaskingVectorEnv(VectorEnv):
     ) -> None:
         if num_envs < 1:
             raise InputError(f"num_envs is {num_envs}: a batch needs at least 1 image.")
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.image_size = size if pretrainer is None else pretrainer.autoencoder.image_size
+        own = None if pretrainer is None else pretrainer.autoencoder.image_size
+        self.image_size = own or image_size_of(image_size)
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
         self.data = open_images(data, data_root, self.image_size)
         channels = channels_of(self.data)
@@ -172,17 +173,16 @@ class MaskingVectorEnv(VectorEnv):
                 raise ResetNeeded("the episode is over, or none was begun: call reset() before step().")
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
-        info = self._mask_patches(actions)
+        info = self._mask_patches(actions.detach().cpu() if isinstance(actions, Tensor) else actions)
         ended = self._mask.complete
         observation, reward = self._observation(), np.zeros(self.num_envs)
         if ended:
+            self._needs_reset = True  # until the next batch is there
             update, last = self._update(), observation
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 # Before its outcome: while a GPU is at the update, the next images are loaded and sent to it.
                 self._next_batch()
                 observation = self._observation()
-            else:
-                self._needs_reset = True
             rows, reward = update.outcome()
             info |= rows
             if self.autoreset_mode == AutoresetMode.SAME_STEP:

@@ -90,7 +90,7 @@ class ProgressReward(LossReward):
     of Oudeyer, Kaplan and Hafner (2007), as a share: a difference of losses is largest, in either direction,
     where losses are. To both losses goes `floor` of the mean loss, so that what is next to nothing counts
     for little. The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
-    run of up to 2,000 updates; before, it is the untrained autoencoder. A slow average would not do: once the
+    run of up to 2,000 updates; before, it is the autoencoder as it was found. A slow average would not do: once the
     learning rate falls it is better than the autoencoder itself, and learning would cost. Takes two copies of
     the weights, and a forward pass of half of the images where the scores decided about any patch. The other
     images are not paid.
@@ -112,7 +112,7 @@ class ProgressReward(LossReward):
             )
         self.lag = min(100, max(1, pretrainer.num_steps // 20))
         self.earlier, self.next = Copy(pretrainer), Copy(pretrainer)
-        self.taken = 0
+        self.taken = pretrainer.updates
         """Updates before the newest copy."""
         self.num_paid = 0
         self.earlier_loss: Fetch | None = None

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
 from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.envs.observing import Observation
@@ -38,7 +39,9 @@ class MaskingEnv(gym.Env):
         return observation[0], _first(info)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.vector.step(np.asarray(action)[None])
+        observation, reward, terminated, truncated, info = self.vector.step(
+            action[None] if isinstance(action, Tensor) else np.asarray(action)[None]
+        )
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -13,7 +13,7 @@ from ahm_gym.envs import (
     MaskingEnv,
     MaskingVectorEnv,
 )
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, RunError
 from ahm_gym.patches import patchify
 from ahm_gym.pretraining import Pretrainer
 from ahm_gym.schedules import RisingMaskRatio
@@ -298,6 +298,38 @@ def test_the_single_environment_gives_one_image(images):
 def test_arguments_out_of_range_are_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("cls", [MaskingVectorEnv, MaskingEnv])
+def test_actions_may_be_tensors_that_carry_gradients(images, cls):
+    env = cls(data=images, image_size=32, **({"num_envs": 2} if cls is MaskingVectorEnv else {}))
+    env.reset(seed=0)
+    action = torch.zeros(env.action_space.shape, requires_grad=True)
+    assert "mask" in env.step(action)[-1]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode):
+    env = make(autoreset_mode=mode)
+    env.reset(seed=0)
+    weight = env.pretrainer.autoencoder.decoder_pred.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    with pytest.raises(RunError, match="the reconstruction loss is nan"):
+        env.step(scores(env))
+    with torch.no_grad():
+        weight.copy_(kept)
+    with pytest.raises(ResetNeeded):
+        env.step(scores(env))
+    env.reset()
+    env.step(scores(env))
+    assert env.pretrainer.updates == 1
+
+
+def test_three_numbers_are_no_image_size(images):
+    with pytest.raises(InputError, match="image size 32 32 32: give one number"):
+        MaskingVectorEnv(2, data=images, image_size=(32, 32, 32))
 
 
 def test_a_patch_size_that_does_not_divide_is_refused(images):

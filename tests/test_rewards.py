@@ -88,6 +88,18 @@ def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
     assert float(paid[34][rows][mask[rows]].mean()) > 0
 
 
+def test_progress_around_a_trained_autoencoder_begins_with_it(pretrainer):
+    images, mask, _, _ = draw()
+    for _ in range(12):
+        pretrainer.step(images, mask)
+    reward = build("progress", pretrainer)
+    reward.lag = 10
+    paid, losses = paid_for_progress(reward, pretrainer, 15)
+    floor = 0.05 * losses[14][mask].mean()
+    expected = ((losses[0] + floor) / (losses[14] + floor)).log()
+    assert torch.allclose(paid[14][:2][mask[:2]], expected[:2][mask[:2]], atol=1e-4)
+
+
 def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, monkeypatch):
     reward = build("progress", pretrainer)
     reward.lag = 1

@@ -335,7 +335,7 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"num_workers": 10_000}, "--num-workers 10000 is too many"),
         ({"data_workers": -1}, "--data-workers is -1"),
         ({"learning_rate": float("inf")}, "learning rate is inf"),
-        ({"image_size": (32, 32, 3)}, "--image-size 32 32 3"),
+        ({"image_size": (32, 32, 3)}, "image size 32 32 3"),
         ({"device": "tpu"}, "--device tpu"),
         ({"data": "nowhere.npz"}, "nowhere.npz"),
         ({"num_workers": 2, "policy": "random"}, "policy random takes 1"),
