@@ -19,6 +19,13 @@ from ahm_gym.reconstruction import Autoencoder, Reconstruction
 from ahm_gym.sharing import hand_over_gradients, held, read, share
 from ahm_gym.transfers import Fetch
 
+WEIGHT_DECAY = 0.05
+"""Of matrices only."""
+WARMUP = 0.05
+"""Share of the updates in which the learning rate rises."""
+MAX_GRAD_NORM = 1.0
+"""The gradient is scaled down to it."""
+
 
 @dataclass(frozen=True)
 class Unchecked:
@@ -37,9 +44,6 @@ class Pretrainer:
         autoencoder: the one to update.
         num_steps: length of the schedule in updates.
         learning_rate: at the end of the warm-up.
-        weight_decay: on matrices only.
-        warmup: share of the updates that warms up.
-        max_grad_norm: the gradient is scaled down to this norm.
         device: where the autoencoder lives; autocast to bfloat16 on a GPU, where its weights must stay the same
             tensors from then on, and its passes are recorded.
         frozen: never update the autoencoder; a step only reconstructs, and counts.
@@ -51,9 +55,6 @@ class Pretrainer:
         *,
         num_steps: int,
         learning_rate: float = 1e-3,
-        weight_decay: float = 0.05,
-        warmup: float = 0.05,
-        max_grad_norm: float = 1.0,
         device: torch.device | str = "cpu",
         frozen: bool = False,
     ) -> None:
@@ -65,16 +66,16 @@ class Pretrainer:
         self.autoencoder = autoencoder.to(self.device)
         self.num_steps = num_steps
         self.learning_rate = learning_rate
-        self.warmup = warmup
-        self.max_grad_norm = max_grad_norm
         self.frozen = frozen
-        groups = _decay_groups(self.autoencoder, weight_decay)
+        groups = _decay_groups(self.autoencoder)
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
         self._local: Autoencoder | None = None
         self._unchecked: Unchecked | None = None
         self._passes = Replay(self._forward_and_backward, records=autoencoder.records)
+        self._parameters = list(self.autoencoder.parameters())
+        """Of `model`; to find them in it anew would take an update some time."""
         self._gradients: list[Tensor | None] = []
         self.checks_late = self.device.type == "cuda"
         """Whether `step` leaves the check of its numbers to `check`: then it never waits for the GPU."""
@@ -160,6 +161,7 @@ class Pretrainer:
     def attach(self) -> Pretrainer:
         """Gives this process a snapshot of its own; called once in each worker process."""
         self._local = copy.deepcopy(self.autoencoder)
+        self._parameters = list(self._local.parameters())
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,9 +190,11 @@ class Pretrainer:
         return held(self._lock) if self._lock else nullcontext()
 
     def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
-        *result, norm = self._passes(images, *self.model.train().places(mask))
+        if not self.model.training:
+            self.model.train()
+        *result, norm = self._passes(images, *self.model.places(mask))
         result = Reconstruction(*result)
-        for parameter, gradient in zip(self.model.parameters(), self._gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # where a recording writes it, whoever has put another there
         self.check()  # the update before: its numbers have come while this one was prepared
         loss_and_norm = torch.stack((result.loss, norm))
@@ -205,19 +209,19 @@ class Pretrainer:
 
     def _forward_and_backward(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
         """Leaves clipped gradients; gives back the reconstruction and the norm of the gradient before."""
-        model = self.model
-        model.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         with self.autocast():
-            result = model.fill_in(images, *places)
+            result = self.model.fill_in(images, *places)
         result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
-        self._gradients = [parameter.grad for parameter in model.parameters()]
+        norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)
+        self._gradients = [parameter.grad for parameter in self._parameters]
         return *(value.detach() for value in result), norm
 
     def _apply(self) -> None:
         if self._local is not None:
             hand_over_gradients(self._local, self.autoencoder)
-        rate = self.learning_rate * cosine_schedule(self.updates, self.num_steps, self.warmup)
+        rate = self.learning_rate * cosine_schedule(self.updates, self.num_steps, WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -227,7 +231,13 @@ class Pretrainer:
         return self.autoencoder.autocast()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_local": None, "_unchecked": None, "_gradients": []}
+        parameters = list(self.autoencoder.parameters())
+        return self.__dict__ | {
+            "_local": None,
+            "_parameters": parameters,
+            "_unchecked": None,
+            "_gradients": [],
+        }
 
 
 def build_pretrainer(
@@ -255,10 +265,10 @@ def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
