@@ -21,7 +21,7 @@ class Spread:
 
     Masks that follow difficulty cluster, and far from everything visible an autoencoder can only guess. Cells
     keep its context: the scores decide which patches of a cell it sees. Random choices in the cells are the
-    uniform sampling of UM-MAE (Li et al., 2022).
+    uniform sampling of UM-MAE (Li et al., 2022), without its secondary masking.
     """
 
     cell: Int[Tensor, " L"]

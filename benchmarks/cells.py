@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import t
@@ -36,10 +35,6 @@ def last_metric(folder: Path, name: str) -> float:
     """The newest value of a metric in a run folder."""
     values = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     return [row[name] for row in values if name in row][-1]
-
-
-def result(folder: Path, key: str) -> Any:
-    return json.loads((folder / "results.json").read_text())[key]
 
 
 def interval(differences: list[float]) -> str:
