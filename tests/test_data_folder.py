@@ -118,9 +118,11 @@ def test_a_label_that_lies_in_another_way_is_refused(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_several_labels_of_one_image_are_refused(tmp_path: Path):
-    for name in ("a (1)", "a (1)_mask", "a (1)_mask_1"):
-        write(tmp_path / f"{name}.png", mask())
+@pytest.mark.parametrize("folder", [".", "masks"])
+def test_several_labels_of_one_image_are_refused(tmp_path: Path, folder: str):
+    write(tmp_path / "a (1).png")
+    for name in ("a (1)_mask", "a (1)_mask_1"):
+        write(tmp_path / folder / f"{name}.png", mask())
     with pytest.raises(
         InputError, match=r"a \(1\)_mask.png and a \(1\)_mask_1.png are labels of one image: merge"
     ):

@@ -156,7 +156,9 @@ def _read_nifti(path: Path) -> Pixels:
         array = array[..., 0]
     sizes = [abs(float(size)) for size in image.header.get_zooms()[:2]]
     spacing = (sizes[1], sizes[0]) if len(sizes) == 2 and min(sizes) > 0 else None
-    orientation = nibabel.orientations.aff2axcodes(image.affine)
+    codes = (int(image.header.get(f"{kind}form_code", 0)) for kind in "sq")  # both 0: the affine is a guess
+    axes = nibabel.orientations.aff2axcodes(image.affine) if any(codes) else (None,)
+    orientation = None if None in axes else axes
     return Pixels(np.rot90(array), is_volume=array.ndim > 2, spacing=spacing, orientation=orientation)
 
 

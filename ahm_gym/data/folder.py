@@ -85,11 +85,11 @@ def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:
         InputError: where it cannot be read, or says of itself that it lies in another way than the image.
     """
     label = read_pixels(path, is_label=True)
-    if label.orientation != image.orientation and None not in (label.orientation, image.orientation):
-        lies, expected = ("".join(pixels.orientation or ()) for pixels in (label, image))
+    if label.orientation and image.orientation and label.orientation != image.orientation:
+        lies, expected = "".join(label.orientation), "".join(image.orientation)
         raise InputError(
-            f"{path} has the orientation {lies} and its image {image_path} {expected}: expected the same; resample the "
-            "label onto the image with nearest neighbours."
+            f"{path} has the orientation {lies} and its image {image_path} {expected}: expected the same; copy the "
+            "image's affine to the label if their voxels fit already, else resample it with nearest neighbours."
         )
     return label.array
 
@@ -210,9 +210,15 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
     """
     ours = folder.resolve().name.lower() in map(str.lower, IMAGE_FOLDERS)
     inside, beside = (inner_folders(base, LABEL_FOLDERS) for base in (folder, folder.resolve().parent))
-    cases = {*images, *map(without_channel, images)}
+    cases = {*images, *(without_channel(stem) for stem in images if stem.endswith("_0000"))}
     for place in (*inside, *beside):
-        labels = {labelled_case(stem, cases): path for stem, path in by_stem(place).items()}
+        labels: dict[str, Path] = {}
+        for stem, path in by_stem(place).items():
+            first = labels.setdefault(labelled_case(stem, cases), path)
+            if first is not path:
+                raise InputError(
+                    f"{first} and {path.name} are labels of one image: merge them into one file."
+                )
         matched = {}
         for stem in images:
             case = next((name for name in (stem, without_channel(stem)) if name in labels), None)
