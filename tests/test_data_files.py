@@ -160,6 +160,15 @@ def test_nifti_may_be_flat_or_have_channels(tmp_path: Path, shape: tuple[int, ..
     assert pixels.array.shape == turned and pixels.is_volume == (len(shape) > 2)
 
 
+@pytest.mark.parametrize(("code", "orientation"), [(1, ("L", "A", "S")), (0, None)])
+def test_nifti_has_an_orientation_where_its_header_states_one(tmp_path: Path, code: int, orientation):
+    image = nibabel.Nifti1Image(numbers(np.uint8, 5, 6, 3), np.diag([-1.0, 1.0, 1.0, 1.0]))
+    image.set_sform(image.affine, code)
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_pixels(tmp_path / "a.nii").orientation == orientation
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 def test_dicom_keeps_its_depth_spacing_and_patient(tmp_path: Path, dtype: type):
     array = numbers(dtype, 7, 9)

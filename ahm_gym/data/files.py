@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import nibabel
@@ -90,7 +91,7 @@ def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
 
 
 def _read_picture(path: Path) -> Pixels:
-    # A photograph may say which side is up; only the second of these ways to keep its channels heeds it.
+    # A photograph may say which side is up, which IMREAD_UNCHANGED would pass over.
     flags = cv2.IMREAD_ANYCOLOR if suffix_of(path) in JPEG else cv2.IMREAD_UNCHANGED
     with _silent_opencv():
         picture = cv2.imdecode(np.fromfile(path, np.uint8), flags)
@@ -156,10 +157,18 @@ def _read_nifti(path: Path) -> Pixels:
         array = array[..., 0]
     sizes = [abs(float(size)) for size in image.header.get_zooms()[:2]]
     spacing = (sizes[1], sizes[0]) if len(sizes) == 2 and min(sizes) > 0 else None
-    codes = (int(image.header.get(f"{kind}form_code", 0)) for kind in "sq")  # both 0: the affine is a guess
-    axes = nibabel.orientations.aff2axcodes(image.affine) if any(codes) else (None,)
-    orientation = None if None in axes else axes
-    return Pixels(np.rot90(array), is_volume=array.ndim > 2, spacing=spacing, orientation=orientation)
+    return Pixels(
+        np.rot90(array), is_volume=array.ndim > 2, spacing=spacing, orientation=_stated_orientation(image)
+    )
+
+
+def _stated_orientation(image: SpatialImage) -> tuple[str, ...] | None:
+    """None where the header has neither of its two affines, so that nibabel's is a guess, or one without all axes."""
+    header: Any = image.header
+    if not (header.get("sform_code", 0) or header.get("qform_code", 0)):
+        return None
+    axes = nibabel.orientations.aff2axcodes(image.affine)
+    return None if None in axes else axes
 
 
 def _read_dicom(path: Path) -> Pixels:
