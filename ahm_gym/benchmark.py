@@ -153,14 +153,12 @@ def open_all(config: BenchmarkConfig) -> Datasets:
         name = file_name(dataset.name)
         if name in datasets:
             raise InputError(f"--data has two sets that are called {name}: rename one of them.")
-        for split in ("val", "test") if "probe" in config.tasks else ("test",):
-            if not dataset.indices(split, labelled=True):
-                needs = (
-                    "a benchmark needs: add"
-                    if split == "test"
-                    else "the probe needs: choose other --tasks, or add"
-                )
-                raise InputError(f"{name} has no labelled {split} images, which {needs} some.")
+        if "probe" in config.tasks and not dataset.indices("val", labelled=True):
+            raise InputError(
+                f"{name} has no labelled val images, which the probe needs: choose other --tasks, or add some."
+            )
+        if not dataset.indices("test", labelled=True):
+            raise InputError(f"{name} has no labelled test images, which a benchmark needs: add some.")
         datasets[name] = spec, dataset
     return datasets
 

@@ -72,9 +72,7 @@ def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> l
     def known(values: list[Value]) -> list[Value]:
         return [value if index in present else None for index, value in enumerate(values, start=1)]
 
-    return [
-        replace(case, dice=known(case.dice), iou=known(case.iou), hd95=known(case.hd95)) for case in cases
-    ]
+    return [replace(case, **{metric: known(getattr(case, metric)) for metric in METRICS}) for case in cases]
 
 
 def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:

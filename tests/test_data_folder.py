@@ -87,6 +87,14 @@ def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, end
     assert samples == {"p1_1": False, "p2_1": False, "p3_1": False, "p4_1": True}
 
 
+def test_numbered_labels_of_numbered_images_are_not_taken_for_one_image(tmp_path: Path):
+    for number in (1, 2):
+        write(tmp_path / "images" / f"img_{number:04d}.png")
+        write(tmp_path / "masks" / f"img_mask_{number:04d}.png", mask())
+    with pytest.raises(InputError, match=r"img_mask_0001\.png is a label without image"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
 def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
     write(tmp_path / "Images" / "a.png")
     write(tmp_path / "Images" / "b.png")
