@@ -75,7 +75,7 @@ def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
     assert open_data(str(tmp_path), image_size=SIZE, need_labels=True).num_classes == 2
 
 
-@pytest.mark.parametrize("ending", ["_mask", "_segmentation", "_label", "_seg"])
+@pytest.mark.parametrize("ending", ["_mask", "_segmentation", "_label", "_seg", "_gt"])
 @pytest.mark.parametrize("folder", ["images", "masks"])
 def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, ending: str):
     for name in ("p1_1", "p2_1", "p3_1"):
@@ -87,12 +87,52 @@ def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, end
     assert samples == {"p1_1": False, "p2_1": False, "p3_1": False, "p4_1": True}
 
 
-def test_numbered_labels_of_numbered_images_are_not_taken_for_one_image(tmp_path: Path):
-    for number in (1, 2):
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_numbered_labels_are_those_of_numbered_images(tmp_path: Path, folder: str):
+    for number in (0, 1, 2):
+        label = np.zeros((12, 10), np.uint8)
+        label[number] = 1
         write(tmp_path / "images" / f"img_{number:04d}.png")
-        write(tmp_path / "masks" / f"img_mask_{number:04d}.png", mask())
-    with pytest.raises(InputError, match=r"img_mask_0001\.png is a label without image"):
+        write(tmp_path / folder / f"img_mask_{number:04d}.png", label)
+    dataset = open_data(str(tmp_path), image_size=SIZE, native_resolution=True)
+    rows = {dataset.sample(i).id: label_of(dataset, i)[:, 0].argmax().item() for i in range(len(dataset))}
+    assert rows == {"img_0000": 0, "img_0001": 1, "img_0002": 2}
+
+
+def test_numbered_names_without_another_image_are_images(tmp_path: Path):
+    for number in (1, 2):
+        write(tmp_path / f"liver_seg_{number:03d}.png")
+    assert len(open_data(str(tmp_path), image_size=SIZE)) == 2
+
+
+def test_labels_lie_beside_the_channels_of_nnunet(tmp_path: Path):
+    for case in ("a", "b", "c"):
+        write(tmp_path / f"{case}_0000.png")
+        write(tmp_path / f"{case}_seg.png", mask())
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert {dataset.sample(index).id for index in range(len(dataset))} == {"a_0000", "b_0000", "c_0000"}
+
+
+def test_labels_in_two_places_are_refused(tmp_path: Path):
+    for name in ("images/a", "images/a_mask", "images/b", "labels/b"):
+        write(tmp_path / f"{name}.png", mask())
+    with pytest.raises(
+        InputError, match=r"a_mask\.png is a label, .* and so is .*labels/b\.png: expected labels in one"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_a_parent_that_may_not_be_listed_has_no_labels(tmp_path: Path, monkeypatch):
+    write(tmp_path / "scans" / "a.png")
+    listed = Path.iterdir
+
+    def forbid(path: Path):
+        if path == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", forbid)
+    assert len(open_data(str(tmp_path / "scans"), image_size=SIZE)) == 1
 
 
 def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
@@ -218,7 +258,9 @@ def test_a_label_without_image_is_refused_with_its_file(tmp_path: Path):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "labels" / "a.png", mask())
     write(tmp_path / "labels" / "b.png", mask())
-    with pytest.raises(InputError, match=r"labels/b\.png is a label without image: expected b with"):
+    with pytest.raises(
+        InputError, match=r"labels/b\.png is a label without image: expected an image called b in"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
 
 

@@ -103,6 +103,8 @@ def test_the_blurred_borders_of_a_mask_become_sharp():
     sharp = scaling.sharpen_mask(label, "a.jpg")
     assert sharp.dtype == np.uint8 and (sharp == np.where(np.arange(30) > 10, 255, 0)).all()
     assert (scaling.sharpen_mask(label * 0, "a.jpg") == 0).all()
+    label[:, :6] = 128  # as wide at the rim as in the middle
+    assert (scaling.sharpen_mask(label, "a.jpg")[:, :6] == 255).all()
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 128, 255), (0, 1, 2, 3)])

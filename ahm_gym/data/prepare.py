@@ -182,7 +182,10 @@ class _Table:
         if told is not None:
             print(f"note: {name}: {told}; a split.csv (name,split) says otherwise.", file=sys.stderr)
         if shared := tell_shared_patients(splits, self.patients):
-            print(f"note: {name}: {shared}; scores on test are too good then.", file=sys.stderr)
+            print(
+                f"note: {name}: {shared}; scores on patients who are in train, too, are too good.",
+                file=sys.stderr,
+            )
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")

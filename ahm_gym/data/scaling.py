@@ -57,7 +57,7 @@ def refuse_slices_first(shape: tuple[int, ...], origin: str) -> None:
     if len(shape) == 3 and shape[0] != shape[1] == shape[2] > MAX_ARRAY_CHANNELS:
         raise InputError(
             f"{origin} has the shape {shape}, slices first as it seems: expected rows, columns, slices; move the "
-            "slices to the last axis with numpy.moveaxis(volume, 0, -1)."
+            "slices to the last axis with numpy.moveaxis(volume, 0, -1), or save it as NIfTI if they are last."
         )
 
 
@@ -95,7 +95,8 @@ def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
         InputError: where it has areas of grey: JPEG does not keep class indices.
     """
     grey = (label > FOREGROUND // 4) & (label < FOREGROUND - FOREGROUND // 4)
-    wide = cv2.erode(grey.astype(np.uint8), np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)).any()
+    window = np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)
+    wide = cv2.erode(grey.astype(np.uint8), window, borderType=cv2.BORDER_CONSTANT, borderValue=0).any()
     if wide or 0 < label.max() <= FOREGROUND // 2:
         raise InputError(
             f"{origin} is a label in JPEG, which changes class indices: expected black and white only; save it as PNG."

@@ -1,0 +1,71 @@
+"""What a folder holds: its images, and the folders in it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ahm_gym.data.files import READERS, stem_of, suffix_of
+from ahm_gym.errors import InputError
+
+IMAGE_FOLDERS = ("images", "imagesTr")
+SPLIT_TABLE = "split.csv"
+
+
+def find_images(folder: Path) -> Path:
+    """The folder that holds the images: the given one, its `images` or its `imagesTr`.
+
+    Raises:
+        InputError: where there are none, or more than one holds some.
+    """
+    candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
+    if len(candidates) > 1:
+        raise InputError(
+            f"{candidates[0]} holds images, and so does {candidates[1]}: expected them in one place; give the "
+            "folder that is meant, or remove the others."
+        )
+    if candidates:
+        return candidates[0]
+    nested = sorted(path.name for path in folder.iterdir() if path.is_dir() and by_stem(path))
+    hint = f"give one of its folders: {', '.join(nested[:5])}" if nested else "give another folder"
+    raise InputError(
+        f"{folder} holds no images, nor does its folder {' or '.join(IMAGE_FOLDERS)}: expected files ending "
+        f"in {', '.join(READERS)}; {hint}."
+    )
+
+
+def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder that are called so, in upper or lower case, in the order of the names."""
+    order = [name.lower() for name in names]
+    # The names first: to ask what each of 100,000 images is would take a network drive its time.
+    inside = (path for path in folder.iterdir() if path.name.lower() in order and path.is_dir())
+    return sorted(inside, key=lambda path: (order.index(path.name.lower()), path))
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The readable files of a folder by their name without suffix, numbers in numeric order.
+
+    Raises:
+        InputError: where two files differ only in their suffix.
+    """
+    files: dict[str, Path] = {}
+    readable = (path for path in folder.iterdir() if suffix_of(path) in READERS and path.name[0] != ".")
+    for path in sorted(readable, key=lambda path: _natural(path.name)):
+        other = files.setdefault(stem_of(path), path)
+        if other is not path:
+            raise InputError(f"{other} and {path.name} have the same name: keep one of them.")
+    return files
+
+
+def unreadable_kinds(folder: Path) -> dict[str, int]:
+    """How many files of every kind that is not read are in a folder of images, by suffix."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
+    return {suffix: counts[suffix] for suffix in sorted(counts) if suffix not in READERS}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts `img_2` before `img_10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
