@@ -115,8 +115,7 @@ class MaskingVectorEnv(VectorEnv):
         self.num_masked = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)
         self._least_masked = least_masked_count(mask_ratio, self.num_patches)
         check_count("masking_steps", masking_steps, self._least_masked)
-        self.guided_fraction = guided_fraction
-        self.spread_fraction = spread_fraction
+        self.guided_fraction, self.spread_fraction = guided_fraction, spread_fraction
         self.num_envs = num_envs
         self.render_mode = checked_render_mode(render_mode)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -136,7 +135,7 @@ class MaskingVectorEnv(VectorEnv):
         self._masking_steps, self._tensors = masking_steps, tensors
         self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None
-        self._needs_reset, self._restored = True, False
+        self._needs_reset, self._restored, self._sound = True, False, False
 
     @torch.inference_mode(False)
     def reset(
@@ -152,7 +151,7 @@ class MaskingVectorEnv(VectorEnv):
             check_seed(seed)
         super().reset(seed=seed, options=options)
         check_reset_mask(options)
-        going_on, self._restored = self._restored and seed is None, False
+        going_on, self._restored, self._sound = self._restored and seed is None, False, True
         if going_on:
             return self._observation(), {}
         if seed is not None or not self._batches.opened:
@@ -168,22 +167,23 @@ class MaskingVectorEnv(VectorEnv):
             InputError: for actions of another shape, or a NaN in them.
             RunError: where the loss is not finite.
         """
-        if self._needs_reset:
-            if self.autoreset_mode != AutoresetMode.NEXT_STEP or not self._batches.opened:
-                raise ResetNeeded("the episode is over, or none was begun: call reset() before step().")
+        if self._needs_reset or not self._sound:
+            if self.autoreset_mode != AutoresetMode.NEXT_STEP or not self._sound:
+                raise ResetNeeded("no episode is going on, or its update failed: call reset() before step().")
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
         info = self._mask_patches(actions.detach().cpu() if isinstance(actions, Tensor) else actions)
         ended = self._mask.complete
         observation, reward = self._observation(), np.zeros(self.num_envs)
         if ended:
-            self._needs_reset = True  # until the next batch is there
+            self._needs_reset, self._sound = True, False  # until the next batch is there, and the outcome is
             update, last = self._update(), observation
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 # Before its outcome: while a GPU is at the update, the next images are loaded and sent to it.
                 self._next_batch()
                 observation = self._observation()
             rows, reward = update.outcome()
+            self._sound = True
             info |= rows
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 info |= {"final_obs": last, "final_info": dict(info)}
@@ -231,7 +231,7 @@ class MaskingVectorEnv(VectorEnv):
         self._next_batch()
         self.generator.set_state(state["generator"])
         self.reward.load_state_dict(state["reward"])
-        self._restored = True
+        self._restored = self._sound = True
 
     def close_extras(self, **kwargs: Any) -> None:
         if hasattr(self, "_batches"):  # Gymnasium 1.2 also closes what could not be built

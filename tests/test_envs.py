@@ -308,9 +308,11 @@ def test_actions_may_be_tensors_that_carry_gradients(images, cls):
     assert "mask" in env.step(action)[-1]
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
-def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode):
+@pytest.mark.parametrize("checks_late", [False, True])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode, checks_late):
     env = make(autoreset_mode=mode)
+    env.pretrainer.checks_late = checks_late  # as on a GPU
     env.reset(seed=0)
     weight = env.pretrainer.autoencoder.decoder_pred.weight
     kept = weight.detach().clone()
