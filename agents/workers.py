@@ -65,6 +65,7 @@ def run_workers(
             process.join()
             Path(error_file).unlink(missing_ok=True)
         reader.close()
+        agent.lock = None
 
 
 class Claims:

@@ -1,5 +1,6 @@
 """Several workers: what they learn together, and what is left of them however a run ends."""
 
+import copy
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
     assert len(metrics) == int(agent.writes) == 400
     assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
     assert all(m["agent/staleness"] >= 0 for m in metrics)
+    copy.deepcopy(agent)
 
 
 class Pausing:
