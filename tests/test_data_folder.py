@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.errors import InputError
 
@@ -99,10 +100,67 @@ def test_numbered_labels_are_those_of_numbered_images(tmp_path: Path, folder: st
     assert rows == {"img_0000": 0, "img_0001": 1, "img_0002": 2}
 
 
-def test_numbered_names_without_another_image_are_images(tmp_path: Path):
+def test_numbered_names_without_another_image_are_images(tmp_path: Path, capsys):
     for number in (1, 2):
         write(tmp_path / f"liver_seg_{number:03d}.png")
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 2
+    assert "all names are those of labels, and are taken for images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+@pytest.mark.parametrize(
+    ("images", "labels", "alone"),
+    [
+        ("img_0000 img_0001", "img_mask_0000 img_mask_0001 img_mask_0002", "img_mask_0002"),
+        ("img_0000 img_0001 img_0003", "img_mask_0001 img_mask_0002", "img_mask_0002"),
+        ("img_1 img_2", "img_mask_01 img_mask_02", "img_mask_01"),
+        ("a a_1", "a_mask_1 a_mask_2", "a_mask_2"),
+        ("p1", "p1_seg p1_seg_gt", "p1_seg_gt"),
+        ("img_0001", "mask_0001", "mask_0001"),
+        ("x-t1 x-t2", "x-seg", "x-seg"),
+    ],
+)
+def test_a_label_that_no_image_is_named_after_is_refused(tmp_path: Path, folder, images, labels, alone):
+    for name in images.split():
+        write(tmp_path / "images" / f"{name}.png")
+    for name in labels.split():
+        write(tmp_path / folder / f"{name}.png", mask())
+    with pytest.raises(InputError, match=rf"/{alone}\.png is a label without image"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+@pytest.mark.parametrize("images", ["p7 p7_2018 p7_2019", "p7_0000 p7_2019 p7"])
+@pytest.mark.parametrize(("folder", "label"), [("images", "p7_mask"), ("masks", "p7")])
+def test_a_year_is_no_channel(tmp_path: Path, images: str, folder: str, label: str):
+    for name in images.split():
+        write(tmp_path / "images" / f"{name}.png")
+    write(tmp_path / folder / f"{label}.png", mask())
+    source = FolderSource(tmp_path)
+    assert set(source.labels) == {"p7"} and not source.channels_named
+
+
+def test_the_labels_given_in_place_of_the_images_are_refused(tmp_path: Path, monkeypatch):
+    write(tmp_path / "images" / "a.png")
+    write(tmp_path / "Masks" / "a.png", mask())
+    monkeypatch.chdir(tmp_path / "Masks")
+    for folder in (tmp_path / "Masks", Path()):
+        with pytest.raises(InputError, match=r"holds labels, as its name says: expected images; give .*"):
+            FolderSource(folder)
+
+
+def test_where_labels_come_from_is_told(tmp_path: Path, capsys):
+    write(tmp_path / "images" / "a.png")
+    write(tmp_path / "images" / "b.png")
+    write(tmp_path / "masks" / "a.png", mask())
+    open_data(str(tmp_path), image_size=SIZE)
+    assert f"1 of 2 images have a label, from {tmp_path / 'masks'}." in capsys.readouterr().err
+
+
+def test_the_name_of_the_folder_counts_however_it_is_given(tmp_path: Path, monkeypatch):
+    for frame in (1, 2):
+        write(tmp_path / "imagesTs" / f"c1_{frame}_0000.png")
+    monkeypatch.chdir(tmp_path / "imagesTs")
+    assert [record.patient for record in FolderSource(Path()).records()] == ["c1", "c1"]
 
 
 def test_labels_lie_beside_the_channels_of_nnunet(tmp_path: Path):
@@ -113,11 +171,12 @@ def test_labels_lie_beside_the_channels_of_nnunet(tmp_path: Path):
     assert {dataset.sample(index).id for index in range(len(dataset))} == {"a_0000", "b_0000", "c_0000"}
 
 
-def test_labels_in_two_places_are_refused(tmp_path: Path):
-    for name in ("images/a", "images/a_mask", "images/b", "labels/b"):
+@pytest.mark.parametrize("first", ["images/a_mask", "labels/a"])
+def test_labels_in_two_places_are_refused(tmp_path: Path, first: str):
+    for name in ("images/a", "images/b", first, "masks/b"):
         write(tmp_path / f"{name}.png", mask())
     with pytest.raises(
-        InputError, match=r"a_mask\.png is a label, .* and so is .*labels/b\.png: expected labels in one"
+        InputError, match=rf"{first}\.png is a label, .* and so is .*masks/b\.png: expected labels in one"
     ):
         open_data(str(tmp_path), image_size=SIZE)
 

@@ -1,4 +1,4 @@
-"""A folder of images, with labels of the same names in a folder beside it."""
+"""A folder of images, with labels among them or in a folder of their own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
-from ahm_gym.data.labels import find_labels, without_channel
+from ahm_gym.data.labels import find_labels, is_like_label, without_channel
 from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, unreadable_kinds
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
-NNUNET_FOLDERS = ("imagestr", "imagests")
+NNUNET_FOLDERS = ("imagesTr", "imagesTs")
 
 
 class FolderSource:
@@ -24,10 +24,10 @@ class FolderSource:
 
     Labels lie under the same names (the suffix may differ) in a folder `labels`, `labelsTr`, `masks`,
     `label` or `mask`, inside the folder of the images or beside it, or among the images. The name of a label may
-    end in `_mask`, `_segmentation`, `_label`, `_seg` or `_gt`, with the number of its image after it or before;
-    among the images it must. nnU-Net's `case_0000` goes with the label `case`. The splits come from `split.csv` in
-    the folder of the images or the one around it, else from the patients: DICOM's PatientID, or the part of the
-    case's name before its last underscore.
+    end in `_mask`, `_segmentation`, `_label`, `_seg`, `_gt`, `_groundtruth` or `_annotation`, with the number of its
+    image after it or before; among the images it must. nnU-Net's `case_0000` goes with the label `case`. The splits
+    come from `split.csv` in the folder of the images or the one around it, else from the patients: DICOM's
+    PatientID, or the part of the case's name before its last underscore.
     Volumes become slices along the last axis; constant slices are left out.
     """
 
@@ -37,8 +37,9 @@ class FolderSource:
         self.images, self.labels = find_labels(by_stem(self.folder), self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
         self.table = next((SplitTable(path) for path in places if path.is_file()), None)
-        named = any(case != stem for stem, (case, _) in self.labels.items())
-        self.channels_named = named or self.folder.name.lower() in NNUNET_FOLDERS
+        name = self.folder.resolve().name.lower()
+        named = any(case == without_channel(stem) != stem for stem, (case, _) in self.labels.items())
+        self.channels_named = named or name in map(str.lower, NNUNET_FOLDERS)
         pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
         self.num_images = len(self.images) if pictures_only else None
 
@@ -49,9 +50,8 @@ class FolderSource:
         return [fingerprint_of(path) for path in paths]
 
     def records(self) -> Iterator[Record]:
-        if others := unreadable_kinds(self.folder):
-            listed = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in others.items())
-            print(f"note: {self.name}: files of other kinds are left out: {listed}.", file=sys.stderr)
+        for told in self._notes():
+            print(f"note: {self.name}: {told}.", file=sys.stderr)
         for stem, path in self.images.items():
             pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
@@ -71,6 +71,16 @@ class FolderSource:
                 yield from slices(dataclasses.replace(record, volume=case))
             else:
                 yield record
+
+    def _notes(self) -> Iterator[str]:
+        if others := unreadable_kinds(self.folder):
+            listed = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in others.items())
+            yield f"files of other kinds are left out: {listed}"
+        if self.labels:
+            _, first = next(iter(self.labels.values()))
+            yield f"{len(self.labels)} of {len(self.images)} images have a label, from {first.parent}"
+        if all(map(is_like_label, self.images)):
+            yield "all names are those of labels, and are taken for images"
 
 
 def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:

@@ -6,57 +6,93 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ahm_gym.data.listing import IMAGE_FOLDERS, by_stem, inner_folders
+from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders
 from ahm_gym.errors import InputError
 
-LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
-LABEL_NAME = re.compile(r"(.+)_(?:mask|segmentation|label|seg|gt)((?:_\d+)?)", re.IGNORECASE)
+ENDINGS = "masks?|segmentation|labels?|seg|gt|groundtruth|annotation|anno"
+LABEL_NAME = re.compile(rf"(.+)[-_ ](?:{ENDINGS})((?:[-_ ]\d+)?)", re.IGNORECASE)
 """The name of an image and an ending; with a number where it has several, or is numbered itself."""
+NUMBERED_LABEL = re.compile(rf"(?:{ENDINGS})[-_ ]?\d+", re.IGNORECASE)
+"""A name that only says which label it is."""
+NUMBER = re.compile(r"[-_ ]\d+$")
+
+Labels = dict[str, tuple[str, Path]]
+"""The case and the label file of every labelled image, by the image's stem."""
 
 
-def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, tuple[str, Path]]]:
-    """The images among the files of a folder, and the case and the label file of the labelled ones, by stem.
+class Cases:
+    """What the labels of these images may be named after."""
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self.images = set(images)
+        self.with_channels = {
+            without_channel(stem) for stem in self.images if stem.endswith("_0000")
+        } - self.images
+        """Cases of nnU-Net, whose images end in the number of a channel."""
+        self.numbered = {NUMBER.sub("", stem) for stem in self.images if NUMBER.search(stem)}
+
+    def of_label(self, stem: str) -> str | None:
+        """The case of a label: `a` of `a` and `a_mask`; `a_1` of `a_mask_1`, or `a` where it has no number."""
+        if stem in self.images or stem in self.with_channels:
+            return stem
+        match = LABEL_NAME.fullmatch(stem)
+        if match is None:
+            return None
+        name, number = match.groups()
+        if name + number in self.images or (not number and name in self.with_channels):
+            return name + number
+        return name if name in self.images and name not in self.numbered else None
+
+    def of_image(self, stem: str, labels: dict[str, Path]) -> str | None:
+        """The case of an image among those that have labels."""
+        case = without_channel(stem)
+        return stem if stem in labels else case if case in labels and case in self.with_channels else None
+
+
+def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], Labels]:
+    """The images among the files of a folder, and their labels.
 
     Raises:
         InputError: where an image has several labels, a label has no image, or labels lie in two places.
     """
-    images, among = set_labels_apart(files)
-    apart = match_labels(images, folder)
-    if among and apart:
-        (_, first), (_, second) = next(iter(among.values())), next(iter(apart.values()))
+    images, among = split_among(files)
+    places = [among, *labels_apart(images, folder)]
+    found = [labels for labels in places if labels]
+    if len(found) > 1:
+        (_, first), (_, second) = (next(iter(labels.values())) for labels in found[:2])
         raise InputError(
-            f"{first} is a label, as its name says, and so is {second}: expected labels in one place; rename "
-            "the first if it is an image, or move it to the others."
+            f"{first} is a label, as its name or folder says, and so is {second}: expected labels in one place; rename "
+            "or move those that are not meant."
         )
-    return images, among or apart
+    return images, found[0] if found else {}
 
 
-def set_labels_apart(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, tuple[str, Path]]]:
+def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
     """The images of a folder, and the labels among them: `a_mask` is that of `a`.
+
+    Where all names are those of numbered labels, such as `liver_seg_001`, they are images.
 
     Raises:
         InputError: where an image has several labels, or a label has no image.
     """
-    cases = cases_of(files)
-    images: dict[str, Path] = {}
+    images = {stem: path for stem, path in files.items() if not is_like_label(stem)}
+    if not images and all(NUMBER.search(stem) for stem in files):
+        return files, {}
+    cases = Cases(images)
     labels: dict[str, Path] = {}
-    for stem, path in files.items():
-        match = LABEL_NAME.fullmatch(stem)
-        case = labelled_case(stem, cases)
-        if case is not None:
-            add_label(labels, case, path)
-        elif match and not match[2]:
+    for stem in (stem for stem in files if stem not in images):
+        case = cases.of_label(stem)
+        if case is None:
             raise InputError(
-                f"{path} is a label without image, as its name says: expected {match[1]} beside it; rename it or "
-                "remove it."
+                f"{files[stem]} is a label without image, as its name says: expected {label_of(stem)} beside it; "
+                "rename it or remove it."
             )
-        else:
-            images[stem] = path
-    return images, by_image(images, labels)
+        add_label(labels, case, files[stem])
+    return images, by_image(cases, images, labels)
 
 
-def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, Path]]:
-    """The labels in a folder of their own, inside the folder of the images or beside it.
+def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
+    """The labels in folders of their own, inside the folder of the images or beside it.
 
     One beside a folder that is not called `images` belongs to it only where some name matches.
 
@@ -65,36 +101,41 @@ def match_labels(images: dict[str, Path], folder: Path) -> dict[str, tuple[str, 
     """
     ours = folder.resolve().name.lower() in map(str.lower, IMAGE_FOLDERS)
     inside = inner_folders(folder, LABEL_FOLDERS)
-    cases = cases_of(images)
+    cases = Cases(images)
+    found = []
     for place in (*inside, *folders_beside(folder)):
         labels: dict[str, Path] = {}
         for stem, path in by_stem(place).items():
-            case = stem if stem in cases else labelled_case(stem, cases)
-            add_label(labels, case or stem, path)
-        matched = by_image(images, labels)
+            add_label(labels, cases.of_label(stem) or stem, path)
+        matched = by_image(cases, images, labels)
         alone = set(labels) - {case for case, _ in matched.values()}
         if alone and (matched or ours or place in inside):
-            first = labels[min(alone)]
+            first = min(alone)
             raise InputError(
-                f"{first} is a label without image: expected an image called {min(alone)} in {folder}; add the "
-                "image or remove the label."
+                f"{labels[first]} is a label without image: expected an image called {label_of(first)} in {folder}; "
+                "add the image or remove the label."
             )
-        if matched:
-            return matched
-    return {}
+        found.append(matched)
+    return found
 
 
 def folders_beside(folder: Path) -> list[Path]:
     """The folders of labels beside a folder; none where the one around it may not be listed."""
+    itself = folder.resolve()
     try:
-        return inner_folders(folder.resolve().parent, LABEL_FOLDERS)
+        return [path for path in inner_folders(itself.parent, LABEL_FOLDERS) if path != itself]
     except PermissionError:
         return []
 
 
-def cases_of(stems: Iterable[str]) -> set[str]:
-    """What a label may be named after: images, and the cases of nnU-Net's first channels."""
-    return {*stems, *(without_channel(stem) for stem in stems if stem.endswith("_0000"))}
+def is_like_label(stem: str) -> bool:
+    return bool(LABEL_NAME.fullmatch(stem) or NUMBERED_LABEL.fullmatch(stem))
+
+
+def label_of(stem: str) -> str:
+    """The name of the image that a label says it is of."""
+    match = LABEL_NAME.fullmatch(stem)
+    return match[1] + match[2] if match else stem
 
 
 def without_channel(stem: str) -> str:
@@ -102,21 +143,10 @@ def without_channel(stem: str) -> str:
     return re.sub(r"_\d{4}$", "", stem)
 
 
-def labelled_case(stem: str, cases: set[str]) -> str | None:
-    """The case that a name with the ending of a label is made of: `a` of `a_mask`, `a_1` or `a` of `a_mask_1`."""
-    match = LABEL_NAME.fullmatch(stem)
-    names = (match[1] + match[2], match[1]) if match else ()
-    return next((name for name in names if name in cases), None)
-
-
-def by_image(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, tuple[str, Path]]:
-    """The case and the label of every labelled image, by the image's stem, from the labels by case."""
-    found = {}
-    for stem in images:
-        case = next((name for name in (stem, without_channel(stem)) if name in labels), None)
-        if case is not None:
-            found[stem] = (case, labels[case])
-    return found
+def by_image(cases: Cases, images: dict[str, Path], labels: dict[str, Path]) -> Labels:
+    """The labels by image from the labels by case."""
+    found = {stem: cases.of_image(stem, labels) for stem in images}
+    return {stem: (case, labels[case]) for stem, case in found.items() if case is not None}
 
 
 def add_label(labels: dict[str, Path], case: str, path: Path) -> None:

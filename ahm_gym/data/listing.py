@@ -11,6 +11,7 @@ from ahm_gym.data.files import READERS, stem_of, suffix_of
 from ahm_gym.errors import InputError
 
 IMAGE_FOLDERS = ("images", "imagesTr")
+LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
 SPLIT_TABLE = "split.csv"
 
 
@@ -18,8 +19,11 @@ def find_images(folder: Path) -> Path:
     """The folder that holds the images: the given one, its `images` or its `imagesTr`.
 
     Raises:
-        InputError: where there are none, or more than one holds some.
+        InputError: where there are none, or more than one holds some, or the folder is one of labels.
     """
+    itself = folder.resolve()
+    if itself.name.lower() in map(str.lower, LABEL_FOLDERS) and inner_folders(itself.parent, IMAGE_FOLDERS):
+        raise InputError(f"{folder} holds labels, as its name says: expected images; give {itself.parent}.")
     candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
     if len(candidates) > 1:
         raise InputError(
