@@ -151,12 +151,12 @@ class MaskingVectorEnv(VectorEnv):
             check_seed(seed)
         super().reset(seed=seed, options=options)
         check_reset_mask(options)
-        going_on, self._restored, self._sound = self._restored and seed is None, False, True
-        if going_on:
-            return self._observation(), {}
+        going_on, self._restored, self._sound = self._restored and seed is None, False, False
         if seed is not None or not self._batches.opened:
             self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
-        self._next_batch()
+        if not going_on:
+            self._next_batch()
+        self._sound = True
         return self._observation(), {}
 
     @torch.inference_mode(False)
@@ -183,8 +183,7 @@ class MaskingVectorEnv(VectorEnv):
                 self._next_batch()
                 observation = self._observation()
             rows, reward = update.outcome()
-            self._sound = True
-            info |= rows
+            info, self._sound = info | rows, True
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 info |= {"final_obs": last, "final_info": dict(info)}
         present = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
@@ -227,6 +226,7 @@ class MaskingVectorEnv(VectorEnv):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, with the batch that was current then."""
+        self._restored = self._sound = False
         self._batches.load_state_dict(state)
         self._next_batch()
         self.generator.set_state(state["generator"])

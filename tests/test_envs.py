@@ -329,6 +329,20 @@ def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode, checks_lat
     assert env.pretrainer.updates == 1
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_after_a_reset_that_failed_another_is_asked_for(make, mode, monkeypatch):
+    env = make(autoreset_mode=mode, masking_steps=2)
+    env.reset(seed=0)
+    env.step(scores(env))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(env._batches, "next", lambda: 1 / 0)
+        env.reset()
+    with pytest.raises(ResetNeeded):
+        env.step(scores(env))
+    env.reset()
+    env.step(scores(env))
+
+
 def test_three_numbers_are_no_image_size(images):
     with pytest.raises(InputError, match="image size 32 32 32: give one number"):
         MaskingVectorEnv(2, data=images, image_size=(32, 32, 32))
