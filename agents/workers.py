@@ -41,21 +41,31 @@ def run_workers(
         RunError: with the worker's traceback where one raises, with its exit code where one dies.
     """
     context = multiprocessing.get_context("spawn")
-    agent.share_memory(context.Lock())
-    claims = Claims(context, num_steps, callback)
-    stop = context.Event()
     reader, writer = context.Pipe(duplex=False)
-    arguments = (agent, make_env, seed, claims, stop, writer, context.Lock(), os.getpid())
-    with _ignored_by_children():
-        workers = multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-            _work, arguments, nprocs=agent.num_workers, join=False, daemon=False
-        )
-    writer.close()
+    agent.share_memory(context.Lock())
+    try:
+        claims, stop = Claims(context, num_steps, callback), context.Event()
+        arguments = (agent, make_env, seed, claims, stop, writer, context.Lock(), os.getpid())
+        with _ignored_by_children(), writer:
+            workers = multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+                _work, arguments, nprocs=agent.num_workers, join=False, daemon=False
+            )
+        _watch_to_the_end(workers, reader, claims, stop, callback)
+    finally:
+        reader.close()
+        agent.lock = None
+
+
+def _watch_to_the_end(
+    workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callback | None
+) -> None:
+    """Watches the workers, and leaves none behind; raises RunError where one ended the run."""
     try:
         _watch(workers, reader, claims, stop, callback)
     except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+        number = len(workers.processes)
         raise RunError(
-            f"worker {error.error_index} of {agent.num_workers} ended the run; go on from the last checkpoint with "
+            f"worker {error.error_index} of {number} ended the run; go on from the last checkpoint with "
             f"--resume. {error}"
         ) from error
     finally:
@@ -64,8 +74,6 @@ def run_workers(
                 process.kill()
             process.join()
             Path(error_file).unlink(missing_ok=True)
-        reader.close()
-        agent.lock = None
 
 
 class Claims:

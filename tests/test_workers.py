@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import re
 import signal
 import time
@@ -24,6 +25,13 @@ def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
     assert len(metrics) == int(agent.writes) == 400
     assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
     assert all(m["agent/staleness"] >= 0 for m in metrics)
+    copy.deepcopy(agent)
+
+
+def test_an_agent_whose_workers_cannot_start_can_still_be_copied():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        agent.learn(lambda: IdentityTask(), 2, seed=0)
     copy.deepcopy(agent)
 
 
