@@ -80,12 +80,13 @@ def command_line() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         fail(2, "out of memory: choose a smaller --batch-size, --image-size or --model.")
-    except PermissionError as error:
-        fail(
-            2,
-            f"{error.filename} may not be opened: expected the right to; change its permissions or choose another.",
-        )
     except OSError as error:
+        if isinstance(error, PermissionError) and error.filename:
+            fail(
+                2,
+                f"{error.filename}: {error.strerror}: expected the right to use it; change its permissions or those of "
+                "its folder, or choose another.",
+            )
         if error.errno != errno.ENOSPC:
             raise
         where = f" while writing {error.filename}" if error.filename else ""

@@ -425,7 +425,7 @@ def test_too_little_memory_is_one_sentence(error, code, capsys):
 def test_what_may_not_be_opened_is_named(capsys):
     with pytest.raises(SystemExit, match="2"), command_line():
         raise PermissionError(13, "Permission denied", "/scans/a.png")
-    assert capsys.readouterr().err.startswith("error: /scans/a.png may not be opened: expected")
+    assert capsys.readouterr().err.startswith("error: /scans/a.png: Permission denied: expected")
 
 
 def test_the_rate_counts_the_updates_of_its_own_session(config, monkeypatch):
