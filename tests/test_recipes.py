@@ -39,9 +39,9 @@ def whole(discs, tmp_path_factory):
     return arguments, folder / "whole", result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "number"),
-    [("2-agent", signal.SIGTERM), pytest.param("3-pretraining", signal.SIGKILL, marks=pytest.mark.slow)],
+    ("stage", "number"), [("2-agent", signal.SIGTERM), ("3-pretraining", signal.SIGKILL)]
 )
 def test_the_program_goes_on_exactly_in_the_stage_where_it_was_stopped(whole, stage, number, tmp_path):
     arguments, expected, _ = whole
@@ -120,7 +120,7 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next(config, monk
     assert (config.run_dir / "3-pretraining" / "encoder" / "model.safetensors").is_file()
 
 
-def test_a_recipe_goes_on_in_another_folder(config, monkeypatch, tmp_path):
+def test_a_recipe_goes_on_exactly_in_another_folder(config, monkeypatch, tmp_path):
     call = Recorder.__call__
 
     def interrupted(self, metrics):
@@ -133,7 +133,9 @@ def test_a_recipe_goes_on_in_another_folder(config, monkeypatch, tmp_path):
         run_recipe(NAME, config)
     moved = config.run_dir.rename(tmp_path / "moved")
     run_recipe(None, PretrainConfig(run_dir=moved), resume=True)
-    assert (moved / "3-pretraining" / "encoder" / "model.safetensors").is_file()
+    run_recipe(NAME, dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    for name in STAGES:
+        assert_same(final_state(moved / name), final_state(tmp_path / "whole" / name))
 
 
 def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch):
