@@ -205,7 +205,9 @@ def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
 def test_a_label_among_images_is_refused_where_its_image_is_not_there(tmp_path: Path):
     write(tmp_path / "a_t1.png")
     write(tmp_path / "a_Seg.png", mask())
-    with pytest.raises(InputError, match=r"a_Seg\.png is a label without image, .* expected a beside it"):
+    with pytest.raises(
+        InputError, match=r"a_Seg\.png is a label without image, .* expected an image called a beside it"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
 
 

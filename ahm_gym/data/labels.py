@@ -84,8 +84,8 @@ def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
         case = cases.of_label(stem)
         if case is None:
             raise InputError(
-                f"{files[stem]} is a label without image, as its name says: expected {label_of(stem)} beside it; "
-                "rename it or remove it."
+                f"{files[stem]} is a label without image, as its name says: expected {expected_for(stem)} "
+                "beside it; rename it or remove it."
             )
         add_label(labels, case, files[stem])
     return images, by_image(cases, images, labels)
@@ -112,8 +112,8 @@ def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
         if alone and (matched or ours or place in inside):
             first = min(alone)
             raise InputError(
-                f"{labels[first]} is a label without image: expected an image called {label_of(first)} in {folder}; "
-                "add the image or remove the label."
+                f"{labels[first]} is a label without image: expected {expected_for(first)} in {folder}; add "
+                "the image or remove the label."
             )
         found.append(matched)
     return found
@@ -132,10 +132,12 @@ def is_like_label(stem: str) -> bool:
     return bool(LABEL_NAME.fullmatch(stem) or NUMBERED_LABEL.fullmatch(stem))
 
 
-def label_of(stem: str) -> str:
-    """The name of the image that a label says it is of."""
+def expected_for(stem: str) -> str:
+    """What should be there where there is a label of that name."""
+    if NUMBERED_LABEL.fullmatch(stem):
+        return f"an image called {stem}, or a label that bears the name of its image,"
     match = LABEL_NAME.fullmatch(stem)
-    return match[1] + match[2] if match else stem
+    return f"an image called {match[1] + match[2] if match else stem}"
 
 
 def without_channel(stem: str) -> str:
