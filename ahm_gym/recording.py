@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ahm_gym.training import Training
 
 NUM_SHOWN = 4
+MIN_JUDGE_EVERY = 5
+"""Updates; a judgement costs about as much as two of them."""
 SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """When masks are kept for the picture, as shares of the run."""
 
@@ -50,7 +52,7 @@ class Recorder:
         config = training.config
         self.training, self.path, self.run, self.step, self.start = training, run.path, run, start, start
         self.log_every = max(1, min(config.steps // 100, 20))
-        self.judge_every = max(1, config.steps // 20)
+        self.judge_every = max(MIN_JUDGE_EVERY, config.steps // 20)
         self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
