@@ -15,7 +15,7 @@ pretrain: $(VENV)/.installed
 	$(BIN)/python examples/pretrain.py $(ARGS)
 
 test: $(VENV)/.installed-all
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .

@@ -153,7 +153,7 @@ def test_where_labels_come_from_is_told(tmp_path: Path, capsys):
     write(tmp_path / "images" / "b.png")
     write(tmp_path / "masks" / "a.png", mask())
     open_data(str(tmp_path), image_size=SIZE)
-    assert f"1 of 2 images have a label, from {tmp_path / 'masks'}." in capsys.readouterr().err
+    assert f"1 of 2 files have a label, from {tmp_path / 'masks'}." in capsys.readouterr().err
 
 
 def test_the_name_of_the_folder_counts_however_it_is_given(tmp_path: Path, monkeypatch):

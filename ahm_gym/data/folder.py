@@ -78,7 +78,7 @@ class FolderSource:
             yield f"files of other kinds are left out: {listed}"
         if self.labels:
             _, first = next(iter(self.labels.values()))
-            yield f"{len(self.labels)} of {len(self.images)} images have a label, from {first.parent}"
+            yield f"{len(self.labels)} of {len(self.images)} files have a label, from {first.parent}"
         if all(map(is_like_label, self.images)):
             yield "all names are those of labels, and are taken for images"
 
