@@ -76,7 +76,21 @@ def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
     assert open_data(str(tmp_path), image_size=SIZE, need_labels=True).num_classes == 2
 
 
-@pytest.mark.parametrize("ending", ["_mask", "_segmentation", "_label", "_seg", "_gt"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "_mask",
+        "_segmentation",
+        "_label",
+        "_seg",
+        "_gt",
+        "-masks",
+        " labels",
+        "_GroundTruth",
+        "_Annotation",
+        "_anno",
+    ],
+)
 @pytest.mark.parametrize("folder", ["images", "masks"])
 def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, ending: str):
     for name in ("p1_1", "p2_1", "p3_1"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
 from ahm_gym.data.labels import find_labels, is_like_label, without_channel
-from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, unreadable_kinds
+from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_called, unreadable_kinds
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
@@ -37,9 +37,8 @@ class FolderSource:
         self.images, self.labels = find_labels(by_stem(self.folder), self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
         self.table = next((SplitTable(path) for path in places if path.is_file()), None)
-        name = self.folder.resolve().name.lower()
         named = any(case == without_channel(stem) != stem for stem, (case, _) in self.labels.items())
-        self.channels_named = named or name in map(str.lower, NNUNET_FOLDERS)
+        self.channels_named = named or is_called(self.folder, NNUNET_FOLDERS)
         pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
         self.num_images = len(self.images) if pictures_only else None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
-from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders
+from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders, is_called
 from ahm_gym.errors import InputError
 
 ENDINGS = "masks?|segmentation|labels?|seg|gt|groundtruth|annotation|anno"
@@ -23,13 +23,12 @@ Labels = dict[str, tuple[str, Path]]
 class Cases:
     """What the labels of these images may be named after."""
 
-    def __init__(self, images: Iterable[str]) -> None:
-        self.images = set(images)
-        self.with_channels = {
-            without_channel(stem) for stem in self.images if stem.endswith("_0000")
-        } - self.images
+    def __init__(self, images: Mapping[str, Path]) -> None:
+        self.images = images
+        channels = {without_channel(stem) for stem in images if stem.endswith("_0000")}
+        self.with_channels = channels - images.keys()
         """Cases of nnU-Net, whose images end in the number of a channel."""
-        self.numbered = {NUMBER.sub("", stem) for stem in self.images if NUMBER.search(stem)}
+        self.numbered = {NUMBER.sub("", stem) for stem in images if NUMBER.search(stem)}
 
     def of_label(self, stem: str) -> str | None:
         """The case of a label: `a` of `a` and `a_mask`; `a_1` of `a_mask_1`, or `a` where it has no number."""
@@ -43,10 +42,16 @@ class Cases:
             return name + number
         return name if name in self.images and name not in self.numbered else None
 
-    def of_image(self, stem: str, labels: dict[str, Path]) -> str | None:
-        """The case of an image among those that have labels."""
-        case = without_channel(stem)
-        return stem if stem in labels else case if case in labels and case in self.with_channels else None
+    def by_image(self, labels: dict[str, Path]) -> Labels:
+        """The labels by image from the labels by case."""
+        found = {}
+        for stem in self.images:
+            case = without_channel(stem)
+            if stem in labels:
+                found[stem] = (stem, labels[stem])
+            elif case in labels and case in self.with_channels:
+                found[stem] = (case, labels[case])
+        return found
 
 
 def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], Labels]:
@@ -75,20 +80,21 @@ def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
     Raises:
         InputError: where an image has several labels, or a label has no image.
     """
-    images = {stem: path for stem, path in files.items() if not is_like_label(stem)}
+    named_as_labels = {stem: path for stem, path in files.items() if is_like_label(stem)}
+    images = {stem: path for stem, path in files.items() if stem not in named_as_labels}
     if not images and all(NUMBER.search(stem) for stem in files):
         return files, {}
     cases = Cases(images)
     labels: dict[str, Path] = {}
-    for stem in (stem for stem in files if stem not in images):
+    for stem, path in named_as_labels.items():
         case = cases.of_label(stem)
         if case is None:
             raise InputError(
-                f"{files[stem]} is a label without image, as its name says: expected {expected_for(stem)} "
+                f"{path} is a label without image, as its name says: expected {expected_for(stem)} "
                 "beside it; rename it or remove it."
             )
-        add_label(labels, case, files[stem])
-    return images, by_image(cases, images, labels)
+        add_label(labels, case, path)
+    return images, cases.by_image(labels)
 
 
 def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
@@ -99,7 +105,7 @@ def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
     Raises:
         InputError: where an image has several labels, or a label has no image.
     """
-    ours = folder.resolve().name.lower() in map(str.lower, IMAGE_FOLDERS)
+    ours = is_called(folder, IMAGE_FOLDERS)
     inside = inner_folders(folder, LABEL_FOLDERS)
     cases = Cases(images)
     found = []
@@ -107,7 +113,7 @@ def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
         labels: dict[str, Path] = {}
         for stem, path in by_stem(place).items():
             add_label(labels, cases.of_label(stem) or stem, path)
-        matched = by_image(cases, images, labels)
+        matched = cases.by_image(labels)
         alone = set(labels) - {case for case, _ in matched.values()}
         if alone and (matched or ours or place in inside):
             first = min(alone)
@@ -143,12 +149,6 @@ def expected_for(stem: str) -> str:
 def without_channel(stem: str) -> str:
     """The name of a case where nnU-Net has appended the number of a channel, `_0000`."""
     return re.sub(r"_\d{4}$", "", stem)
-
-
-def by_image(cases: Cases, images: dict[str, Path], labels: dict[str, Path]) -> Labels:
-    """The labels by image from the labels by case."""
-    found = {stem: cases.of_image(stem, labels) for stem in images}
-    return {stem: (case, labels[case]) for stem, case in found.items() if case is not None}
 
 
 def add_label(labels: dict[str, Path], case: str, path: Path) -> None:

@@ -21,9 +21,9 @@ def find_images(folder: Path) -> Path:
     Raises:
         InputError: where there are none, or more than one holds some, or the folder is one of labels.
     """
-    itself = folder.resolve()
-    if itself.name.lower() in map(str.lower, LABEL_FOLDERS) and inner_folders(itself.parent, IMAGE_FOLDERS):
-        raise InputError(f"{folder} holds labels, as its name says: expected images; give {itself.parent}.")
+    parent = folder.resolve().parent
+    if is_called(folder, LABEL_FOLDERS) and inner_folders(parent, IMAGE_FOLDERS):
+        raise InputError(f"{folder} holds labels, as its name says: expected images; give {parent}.")
     candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
     if len(candidates) > 1:
         raise InputError(
@@ -38,6 +38,11 @@ def find_images(folder: Path) -> Path:
         f"{folder} holds no images, nor does its folder {' or '.join(IMAGE_FOLDERS)}: expected files ending "
         f"in {', '.join(READERS)}; {hint}."
     )
+
+
+def is_called(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder, however it is given, has one of the names in upper or lower case."""
+    return folder.resolve().name.lower() in [name.lower() for name in names]
 
 
 def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
