@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 4
 MIN_JUDGE_EVERY = 5
-"""Updates; a judgement costs about as much as two of them."""
+"""Updates; a short run would judge more than it trains otherwise."""
 SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """When masks are kept for the picture, as shares of the run."""
 

@@ -167,9 +167,9 @@ class MaskingVectorEnv(VectorEnv):
             InputError: for actions of another shape, or a NaN in them.
             RunError: where the loss is not finite.
         """
-        if self._needs_reset or not self._sound:
-            if self.autoreset_mode != AutoresetMode.NEXT_STEP or not self._sound:
-                raise ResetNeeded("no episode is going on, or its update failed: call reset() before step().")
+        if not self._sound or (self._needs_reset and self.autoreset_mode != AutoresetMode.NEXT_STEP):
+            raise ResetNeeded("no episode is going on, or its update failed: call reset() before step().")
+        if self._needs_reset:
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
         info = self._mask_patches(actions.detach().cpu() if isinstance(actions, Tensor) else actions)
