@@ -23,9 +23,9 @@ from ahm_gym.agents.networks import (
 )
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.workers import run_workers
+from ahm_gym.device.sharing import held, share
 from ahm_gym.errors import InputError, check_numbers
-from ahm_gym.sharing import held, share
-from ahm_gym.spread import SPREAD_FALL
+from ahm_gym.masking.spread import SPREAD_FALL
 
 
 class A3C:

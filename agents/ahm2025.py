@@ -22,8 +22,8 @@ from ahm_gym.agents.networks import (
     capped,
 )
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.masking import order_by_score
-from ahm_gym.patches import unpatchify
+from ahm_gym.masking.selection import order_by_score
+from ahm_gym.model.patches import unpatchify
 
 DRAWS = ("ordered", "top_k")
 CRITICS = ("linear", "relu6")

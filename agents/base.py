@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.schedules import Ramp, Share
+from ahm_gym.masking.schedules import Ramp, Share
 
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool]
@@ -63,8 +63,8 @@ class Agent(Protocol):
 GUIDED_FALL = Ramp(first=0.5, last=0.0, start=0.0, end=0.5)
 """The share of guided patches that A3C has: half at first, none from the middle of training on.
 
-Hard patches help early on, spread as `ahm_gym.spread` has it; later they hold an autoencoder back, and random masks
-teach more. docs/experiments.md has what was tried.
+Hard patches help early on, spread as `ahm_gym.masking.spread` has it; later they hold an autoencoder back, and
+random masks teach more. docs/experiments.md has what was tried.
 """
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.base import Agent, shares_of
-from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.errors import InputError
-from ahm_gym.masking import PatchBatch
-from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.schedules import share_at
-from ahm_gym.storage import load_state, save_state
+from ahm_gym.masking.schedules import share_at
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.runs.storage import load_state, save_state
 
 
 class AgentMasking:

@@ -17,9 +17,9 @@ from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import ActorCritic, ActorCriticOutput, available_patches
 from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.device.sharing import hand_over_gradients, read, write_buffers
+from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import InputError, RunError
-from ahm_gym.sharing import hand_over_gradients, read, write_buffers
-from ahm_gym.transfers import Fetch, to_device
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C

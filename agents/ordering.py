@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ahm_gym.transfers import to_device
+from ahm_gym.device.transfers import to_device
 
 
 def draw_order(

@@ -19,13 +19,13 @@ import torch
 import tyro
 from cells import interval, last_metric, run
 
-from ahm_gym.acting import PolicyActor
 from ahm_gym.agents import make_agent
-from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
+from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.storage import write_atomically
+from ahm_gym.pretraining.mask_source import PolicyActor
+from ahm_gym.runs.storage import write_atomically
 from ahm_gym.testing import IdentityTask, SequentialIdentityTask, identity_task, solved
 
 

@@ -22,9 +22,9 @@ from step_cost import interval, measure
 from ahm_gym.agents.a3c import A3C
 from ahm_gym.agents.ahm2025 import AHM2025
 from ahm_gym.agents.learner import Learner
-from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.pretraining import Pretrainer
+from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.vit import build_autoencoder
 
 IMAGE_SIZE, PATCH_SIZE, BATCH = 320, 16, 12
 

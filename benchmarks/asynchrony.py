@@ -19,7 +19,7 @@ import tyro
 from cells import run
 
 from ahm_gym.agents import make_agent
-from ahm_gym.storage import write_atomically
+from ahm_gym.runs.storage import write_atomically
 from ahm_gym.testing import IdentityTask, solved
 
 IDENTITY_UPDATES = 400

@@ -20,14 +20,14 @@ import torch
 import tyro
 from cells import interval, last_metric, run
 
-from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.checkpoints import load_autoencoder
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import SPLITS
-from ahm_gym.masking import PatchBatch
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.published import load_autoencoder
+from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
-from ahm_gym.probe import label_fractions
-from ahm_gym.storage import write_atomically
+from ahm_gym.runs.storage import write_atomically
+from ahm_gym.segmentation.probe import label_fractions
 
 SIZE, PATCH_SIZE = (64, 64), 8
 CONTRAST = 0.15

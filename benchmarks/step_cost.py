@@ -24,14 +24,14 @@ from scipy.stats import bootstrap
 
 from ahm_gym.agents.a3c import A3C
 from ahm_gym.agents.learner import Learner
-from ahm_gym.autoencoder import build_autoencoder
+from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
+from ahm_gym.device.choice import pick_device
+from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.graphs import Replay
-from ahm_gym.masking import mask_top_k
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.provenance import hardware
-from ahm_gym.settings import pick_device
-from ahm_gym.throughput import flops_per_image, matmul_limit
+from ahm_gym.masking.selection import mask_top_k
+from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.runs.provenance import hardware
 
 MASK_RATIO = 0.75
 SHARES = {"guided_fraction": A3C.guided_fraction, "spread_fraction": A3C.spread_fraction}

@@ -22,9 +22,9 @@ import tyro
 from cells import interval, last_metric, run
 
 from ahm_gym.data import ImageDataset, open_data
-from ahm_gym.encoders import find_encoder, load_encoder
-from ahm_gym.probe import Probe
-from ahm_gym.storage import write_atomically
+from ahm_gym.model.encoders import find_encoder, load_encoder
+from ahm_gym.runs.storage import write_atomically
+from ahm_gym.segmentation.probe import Probe
 
 RANDOM = "random: --policy random"
 Scores = dict[str, float]

@@ -15,9 +15,9 @@ import torch
 import tyro
 
 from ahm_gym.agents.a3c import A3C
-from ahm_gym.autoencoder import build_autoencoder
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.pretraining import Pretrainer
+from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.vit import build_autoencoder
 
 BATCH = 64
 

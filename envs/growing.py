@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import select_patches
-from ahm_gym.spread import Spread, draw_spread
+from ahm_gym.masking.selection import select_patches
+from ahm_gym.masking.spread import Spread, draw_spread
 
 
 class GrowingMask:

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.device.transfers import to_device
 from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
 from ahm_gym.envs.growing import GrowingMask
 from ahm_gym.envs.observing import Observation, Observed
@@ -29,12 +30,10 @@ from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
 from ahm_gym.envs.updates import Update
 from ahm_gym.errors import InputError, check_seed
-from ahm_gym.masking import PatchBatch
-from ahm_gym.patches import grid_of
-from ahm_gym.pretraining import Pretrainer, build_pretrainer
-from ahm_gym.schedules import Share, share_at
-from ahm_gym.settings import image_size_of
-from ahm_gym.transfers import to_device
+from ahm_gym.masking.schedules import Share, share_at
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.patches import grid_of, image_size_of
+from ahm_gym.model.pretrainer import Pretrainer, build_pretrainer
 
 
 class MaskingVectorEnv(VectorEnv):
@@ -56,7 +55,7 @@ class MaskingVectorEnv(VectorEnv):
         patch_size: side of a patch in pixels.
         mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio`.
         guided_fraction: share of them that follow the scores, or a function of training progress.
-        spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.spread`),
+        spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`),
             or a function of training progress.
         reward: a name in `ahm_gym.envs.REWARDS`.
         masking_steps: steps of an episode; each masks its part of the patches.

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ahm_gym.transfers import Fetch, to_device
+from ahm_gym.device.transfers import Fetch, to_device
 
 Observation = np.ndarray | Tensor
 """Embeddings (B, L, D) as float32: an array, or a tensor on the device that they were made on."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import count_masked
+from ahm_gym.masking.selection import count_masked
 
 MaskRatio = float | Callable[[float], float]
 """Share of the patches that are masked, or a function of training progress."""

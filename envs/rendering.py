@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.errors import InputError
-from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.model.autoencoder import Autoencoder
 
 GAP = 2
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.errors import InputError
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.reconstruction import Reconstruction
+from ahm_gym.model.autoencoder import Reconstruction
+from ahm_gym.model.pretrainer import Pretrainer
 
 
 @runtime_checkable

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from ahm_gym.device.cuda_graphs import Replay
+from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.envs.reward_base import LossReward, Reward
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.graphs import Replay
-from ahm_gym.masking import random_scores, select_patches
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.reconstruction import Reconstruction
-from ahm_gym.transfers import Fetch, to_device
+from ahm_gym.masking.selection import random_scores, select_patches
+from ahm_gym.model.autoencoder import Reconstruction
+from ahm_gym.model.pretrainer import Pretrainer
 
 
 class RelativeReward(LossReward):

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ahm_gym.device.transfers import Fetch
 from ahm_gym.envs.reward_base import Reward
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.transfers import Fetch
+from ahm_gym.model.pretrainer import Pretrainer
 
 
 class Update:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from ahm_gym.benchmark import run_benchmark
-from ahm_gym.benchmark_config import BenchmarkConfig
+from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.benchmark.run import run_benchmark
 from ahm_gym.errors import command_line
 
 

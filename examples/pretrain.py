@@ -11,10 +11,10 @@ from pathlib import Path
 import tyro
 
 from ahm_gym.errors import command_line
-from ahm_gym.pretrain_config import PretrainConfig
-from ahm_gym.recipes import is_recipe_run, run_recipe
-from ahm_gym.settings import flags_in
-from ahm_gym.training import pretrain
+from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.recipes import is_recipe_run, run_recipe
+from ahm_gym.pretraining.run import pretrain
+from ahm_gym.runs.settings import flags_in
 
 
 @dataclass(frozen=True)

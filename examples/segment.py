@@ -10,9 +10,9 @@ from typing import Any
 import tyro
 
 from ahm_gym.errors import InputError, command_line
-from ahm_gym.finetune_config import FinetuneConfig, with_run_dir
-from ahm_gym.finetuning import finetune, is_finished, run_probe
-from ahm_gym.settings import flags_in
+from ahm_gym.runs.settings import flags_in
+from ahm_gym.segmentation.config import FinetuneConfig, with_run_dir
+from ahm_gym.segmentation.finetune import finetune, is_finished, run_probe
 
 
 @dataclass(frozen=True)

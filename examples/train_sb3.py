@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_policies import PatchActorCriticPolicy
 from ahm_gym.errors import InputError, command_line
-from ahm_gym.storage import make_folder
+from ahm_gym.runs.storage import make_folder
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import MaskPolicy
+from ahm_gym.masking.selection import MaskPolicy
+from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.plugins import load, with_installed
-from ahm_gym.reconstruction import Autoencoder
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",

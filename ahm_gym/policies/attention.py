@@ -10,9 +10,9 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.masking.selection import PatchBatch, random_scores
+from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.teacher import TaughtPolicy, Teacher
-from ahm_gym.reconstruction import Autoencoder
 
 
 class AttentionPolicy(TaughtPolicy):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ahm_gym.masking import PatchBatch
-from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.autoencoder import Autoencoder
 
 
 class FixedPolicy(ABC):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.policies.base import FixedPolicy
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.masking.selection import PatchBatch, random_scores
+from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.scorer import TrainedScorer
-from ahm_gym.reconstruction import Autoencoder
 
 
 class CurriculumPolicy:

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ahm_gym.encoders import Encoder, patch_features
-from ahm_gym.masking import PatchBatch
+from ahm_gym.masking.schedules import ramp
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.encoders import Encoder, patch_features
 from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
 from ahm_gym.policies.teacher import Teacher
-from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.schedules import ramp
 
 
 class HardPatchesPolicy:

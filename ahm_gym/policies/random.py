@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.masking import PatchBatch, random_scores
+from ahm_gym.masking.selection import PatchBatch, random_scores
+from ahm_gym.masking.spread import SPREAD_FALL
 from ahm_gym.policies.base import FixedPolicy
-from ahm_gym.spread import SPREAD_FALL
 
 
 class RandomPolicy(FixedPolicy):
@@ -22,7 +22,7 @@ class SpreadPolicy(RandomPolicy):
     """Random masks whose visible patches are spread over the grid at first, and uniform ones later.
 
     What is left of A3C's masks without the agent: it tells the worth of what it has learned from
-    that of the spread, which is a control of this project. See `ahm_gym.spread`.
+    that of the spread, which is a control of this project. See `ahm_gym.masking.spread`.
     """
 
     spread_fraction = SPREAD_FALL

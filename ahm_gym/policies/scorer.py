@@ -11,7 +11,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.model.autoencoder import Autoencoder
 
 
 class PatchScorer(nn.Module):

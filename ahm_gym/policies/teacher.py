@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ahm_gym.masking import PatchBatch
+from ahm_gym.masking.selection import PatchBatch
 
 Network = TypeVar("Network", bound=nn.Module)
 

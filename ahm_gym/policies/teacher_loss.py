@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.masking import PatchBatch, random_scores, select_patches
+from ahm_gym.masking.schedules import ramp
+from ahm_gym.masking.selection import PatchBatch, random_scores, select_patches
+from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.teacher import TaughtPolicy, Teacher
-from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.schedules import ramp
 
 
 class TeacherLossPolicy(TaughtPolicy):

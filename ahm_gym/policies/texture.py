@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.difficulty import local_variance
-from ahm_gym.masking import PatchBatch
+from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.patch_difficulty import local_variance
 from ahm_gym.policies.base import FixedPolicy
-from ahm_gym.reconstruction import Autoencoder
 
 
 class TexturedPolicy(FixedPolicy):

@@ -13,10 +13,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.pretraining import Pretrainer
-from ahm_gym.reconstruction import Autoencoder
-from ahm_gym.storage import load_state, save_state
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.runs.storage import load_state, save_state
 
 NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 32), 8
 MEMBERS = ("env_id", "learn", "act", "state_dict", "load_state_dict")

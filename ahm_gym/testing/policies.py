@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahm_gym.autoencoder import build_autoencoder
-from ahm_gym.masking import PatchBatch, mask_top_k
-from ahm_gym.reconstruction import Autoencoder
+from ahm_gym.masking.selection import PatchBatch, mask_top_k
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.testing.agents import check_shares, saved_and_loaded
 
 PATCH_SIZE = 8

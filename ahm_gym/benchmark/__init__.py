@@ -1,0 +1,1 @@
+"""Mask policies compared under one budget, and the report of that comparison."""

@@ -1,0 +1,271 @@
+"""The cells of a benchmark: one pretraining, or one judgement of its encoder, each of which comes to a row."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ahm_gym.benchmark.evaluations import probe_draws, scores_of_finetuning, scores_of_probe
+from ahm_gym.benchmark.memory import peak_memory_mib, reset_peak_memory
+from ahm_gym.benchmark.rows import UNTRAINED, Row
+from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.device.choice import pick_device
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.masking.selection import count_masked
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.patches import image_size_of
+from ahm_gym.model.published import load_autoencoder
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.pretraining import figures
+from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.mask_quality import reconstruction_psnr
+from ahm_gym.pretraining.run import pretrain
+from ahm_gym.runs.folder import RunFolder
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.provenance import hardware
+from ahm_gym.runs.storage import file_name, write_atomically
+from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.finetune import finetune
+
+HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
+"""What a pretraining run last said of its policy on val images."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to come."""
+
+    kind: str
+    """pretrain, finetune, frozen or probe."""
+    data: str
+    """Name of the data set."""
+    policy: str
+    seed: int
+    labels: int | None = None
+    """Labelled images of a judgement."""
+    amount: str | None = None
+    """The same as it was asked for, a count or a fraction."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int | None]:
+        return self.kind, self.data, self.policy, self.seed, self.labels
+
+    def __str__(self) -> str:
+        labels = "" if self.labels is None else f", {self.labels} labels"
+        return f"{self.data}, {self.policy}, seed {self.seed}: {self.kind}{labels}"
+
+
+def key_of(row: Row) -> tuple[str, str, str, int, int | None]:
+    """The key of the cell that a row comes from."""
+    return row["kind"], row["data"], row["policy"], row["seed"], row.get("labels")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that came to no row."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The missing cells of one encoder: its pretraining comes first where it is needed."""
+
+    pretraining: PretrainConfig
+    """With the run folder; its policy may be scratch."""
+    data: str
+    cells: tuple[Cell, ...]
+    finetune_steps: int
+    out: Path
+    """Folder of the benchmark."""
+    commit: str
+    """What runs, also in processes that start after files were changed."""
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.pretraining.policy}, seed {self.pretraining.seed}"
+
+
+def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
+    """Yields what becomes of every cell of the group, as it ends; nothing more once a stop is asked for.
+
+    A cell that fails is told, and the others go on; without an encoder none of the rest can.
+
+    Raises:
+        Interrupted: with everything saved that is worth it.
+    """
+    cells = list(group.cells)
+    try:
+        pretrained = pretraining_row(group, interrupt)
+    except Interrupted:
+        raise
+    except Exception as error:
+        yield from (Failure(cell, reason_of(error)) for cell in cells)
+        return
+    if cells[0].kind == "pretrain":
+        cells.pop(0)
+        yield pretrained
+    for cell in cells:
+        if interrupt.requested:
+            return
+        try:
+            yield {**vars(cell), **judgement(group, cell, interrupt), **origin(group)}
+        except Interrupted:
+            raise
+        except Exception as error:
+            yield Failure(cell, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line; what nobody foresaw leaves its traceback on standard error."""
+    if not isinstance(error, (InputError, RunError)):
+        traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def origin(group: Group) -> Row:
+    """Where the numbers of a row come from."""
+    return {"commit": group.commit, "hardware": hardware(pick_device(group.pretraining.device))}
+
+
+def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
+    """Pretrains the encoder of the group, unless that is done, and measures it.
+
+    The row stays in the run folder, where it tells that the encoder is finished; the checkpoint goes.
+    """
+    config = group.pretraining
+    assert config.run_dir is not None, "the plan names it"
+    path = config.run_dir / "row.json"
+    if path.exists():
+        shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
+        return json.loads(path.read_text())
+    cell = Cell("pretrain", group.data, config.policy, config.seed)
+    if config.policy == UNTRAINED:
+        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(*open_autoencoder(config)), **origin(group)}
+    memory = train(config, interrupt)
+    rows = RunFolder.open(config.run_dir, "pretrain").metrics()
+    last = {name: row[name] for row in rows for name in row}
+    seconds = seconds_of(rows, config.batch_size)
+    rate = config.steps * config.batch_size / seconds
+    autoencoder, num_masked, dataset = open_autoencoder(config)
+    row = {
+        **vars(cell),
+        "seconds": seconds,
+        "images_per_second": rate,
+        "limit_share": rate * flops_per_image(autoencoder, num_masked) / matmul_limit(autoencoder.device),
+        "peak_memory_mib": memory,
+        "psnr": psnr_of(autoencoder, num_masked, dataset),
+        **{name: last.get(f"val/{name}") for name in HEALTH},
+        **origin(group),
+    }
+    if config.seed == 0:
+        keep_masks(config.run_dir, picture_folder(group))
+    write_atomically(path, json.dumps(row))
+    shutil.rmtree(config.run_dir / "checkpoint")
+    return row
+
+
+def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
+    """Pretrains, from where an earlier session stopped; gives back the peak of memory, None of a finished run.
+
+    It is that of the whole process on a CPU.
+    """
+    assert config.run_dir is not None, "the plan names it"
+    begun = (config.run_dir / "config.json").exists()
+    if not begun:
+        shutil.rmtree(config.run_dir, ignore_errors=True)  # what a crash has left of one that had not begun
+    elif RunFolder.open(config.run_dir, "pretrain").checkpoint_step() == config.steps:
+        return None
+    device = pick_device(config.device)
+    reset_peak_memory(device)
+    # The run has its settings in its folder: where they may differ, as in the device, it keeps them.
+    pretrain(PretrainConfig(run_dir=config.run_dir) if begun else config, resume=begun, interrupt=interrupt)
+    return peak_memory_mib(device)
+
+
+def seconds_of(metrics: list[Row], batch_size: int) -> float:
+    """Seconds of training over all sessions of a run, without judging, drawing and saving."""
+    logged = [row for row in metrics if "images_per_second" in row]
+    steps = np.diff([0] + [row["step"] for row in logged])
+    return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
+
+
+def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
+    """The autoencoder of a run, or an untrained one; how many patches it fills in, and its images."""
+    image_size = image_size_of(config.image_size)
+    dataset = open_data(config.data, root=config.data_root, image_size=image_size)
+    autoencoder = build_autoencoder(
+        config.model,
+        image_size=image_size,
+        patch_size=config.patch_size,
+        channels=dataset.channels,
+        seed=config.seed,
+        normalise_target=config.normalise_target,
+    ).to(pick_device(config.device))
+    if config.policy != UNTRAINED:
+        assert config.run_dir is not None, "the plan names it"
+        load_autoencoder(autoencoder, config.run_dir)
+    return autoencoder, count_masked(autoencoder.num_patches, config.mask_ratio), dataset
+
+
+def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float:
+    """How well it fills in test images under random masks, in dB."""
+    indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
+    return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
+
+
+def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
+    """Fine-tunes or probes the encoder; gives back the scores, case by case."""
+    began = time.perf_counter()
+    config = group.pretraining
+    assert config.run_dir is not None, "the plan names it"
+    run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{cell.kind}-{cell.labels}")
+    settings = FinetuneConfig(
+        encoder="none" if config.policy == UNTRAINED else str(config.run_dir),
+        data=config.data,
+        data_root=config.data_root,
+        labels=cell.labels,
+        steps=group.finetune_steps,
+        model=config.model,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        seed=config.seed,
+        device=config.device,
+        freeze=cell.kind == "frozen",
+        run_dir=run_dir,
+    )
+    shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
+    if cell.kind == "probe":
+        scores = scores_of_probe(probe_draws(settings, interrupt))
+    else:
+        scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
+        if cell.kind == "finetune" and cell.seed == 0:
+            picture = picture_folder(group) / f"segmentations-{cell.labels}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
+        shutil.rmtree(run_dir)
+    return {"seconds": time.perf_counter() - began, **scores}
+
+
+def picture_folder(group: Group) -> Path:
+    """Where the pictures of a policy on a data set are kept."""
+    return group.out / "pictures" / group.data / file_name(group.pretraining.policy)
+
+
+def keep_masks(run_dir: Path, folder: Path) -> None:
+    """Writes what a run masked at several steps as pictures `step-N.png`, one image below the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, panels in figures.load_snapshots(run_dir / "figures" / "snapshots").items():
+        content = io.BytesIO()
+        Image.fromarray(np.concatenate(list(panels))).save(content, "PNG")
+        write_atomically(folder / f"step-{step}.png", content.getvalue())

@@ -1,0 +1,267 @@
+"""Charts as inline SVG; colours come from the page's style sheet, so they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from ahm_gym.benchmark.report.leaderboard import Cell
+from ahm_gym.benchmark.report.text import Number, decimals, duration, signed
+from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED
+from ahm_gym.benchmark.statistics import Comparison
+
+WIDTH, HEIGHT = 420, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 14, 40
+ROW = 22
+NUM_COLOURS = 7
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from `low` to `high` onto pixels from `start` to `end`."""
+
+    low: Number
+    high: Number
+    start: Number
+    end: Number
+
+    def __call__(self, value: Number) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self, num: int) -> list[float]:
+        """About so many round values within."""
+        raw = (self.high - self.low) / num
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def padded(values: Sequence[Number], start: Number, end: Number) -> Scale:
+    """A scale with some room around the values."""
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low) or 0.08 * abs(high) or 0.01
+    return Scale(low - room, high + room, start, end)
+
+
+def style_of(policy: str, policies: Sequence[str]) -> str:
+    """The class that colours a policy: the reference and the untrained one are grey."""
+    if policy in (REFERENCE, UNTRAINED):
+        return f"is-{policy}"
+    others = [name for name in policies if name not in (REFERENCE, UNTRAINED)]
+    return f"c{others.index(policy) % NUM_COLOURS}"
+
+
+def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> str:
+    """A shape of about nine pixels; shapes differ where colours are hard to tell apart."""
+    style = style_of(policy, policies)
+    if policy == REFERENCE:
+        shape = f"M{x - 5} {y}L{x} {y - 5}L{x + 5} {y}L{x} {y + 5}Z"
+    elif policy == UNTRAINED:
+        shape = f"M{x - 4} {y - 4}L{x + 4} {y + 4}M{x - 4} {y + 4}L{x + 4} {y - 4}"
+    else:
+        index = [name for name in policies if name not in (REFERENCE, UNTRAINED)].index(policy)
+        shape = (
+            f"M{x - 4.5} {y}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0",
+            f"M{x - 4} {y - 4}h8v8h-8Z",
+            f"M{x - 5} {y + 4}h10L{x} {y - 5}Z",
+            f"M{x - 5} {y - 4}h10L{x} {y + 5}Z",
+        )[index % 4]
+    return f'<path class="mark {style}" d="{shape}"/>'
+
+
+def legend(policies: Sequence[str]) -> str:
+    """The policies and their markers."""
+    items = (
+        f'<li><svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">'
+        f"{marker(policy, policies, 7, 7)}</svg>{escape(policy)}</li>"
+        for policy in policies
+    )
+    return f'<ul class="legend" aria-label="Policies">{"".join(items)}</ul>'
+
+
+def forest(data: str, cells: Sequence[Cell]) -> str:
+    """Differences to the reference in Dice with their intervals, the best on top; empty where none is known.
+
+    The untrained encoder is often far off: it does not widen the scale, and points out of the picture.
+    """
+    rows = [(cell.policy, m, m.comparison) for cell in cells if (m := cell.measures.get("dice"))]
+    known = sorted(((p, m, one) for p, m, one in rows if one), key=lambda row: -row[2].difference)
+    if not known:
+        return ""
+    width, left, right = 420, 80, 152
+    bounds = [0.0]
+    for policy, _, one in known:
+        if policy != UNTRAINED or len(known) == 1:
+            bounds += [one.difference, *(one.interval or ())]
+    x = padded(bounds, left, width - right)
+    bottom = 12 + ROW * len(known)
+    ticks = x.ticks(3)
+    parts = [
+        _line(x(0), 4, x(0), bottom, "zero"),
+        *(
+            _tick_x(value, x, bottom, signed(value, _places(ticks)) if value else REFERENCE)
+            for value in ticks
+        ),
+        _text(
+            (left + width - right) / 2, bottom + 34, "← worse · difference in Dice · better →", "axis middle"
+        ),
+    ]
+    for i, (policy, measure, one) in enumerate(known):
+        parts.append(_forest_row(policy, measure.verdict, one, x, 14 + ROW * i + 4))
+    title = f"{data}: differences to {REFERENCE} in Dice with 95 % intervals"
+    return _svg(width, bottom + 42, title, parts)
+
+
+def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number) -> str:
+    low, high = one.interval or (one.difference, one.difference)
+    numbers = signed(one.difference)
+    if one.interval:
+        numbers += f" [{signed(low)}, {signed(high)}]"
+    tone = verdict.split(" ")[0] if " than " in verdict else "none"
+    inside = [min(max(value, x.low), x.high) for value in (low, high, one.difference)]
+    parts = [
+        f"<title>{escape(f'{policy}: {numbers}, {verdict}')}</title>",
+        _text(x.start - 8, y + 4, shortened(policy), "name end"),
+        _line(x(inside[0]), y, x(inside[1]), y, "whisker"),
+        *(_cut(x(edge), y, side) for edge, side in ((x.low, -1), (x.high, 1)) if low < edge < high),
+    ]
+    if one.difference == inside[2]:
+        parts.append(f'<circle class="dot" cx="{x(one.difference)}" cy="{y}" r="4.5"/>')
+    else:
+        side = -1 if one.difference < x.low else 1
+        tip = x(inside[2])
+        parts.append(f'<path class="dot" d="M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"/>')
+    parts.append(_text(x.end + 10, y + 4, numbers, "number"))
+    alone = " alone" * (not one.tells)
+    return f'<g class="row {tone}{alone}">{"".join(parts)}</g>'
+
+
+def _cut(x: Number, y: Number, side: int) -> str:
+    """An arrow head where an interval goes on beyond the picture."""
+    return f'<path class="whisker cut" d="M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}"/>'
+
+
+def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:
+    """Mean Dice against the number of labels, one line a policy; empty where there is one number."""
+    points = {
+        policy: sorted((c.num_labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
+        for policy in policies
+        if any(cell.policy == policy for cell in cells)
+    }
+    counts = sorted({labels for line in points.values() for labels, _ in line})
+    if len(counts) < 2:
+        return ""
+    right = 96
+    x = padded([math.log(count) for count in counts], LEFT, WIDTH - right)
+    y = padded([dice for line in points.values() for _, dice in line], HEIGHT - BOTTOM, TOP)
+    parts = _frame_y(y, WIDTH - right)
+    parts += [_tick_x(math.log(count), x, HEIGHT - BOTTOM, str(count)) for count in counts]
+    parts.append(_text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "labelled training images", "axis middle"))
+    ends = {policy: y(line[-1][1]) for policy, line in points.items()}
+    places = spread(ends, 13, TOP, HEIGHT - BOTTOM)
+    for policy, line in points.items():
+        path = "L".join(f"{x(math.log(labels))} {y(dice)}" for labels, dice in line)
+        style = style_of(policy, policies)
+        last = x(math.log(line[-1][0]))
+        parts.append(
+            f"<g><title>{escape(policy)}: {', '.join(f'{decimals(v)} with {n}' for n, v in line)}</title>"
+            f'<path class="curve {style}" d="M{path}"/>'
+            + "".join(marker(policy, policies, x(math.log(n)), y(v)) for n, v in line)
+            + _line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
+            + _text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
+            + "</g>"
+        )
+    return _svg(WIDTH, HEIGHT, f"{data}: Dice against the number of labelled images", parts)
+
+
+def by_seconds(
+    data: str, cells: Sequence[Cell], seconds: Mapping[str, Number], policies: Sequence[str]
+) -> str:
+    """Mean Dice against the seconds of pretraining; the whisker is a standard deviation over seeds."""
+    found = {c.policy: c.measures["dice"] for c in cells if "dice" in c.measures and c.policy in seconds}
+    if len(found) < 2:
+        return ""
+    right = 20
+    x = padded([seconds[policy] for policy in found], LEFT, WIDTH - right)
+    tops = [m.mean + sign * (m.deviation or 0) for m in found.values() for sign in (-1, 1)]
+    y = padded(tops, HEIGHT - BOTTOM, TOP)
+    parts = _frame_y(y, WIDTH - right)
+    parts += [_tick_x(v, x, HEIGHT - BOTTOM, f"{v:g}") for v in x.ticks(5) if v >= 0]
+    parts.append(_text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "seconds of pretraining", "axis middle"))
+    for policy, measure in found.items():
+        spent, dice = x(seconds[policy]), y(measure.mean)
+        spread_by = measure.deviation or 0
+        style = style_of(policy, policies)
+        about = f"{policy}: Dice {decimals(measure.mean)} after {duration(seconds[policy])}"
+        parts.append(
+            f"<g><title>{escape(about)}</title>"
+            + _line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
+            + marker(policy, policies, spent, dice)
+            + "</g>"
+        )
+    return _svg(WIDTH, HEIGHT, f"{data}: Dice against the seconds of pretraining", parts)
+
+
+def spread(places: Mapping[str, Number], gap: Number, top: Number, bottom: Number) -> dict[str, Number]:
+    """The places moved as little as it takes to stand `gap` apart, within top and bottom where they fit."""
+    order = sorted(places, key=lambda name: places[name])
+    # Less i gaps, labels may touch but not pass each other: neighbours that would are put at their mean.
+    groups: list[list[Number]] = []
+    for i, name in enumerate(order):
+        groups.append([places[name] - i * gap])
+        while len(groups) > 1 and _mean(groups[-2]) > _mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    last = max(top, bottom - (len(order) - 1) * gap)
+    starts = [min(max(_mean(group), top), last) for group in groups for _ in group]
+    return {
+        name: round(start + i * gap, 1) for i, (name, start) in enumerate(zip(order, starts, strict=True))
+    }
+
+
+def _mean(values: Sequence[Number]) -> float:
+    return sum(values) / len(values)
+
+
+def _frame_y(y: Scale, end: Number) -> list[str]:
+    ticks = y.ticks(4)
+    places = _places(ticks)
+    return [
+        _line(LEFT, y(value), end, y(value), "grid")
+        + _text(LEFT - 7, y(value) + 4, decimals(value, places), "tick end")
+        for value in ticks
+    ]
+
+
+def _places(ticks: Sequence[Number]) -> int:
+    """Decimals that tell neighbouring ticks apart, two at least."""
+    return max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
+
+
+def shortened(name: str) -> str:
+    """The name as far as there is room beside a chart; the title holds all of it."""
+    return name if len(name) <= 12 else f"{name[:11]}\u2026"
+
+
+def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> str:
+    return _line(x(value), bottom, x(value), bottom + 4, "tick-mark") + _text(
+        x(value), bottom + 17, label, "tick middle"
+    )
+
+
+def _line(x1: Number, y1: Number, x2: Number, y2: Number, style: str) -> str:
+    return f'<line class="{style}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: Number, y: Number, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x}" y="{y}">{escape(text)}</text>'
+
+
+def _svg(width: Number, height: Number, title: str, parts: list[str]) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )

@@ -1,0 +1,64 @@
+"""The leaderboard as Markdown."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+from ahm_gym.benchmark.report import findings, tables
+from ahm_gym.benchmark.report.leaderboard import Cell, Pretraining
+from ahm_gym.benchmark.rows import Rows
+
+METHOD = (
+    "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the mean "
+    "over seeds and cases. In a difference of Dice or IoU a structure that a case does not have scores 1 where none "
+    "was found either; means leave it out, and the probe knows true structures alone. HD95 is of the cases in which "
+    "both found the structure: what was missed shows in Dice. The 95 % interval and the p value of a difference hold "
+    "for new seeds and new cases (both are resampled, the cases of a patient together; with one seed or one patient "
+    "there is no verdict); the t interval beside it is over seeds alone, on these cases. Wins is the share of pairs "
+    "of seed and case in which the policy is better, a tie half of one. The corrected p controls the false "
+    "discoveries among all data sets and policies of one kind of score and number of labels, and gives the verdict at "
+    "0.05. IQM is the mean of the middle half of all scores. ± is a standard deviation over seeds."
+)
+"""How to read the scores."""
+
+RANKING = (
+    "▲ better than random, ▼ worse than random, by the corrected p. Ranks are those of the differences to random on "
+    "the seeds that both have."
+)
+"""How to read the tables by mean rank."""
+
+PRETRAINING = (
+    "The time of pretraining is that of the updates, without judging and saving. The limit is the rate of one large "
+    "matrix product on the same device, in bfloat16 on a GPU and float32 on a CPU; what is shown of it is the rate "
+    "of the autoencoder's matrix products, convolutions and attention. Figures of masks are of masks that follow "
+    "the policy's scores alone, on val images at the end: the Spearman correlation of the scores with the true "
+    "patch loss; excess, the loss over that of random masks as a share of what the hardest patches come to; "
+    "overlap, the share of masked patches that two images have in common; entropy, 1 where masks differ from image "
+    "to image and 0 where all are alike; and the share of bright foreground patches that is masked."
+)
+"""How to read the table of pretraining."""
+
+
+def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretraining]) -> str:
+    """Findings, a summary by mean rank, then one table for each data set and task."""
+    by_task = {task: [cell for cell in scores if cell.task == task] for task in rows.tasks}
+    blocks = ["# Leaderboard", "## What was found"]
+    for task, cells in by_task.items():
+        blocks += [findings.tally(task, cells), _bullets(findings.by_data(cells))]
+    if gaps := findings.missing(rows):
+        blocks += [f"## {findings.MISSING}", _bullets(gaps)]
+    blocks += ["## By mean rank", RANKING]
+    blocks += [tables.overview(task, cells).markdown() for task, cells in by_task.items()]
+    blocks += ["## Every number", METHOD, PRETRAINING]
+    for data in rows.data:
+        blocks.append(f"### {data}")
+        found = (tables.scores(data, task, cells) for task, cells in by_task.items())
+        blocks += [table.markdown() for table in found if table.rows]
+        blocks.append(tables.pretraining(data, pretraining).markdown())
+    if command := rows.config.get("command"):
+        blocks += ["## Command", indent(str(command), "    ")]
+    return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

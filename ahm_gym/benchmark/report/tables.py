@@ -1,0 +1,140 @@
+"""Tables of the report, in one form for Markdown and HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from ahm_gym.benchmark.report.leaderboard import HEALTH, Cell, Measure, Pretraining
+from ahm_gym.benchmark.report.text import NOTHING, decimals, duration, p_value, percent, plural, signed
+from ahm_gym.benchmark.rows import Task
+from ahm_gym.benchmark.statistics import Interval
+
+MARKS = {"better": "▲", "worse": "▼"}
+"""By the first word of a verdict."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, the names of the columns, and rows of text whose first entry names the row."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
+        cells = ("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
+        return f"**{self.caption}**\n\n" + "\n".join(cells) + "\n"
+
+    def html(self) -> str:
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        body = "\n".join(
+            f'<tr><th scope="row">{escape(first)}</th>'
+            + "".join(f"<td{_tone(entry)}>{escape(entry)}</td>" for entry in rest)
+            + "</tr>"
+            for first, *rest in self.rows
+        )
+        caption = escape(self.caption)
+        return (
+            f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table>'
+            f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+        )
+
+
+def overview(task: Task, cells: list[Cell]) -> Table:
+    """Mean Dice of every policy on every data set, by mean rank of the paired differences; `cells` are the task's."""
+    data = sorted({cell.data for cell in cells})
+    most = max((len(cell.seeds) for cell in cells), default=0)
+    rows = []
+    for policy in dict.fromkeys(cell.policy for cell in cells):
+        own = {cell.data: cell for cell in cells if cell.policy == policy}
+        scores = [_overview_entry(own[name], most) if name in own else NOTHING for name in data]
+        rank = decimals(next(iter(own.values())).mean_rank, 2)
+        rows.append(
+            [policy, *scores, rank if len(own) == len(data) else f"{rank} ({len(own)} of {len(data)})"]
+        )
+    return Table(f"Mean {task.metric}, {task.name}", ["policy", *data, "mean rank"], rows)
+
+
+def scores(data: str, task: Task, cells: list[Cell]) -> Table:
+    """The policies on one data set in one task, the best first, with their differences to the reference."""
+    own = [cell for cell in cells if cell.data == data and "dice" in cell.measures]
+    own.sort(key=lambda cell: -cell.measures["dice"].mean)
+    unit = next((cell.hd95_unit for cell in own if cell.hd95_unit), None)
+    optional = [name for name in ("iou", "hd95") if any(name in cell.measures for cell in own)]
+    titles = {"iou": "IoU", "hd95": f"HD95 ({unit})" if unit else "HD95"}
+    columns = ["policy", task.metric, "seeds", "difference", "95 % interval", "t interval over seeds"]
+    columns += ["wins", "corrected p", "verdict", "IQM"]
+    for name in optional:
+        columns += [titles[name], f"{titles[name].split()[0]} difference"]
+    rows = [_scores_row(cell, optional) for cell in own]
+    split, num_cases = (own[0].split, max(cell.num_cases for cell in own)) if own else ("", 0)
+    return Table(f"{data}, {task.name}: {split} split, {plural(num_cases, 'case')}", columns, rows)
+
+
+def pretraining(data: str, cells: list[Pretraining]) -> Table:
+    """What pretraining cost on one data set, and the health of the masks."""
+    rows = []
+    for cell in cells:
+        if cell.data == data:
+            value = cell.values.get
+            ratio = NOTHING if cell.seconds_ratio is None else f"{cell.seconds_ratio:.2f} \u00d7"
+            costs = [duration(value("seconds")), ratio, decimals(value("images_per_second"), 0)]
+            costs += [percent(value("limit_share")), decimals(value("peak_memory_mib"), 0)]
+            health = [decimals(value(name), 1 if name == "psnr" else 3) for name in HEALTH]
+            seeds = ", ".join(map(str, cell.seeds))
+            rows.append([cell.policy, seeds, *costs, *health])
+    costs = ["time", "to random", "images/s", "of the limit", "peak MiB"]
+    health = ["PSNR (dB)", *(name.replace("_", " ") for name in HEALTH[1:])]
+    return Table(
+        f"{data}: pretraining and the health of the masks", ["policy", "seeds", *costs, *health], rows
+    )
+
+
+def interval_text(interval: Interval | None, places: int = 3) -> str:
+    return f"[{signed(interval[0], places)}, {signed(interval[1], places)}]" if interval else NOTHING
+
+
+def _overview_entry(cell: Cell, most_seeds: int) -> str:
+    if "dice" not in cell.measures:
+        return NOTHING
+    measure = cell.measures["dice"]
+    mark = MARKS.get(measure.verdict.split(" ")[0], "")
+    seeds = "" if len(cell.seeds) == most_seeds else f"({len(cell.seeds)} of {most_seeds} seeds)"
+    return " ".join(part for part in (decimals(measure.mean), mark, seeds) if part)
+
+
+def _scores_row(cell: Cell, optional: list[str]) -> list[str]:
+    dice = cell.measures["dice"]
+    one = dice.comparison
+    spread = "" if dice.deviation is None else f" ± {decimals(dice.deviation)}"
+    row = [
+        cell.policy,
+        decimals(dice.mean) + spread,
+        ", ".join(map(str, cell.seeds)),
+        _difference(dice, 4),
+        interval_text(one and one.interval, 4),
+        interval_text(one and one.seed_interval, 4),
+        percent(one and one.win_probability),
+        p_value(dice.corrected_p),
+        dice.verdict or NOTHING,
+        decimals(dice.iqm),
+    ]
+    for name in optional:
+        measure = cell.measures.get(name)
+        places = 2 if name == "hd95" else 3
+        row += [decimals(measure and measure.mean, places), _difference(measure, places)]
+    return row
+
+
+def _difference(measure: Measure | None, places: int) -> str:
+    return signed(measure.comparison.difference if measure and measure.comparison else None, places)
+
+
+def _tone(entry: str) -> str:
+    """The class of an entry that tells a verdict."""
+    for word, mark in MARKS.items():
+        if entry.startswith(f"{word} than") or entry.endswith(mark):
+            return f' class="{word}"'
+    return ""

@@ -1,0 +1,258 @@
+"""Mask policies side by side under one budget: what is to be run, in which order, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from ahm_gym.benchmark.config import BenchmarkConfig, check_numbers
+from ahm_gym.benchmark.evaluations import NUM_DRAWS
+from ahm_gym.benchmark.jobs import Cell, Failure, Group, key_of
+from ahm_gym.benchmark.processes import run_groups
+from ahm_gym.benchmark.progress import Board, append_row
+from ahm_gym.benchmark.report import write_report
+from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, Row, read_lines
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sources import absolute
+from ahm_gym.device.choice import pick_device
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.model.patches import image_size_of
+from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.run import Training
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.provenance import commit, hardware, versions
+from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomically
+
+OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
+"""Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+
+
+Datasets = dict[str, tuple[str | None, ImageDataset]]
+"""Name to what was given as --data and the opened data."""
+
+
+def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
+    """Runs what is missing, writes the report, and gives back its folder.
+
+    Finished rows stand in `rows.jsonl` and are never run again; the same call goes on where it was stopped.
+    The report names the `command` of every session, by which anyone can run it again.
+
+    Raises:
+        InputError: for settings or data that cannot be used, or a folder that holds another benchmark;
+            nothing is written.
+        RunError: where cells failed, after everything else has been run and reported.
+        Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
+    """
+    interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
+    check_numbers(config)
+    datasets = open_all(config)
+    check_settings(config, datasets)
+    check_policies(plan(config, datasets))
+    make_folder(config.out, "--out")
+    with locked(config.out):
+        groups = plan(config, datasets)  # what another session has finished by now is not missing any more
+        write_settings(config, datasets, command)
+        return run_planned(config, groups, interrupt)
+
+
+def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interrupt) -> Path:
+    """Runs these groups and writes the report; see `run_benchmark`."""
+    board = Board(config.out, groups, config.jobs)
+    failures = []
+    with interrupt:
+        for outcome in run_groups(groups, config.jobs, interrupt):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                append_row(config.out, outcome)
+            board.show(outcome)
+    if read_lines(config.out):
+        write_report(config.out)
+    left = f"{board.left} of {board.total} cells are left; the same command goes on"
+    if interrupt.signal is not None:
+        raise Interrupted(f"stopped: {left}.", interrupt.signal)
+    if failures:
+        told = "".join(f"\n  {failure.cell}: {failure.reason}" for failure in failures)
+        raise RunError(f"{len(failures)} cells failed, the rest is reported in {config.out}:{told}")
+    if board.left:
+        print(f"The time is up: {left}.", file=sys.stderr)
+    return config.out
+
+
+def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
+    """What is missing, a group an encoder: seed by seed, and in each the untrained and the random one first.
+
+    Raises:
+        InputError: for labels or policies that cannot be.
+    """
+    done = {key_of(row) for row in read_lines(config.out)}
+    policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
+    if len({file_name(policy) for policy in policies}) < len(policies):
+        raise InputError(
+            f"--policies {','.join(policies)}: two of them would be kept under one name; rename a run."
+        )
+    groups = []
+    for seed in range(config.seeds):
+        for name, (spec, dataset) in datasets.items():
+            counts = {count_labels(label, dataset): label for label in reversed(config.labels)}
+            for policy in policies:
+                cells = [Cell("pretrain", name, policy, seed)]
+                cells += [
+                    Cell(task, name, policy, seed, count, amount)
+                    for task in dict.fromkeys(config.tasks)
+                    for count, amount in sorted(counts.items())
+                ]
+                missing = tuple(cell for cell in cells if cell.key not in done)
+                if missing:
+                    pretraining = pretraining_of(config, spec, name, policy, seed)
+                    groups.append(
+                        Group(pretraining, name, missing, config.finetune_steps, config.out, commit())
+                    )
+    return groups
+
+
+def pretraining_of(
+    config: BenchmarkConfig, spec: str | None, name: str, policy: str, seed: int
+) -> PretrainConfig:
+    """The pretraining of one encoder; all policies share everything but their name."""
+    return PretrainConfig(
+        data=spec,
+        data_root=config.data_root,
+        policy=policy,
+        steps=config.pretrain_steps,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        model=config.model,
+        mask_ratio=config.mask_ratio,
+        initial_mask_ratio=config.initial_mask_ratio,
+        normalise_target=config.normalise_target,
+        learning_rate=config.learning_rate,
+        reward=config.reward,
+        guided_fraction=config.guided_fraction if policy != REFERENCE else None,
+        spread_fraction=config.spread_fraction if policy != REFERENCE else None,
+        seed=seed,
+        device=config.device,
+        run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
+    )
+
+
+def open_all(config: BenchmarkConfig) -> Datasets:
+    """Name to what was given and the opened data, prepared before workers ask for it.
+
+    Raises:
+        InputError: where data cannot be used, or two sets have one name.
+    """
+    datasets: Datasets = {}
+    for given in config.data or (None,):
+        spec = None if given is None else absolute(given, config.data_root)[0]
+        size = image_size_of(config.image_size)
+        dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
+        name = file_name(dataset.name)
+        if name in datasets:
+            raise InputError(f"--data has two sets that are called {name}: rename one of them.")
+        if "probe" in config.tasks and not dataset.indices("val", labelled=True):
+            raise InputError(
+                f"{name} has no labelled val images, which the probe needs: choose other --tasks, or add some."
+            )
+        if not dataset.indices("test", labelled=True):
+            raise InputError(f"{name} has no labelled test images, which a benchmark needs: add some.")
+        datasets[name] = spec, dataset
+    return datasets
+
+
+def count_labels(label: str, dataset: ImageDataset) -> int:
+    """Labelled training images from a count such as 10, or a fraction such as 0.1.
+
+    Raises:
+        InputError: where it is neither, or the data has not so many.
+    """
+    available = len(dataset.indices("train", labelled=True))
+    try:
+        value = float(label)
+        count = max(round(value * available), 1) if "." in label else int(label)
+    except ValueError:
+        value, count = math.nan, 0
+    if not 1 <= count <= available or not value > 0:
+        raise InputError(
+            f"--labels {label}: {dataset.name} has {available} labelled training images; give a count from 1 to that, "
+            "or a fraction with a point, such as 0.1 or 1.0."
+        )
+    return count
+
+
+def check_policies(groups: list[Group]) -> None:
+    """Builds every pretraining once for each policy and data set, so that what cannot be is refused at once."""
+    seen = set()
+    for group in groups:
+        policy = group.pretraining.policy
+        if policy != UNTRAINED and (group.data, policy) not in seen:
+            seen.add((group.data, policy))
+            Training(group.pretraining)
+
+
+def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
+    """Refuses a folder that is none of a benchmark, or whose rows were made with other settings or data."""
+    saved = saved_settings(config.out)
+    if saved is None:
+        return
+    for name, value in settings_of(config).items():
+        if saved.get(name) != value:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} differs from the {saved.get(name)} of the benchmark in "
+                f"{config.out}: leave the flag as it was, or choose another --out."
+            )
+    for name, (_, dataset) in datasets.items():
+        digest = dataset.digest()  # reads all labels
+        if saved["data"].get(name, digest) != digest:
+            raise InputError(
+                f"--data {name} is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
+                "rename this one, or choose another --out."
+            )
+
+
+def saved_settings(out: Path) -> Row | None:
+    """What the `config.json` of a benchmark's folder holds; None of a new folder."""
+    path = out / "config.json"
+    other = InputError(f"{out} holds something else than a benchmark: choose another --out.")
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
+            raise other
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
+    if not isinstance(saved, dict) or saved.get("kind") != "benchmark":
+        raise other
+    return saved
+
+
+def settings_of(config: BenchmarkConfig) -> Row:
+    """What all rows of a folder have in common."""
+    values = to_json(config) | {"image_size": list(image_size_of(config.image_size))}
+    values["probe_draws"] = NUM_DRAWS
+    return {name: value for name, value in values.items() if name not in OPEN}
+
+
+def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:
+    """Makes the folder ready: settings, data and commands so far, and rows without a line that a crash has torn."""
+    saved = {"data": {}, "patients": {}, "command": ""} | (saved_settings(config.out) or {})
+    if (config.out / "rows.jsonl").exists():
+        rows = "".join(json.dumps(row) + "\n" for row in read_lines(config.out))
+        write_atomically(config.out / "rows.jsonl", rows)
+    commands = dict.fromkeys([*saved["command"].splitlines(), command])
+    described = {
+        "kind": "benchmark",
+        **settings_of(config),
+        "data": saved["data"] | {name: dataset.digest() for name, (_, dataset) in datasets.items()},
+        "patients": saved["patients"]
+        | {name: dataset.patients for name, (_, dataset) in datasets.items() if dataset.patients},
+        "command": "\n".join(filter(None, commands)),
+        "machine": {"hardware": hardware(pick_device(config.device)), "versions": versions()},
+    }
+    write_atomically(config.out / "config.json", json.dumps(described, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""From one score a patch to the patches that are masked."""

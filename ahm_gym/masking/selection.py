@@ -1,0 +1,160 @@
+"""From one score a patch to the patches that are masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ahm_gym.device.transfers import to_device
+from ahm_gym.errors import InputError
+from ahm_gym.masking.schedules import check_mask_ratio, check_share
+from ahm_gym.masking.sorting import sorting_order
+from ahm_gym.masking.spread import Spread
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What a mask policy may look at."""
+
+    images: Float[Tensor, "B C H W"]
+    """Normalised images, as the encoder sees them."""
+    embeddings: Float[Tensor, "B L D"]
+    """Patch plus position embedding of every patch."""
+    grid: tuple[int, int]
+    """Rows and columns of patches; rows * columns == L."""
+    progress: float
+    """Share of pretraining done, 0 to 1."""
+    mask_ratio: float = 0.75
+    """Share of the patches that will be masked."""
+
+    @property
+    def num_masked(self) -> int:
+        """Masked patches of an image."""
+        return count_masked(self.embeddings.shape[1], self.mask_ratio)
+
+
+@runtime_checkable
+class MaskPolicy(Protocol):
+    """Gives one score a patch; the highest-scored patches of each image are masked."""
+
+    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        """One finite score a patch, of any scale; only their order within an image counts."""
+        ...
+
+    def guided_fraction(self, progress: float) -> float:
+        """Share of the masked patches that follow the scores, 0 to 1; the rest is drawn at random."""
+        ...
+
+    def observe(
+        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+    ) -> dict[str, float]:
+        """Learn from one update of the autoencoder; returns metrics. `patch_loss` counts where masked."""
+        ...
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def count_masked(num_patches: int, mask_ratio: float) -> int:
+    """Number of masked patches: `mask_ratio` of them, at least one masked and one visible.
+
+    Raises:
+        InputError: where the ratio is not strictly between 0 and 1.
+    """
+    check_mask_ratio(mask_ratio)
+    if num_patches < 2:
+        raise InputError(
+            f"the image has {num_patches} patch, and masking needs at least 2: choose a smaller patch size."
+        )
+    return min(max(round(num_patches * mask_ratio), 1), num_patches - 1)
+
+
+def random_scores(
+    shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
+) -> Float[Tensor, "B L"]:
+    """Uniform scores in [0, 1), drawn on the generator's device."""
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return to_device(drawn, device or generator.device)
+
+
+def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
+    """Patch indices from the highest to the lowest score; equal scores in random order."""
+    shuffle = sorting_order(random_scores((scores.shape[0], scores.shape[1]), generator, scores.device))
+    by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
+    return shuffle.gather(1, by_score)
+
+
+def select_patches(
+    scores: Float[Tensor, "B L"],
+    num_masked: int,
+    num_guided: int,
+    generator: torch.Generator,
+    masked: Bool[Tensor, "B L"] | None = None,
+    spread: Spread | None = None,
+) -> tuple[Bool[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """The newly masked patches and those of them that follow the scores.
+
+    Args:
+        scores: one a patch; the highest are masked first.
+        num_masked: patches to mask now, in every image.
+        num_guided: how many of them follow the scores; the rest is drawn uniformly.
+        generator: for the random rest and for equal scores.
+        masked: patches that are masked already; they are not chosen again.
+        spread: cells that each keep some visible patch, whatever the scores say; None lets any patch be masked.
+
+    Raises:
+        InputError: where a score is not finite.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(
+            "the scores contain NaN or infinity: every patch needs a finite number; check the policy's outputs."
+        )
+    shape = (scores.shape[0], scores.shape[1])
+    guided = torch.zeros_like(scores, dtype=torch.bool)
+    if num_guided == 0:
+        random_scores(shape, generator)  # what follows is drawn alike, whoever chooses
+    else:
+        order = order_by_score(
+            scores if masked is None else scores.masked_fill(masked, -torch.inf), generator
+        )
+        if spread is not None:
+            order = spread.allowed_first(order, masked)
+        guided.scatter_(1, order[:, :num_guided], True)
+    if num_guided == num_masked:
+        return guided, guided
+    taken = guided if masked is None else guided | masked
+    noise = random_scores(shape, generator, scores.device)
+    rest = sorting_order(-noise.masked_fill(taken, -1.0))
+    if spread is not None:
+        rest = spread.allowed_first(rest, taken)
+    return guided.scatter(1, rest[:, : num_masked - num_guided], True), guided
+
+
+def mask_top_k(
+    scores: Float[Tensor, "B L"],
+    num_masked: int,
+    *,
+    guided_fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B L"]:
+    """Masks (True = masked) with exactly `num_masked` patches in every image.
+
+    The first `round(guided_fraction * num_masked)` are those of the highest scores, equal scores in
+    random order; the rest is drawn uniformly from the others.
+
+    Raises:
+        InputError: where a score is not finite, or a count or share is out of range.
+    """
+    if not 0 < num_masked < scores.shape[1]:
+        raise InputError(f"num_masked is {num_masked}: choose from 1 to {scores.shape[1] - 1} patches.")
+    if generator is None:
+        generator = torch.Generator(scores.device)
+        generator.seed()
+    num_guided = round(check_share(guided_fraction, "guided fraction") * num_masked)
+    mask, _ = select_patches(scores, num_masked, num_guided, generator)
+    return mask

@@ -1,0 +1,1 @@
+"""The masked autoencoder: patches, encoders, decoders, and the one place that updates it."""

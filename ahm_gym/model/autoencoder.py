@@ -1,0 +1,135 @@
+"""What every autoencoder offers: observations of patches, and reconstructions with one loss a patch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ahm_gym.device.transfers import to_device
+from ahm_gym.errors import InputError
+from ahm_gym.model.patches import grid_of, patchify, unpatchify
+
+
+class Reconstruction(NamedTuple):
+    """What one masked forward pass gives back."""
+
+    loss: Float[Tensor, ""]
+    """Mean squared error over the masked patches; `backward()` starts here."""
+    patch_loss: Float[Tensor, "B L"]
+    """Mean squared error of every patch; it means something where the mask is True."""
+    prediction: Float[Tensor, "B L P"]
+    """Predicted patches, in the target's scale."""
+
+
+class Autoencoder(nn.Module):
+    """Reconstructs masked patches of images: the base of the vision transformer's and of the U-Net's.
+
+    A subclass sets `encoder`, what is exported and fine-tuned, and has `embed` and `fill_in`.
+
+    Args:
+        image_size: height and width in pixels.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        dim: width D of what `embed` gives for a patch.
+        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+
+    Raises:
+        InputError: where the patch size does not divide the image size.
+    """
+
+    encoder: Any
+    embeds_pixels = False
+    """Whether `embed` gives the raw pixels of each patch, so that the image can be put together again."""
+    records = False
+    """Whether `fill_in` never waits for a GPU, so that a `Replay` may record it."""
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch_size: int,
+        channels: int,
+        dim: int,
+        normalise_target: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.channels = channels
+        self.dim = dim
+        self.normalise_target = normalise_target
+        self.grid = grid_of(image_size, patch_size)
+        self.num_patches = self.grid[0] * self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """The precision of a forward pass: bfloat16 on a GPU."""
+        # On a CPU bfloat16 products are far slower than float32 ones.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """What an agent observes of every patch."""
+        raise NotImplementedError
+
+    def embedding_state(self) -> dict[str, Tensor]:
+        """The weights that `embed` uses, by their names in `state_dict()`."""
+        raise NotImplementedError
+
+    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+        """The reconstruction of normalised images from the patches where the mask is False.
+
+        The mask may be in main memory while the autoencoder is on a GPU: then nothing waits for the GPU.
+        """
+        return self.fill_in(images, *self.places(mask))
+
+    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
+        """What `fill_in` needs of a mask, on the autoencoder's device."""
+        return (to_device(mask, self.device),)
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        """The reconstruction by what `places` made of the mask: work of the device alone."""
+        raise NotImplementedError
+
+    def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
+        """What is to be predicted: the patches, raw or each standardised (unbiased variance)."""
+        if not self.normalise_target:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def compare(
+        self,
+        prediction: Float[Tensor, "B L P"],
+        patches: Float[Tensor, "B L P"],
+        mask: Bool[Tensor, "B L"],
+    ) -> Reconstruction:
+        """The losses of a prediction of these patches."""
+        patch_loss = (prediction.float() - self.target(patches)).square().mean(dim=-1)
+        return Reconstruction((patch_loss * mask).sum() / mask.sum(), patch_loss, prediction)
+
+    def reconstruct(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L P"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Images whose masked patches are the predicted ones, in the scale of the images."""
+        patches = patchify(images, self.patch_size)
+        filled = prediction.float()
+        if self.normalise_target:
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            filled = filled * (variance + 1e-6).sqrt() + mean
+        return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)
+
+    def _checked(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        expected = (self.channels, *self.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"images of shape (C, H, W) = {tuple(images.shape[1:])} do not fit this autoencoder: it was built "
+                f"for {expected}; build it with that channels and image_size, or resize the images."
+            )
+        return images

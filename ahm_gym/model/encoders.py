@@ -1,0 +1,262 @@
+"""Encoders to start from: of a pretraining run, of an exported folder, or untrained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import timm
+import torch
+from jaxtyping import Float
+from timm.models import adapt_input_conv, save_for_hf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ahm_gym.errors import InputError
+from ahm_gym.model.patches import grid_of
+from ahm_gym.model.vit import PRESETS, build_autoencoder
+from ahm_gym.runs.folder import resume_flags
+from ahm_gym.runs.storage import told_as_os_error
+
+if TYPE_CHECKING:
+    from ahm_gym.model.unet import UNet
+
+    Encoder = VisionTransformer | UNet
+else:
+    Encoder = nn.Module
+"""What is pretrained and fine-tuned: timm's vision transformer, or all but the last layer of `ahm_gym.model.unet.UNet`.
+
+MONAI takes a second to import, so that the U-Net is imported where there is one.
+"""
+
+
+@dataclass(frozen=True)
+class EncoderFolder:
+    """An exported encoder, and the settings that whoever uses it starts from."""
+
+    path: Path
+    """Loads with `timm.create_model("local-dir:PATH", pretrained=True)`, or, of a U-Net, with `load_encoder`."""
+    model: str
+    """unet, the preset, else timm's name."""
+    image_size: tuple[int, int]
+    patch_size: int
+    channels: int
+    data: str | None
+    """What the encoder was pretrained on, as its run names it; None where that is not known."""
+    data_root: Path | None
+
+
+def find_encoder(spec: Path) -> EncoderFolder:
+    """The encoder of a pretraining run, given as the run folder or as the `encoder` folder itself.
+
+    Raises:
+        InputError: where the folder is neither, or the run has exported no encoder yet.
+    """
+    if not spec.is_dir():
+        raise InputError(f"--encoder {spec} does not exist: give the folder of a pretraining run, or none.")
+    config = _read_config(spec)
+    if config.get("kind") == "recipe":
+        return _encoder_of_recipe(spec, config)
+    if config.get("kind", "pretrain") not in ("pretrain", "unet"):
+        raise InputError(f"--encoder {spec} is a {config['kind']} run: give a pretraining run, or none.")
+    if config.get("kind") != "pretrain":
+        run = _read_config(spec.parent) if spec.name == "encoder" else {}
+        return _described(spec, config, run if run.get("kind") == "pretrain" else {})
+    exported = spec / "encoder"
+    if not (exported / "config.json").is_file():
+        raise InputError(
+            f"--encoder {spec} has exported no encoder yet: let it go on with pretrain {resume_flags(spec)}."
+        )
+    return _described(exported, _read_config(exported), config)
+
+
+def patch_features(
+    encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
+) -> Float[Tensor, "B L D"]:
+    """What the encoder knows of every patch, in reading order."""
+    if isinstance(encoder, VisionTransformer):
+        return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
+    return encoder.pooled(images, patch_size)
+
+
+def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
+    """What the last stage of a recipe's run has exported."""
+    stage = spec / str(config["stages"][-1])
+    if not (stage / "encoder" / "config.json").is_file():
+        raise InputError(
+            f"--encoder {spec} has not come to its last stage yet: let it go on with "
+            f"pretrain {resume_flags(spec)}."
+        )
+    return find_encoder(stage)
+
+
+def export_encoder(
+    encoder: Encoder, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Writes an encoder so that `load_encoder` reads it.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads a vision transformer too.
+
+    Args:
+        encoder: what to write.
+        folder: made where it is missing.
+        mean: of the images that it was trained with, one a channel; kept beside it.
+        std: likewise.
+    """
+    with told_as_os_error(folder):
+        statistics = {"mean": mean, "std": std}
+        if isinstance(encoder, VisionTransformer):
+            save_for_hf(encoder, str(folder), safe_serialization=True, data_config=statistics)
+        else:
+            _save_unet(encoder, folder, statistics)
+
+
+def load_encoder(
+    spec: Path | None,
+    *,
+    model: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """The encoder that `spec` names, or an untrained one: exactly that with which pretraining starts.
+
+    Args:
+        spec: see `find_encoder`; None for an untrained encoder.
+        model: preset or timm's name; None for that of `spec`, or tiny.
+        image_size: height and width in pixels; the position embedding is resampled where they differ
+            from those of `spec`. None for those of `spec`, or 64 by 64.
+        patch_size: side of a patch in pixels; the patch embedding is resampled likewise. None for that
+            of `spec`, or 8.
+        channels: of the images; the patch embedding is converted likewise. None for those of `spec`, or 1.
+        seed: of the weights of an untrained encoder.
+
+    Raises:
+        InputError: where the folder holds no encoder, one of another model, or one that cannot be read.
+    """
+    if spec is None:
+        return build_autoencoder(
+            model or "tiny",
+            image_size=image_size or (64, 64),
+            patch_size=patch_size or 8,
+            channels=channels or 1,
+            seed=seed,
+        ).encoder
+    found = find_encoder(spec)
+    if model is not None and _architecture(model) != _architecture(found.model):
+        raise InputError(
+            f"--model {model} does not fit --encoder {spec}, which is {found.model}: leave --model out, or "
+            "choose another encoder."
+        )
+    shape: dict[str, Any] = {
+        "img_size": image_size or found.image_size,
+        "patch_size": patch_size or found.patch_size,
+        "in_chans": channels or found.channels,
+    }
+    grid_of(shape["img_size"], shape["patch_size"])
+    load = _load_unet if found.model == "unet" else _load_exported
+    return load(found.path, shape)
+
+
+def _load_exported(folder: Path, shape: dict[str, Any]) -> VisionTransformer:
+    refusal = f"the encoder in {folder} cannot be used"
+    try:
+        # timm initialises what it then overwrites; that must not disturb the global generator.
+        with torch.random.fork_rng(devices=[]):
+            encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **shape)
+    except (OSError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise InputError(f"{refusal} ({_first_line(error)}): export it again, or choose another.") from error
+    if type(encoder) is not VisionTransformer:
+        raise InputError(f"{refusal}: expected timm's plain VisionTransformer, not {type(encoder).__name__}.")
+    return encoder
+
+
+def _save_unet(unet: Encoder, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+    assert not isinstance(unet, VisionTransformer)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in unet.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    arguments = {"img_size": unet.image_size, "patch_size": unet.patch_size, "in_chans": unet.channels}
+    config = {
+        "kind": "unet",
+        "architecture": "unet",
+        "model_args": {**arguments, "features": unet.features},
+        "pretrained_cfg": statistics,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_unet(folder: Path, shape: dict[str, Any]) -> Encoder:
+    from ahm_gym.model.unet import UNet
+
+    features = tuple(_read_config(folder)["model_args"].get("features", ()))
+    try:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        with torch.random.fork_rng(devices=[]):
+            unet = UNet(
+                image_size=shape["img_size"],
+                patch_size=shape["patch_size"],
+                channels=shape["in_chans"],
+                features=features,
+            )
+        stem = "conv_0.conv_0.conv.weight"
+        if weights[stem].shape[1] != unet.channels:
+            weights[stem] = adapt_input_conv(unet.channels, weights[stem], base_chans=weights[stem].shape[1])
+        unet.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, IndexError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"the encoder in {folder} cannot be used ({_first_line(error)}): export it again, or choose another."
+        ) from error
+    return unet
+
+
+def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:
+    arguments = exported.get("model_args", {})
+    if "architecture" not in exported or not {"img_size", "patch_size", "in_chans"} <= set(arguments):
+        raise InputError(
+            f"--encoder {folder} is neither a run folder nor an exported encoder: give the folder of a "
+            "pretraining run, its encoder folder, or none."
+        )
+    size = arguments["img_size"]
+    data_root = run.get("data_root")
+    return EncoderFolder(
+        path=folder,
+        model=_model_of(exported["architecture"], arguments),
+        image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        patch_size=arguments["patch_size"],
+        channels=arguments["in_chans"],
+        data=run.get("data"),
+        data_root=None if data_root is None else Path(data_root),
+    )
+
+
+def _model_of(architecture: str, arguments: dict[str, Any]) -> str:
+    for name, preset in PRESETS.items():
+        shape = {key: arguments.get(key) for key in ("embed_dim", "depth", "num_heads") if key in arguments}
+        if preset.name == architecture and preset.encoder == shape:
+            return name
+    return architecture
+
+
+def _architecture(model: str) -> tuple[str, dict[str, Any]]:
+    preset = PRESETS.get(model)
+    return (model, {}) if preset is None else (preset.name, preset.encoder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({_first_line(error)}): expected a JSON object.") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

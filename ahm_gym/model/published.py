@@ -1,0 +1,161 @@
+"""Published weights into an autoencoder of any size and channel count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from ahm_gym.errors import InputError
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.vit import MaskedAutoencoder
+from ahm_gym.runs.folder import RunFolder, resume_flags
+from ahm_gym.runs.storage import load_state
+
+
+@dataclass
+class LoadReport:
+    """What became of the weights of a published checkpoint."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.matched)} tensors matched, {len(self.resized)} resized, "
+            f"{len(self.left_out)} left out, {len(self.missing)} keep their initial values"
+        ]
+        for title in ("resized", "left_out", "missing"):
+            names = getattr(self, title)
+            if names:
+                lines.append(f"  {title.replace('_', ' ')}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
+    """Copies the weights of `path` into the autoencoder; says what matched, was resized and left out.
+
+    Takes MAE checkpoints and timm vision transformers, `.pth`, `.pt` or `.safetensors`. Other image,
+    patch and channel sizes go through timm's converters.
+
+    Raises:
+        InputError: for a U-Net, or where the file is missing or unreadable, or no encoder weight fits.
+    """
+    if not isinstance(autoencoder, MaskedAutoencoder):
+        raise InputError(
+            f"--init {path} holds a vision transformer, and a U-Net takes no published weights: leave --init out, or "
+            "choose another --model."
+        )
+    published = read_weights(path)
+    own = autoencoder.state_dict()
+    encoder_keys = {key for key in own if not key.startswith(("decoder_", "mask_token"))}
+    encoder = _fit_encoder(autoencoder, {key: published[key] for key in published if key in encoder_keys})
+    fitted = encoder | {key: published[key] for key in published if key in own and key not in encoder_keys}
+    _fit_decoder_positions(autoencoder, fitted)
+
+    report = LoadReport()
+    for key, value in published.items():
+        if key not in own or fitted[key].shape != own[key].shape:
+            report.left_out.append(key)
+        elif fitted[key].shape == value.shape and torch.equal(fitted[key], value):
+            report.matched.append(key)
+        else:
+            report.resized.append(key)
+    taken = {key: fitted[key] for key in report.matched + report.resized}
+    report.missing = [key for key in own if key not in taken]
+    if not any(key.startswith("blocks.") for key in taken):
+        raise InputError(
+            f"{path} does not fit this model: none of its {len(published)} tensors matches a block of the encoder; "
+            "choose the --model that the checkpoint was made with."
+        )
+    autoencoder.load_state_dict(own | taken)
+    return report
+
+
+def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
+    """Copies the weights of a pretraining run's last checkpoint.
+
+    Raises:
+        InputError: where the folder is no pretraining run, has no checkpoint, or trained another autoencoder.
+    """
+    folder = RunFolder.open(run, "pretrain")
+    step = folder.checkpoint_step()
+    if step is None:
+        raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain {resume_flags(run)}.")
+    names = ("image_size", "patch_size", "channels", "normalise_target")
+    own = {name: getattr(autoencoder, name) for name in names}
+    saved = {name: folder.config.get(name) for name in names}
+    saved["image_size"] = tuple(saved["image_size"] or ())
+    weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
+    shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
+    if own != saved or next(shapes) != next(shapes):
+        raise InputError(
+            f"the autoencoder of {run} (--model {folder.config.get('model')}, {_plain(saved)}) is another one than "
+            f"that of this run ({_plain(own)}): choose the --model and sizes that it has."
+        )
+    autoencoder.load_state_dict(weights)
+
+
+def _plain(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by name; only tensors are unpickled.
+
+    Raises:
+        InputError: where the file is missing or holds no weights.
+    """
+    if not path.is_file():
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"checkpoint {path} {wrong}: give a .safetensors, .pth or .pt file.")
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): give a .safetensors file or a .pth file "
+            "that holds tensors only."
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = (
+        {str(key).removeprefix("module."): value for key, value in content.items()}
+        if isinstance(content, dict)
+        else {}
+    )
+    weights = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise InputError(f"checkpoint {path} holds no tensors: give a file with a model's state dict.")
+    return weights
+
+
+def _fit_encoder(autoencoder: MaskedAutoencoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = dict(weights)
+    stem = weights.get("patch_embed.proj.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != autoencoder.channels:
+        weights["patch_embed.proj.weight"] = adapt_input_conv(
+            autoencoder.channels, stem, base_chans=stem.shape[1]
+        )
+    return checkpoint_filter_fn(weights, autoencoder.encoder)
+
+
+def _fit_decoder_positions(autoencoder: MaskedAutoencoder, weights: dict[str, Tensor]) -> None:
+    position = weights.get("decoder_pos_embed")
+    if position is None or position.shape[1] == autoencoder.decoder_pos_embed.shape[1]:
+        return
+    weights["decoder_pos_embed"] = resample_abs_pos_embed(
+        position, new_size=list(autoencoder.grid), num_prefix_tokens=autoencoder.num_prefix
+    )

@@ -1,0 +1,127 @@
+"""The U-Net: MONAI's, and the autoencoder that fills in masked patches with it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from monai.networks.nets.basic_unet import BasicUNet
+from torch import Tensor, nn
+
+from ahm_gym.errors import InputError
+from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
+from ahm_gym.model.patches import patchify
+
+FEATURES = (32, 32, 64, 128, 256, 32)
+"""Channels of the five resolutions going down, and those of the last feature map."""
+STRIDE = 16
+"""Pixels of the image to one of the coarsest resolution."""
+
+
+class UNet(BasicUNet):
+    """MONAI's U-Net without a head: a feature map of the image's own size.
+
+    After "U-Net: Deep Learning for Cell Counting, Detection, and Morphometry" (Falk et al., Nature
+    Methods 2019). It goes down and up again, so pretraining and segmentation share all but the last layer.
+
+    Args:
+        image_size: height and width in pixels that it is meant for; the weights fit any.
+        patch_size: side of a patch in pixels, kept for whoever masks or probes.
+        channels: of the images.
+        features: channels of the five resolutions, and of the feature map.
+
+    Raises:
+        InputError: for an image size that four halvings do not divide, or leave a single pixel of.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch_size: int,
+        channels: int,
+        features: tuple[int, ...] = FEATURES,
+    ) -> None:
+        height, width = image_size
+        if height % STRIDE or width % STRIDE or height * width <= STRIDE**2:
+            raise InputError(
+                f"image size {height}x{width} does not fit the U-Net, which halves it four times: choose multiples "
+                f"of {STRIDE}, such as 64, and more than one of them."
+            )
+        super().__init__(spatial_dims=2, in_channels=channels, features=features)
+        self.final_conv = nn.Identity()
+        self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
+        self.features = features
+        self.width = features[-1]
+
+    def pooled(self, images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L D"]:
+        """The feature map averaged over every patch, in reading order."""
+        return nn.functional.avg_pool2d(self(images), patch_size).flatten(2).transpose(1, 2)
+
+
+class UNetAutoencoder(Autoencoder):
+    """A U-Net that sees the image with its masked patches filled with zeros, and predicts every pixel.
+
+    The reconstructor of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025). Zero is the mean of normalised
+    images. What an agent observes are the raw pixels, patch by patch: `unpatchify` makes the image of them.
+
+    Args:
+        image_size: height and width in pixels, multiples of 16 and of the patch size.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        features: of the `UNet`.
+        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+
+    Raises:
+        InputError: for an image size that does not fit.
+    """
+
+    embeds_pixels = True
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int] = (64, 64),
+        patch_size: int = 8,
+        channels: int = 1,
+        features: tuple[int, ...] = FEATURES,
+        normalise_target: bool = False,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=channels,
+            dim=channels * patch_size**2,
+            normalise_target=normalise_target,
+        )
+        self.encoder: UNet = UNet(
+            image_size=image_size, patch_size=patch_size, channels=channels, features=features
+        )
+        self.head = nn.Conv2d(self.encoder.width, channels, 1)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """The pixels of every patch, in the order of `patchify`."""
+        return patchify(self._checked(images), self.patch_size)
+
+    def embedding_state(self) -> dict[str, Tensor]:
+        """Nothing: pixels are no matter of weights."""
+        return {}
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        (mask,) = places
+        visible = images.masked_fill(self._hidden(self._checked(images), mask), 0.0)
+        filled = cast(Tensor, self.head(self.encoder(visible)))  # B C H W
+        return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), mask)
+
+    def _hidden(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 H W"]:
+        """True on the pixels of masked patches."""
+        pixels = mask.unflatten(1, self.grid)[:, None]
+        return pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+
+
+def build_unet(seed: int = 0, **options: Any) -> UNetAutoencoder:
+    """A freshly initialised `UNetAutoencoder`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return UNetAutoencoder(**options)

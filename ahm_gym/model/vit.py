@@ -1,0 +1,287 @@
+"""The masked autoencoder: a timm ViT, a light decoder, and a mask that comes from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Bool, Float, Int
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahm_gym.device.transfers import to_device
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
+from ahm_gym.model.patches import grid_of, patchify, visible_indices
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An encoder by its timm name, and the decoder that goes with it."""
+
+    name: str
+    encoder: dict[str, Any]
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+
+
+PRESETS = {
+    "tiny": Preset("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 6, "num_heads": 4}, 64, 2, 4),
+    "small": Preset("vit_small_patch16_224", {}, 192, 4, 6),
+    "base": Preset("vit_base_patch16_224", {}, 512, 8, 16),
+}
+
+
+class MaskedAutoencoder(Autoencoder):
+    """Reconstructs masked patches from the visible ones.
+
+    After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is an
+    argument, always. `state_dict()` has the keys of the published checkpoints: the encoder's as timm
+    names them, without prefix, and `decoder_*` and `mask_token` beside them.
+
+    Args:
+        encoder: timm's plain VisionTransformer, without a head.
+        decoder_dim: width of the decoder.
+        decoder_depth: number of its blocks.
+        decoder_heads: number of its attention heads.
+        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+        norm_eps: epsilon of every LayerNorm; None keeps the encoder's own and 1e-6 in the decoder.
+    """
+
+    records = True
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        *,
+        decoder_dim: int = 64,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        normalise_target: bool = False,
+        norm_eps: float | None = None,
+    ) -> None:
+        (rows, columns), patch_size = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
+        super().__init__(
+            image_size=(rows * patch_size, columns * patch_size),
+            patch_size=patch_size,
+            channels=encoder.patch_embed.proj.in_channels,
+            dim=encoder.embed_dim,
+            normalise_target=normalise_target,
+        )
+        self.encoder: VisionTransformer = encoder
+        self.num_prefix: int = encoder.num_prefix_tokens
+
+        self.decoder_embed = nn.Linear(self.dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_pos_embed = nn.Parameter(
+            position_embedding(decoder_dim, self.grid, self.num_prefix), requires_grad=False
+        )
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * self.channels)
+        self._initialise(norm_eps)
+        self.register_state_dict_post_hook(_drop_encoder_prefix)
+        self.register_load_state_dict_pre_hook(_add_encoder_prefix)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """Patch plus position embedding of every patch: what an agent observes."""
+        return self._place(self._project(patchify(self._checked(images), self.patch_size)))
+
+    def embedding_state(self) -> dict[str, Tensor]:
+        """The weights of the patch and position embedding."""
+        weights = self.state_dict()
+        return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
+
+    def encode(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Encoded prefix tokens and, after them, encoded visible patches in reading order.
+
+        Args:
+            images: normalised images of `image_size`.
+            mask: True where masked, the same number in every image; None shows everything.
+        """
+        patches = patchify(self._checked(images), self.patch_size)
+        visible = None if mask is None else to_device(visible_indices(mask), patches.device)
+        return self._encode_patches(patches, visible)
+
+    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
+        """Indices of the visible patches, and the mask."""
+        return to_device(visible_indices(mask), self.device), to_device(mask, self.device)
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
+        visible, mask = places
+        patches = patchify(self._checked(images), self.patch_size)
+        prediction = self._decode(self._encode_patches(patches, visible), visible)
+        return self.compare(prediction, patches, mask)
+
+    def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
+        embedder = self.encoder.patch_embed
+        # The convolution of a patch by its own size is a matrix product: cheaper, and it can skip masked patches.
+        weight = embedder.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return embedder.norm(functional.linear(patches, weight, embedder.proj.bias))
+
+    def _place(
+        self, tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        position = self.encoder.pos_embed
+        if position is None:
+            return tokens
+        position = position[0, position.shape[1] - self.num_patches :]  # L D
+        return tokens + (position if indices is None else position[indices])
+
+    def _encode_patches(
+        self, patches: Float[Tensor, "B L P"], visible: Int[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B N D"]:
+        if visible is not None:
+            patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[2]))  # B V P
+        tokens = self._place(self._project(patches), visible)
+        encoder = self.encoder
+        tokens = encoder.pos_drop(torch.cat([*self._prefix(len(tokens)), tokens], dim=1))
+        return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
+
+    def _prefix(self, batch: int) -> list[Float[Tensor, "B N D"]]:
+        encoder = self.encoder
+        tokens: list[Tensor] = [
+            token for token in (encoder.cls_token, encoder.reg_token) if token is not None
+        ]
+        if not tokens:
+            return []
+        prefix = torch.cat(tokens, dim=1)
+        if encoder.pos_embed is not None and not encoder.no_embed_class:
+            prefix = prefix + encoder.pos_embed[:, : self.num_prefix]
+        return [prefix.expand(batch, -1, -1)]
+
+    def _decode(self, encoded: Float[Tensor, "B N D"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "B L P"]:
+        tokens = self.decoder_embed(encoded)
+        prefix, shown = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
+        width = tokens.shape[2]
+        blank = self.mask_token.to(tokens.dtype).expand(len(tokens), self.num_patches, width)
+        full = blank.scatter(1, visible[..., None].expand(-1, -1, width), shown)  # B L Dd
+        tokens = torch.cat([prefix, full], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(tokens[:, self.num_prefix :]))
+
+    def _initialise(self, norm_eps: float | None) -> None:
+        encoder = self.encoder
+        if encoder.pos_embed is not None:
+            prefix = 0 if encoder.no_embed_class else self.num_prefix
+            encoder.pos_embed = nn.Parameter(
+                position_embedding(self.dim, self.grid, prefix), requires_grad=False
+            )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm) and norm_eps is not None:
+                module.eps = norm_eps
+        nn.init.xavier_uniform_(encoder.patch_embed.proj.weight.flatten(1))
+        for token in (encoder.cls_token, encoder.reg_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+
+def build_autoencoder(
+    model: str = "tiny",
+    *,
+    image_size: tuple[int, int] = (64, 64),
+    patch_size: int = 8,
+    channels: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Autoencoder:
+    """A freshly initialised autoencoder.
+
+    Args:
+        model: tiny, small, base, the name of one of timm's plain vision transformers, or unet.
+        image_size: height and width in pixels, multiples of the patch size.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        seed: of the weights; the global generator is left as it was.
+        options: keyword arguments of `MaskedAutoencoder`, where they override the preset's, or of
+            `UNetAutoencoder`.
+
+    Raises:
+        InputError: for an unknown model or a patch size that does not divide the image size.
+    """
+    if model == "unet":
+        from ahm_gym.model.unet import build_unet  # MONAI takes a second to import
+
+        shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+        return build_unet(seed, **shape, **options)
+    preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
+        encoder = build_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
+        decoder: dict[str, Any] = {
+            "decoder_dim": preset.decoder_dim,
+            "decoder_depth": preset.decoder_depth,
+            "decoder_heads": preset.decoder_heads,
+        }
+        return MaskedAutoencoder(encoder, **(decoder | options))
+
+
+def build_encoder(
+    model: str = "tiny", *, image_size: tuple[int, int] = (64, 64), patch_size: int = 8, channels: int = 1
+) -> VisionTransformer:
+    """timm's vision transformer of that name or preset, untrained, without a head.
+
+    Raises:
+        InputError: for a name that timm does not know or that is not a plain vision transformer.
+    """
+    grid_of(image_size, patch_size)
+    preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
+    plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
+    if not timm.is_model(preset.name):
+        raise unknown_name("model", model, [*PRESETS, "unet"], unlisted=plain)
+    refusal = InputError(
+        f"model {model!r} is not one of timm's plain vision transformers: choose tiny, small, base or a name such "
+        "as vit_small_patch16_224."
+    )
+    if preset.name not in plain:
+        raise refusal
+    encoder = timm.create_model(
+        preset.name,
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=channels,
+        num_classes=0,
+        fc_norm=False,
+        global_pool="",
+        **preset.encoder,
+    )
+    if type(encoder) is not VisionTransformer or not isinstance(encoder.patch_embed, PatchEmbed):
+        raise refusal
+    return encoder
+
+
+def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Float[Tensor, "1 N D"]:
+    """Fixed sine-cosine position embedding of the grid, zeros for the prefix tokens before it."""
+    if dim % 4:
+        raise InputError(
+            f"width {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
+        )
+    patches = build_sincos2d_pos_embed(list(grid), dim=dim)
+    return torch.cat([torch.zeros(num_prefix, dim), patches])[None]
+
+
+def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}encoder.")]:
+        state[prefix + key[len(prefix) + len("encoder.") :]] = state.pop(key)
+
+
+def _add_encoder_prefix(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+    own = ("decoder_", "mask_token", "encoder.")
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        if not name.startswith(own):
+            state[f"{prefix}encoder.{name}"] = state.pop(key)

@@ -1,0 +1,158 @@
+"""How good a mask policy is: its scores against the true patch loss, and the health of its masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from ahm_gym.data import ImageDataset
+from ahm_gym.masking.selection import PatchBatch, random_scores, select_patches
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.patch_difficulty import local_variance, true_patch_loss
+from ahm_gym.model.patches import patchify
+
+BATCH_SIZE = 64
+
+
+def rank_correlation(scores: Float[Tensor, "B L"], truth: Float[Tensor, "B L"]) -> float:
+    """Spearman correlation over the patches of an image, averaged over images, -1 to 1.
+
+    Images whose scores or truth are all equal count as 0.
+    """
+    first, second = (rankdata(value.cpu().numpy(), axis=1) for value in (scores, truth))
+    first, second = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (first, second))
+    spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    product = (first * second).sum(axis=1)
+    return float(np.divide(product, spread, out=np.zeros_like(product), where=spread > 0).mean())
+
+
+def foreground_patches(images: Float[Tensor, "B C H W"], patch_size: int) -> Bool[Tensor, "B L"]:
+    """True where most pixels of a patch are brighter than Otsu's threshold of its image."""
+    grey = images.mean(dim=1).cpu().numpy()
+    low, high = grey.min(axis=(1, 2), keepdims=True), grey.max(axis=(1, 2), keepdims=True)
+    eight_bit = (255 * (grey - low) / np.maximum(high - low, 1e-6)).astype(np.uint8)
+    bright = [cv2.threshold(image, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] for image in eight_bit]
+    shares = patchify(torch.from_numpy(np.stack(bright)).float()[:, None], patch_size).mean(dim=-1)
+    return shares > 0.5
+
+
+def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
+    """Mean share of masked patches that two images have in common, 0 to 1.
+
+    The mask ratio for independent random masks, 1 where all images are masked alike.
+    """
+    hits = mask.float()
+    pairs = hits @ hits.T / hits.sum(dim=1)
+    number = len(mask)
+    return float((pairs.sum() - pairs.diagonal().sum()) / max(number * (number - 1), 1))
+
+
+def mask_entropy(mask: Bool[Tensor, "B L"]) -> float:
+    """Entropy of how often each position is masked, as a share of that of random masks of the same ratio.
+
+    About 1 for masks that differ from image to image, 0 where all images are masked alike.
+    """
+    frequency, ratio = mask.double().mean(dim=0), mask.double().mean()
+    largest = torch.special.entr(ratio) + torch.special.entr(1 - ratio)
+    return float((torch.special.entr(frequency) + torch.special.entr(1 - frequency)).mean() / largest)
+
+
+def excess_loss(
+    autoencoder: Autoencoder,
+    images: Float[Tensor, "B C H W"],
+    mask: Bool[Tensor, "B L"],
+    truth: Float[Tensor, "B L"],
+) -> float:
+    """How much harder masks are than random ones, as a share of what the hardest patches come to.
+
+    0 for random masks, 1 for those of the highest true patch loss, negative for easy ones; not a number while the
+    hardest patches are no harder than random ones.
+
+    Args:
+        autoencoder: judged as it stands.
+        images: normalised.
+        mask: True where masked.
+        truth: the true patch loss.
+    """
+    num_masked = int(mask[0].sum())
+    generator = torch.Generator().manual_seed(1)
+    drawn, hardest = (
+        select_patches(scores, num_masked, num_masked, generator)[0]
+        for scores in (random_scores((mask.shape[0], mask.shape[1]), generator), truth)
+    )
+    with torch.no_grad():
+        own, random, most = (float(autoencoder(images, masked).loss) for masked in (mask, drawn, hardest))
+    return (own - random) / (most - random) if most > random else math.nan
+
+
+def reconstruction_psnr(
+    autoencoder: Autoencoder, dataset: ImageDataset, indices: list[int], num_masked: int
+) -> float:
+    """Peak signal-to-noise ratio of masked pixels under random masks, in dB; the mean over the images.
+
+    The peak is the range of a prepared image, 0 to 1.
+
+    Args:
+        autoencoder: judged as it stands.
+        dataset: where the images lie.
+        indices: of the images.
+        num_masked: masked patches of an image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = autoencoder.device
+    autoencoder.eval()
+    ratios = []
+    for start in range(0, len(indices), BATCH_SIZE):
+        images = dataset.resized(indices[start : start + BATCH_SIZE], autoencoder.image_size).to(device)
+        scores = random_scores((len(images), autoencoder.num_patches), generator)
+        mask = select_patches(scores, num_masked, num_masked, generator)[0]
+        with torch.no_grad():
+            prediction = autoencoder(images, mask).prediction
+        mask = mask.to(device)
+        filled = autoencoder.reconstruct(images, mask, prediction)
+        shown = (dataset.denormalise(value).clamp(0, 1) for value in (filled, images))
+        first, second = (patchify(value, autoencoder.patch_size) for value in shown)
+        error = ((first - second).square().mean(dim=2) * mask).sum(dim=1) / num_masked
+        ratios.append(-10 * error.clamp(min=1e-12).log10())
+    return float(torch.cat(ratios).mean())
+
+
+def judge(
+    score: Callable[[PatchBatch], Float[Tensor, "B L"]],
+    autoencoder: Autoencoder,
+    images: Float[Tensor, "B C H W"],
+    num_masked: int,
+    progress: float,
+) -> dict[str, float]:
+    """Figures about the scores of a policy on validation images.
+
+    `spearman` is their correlation with the true patch loss, `spearman_variance` that of local variance;
+    `excess`, `overlap`, `entropy` and `masked_foreground` (share of foreground patches that is masked) are of
+    the masks that follow the scores alone.
+    """
+    autoencoder.eval()
+    with torch.no_grad():
+        embeddings = autoencoder.embed(images)
+    mask_ratio = num_masked / autoencoder.num_patches
+    patches = PatchBatch(images, embeddings, autoencoder.grid, progress, mask_ratio)
+    scores = score(patches).float().cpu()
+    truth = true_patch_loss(autoencoder, images, num_masked)
+    mask = select_patches(scores, num_masked, num_masked, torch.Generator().manual_seed(0))[0]
+    foreground = foreground_patches(images, autoencoder.patch_size)
+    variance = local_variance(images, autoencoder.patch_size)
+    return {
+        "val/loss": float(truth.mean()),
+        "val/spearman": rank_correlation(scores, truth),
+        "val/spearman_variance": rank_correlation(variance, truth),
+        "val/excess": excess_loss(autoencoder, images, mask, truth),
+        "val/overlap": mask_overlap(mask),
+        "val/entropy": mask_entropy(mask),
+        "val/masked_foreground": float((mask & foreground).sum() / foreground.sum().clamp(min=1)),
+    }

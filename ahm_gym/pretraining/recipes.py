@@ -1,0 +1,191 @@
+"""Named recipes: several pretraining runs, one after the other, in one run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ahm_gym.agents import AGENTS
+from ahm_gym.errors import InputError, Interrupted, unknown_name
+from ahm_gym.pretraining.config import PretrainConfig, run_stem, with_absolute_paths
+from ahm_gym.pretraining.run import Training, pretrain
+from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.settings import merge_resumed, to_json
+from ahm_gym.runs.storage import recover_all, write_atomically
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a recipe. Its policy and its reconstructor may name an earlier stage."""
+
+    name: str
+    config: PretrainConfig
+
+
+UNET = PretrainConfig(model="unet", batch_size=12, guided_fraction=1.0, spread_fraction=0.0)
+"""What the stages of ahm2025 share: every masked patch is chosen by the policy, as published."""
+
+RECIPES: dict[str, tuple[Stage, ...]] = {
+    "ahm2025": (
+        Stage("1-reconstructor", replace(UNET, policy="random", steps=600)),
+        Stage(
+            "2-agent",
+            replace(
+                UNET, policy="ahm2025", reward="ahm2025", steps=600, reconstructor=Path("1-reconstructor")
+            ),
+        ),
+        Stage("3-pretraining", replace(UNET, policy="agent:2-agent", steps=1000)),
+    )
+}
+"""ahm2025 is that of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025): docs/ahm2025.md."""
+
+SET_BY_RECIPE = (
+    "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "guided_ramp",
+    "spread_fraction", "spread_ramp", "masking_steps",
+)  # fmt: skip
+OF_THE_AGENT = ("reward", "num_workers", "agent_options")
+"""Settings that only the stage with a learning agent takes."""
+
+
+def run_recipe(
+    name: str | None, config: PretrainConfig, *, resume: bool = False, given: Container[str] = ()
+) -> Path:
+    """Runs the stages of a recipe in order; gives back the run folder, with one folder a stage.
+
+    With `resume` it goes on in the stage where it stopped, exactly where that one's last checkpoint stands.
+
+    Args:
+        name: in `RECIPES`; on resuming None takes that of the run.
+        config: settings for all stages; those that are given take the place of the recipe's.
+        resume: go on with the run in `config.run_dir`.
+        given: names of settings that were given although they may be defaults.
+
+    Raises:
+        InputError: for settings that cannot be used or that the recipe sets; no folder is left behind.
+        RunError: where a stage cannot go on; its last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    config = with_absolute_paths(config)
+    chosen = _chosen(config, given)
+    if resume:
+        run = RunFolder.open(config.run_dir, "recipe")
+        name = _same_recipe(name, run.config["recipe"])
+        _check_agreement(chosen, run.config["settings"])
+        stages = configure(name, run.config["settings"], run.path)
+    else:
+        name = name or ""
+        path = config.run_dir or free_run_dir(run_stem(replace(config, policy=name)))
+        stages = configure(name, chosen, path)
+        _rehearse(stages)
+        record = {"kind": "recipe", "recipe": name, "stages": [stage.name for stage in stages]}
+        run = RunFolder.create(path, {**record, "settings": chosen})
+    _run_stages(name, stages, run.path)
+    return run.path
+
+
+def is_recipe_run(path: Path | None) -> bool:
+    """Whether that is the folder of a recipe's run."""
+    if path is None or not (path / "config.json").is_file():
+        return False
+    try:
+        RunFolder.open(path, "recipe")
+    except InputError:
+        return False
+    return True
+
+
+def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]:
+    """The stages of a recipe in a run folder, with these settings (JSON values) in place of its own.
+
+    Raises:
+        InputError: for an unknown recipe, or a setting that it makes itself.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    for key in SET_BY_RECIPE:
+        if key in settings:
+            raise InputError(
+                f"--{key.replace('_', '-')} does not go with --recipe {name}, which sets it: leave it out."
+            )
+    stages = []
+    for stage in RECIPES[name]:
+        own = stage.config
+        learns = own.policy in AGENTS
+        taken = {key: value for key, value in settings.items() if learns or key not in OF_THE_AGENT}
+        restored = merge_resumed(PretrainConfig(), taken, "pretrain")
+        policy, colon, earlier = own.policy.partition(":")
+        config = replace(
+            own,
+            **{key: getattr(restored, key) for key in taken},
+            policy=f"{policy}:{run_dir / earlier}" if colon else policy,
+            reconstructor=None if own.reconstructor is None else run_dir / own.reconstructor,
+            run_dir=run_dir / stage.name,
+        )
+        stages.append(Stage(stage.name, config))
+    return stages
+
+
+def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
+    interrupt = Interrupt()
+    for number, stage in enumerate(stages, start=1):
+        folder = path / stage.name
+        recover_all(folder)
+        begun = (folder / "config.json").is_file()
+        if begun:
+            _follow_move(folder / "config.json", stage.config)
+        config = PretrainConfig(run_dir=folder) if begun else stage.config
+        title = f"{name} {number}/{len(stages)} {stage.name.partition('-')[2]}"
+        try:
+            pretrain(config, resume=begun, title=title, interrupt=interrupt)
+        except Interrupted as error:
+            raise _stopped(stage, path, error.exit_code - 128) from None
+        if interrupt.requested and stage is not stages[-1]:
+            raise _stopped(stage, path, interrupt.signal or 2)
+
+
+def _follow_move(saved: Path, config: PretrainConfig) -> None:
+    """Lets a stage find the earlier ones where the folder of the recipe is now."""
+    kept = json.loads(saved.read_text())
+    now = {key: to_json(config)[key] for key in ("policy", "reconstructor")}
+    if kept | now != kept:
+        write_atomically(saved, json.dumps(kept | now, indent=2))
+
+
+def _stopped(stage: Stage, path: Path, signal_number: int) -> Interrupted:
+    return Interrupted(f"stopped in stage {stage.name}; go on with: {resume_flags(path)}", signal_number)
+
+
+def _rehearse(stages: list[Stage]) -> None:
+    """Builds what can be built before the first stage has run, so that bad settings leave no folder behind."""
+    for stage in stages:
+        if ":" not in stage.config.policy:
+            Training(replace(stage.config, reconstructor=None))
+
+
+def _chosen(config: PretrainConfig, given: Container[str]) -> dict[str, Any]:
+    """The settings that differ from the defaults or were given, as JSON values."""
+    values = to_json(config)
+    return {
+        item.name: list(value) if isinstance(value := values[item.name], tuple) else value
+        for item in fields(config)
+        if item.name != "run_dir" and (item.name in given or getattr(config, item.name) != item.default)
+    }
+
+
+def _same_recipe(asked: str | None, kept: str) -> str:
+    if asked not in (None, kept):
+        raise InputError(f"--recipe {asked} differs from the {kept} of this run: leave the flag out.")
+    return kept
+
+
+def _check_agreement(chosen: dict[str, Any], kept: dict[str, Any]) -> None:
+    for key, value in chosen.items():
+        if key not in kept or kept[key] != value:
+            raise InputError(
+                f"--{key.replace('_', '-')} differs from what this run was started with, and it keeps its settings: "
+                "leave the flag out, or pretrain into a new --run-dir."
+            )

@@ -1,0 +1,202 @@
+"""Run folders: settings, metrics and checkpoints that survive any end of the program."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, SupportsFloat
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from ahm_gym.errors import InputError
+from ahm_gym.runs.storage import (
+    load_state,
+    make_folder,
+    recover_all,
+    replace_folder,
+    save_state,
+    write_atomically,
+)
+
+
+def resume_flags(path: Path) -> str:
+    """What goes on with the run in that folder, as a shell reads it."""
+    return f"--resume --run-dir {shlex.quote(str(path))}"
+
+
+class RunFolder:
+    """A folder with `config.json`, `metrics.jsonl`, TensorBoard events and checkpoints.
+
+    Only the program that trains writes, and one at a time. Nothing is made before it is needed, so an
+    opened folder can also be read from.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self._lines: IO[str] | None = None
+        self._events: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
+        """A new run folder with these settings; `config["kind"]` says which program it belongs to.
+
+        Raises:
+            InputError: where there is something already, or no folder can be made.
+        """
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise InputError(
+                f"{path} exists already: choose another --run-dir, or go on with a run in it by --resume."
+            )
+        content = json.dumps(config, indent=2) + "\n"
+        make_folder(path, "--run-dir")
+        try:
+            write_atomically(path / "config.json", content)
+        except BaseException:
+            path.rmdir()
+            raise
+        return cls(path, json.loads(content))
+
+    @classmethod
+    def open(cls, path: Path | None, kind: str) -> RunFolder:
+        """The run folder that is there.
+
+        Args:
+            path: None where a program was told to resume without saying what.
+            kind: pretrain, recipe or segment.
+
+        Raises:
+            InputError: where it is missing, or no run of that kind.
+        """
+        if path is None:
+            raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
+        if not path.is_dir():
+            raise InputError(f"there is no folder {path}: give the folder of a {kind} run.")
+        file = path / "config.json"
+        if not file.is_file():
+            raise InputError(f"{path} is not a run folder, it has no config.json: give that of a {kind} run.")
+        try:
+            config = json.loads(file.read_text())
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{file} is not JSON ({error}): give the folder of a {kind} run.") from error
+        found = config.get("kind") if isinstance(config, dict) else None
+        if found != kind:
+            what = "not a run folder" if found is None else f"a {found} run"
+            raise InputError(f"{path} is {what}: give the folder of a {kind} run.")
+        return cls(path, config)
+
+    def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Adds the metrics of a step; a number that is not finite is written as null."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        if self._lines is None:
+            self._lines = self._metrics_path.open("a")
+        if self._events is None:
+            self._events = SummaryWriter(str(self.path / "events"))
+        self._lines.write(json.dumps({"step": step, **row}) + "\n")
+        self._lines.flush()
+        _add_scalars(self._events, step, row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged rows, oldest first; null is None. A last line that was torn is left out."""
+        if not self._metrics_path.exists():
+            return []
+        lines = self._metrics_path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Saves the state of a step; older checkpoints are deleted once it is complete.
+
+        Raises:
+            OSError: where it cannot be written; the older checkpoint is then as it was.
+        """
+        path = self._checkpoints / f"step-{step}"
+        replace_folder(path, lambda folder: save_state(folder, state))
+        self._delete_checkpoints(keep=step)
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """The step and state of the newest complete checkpoint, to go on from; None without one.
+
+        What was logged after it is forgotten, and what a crash left half-done is cleared away.
+
+        Raises:
+            InputError: where its files are damaged.
+        """
+        recover_all(self.path)
+        recover_all(self._checkpoints)
+        step = self.checkpoint_step()
+        state = None if step is None else load_state(self._checkpoints / f"step-{step}")
+        self._cut_metrics(-1 if step is None else step)
+        if step is None or state is None:
+            return None
+        self._delete_checkpoints(keep=step)
+        return step, state
+
+    def checkpoint_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None without one."""
+        return max(self._steps(), default=None)
+
+    def replace(self, name: str, write: Callable[[Path], None]) -> None:
+        """Replaces the sub-folder `name` by what `write` puts into the empty folder that it is given."""
+        replace_folder(self.path / name, write)
+
+    def close(self) -> None:
+        """Writes out what is held back; logging opens the files again."""
+        lines, events = self._lines, self._events
+        self._lines = self._events = None
+        if lines is not None:
+            lines.close()
+        if events is not None:
+            events.close()
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoint"
+
+    def _steps(self) -> list[int]:
+        names = [item.name for item in self._checkpoints.glob("step-*") if item.is_dir()]
+        return [int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)]
+
+    def _delete_checkpoints(self, keep: int) -> None:
+        for step in self._steps():
+            if step != keep:
+                shutil.rmtree(self._checkpoints / f"step-{step}")
+
+    def _cut_metrics(self, last_step: int) -> None:
+        """Forgets what was logged after a step, in the lines and in the events."""
+        self.close()
+        if not self._metrics_path.exists():
+            return
+        rows = [row for row in self.metrics() if row["step"] <= last_step]
+        write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.replace("events", lambda folder: _write_events(folder, rows))
+
+
+def _write_events(folder: Path, rows: list[dict[str, Any]]) -> None:
+    writer = SummaryWriter(str(folder))
+    for row in rows:
+        _add_scalars(writer, row["step"], {name: value for name, value in row.items() if name != "step"})
+    writer.close()
+
+
+def _add_scalars(writer: SummaryWriter, step: int, row: Mapping[str, float | None]) -> None:
+    for name, value in row.items():
+        if value is not None:
+            writer.add_scalar(name, value, step)
+
+
+def free_run_dir(stem: str) -> Path:
+    """The first free `runs/STEM-N`."""
+    number = 1
+    while (path := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return path

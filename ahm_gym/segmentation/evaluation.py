@@ -1,0 +1,128 @@
+"""A segmenter on a whole split: scores by case, and the picture of a few of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ahm_gym.data import ImageDataset, Sample
+from ahm_gym.data.sample import Split
+from ahm_gym.errors import InputError
+from ahm_gym.runs.progress import Progress
+from ahm_gym.segmentation.metrics import (
+    CaseScores,
+    ScoredImage,
+    leave_out_absent,
+    mean,
+    score_case,
+    summarise,
+)
+from ahm_gym.segmentation.overlays import Overlay, draw_overlays
+from ahm_gym.segmentation.segmenter import Segmenter, predict
+
+NUM_SHOWN = 8
+
+
+def choose_split(dataset: ImageDataset) -> Split:
+    """The split to report on: test, or val where no test image has a label.
+
+    Raises:
+        InputError: where neither has labels.
+    """
+    splits: tuple[Split, ...] = ("test", "val")
+    for split in splits:
+        if dataset.indices(split, labelled=True):
+            return split
+    raise InputError(
+        f"{dataset.name} has no labelled test or val images to score: add some (test_images and test_label in an .npz "
+        "file; in a folder a split.csv can name them)."
+    )
+
+
+def evaluate(
+    segmenter: Segmenter, dataset: ImageDataset, split: Split, *, native_resolution: bool = False
+) -> dict[str, Any]:
+    """Scores of every case of a split, and their means; see `summarise`.
+
+    A class that no label of the split has is left out and stands in `absent_classes`. `hd95_unit` is mm where
+    every image has a spacing, and pixels (of the label) otherwise.
+    """
+    cases = group_cases(dataset, split)
+    indices = dataset.indices(split, labelled=True)
+    in_mm = all(dataset.sample(index).spacing is not None for index in indices)
+    scores: list[CaseScores] = []
+    present: set[int] = set()
+    done = 0
+    with Progress("scoring", total=len(indices), images_per_step=1) as bar:
+        for case, members in cases.items():
+            images = []
+            for index in members:
+                sample, prediction = _segment(segmenter, dataset, index, native_resolution)
+                images.append(ScoredImage(prediction, _label(sample), sample.spacing if in_mm else None))
+                present.update(_label(sample).unique().tolist())
+                done += 1
+                bar.advance(done)
+            scores.append(score_case(case, images, dataset.num_classes))
+    absent = sorted(set(range(1, dataset.num_classes)) - present)
+    summary = summarise(leave_out_absent(scores, present), dataset.num_classes)
+    return {"hd95_unit": "mm" if in_mm else "pixels", "absent_classes": absent, **summary}
+
+
+def draw_cases(
+    segmenter: Segmenter, dataset: ImageDataset, results: dict[str, Any], *, native_resolution: bool = False
+) -> Figure:
+    """A few cases from the worst to the best by Dice, each by its image with the largest label.
+
+    Args:
+        segmenter: the one that was evaluated.
+        dataset: likewise.
+        results: of `evaluate`, with the `split`.
+        native_resolution: as it was evaluated.
+    """
+    members = group_cases(dataset, results["split"])
+    ranked = sorted(
+        (score, entry["case"]) for entry in results["cases"] if (score := _case_dice(entry)) is not None
+    ) or [(float("nan"), case) for case in members]
+    places = np.linspace(0, len(ranked) - 1, min(NUM_SHOWN, len(ranked))).round().astype(int)
+    overlays = []
+    for place in places:
+        score, case = ranked[place]
+        index = max(members[case], key=lambda index: int((_label(dataset.sample(index)) > 0).sum()))
+        sample, prediction = _segment(segmenter, dataset, index, native_resolution)
+        overlays.append(Overlay(f"{sample.id}\nDice {score:.3f}", sample.image, _label(sample), prediction))
+    title = f"{dataset.name}, {results['split']}: from the worst case to the best of {len(ranked)}"
+    return draw_overlays(overlays, dataset.num_classes, title)
+
+
+def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
+    """Indices of the labelled images of every case of a split."""
+    cases: dict[str, list[int]] = defaultdict(list)
+    for index in dataset.indices(split, labelled=True):
+        cases[dataset.sample(index).case].append(index)
+    return dict(cases)
+
+
+def _segment(
+    segmenter: Segmenter, dataset: ImageDataset, index: int, native_resolution: bool
+) -> tuple[Sample, Int[Tensor, "H W"]]:
+    sample = dataset.sample(index)
+    device = next(segmenter.parameters()).device
+    segmenter.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        image = dataset.normalise(sample.image).to(device)
+        return sample, predict(segmenter, image, sample, native_resolution=native_resolution)
+
+
+def _label(sample: Sample) -> Int[Tensor, "H W"]:
+    assert sample.label is not None, "only labelled samples are scored"
+    return sample.label
+
+
+def _case_dice(entry: dict[str, Any]) -> float | None:
+    return mean([value for value in entry["dice"] if value is not None])

@@ -1,0 +1,246 @@
+"""Fine-tuning for segmentation: the run, its evaluation, and the probe's run."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Container
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.losses.dice import DiceCELoss
+from torch import nn
+
+from ahm_gym.data.sample import Split
+from ahm_gym.device.choice import pick_device
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.model.pretrainer import cosine_schedule
+from ahm_gym.runs.folder import RunFolder, resume_flags
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.progress import Progress
+from ahm_gym.runs.settings import merge_resumed, to_json
+from ahm_gym.runs.storage import locked, write_atomically
+from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
+from ahm_gym.segmentation.config import (
+    FinetuneConfig,
+    open_labelled,
+    resolve,
+    shape_of,
+    spelled_out,
+    starting_encoder,
+    with_run_dir,
+)
+from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.segmentation.probe import Probe
+from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, parameter_groups, save_segmenter
+
+WARMUP, MAX_GRAD_NORM = 0.1, 1.0
+OF_FINE_TUNING = ("steps", "batch_size", "learning_rate", "freeze", "native_resolution", "checkpoint_every")
+"""Settings that a probe does not have."""
+
+
+def finetune(
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    given: Container[str] = (),
+    interrupt: Interrupt | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes a segmenter and scores it; gives back what `results.json` holds.
+
+    With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
+    checkpoint stands; a finished run only gives back its results. Settings that differ from the defaults,
+    or are named in `given`, must be its own. `interrupt` may have a deadline.
+
+    Raises:
+        InputError: for settings or data that cannot be used; no folder is left behind.
+        RunError: where the loss is not finite; the last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    run = None
+    if resume:
+        run = RunFolder.open(config.run_dir, "segment")
+        config = merge_resumed(spelled_out(config), run.config, "segment", given)
+        if is_finished(run.path):
+            return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+    else:
+        config = resolve(with_run_dir(config, "finetune"))
+    finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
+    if run is None:
+        assert config.run_dir is not None, "chosen above"
+        run = RunFolder.create(config.run_dir, finetuning.describe())
+    with closing(run), locked(run.path):
+        finetuning.train(run, interrupt or Interrupt())
+        return finetuning.score(run)
+
+
+def is_finished(run_dir: Path | None) -> bool:
+    """Whether the run in that folder has its results."""
+    return run_dir is not None and (run_dir / "results.json").is_file()
+
+
+def run_probe(config: FinetuneConfig) -> dict[str, Any]:
+    """Probes the encoder with `config.labels` images; gives back what `results.json` holds.
+
+    Raises:
+        InputError: for settings or data that cannot be used; no folder is left behind.
+    """
+    config = resolve(with_run_dir(config, "probe"))
+    for name in OF_FINE_TUNING:
+        if getattr(config, name) != getattr(FinetuneConfig, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} goes with fine-tuning, and a probe has no use for it: leave {flag} out."
+            )
+    assert config.run_dir is not None, "chosen above"
+    results = build_probe(config)(labels=config.labels, seed=config.seed)
+    run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
+    run.close()
+    results = {"split": "test", **results, "config": run.config}
+    write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def build_probe(config: FinetuneConfig) -> Probe:
+    """The probe of the encoder that the settings name; `resolve` them before.
+
+    Raises:
+        InputError: for settings or data that cannot be used.
+    """
+    image_size, patch_size = shape_of(config)
+    dataset = open_labelled(config)
+    encoder = starting_encoder(config, dataset).to(pick_device(config.device))
+    return Probe(encoder, dataset, image_size=image_size, patch_size=patch_size)
+
+
+class Finetuning:
+    """Everything that a run is made of; building it checks all settings and touches no run folder.
+
+    Args:
+        config: resolved.
+        exported: where the run to go on with keeps its segmenter: then its encoder need not exist any more.
+    """
+
+    def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.dataset = open_labelled(config)
+        self.split: Split = choose_split(self.dataset)
+        self.batches = LabelledBatches(
+            self.dataset,
+            choose_labelled(self.dataset, config.labels, config.seed),
+            batch_size=config.batch_size,
+            image_size=shape_of(config)[0],
+            seed=config.seed,
+            native_resolution=config.native_resolution,
+        )
+        if exported is not None and (exported / "config.json").is_file():
+            segmenter = load_segmenter(exported)
+        else:
+            segmenter = build_segmenter(
+                starting_encoder(config, self.dataset),
+                self.dataset.num_classes,
+                freeze=config.freeze,
+                seed=config.seed,
+            )
+        self.segmenter = segmenter.to(self.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.segmenter), fused=True)
+        # Over the batch: one image alone often lacks a class.
+        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        self.losses: list[float] = []
+
+    def describe(self) -> dict[str, Any]:
+        """What `config.json` holds: the settings, and what they came to."""
+        return {
+            "kind": "segment",
+            **to_json(self.config),
+            "channels": self.dataset.channels,
+            "num_classes": self.dataset.num_classes,
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
+
+    def train(self, run: RunFolder, interrupt: Interrupt) -> None:
+        """Trains to the last step, from the newest checkpoint of `run` where it has one."""
+        config = self.config
+        found = run.load_checkpoint()
+        start = 0 if found is None else found[0]
+        if found is None:
+            self._checkpoint(run, 0)
+        else:
+            self._load_state_dict(found[1])
+        print(self.dataset, file=sys.stderr)
+        log_every = max(1, min(config.steps // 50, 20))
+        bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
+        with interrupt, bar:
+            for step in range(start + 1, config.steps + 1):
+                self.losses.append(self.update(step))
+                bar.advance(step, loss=self.losses[-1])
+                if step % log_every == 0:
+                    rate = self.optimizer.param_groups[-1]["lr"]
+                    run.log(step, {"loss": sum(self.losses) / len(self.losses), "learning_rate": rate})
+                    self.losses.clear()
+                stop = interrupt.requested
+                if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                    self._checkpoint(run, step)
+                if stop:
+                    raise Interrupted(
+                        f"stopped at step {step}; go on with: {resume_flags(run.path)}",
+                        interrupt.signal or 2,
+                    )
+
+    def update(self, step: int) -> float:
+        """One update, the `step`-th, counted from 1; gives back the loss before it.
+
+        Raises:
+            RunError: where the loss or its gradient is not finite; the weights stay as they were.
+        """
+        config = self.config
+        images, labels = self.batches[step - 1]
+        self.segmenter.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.segmenter(images.to(self.device))
+        loss = self.loss(logits.float(), labels.to(self.device))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.segmenter.parameters(), MAX_GRAD_NORM)
+        value, size = torch.stack((loss.detach(), norm)).tolist()  # one wait for a GPU
+        if not (math.isfinite(value) and math.isfinite(size)):
+            raise RunError(
+                f"the loss is {value} (gradient norm {size}) at step {step}: lower "
+                "--learning-rate; the last checkpoint is good."
+            )
+        rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.optimizer.step()
+        return value
+
+    def score(self, run: RunFolder) -> dict[str, Any]:
+        """Scores the segmenter, and writes `figures/overlays.png` and `results.json`."""
+        native = self.config.native_resolution
+        results = {
+            "split": self.split,
+            "labels": len(self.batches.indices),
+            **evaluate(self.segmenter, self.dataset, self.split, native_resolution=native),
+            "config": run.config,
+        }
+        figure = draw_cases(self.segmenter, self.dataset, results, native_resolution=native)
+        (run.path / "figures").mkdir(exist_ok=True)
+        figure.savefig(run.path / "figures" / "overlays.png")
+        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+    def _checkpoint(self, run: RunFolder, step: int) -> None:
+        statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
+        run.replace("segmenter", lambda folder: save_segmenter(self.segmenter, folder, **statistics))
+        state = {"segmenter": self.segmenter.state_dict(), "optimizer": self.optimizer.state_dict()}
+        run.save_checkpoint(step, state | {"losses": self.losses})
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self.segmenter.load_state_dict(state["segmenter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])

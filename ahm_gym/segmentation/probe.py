@@ -1,0 +1,225 @@
+"""The probe: how much a linear map can read from frozen patch features, in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ahm_gym.data import ImageDataset
+from ahm_gym.data.store import cover
+from ahm_gym.errors import InputError
+from ahm_gym.model.encoders import Encoder, patch_features
+from ahm_gym.model.patches import grid_of, patchify
+from ahm_gym.segmentation.batches import choose_labelled
+from ahm_gym.segmentation.metrics import Value, mean
+
+PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
+"""Ridge penalties to choose from, on the sum of squares over all training patches."""
+BACKGROUND_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+"""Factors on the predicted share of background to choose from. A ridge regression shrinks towards the mean, where
+small structures never are the largest class of a patch, and the more so the more patches it sees."""
+BATCH_SIZE = 64
+
+
+class Probe:
+    """A ridge regression from frozen patch features to label fractions, for any draw of labelled images.
+
+    Every image is encoded once, however many draws ask for it.
+
+    Args:
+        encoder: frozen; the features are its normed patch tokens, or the averages of a U-Net's feature map over
+            the patches, standardised over the training patches.
+        dataset: with labels in all three splits.
+        image_size: rows and columns of the images; whole images are fitted to it.
+        patch_size: side of a patch in pixels.
+
+    Raises:
+        InputError: where val or test has no labels, or no patch of val is mostly foreground.
+    """
+
+    def __init__(
+        self, encoder: Encoder, dataset: ImageDataset, *, image_size: tuple[int, int], patch_size: int
+    ) -> None:
+        grid_of(image_size, patch_size)
+        self.encoder, self.dataset = encoder, dataset
+        self.image_size, self.patch_size = image_size, patch_size
+        self.val, self.test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
+        for split, indices in (("val", self.val), ("test", self.test)):
+            if not indices:
+                raise InputError(
+                    f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
+                    "fine-tune."
+                )
+        self._cases = {index: dataset.sample(index).case for index in [*self.val, *self.test]}
+        self._patches: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Patch Dice on the test split of the regression from one draw of labelled images.
+
+        Args:
+            labels: number of labelled training images; None takes all.
+            seed: which ones; see `choose_labelled`.
+
+        Returns:
+            `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
+            `lambda` the ridge penalty and `background_weight` the factor on the predicted share of background with
+            the best `val_patch_dice`, `val_r2` the share of the label fractions' variance on val that the best
+            penalty explains, `labels` and `num_images`: the numbers of training and of test images.
+
+        Raises:
+            InputError: where the labels do not suffice.
+        """
+        train = choose_labelled(self.dataset, labels, seed)
+        features, targets = self.patches(train)
+        deviation, centre = torch.std_mean(features, dim=(0, 1))
+        deviation = deviation.clamp(min=1e-6)
+        weights, bias = ridge((features - centre) / deviation, targets, PENALTIES)  # N D K, N K
+        # Standardised by the maps themselves: there are many more features than weights.
+        weights = weights / deviation[:, None]
+        bias = bias - centre @ weights
+        features, targets = self.patches(self.val)
+        stacked = features @ weights.permute(1, 0, 2).flatten(1)  # B L N*K
+        predictions = list((stacked.unflatten(2, bias.shape) + bias).unbind(dim=2))
+        best, weight, score = choose_map(predictions, targets, self.cases(self.val))
+        if score is None:
+            raise InputError(
+                f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe is chosen "
+                "by such: add val images with the structure, choose a smaller --patch-size, or fine-tune."
+            )
+        r2 = max(explained(predicted, targets) for predicted in predictions)
+        features, targets = self.patches(self.test)
+        predicted = features @ weights[best] + bias[best]
+        found = patch_dice(weighted(predicted, weight), targets, self.cases(self.test))
+        return {
+            "patch_dice": mean_dice(found),
+            "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
+            "cases": found,
+            "lambda": float(PENALTIES[best]),
+            "background_weight": weight,
+            "val_patch_dice": score,
+            "val_r2": r2,
+            "labels": len(train),
+            "num_images": len(self.test),
+        }
+
+    def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
+        """Features and label fractions of every patch of these samples, in double precision."""
+        missing = [index for index in indices if index not in self._patches]
+        was_training = self.encoder.training
+        self.encoder.eval()
+        for start in range(0, len(missing), BATCH_SIZE):
+            self._encode(missing[start : start + BATCH_SIZE])
+        self.encoder.train(was_training)
+        features, fractions = zip(*(self._patches[index] for index in indices), strict=True)
+        return torch.stack(features), torch.stack(fractions)
+
+    def _encode(self, indices: list[int]) -> None:
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            images = self.dataset.resized(indices, self.image_size).to(device)
+            features = patch_features(self.encoder, images, self.patch_size).double().cpu()
+        for index, tokens in zip(indices, features, strict=True):
+            label = self.dataset.sample(index).label
+            assert label is not None, "only labelled samples are chosen"
+            shares = label_fractions(label, self.dataset.num_classes, self.image_size, self.patch_size)
+            self._patches[index] = tokens, shares.double()
+
+    def cases(self, indices: list[int]) -> list[str]:
+        """The cases of val or test images."""
+        return [self._cases[index] for index in indices]
+
+
+def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
+    """Predicted shares of the classes, that of the background (class 0) times this factor."""
+    factors = torch.ones(predicted.shape[2], dtype=predicted.dtype)
+    factors[0] = background_weight
+    return predicted * factors
+
+
+def choose_map(
+    predictions: list[Float[Tensor, "B L K"]], targets: Float[Tensor, "B L K"], cases: list[str]
+) -> tuple[int, float, Value]:
+    """Place of the best prediction, the factor on its background, and the patch Dice that they give.
+
+    The latter is None where no target is mostly foreground, so that all predictions are as good.
+    """
+    scores = {
+        (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases))
+        for index, predicted in enumerate(predictions)
+        for weight in BACKGROUND_WEIGHTS
+    }
+    index, weight = max(scores, key=lambda choice: scores[choice] or 0.0)
+    return index, weight, scores[index, weight]
+
+
+def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> float:
+    """Share of the variance of the label fractions that is explained (R squared).
+
+    The mean over the classes of the foreground that are there.
+    """
+    error = (predicted - fractions).square().sum(dim=(0, 1))[1:]
+    variance = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))[1:]
+    there = variance > 0
+    return float((1.0 - error[there] / variance[there]).mean())
+
+
+def ridge(
+    features: Float[Tensor, "B L D"], targets: Float[Tensor, "B L K"], penalties: Float[Tensor, " N"]
+) -> tuple[Float[Tensor, "N D K"], Float[Tensor, "N K"]]:
+    """Weights and bias of a ridge regression for every penalty; the bias is not penalised."""
+    inputs, outputs = features.flatten(0, 1), targets.flatten(0, 1)
+    centre, bias = inputs.mean(dim=0), outputs.mean(dim=0)
+    inputs, outputs = inputs - centre, outputs - bias
+    values, vectors = torch.linalg.eigh(inputs.T @ inputs)
+    projected = vectors.T @ (inputs.T @ outputs)  # D K
+    # Rounding leaves tiny negative eigenvalues.
+    values = values.clamp(min=0.0)
+    weights = vectors @ (projected / (values + penalties[:, None])[..., None])  # N D K
+    return weights, bias - centre @ weights
+
+
+def patch_dice(
+    predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"], cases: list[str]
+) -> dict[str, list[Value]]:
+    """Dice of every foreground class over the patches of each case, each patch counted as its largest class.
+
+    None where a case has no true patch of the class, whatever is predicted: it is undefined for all encoders alike.
+
+    Args:
+        predicted: of every image.
+        fractions: true shares of the classes.
+        cases: names of the images' cases.
+    """
+    classes = torch.arange(1, fractions.shape[2])
+    found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
+    counts = (found & true).sum(dim=1), found.sum(dim=1), true.sum(dim=1)  # B K-1 each
+    rows = {case: row for row, case in enumerate(dict.fromkeys(cases))}
+    row_of_image = torch.tensor([rows[case] for case in cases])
+    none = torch.zeros(len(rows), len(classes), dtype=torch.int64)
+    pooled = (none.index_add(0, row_of_image, count).tolist() for count in counts)
+    return {
+        case: [2 * shared / (a + b) if b else None for shared, a, b in zip(*row, strict=True)]
+        for case, *row in zip(rows, *pooled, strict=True)
+    }
+
+
+def class_dice(cases: dict[str, list[Value]]) -> list[Value]:
+    """The mean of every class over the cases that have it."""
+    return [mean([v for v in column if v is not None]) for column in zip(*cases.values(), strict=True)]
+
+
+def mean_dice(cases: dict[str, list[Value]]) -> Value:
+    """The mean over the classes that have a Dice."""
+    return mean([value for value in class_dice(cases) if value is not None])
+
+
+def label_fractions(
+    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], patch_size: int
+) -> Float[Tensor, "L K"]:
+    """Area share of every class in every patch, the label fitted to `image_size` as its image is."""
+    one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
+    fitted = cover(one_hot, image_size)  # K H W
+    return patchify(fitted[:, None], patch_size).mean(dim=2).T

@@ -1,0 +1,284 @@
+"""The segmenter: a vision transformer with a light UNETR decoder, or a U-Net with a head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from monai.inferers.utils import sliding_window_inference
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahm_gym.data import Sample
+from ahm_gym.data.store import covering_size
+from ahm_gym.data.stream import derive_seed
+from ahm_gym.errors import InputError
+from ahm_gym.model.encoders import Encoder, export_encoder, load_encoder
+from ahm_gym.model.unet import UNet
+from ahm_gym.runs.storage import told_as_os_error
+
+NUM_DEPTHS = 4
+LAYER_DECAY = 0.75
+WEIGHT_DECAY = 0.05
+
+
+class Segmenter(nn.Module):
+    """Class logits for every pixel, from the features of an encoder.
+
+    Args:
+        encoder: timm's plain VisionTransformer, or a U-Net; its own image size, patch size and channels hold.
+        num_classes: with the background, at least 2.
+        feature_size: width of the UNETR decoder at full resolution; it doubles with every halving, up to 8
+            times. A U-Net has its own.
+        freeze: keep the encoder as it is, and train the decoder alone.
+    """
+
+    def __init__(
+        self, encoder: Encoder, num_classes: int, *, feature_size: int = 16, freeze: bool = False
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InputError(
+                f"the number of classes is {num_classes}: expected background and at least one more."
+            )
+        self.encoder = encoder.requires_grad_(not freeze)
+        self.num_classes = num_classes
+        self.feature_size = feature_size
+        self.freeze = freeze
+        self.decoder: UnetrDecoder | PixelHead
+        if isinstance(encoder, UNet):
+            self.image_size, self.channels = encoder.image_size, encoder.channels
+            self.decoder = PixelHead(encoder.width, num_classes)
+            return
+        rows, columns = encoder.patch_embed.grid_size
+        patch_size: int = encoder.patch_embed.patch_size[0]
+        self.image_size = (rows * patch_size, columns * patch_size)
+        self.channels: int = encoder.patch_embed.proj.in_channels
+        self.depths = feature_depths(len(encoder.feature_info))
+        self.decoder = UnetrDecoder(
+            encoder.embed_dim,
+            channels=self.channels,
+            num_classes=num_classes,
+            grid=(rows, columns),
+            patch_size=patch_size,
+            feature_size=feature_size,
+        )
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Switches to training; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze:
+            self.encoder.eval()
+        return self
+
+    def features(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+        """Normed patch features of four depths as maps, the shallowest first; of a U-Net its one feature map."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            if isinstance(self.encoder, UNet):
+                return [self.encoder(images)]
+            taken = sorted(set(self.depths))
+            maps: Any = self.encoder.forward_intermediates(
+                images, indices=taken, norm=True, output_fmt="NCHW", intermediates_only=True
+            )
+        return [maps[taken.index(depth)] for depth in self.depths]
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        return self.decoder(images, self.features(images))
+
+
+class PixelHead(nn.Module):
+    """The last layer of a U-Net: class logits from the feature map, pixel by pixel."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(width, num_classes, 1)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
+    ) -> Float[Tensor, "B K H W"]:
+        return self.out(features[0])
+
+
+class UnetrDecoder(nn.Module):
+    """From a pyramid of upsampled features and the image itself back to full resolution.
+
+    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in
+    two dimensions. Each level doubles the resolution, as often as it goes into the patch size; what
+    is left (patch sizes that are no power of two) is interpolated.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        channels: int,
+        num_classes: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        feature_size: int,
+    ) -> None:
+        super().__init__()
+        levels = max(patch_size.bit_length() - 1, 1)
+        self.size = (grid[0] << levels, grid[1] << levels)
+        self.first = min(levels, NUM_DEPTHS) - 1
+        """The features from here on are the deepest ones: they enter at the resolution of the grid."""
+        self.sources = [max(self.first - level, 0) for level in range(1, levels)]
+        widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
+        inputs = [dim * (NUM_DEPTHS - self.first), *widths]
+        common = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
+        self.up = nn.ModuleList(
+            UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
+            for before, width in zip(inputs, widths, strict=False)
+        )
+        self.skips = nn.ModuleList(
+            UnetrPrUpBlock(
+                in_channels=dim,
+                out_channels=width,
+                num_layer=depth,
+                stride=1,
+                upsample_kernel_size=2,
+                **common,
+            )
+            for depth, width in enumerate(widths[:-1])
+        )
+        self.stem = UnetrBasicBlock(in_channels=channels, out_channels=feature_size, stride=1, **common)
+        self.out = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
+    ) -> Float[Tensor, "B K H W"]:
+        maps = torch.cat(features[self.first :], dim=1)
+        skips = [skip(features[source]) for skip, source in zip(self.skips, self.sources, strict=True)]
+        skips.append(self.stem(resize(images, self.size)))
+        for up, skip in zip(self.up, skips, strict=True):
+            maps = up(maps, skip)  # B width 2h 2w
+        return resize(self.out(maps), (images.shape[2], images.shape[3]))
+
+
+def build_segmenter(encoder: Encoder, num_classes: int, *, freeze: bool = False, seed: int = 0) -> Segmenter:
+    """A segmenter whose decoder is initialised from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, 4))
+        return Segmenter(encoder, num_classes, freeze=freeze)
+
+
+def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
+    """Groups for the optimiser: learning rates decay from the decoder down to the patch embedding.
+
+    A U-Net, which has a decoder of its own, is trained at one rate.
+    """
+    if isinstance(segmenter.encoder, UNet):
+        return _groups_of_one_rate([p for p in segmenter.parameters() if p.requires_grad])
+    encoder = param_groups_layer_decay(
+        segmenter.encoder,
+        weight_decay=WEIGHT_DECAY,
+        no_weight_decay_list=segmenter.encoder.no_weight_decay(),
+        layer_decay=LAYER_DECAY,
+    )
+    return [*encoder, *_groups_of_one_rate(list(segmenter.decoder.parameters()))]
+
+
+def _groups_of_one_rate(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
+    ]
+
+
+def feature_depths(num_blocks: int) -> list[int]:
+    """Indices of the blocks whose outputs the decoder reads: four, evenly spaced, the last one included."""
+    return [max(round(num_blocks * (part + 1) / NUM_DEPTHS), 1) - 1 for part in range(NUM_DEPTHS)]
+
+
+def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:
+    """The images, bilinearly resized to `size` (rows, columns), smoothed where that shrinks them."""
+    if (images.shape[2], images.shape[3]) == size:
+        return images
+    return functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def working_size(
+    size: tuple[int, int], image_size: tuple[int, int], native_resolution: bool
+) -> tuple[int, int]:
+    """Rows and columns at which an image of `size` is segmented: never smaller than the training size."""
+    if native_resolution and size[0] >= image_size[0] and size[1] >= image_size[1]:
+        return size
+    return covering_size(size, image_size)
+
+
+def predict(
+    segmenter: Segmenter, image: Float[Tensor, "C H W"], sample: Sample, *, native_resolution: bool = False
+) -> Int[Tensor, "H0 W0"]:
+    """The class of every pixel of a sample, at the resolution of its label (of its image without one).
+
+    An image larger than the segmenter's size is covered by overlapping windows.
+
+    Args:
+        segmenter: in evaluation mode.
+        image: the sample's image, normalised, on the segmenter's device.
+        sample: tells the size of the answer.
+        native_resolution: do not shrink the image to the segmenter's size.
+    """
+    stored = (image.shape[1], image.shape[2])
+    size = working_size(stored, segmenter.image_size, native_resolution)
+    with torch.no_grad():
+        resized = resize(image[None], size)
+        if size == segmenter.image_size:
+            logits = segmenter(resized)
+        else:
+            logits = sliding_window_inference(
+                resized,
+                segmenter.image_size,
+                sw_batch_size=8,
+                predictor=segmenter,
+                overlap=0.5,
+                mode="gaussian",
+            )
+    target = stored if sample.label is None else (sample.label.shape[0], sample.label.shape[1])
+    return resize(torch.as_tensor(logits).float(), target)[0].argmax(dim=0).cpu()
+
+
+def save_segmenter(
+    segmenter: Segmenter, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Writes a segmenter that `load_segmenter` reads; its `encoder` folder loads with timm alone.
+
+    Args:
+        segmenter: what to write.
+        folder: made where it is missing.
+        mean: of the images that it was trained with, one a channel; kept with the encoder.
+        std: likewise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    export_encoder(segmenter.encoder, folder / "encoder", mean=mean, std=std)
+    weights = {name: value.contiguous() for name, value in segmenter.decoder.state_dict().items()}
+    with told_as_os_error(folder):
+        safetensors.torch.save_file(weights, folder / "decoder.safetensors")
+    config = {
+        "num_classes": segmenter.num_classes,
+        "feature_size": segmenter.feature_size,
+        "freeze": segmenter.freeze,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_segmenter(folder: Path) -> Segmenter:
+    """The segmenter that a fine-tuning run exported to `RUN_DIR/segmenter`.
+
+    Raises:
+        InputError: where the folder holds none.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no segmenter: give the segmenter folder of a fine-tuning run.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with torch.random.fork_rng(devices=[]):
+        segmenter = Segmenter(load_encoder(folder / "encoder"), **config)
+    segmenter.decoder.load_state_dict(safetensors.torch.load_file(folder / "decoder.safetensors"))
+    return segmenter

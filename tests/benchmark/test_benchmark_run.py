@@ -1,0 +1,495 @@
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import nibabel
+import numpy as np
+import pytest
+from programs import run, start, wait_for, write_discs
+
+from ahm_gym.benchmark import evaluations as downstream
+from ahm_gym.benchmark import jobs as cells
+from ahm_gym.benchmark import processes as parallel
+from ahm_gym.benchmark import run as benchmark
+from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.benchmark.jobs import key_of
+from ahm_gym.benchmark.rows import read_lines as read_rows
+from ahm_gym.benchmark.run import count_labels, run_benchmark
+from ahm_gym.data import open_data
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.storage import locked
+from ahm_gym.segmentation.batches import choose_labelled
+from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.finetune import run_probe
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_draws():
+    """Draws of a probe in this process; others make all of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downstream, "NUM_DRAWS", 2)
+        yield
+
+
+def settings_of(discs, out):
+    return BenchmarkConfig(
+        data=(str(discs),),
+        policies=("a3c",),
+        labels=("4",),
+        seeds=1,
+        tasks=("probe",),
+        pretrain_steps=2,
+        finetune_steps=2,
+        batch_size=8,
+        image_size=(32,),
+        patch_size=8,
+        out=out,
+    )
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return settings_of(discs, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def probed(discs, tmp_path_factory):
+    return run_benchmark(settings_of(discs, tmp_path_factory.mktemp("probed") / "out"))
+
+
+@pytest.fixture
+def ended(config, probed):
+    """Settings of a benchmark that has ended, in a folder of its own."""
+    shutil.copytree(probed, config.out)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(discs, tmp_path_factory):
+    """The folder of a benchmark with two seeds and all tasks."""
+    config = settings_of(discs, tmp_path_factory.mktemp("finished") / "out")
+    return run_benchmark(dataclasses.replace(config, seeds=2, tasks=BenchmarkConfig.tasks))
+
+
+def scores(rows):
+    return {key_of(row): row.get("dice", row.get("psnr")) for row in rows}
+
+
+def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished):
+    keys = [key_of(row) for row in read_rows(finished)]
+    expected = {
+        (kind, "discs", policy, seed, labels)
+        for policy in ("scratch", "random", "a3c")
+        for seed in (0, 1)
+        for kind, labels in (("pretrain", None), ("finetune", 4), ("frozen", 4), ("probe", 4))
+    }
+    assert len(keys) == len(expected) and set(keys) == expected
+
+
+def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
+    rows = {key_of(row): row for row in read_rows(finished)}
+    learned = rows["pretrain", "discs", "a3c", 0, None]
+    assert learned["seconds"] > 0 and learned["psnr"] > 0 and learned["peak_memory_mib"] > 50
+    assert 0 < learned["limit_share"] < 1
+    for name in ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground"):
+        assert isinstance(learned[name], float)
+    tuned = rows["finetune", "discs", "a3c", 0, 4]
+    assert tuned["split"] == "test" and len(tuned["cases"]) == 8 and tuned["hd95_unit"] == "pixels"
+    assert np.mean([case["dice"][0] for case in tuned["cases"].values()]) == pytest.approx(
+        tuned["dice"], abs=1e-5
+    )
+    assert all({"commit", "hardware", "seconds"} <= row.keys() for row in rows.values())
+    assert rows["pretrain", "discs", "scratch", 0, None]["psnr"] < learned["psnr"]
+
+
+def test_frozen_and_tuned_encoders_come_to_other_scores(finished):
+    found = scores(read_rows(finished))
+    assert found["finetune", "discs", "a3c", 0, 4] != found["frozen", "discs", "a3c", 0, 4]
+
+
+def test_all_policies_of_a_seed_are_judged_with_the_same_labels(finished, discs, monkeypatch):
+    asked = []
+    dataset = open_data(str(discs), image_size=(32, 32))
+    assert choose_labelled(dataset, 4, 0) != choose_labelled(dataset, 4, 1)
+    monkeypatch.setattr(
+        cells, "finetune", lambda settings, **_: asked.append((settings.seed, settings.labels))
+    )
+    for policy in ("scratch", "random"):
+        group = next(g for g in plan_anew(finished, discs) if g.pretraining.policy == policy)
+        with pytest.raises(TypeError):
+            cells.judgement(group, cells.Cell("finetune", "discs", policy, 0, 4), cells.Interrupt())
+    assert asked == [(0, 4), (0, 4)]
+
+
+def plan_anew(finished, discs):
+    config = dataclasses.replace(settings_of(discs, finished.with_name("other")), seeds=2)
+    return benchmark.plan(config, benchmark.open_all(config))
+
+
+def test_policies_share_everything_in_pretraining_but_their_name(finished, discs):
+    shared = {
+        tuple(
+            (key, value) for key, value in vars(group.pretraining).items() if key not in ("policy", "run_dir")
+        )
+        for group in plan_anew(finished, discs)
+        if group.pretraining.seed == 1
+    }
+    assert len(shared) == 1
+
+
+def test_pictures_of_masks_and_segmentations_are_kept_and_run_folders_stay_small(finished):
+    folder = finished / "pictures" / "discs" / "a3c"
+    assert {"step-0.png", "step-2.png", "segmentations-4.png"} <= set(os.listdir(folder))
+    assert sorted(os.listdir(finished / "runs" / "discs")) == ["a3c-0", "a3c-1", "random-0", "random-1"]
+    assert not (finished / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
+
+
+def test_what_is_finished_is_never_run_again(ended, monkeypatch):
+    before = (ended.out / "rows.jsonl").read_text()
+    monkeypatch.setattr(cells, "pretrain", None)
+    monkeypatch.setattr(cells, "finetune", None)
+    run_benchmark(ended)
+    assert (ended.out / "rows.jsonl").read_text() == before
+
+
+def test_more_policies_and_labels_add_only_what_is_missing(ended, monkeypatch):
+    begun = []
+    pretrain = cells.pretrain
+    monkeypatch.setattr(
+        cells, "pretrain", lambda c, **options: (begun.append(c.policy), pretrain(c, **options))
+    )
+    run_benchmark(dataclasses.replace(ended, policies=("grid",), labels=("4", "8")))
+    assert begun == ["grid"]
+    assert ("probe", "discs", "a3c", 0, 8) not in scores(read_rows(ended.out))
+    assert ("probe", "discs", "grid", 0, 8) in scores(read_rows(ended.out))
+    assert ("probe", "discs", "random", 0, 8) in scores(read_rows(ended.out))
+
+
+def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_tasks(ended, tmp_path):
+    other = tmp_path / "clone"
+    other.mkdir()
+    for name in ("rows.jsonl", "config.json"):
+        (other / name).write_text((ended.out / name).read_text())
+    more = dataclasses.replace(ended, labels=("4", "8"))
+    run_benchmark(more)
+    run_benchmark(dataclasses.replace(more, out=other))
+    assert scores(read_rows(other)) == scores(read_rows(ended.out))
+    assert len(read_rows(other)) == len(scores(read_rows(other)))
+
+
+def test_a_failing_cell_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
+        patch.setattr(cells, "probe_draws", lambda settings, interrupt: 1 / 0)
+        run_benchmark(config)
+    assert "3 cells failed" in str(failure.value)
+    assert "discs, a3c, seed 0: probe, 4 labels: ZeroDivisionError" in str(failure.value)
+    assert {key[0] for key in scores(read_rows(config.out))} == {"pretrain"}
+    monkeypatch.setattr(cells, "pretrain", None)
+    run_benchmark(config)
+    assert len(read_rows(config.out)) == 6
+
+
+def test_a_pretraining_that_fails_takes_its_own_judgements_along_and_no_others(config, monkeypatch):
+    pretrain = cells.pretrain
+
+    def falls(settings, **options):
+        if settings.policy == "random":
+            raise RunError("the loss is nan")
+        return pretrain(settings, **options)
+
+    monkeypatch.setattr(cells, "pretrain", falls)
+    with pytest.raises(RunError, match="2 cells failed"):
+        run_benchmark(config)
+    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "a3c"}
+
+
+def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
+    config, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, pretrain_steps=6)
+    run_benchmark(config)
+    other = dataclasses.replace(config, out=tmp_path / "other")
+    pretrain = cells.pretrain
+
+    def interrupted(settings, *, resume, interrupt):
+        if settings.policy == "a3c":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pretrain(settings, resume=resume, interrupt=interrupt)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="2 of 6 cells are left") as stop:
+        patch.setattr(cells, "pretrain", interrupted)
+        run_benchmark(other)
+    assert stop.value.exit_code == 143
+    assert (other.out / "runs" / "discs" / "a3c-0" / "checkpoint" / "step-1").exists()
+    run_benchmark(other)
+    assert scores(read_rows(other.out)) == scores(read_rows(config.out))
+
+
+def test_no_more_is_begun_when_the_time_is_up(config, capsys):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    assert "The time is up: 6 of 6 cells are left" in capsys.readouterr().err
+    assert not (config.out / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_torn_last_row_is_run_again(ended, kept):
+    path = ended.out / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:kept]) + lines[kept][:40])
+    run_benchmark(ended)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
+
+
+@pytest.mark.slow
+def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(downstream, "NUM_DRAWS", benchmark.NUM_DRAWS)
+    run_benchmark(config)
+    side_by_side = dataclasses.replace(config, jobs=2, out=tmp_path / "jobs")
+    run_benchmark(side_by_side)
+    expected = scores(read_rows(config.out))
+    found = scores(read_rows(side_by_side.out))
+    assert found.keys() == expected.keys()
+    assert all(found[key] == pytest.approx(expected[key], abs=1e-3) for key in expected)
+    assert list((side_by_side.out / "logs").glob("*.log"))
+
+
+def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
+    killed = []
+    receive = parallel.Processes._receive
+
+    def kill_first(self, connection):
+        process, _ = self.running[connection]
+        if not killed and "a3c" in process.name:
+            killed.append(process.pid)
+            process.kill()
+            process.join()
+            while connection.poll():  # what it had sent before is lost with it
+                try:
+                    connection.recv()
+                except EOFError:
+                    break
+        return receive(self, connection)
+
+    monkeypatch.setattr(parallel.Processes, "_receive", kill_first)
+    with pytest.raises(RunError, match="exit code -9"):
+        run_benchmark(dataclasses.replace(config, jobs=2))
+    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "random"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": ("randon",)}, "unknown policy 'randon': did you mean 'random'"),
+        ({"labels": ("25",)}, "--labels 25: discs has 24 labelled training images"),
+        ({"labels": ("many",)}, "--labels many: discs has 24"),
+        ({"labels": ("1.5",)}, "--labels 1.5: discs has 24"),
+        ({"labels": ("0.0",)}, "--labels 0.0: discs has 24"),
+        ({"labels": ()}, "--labels is empty"),
+        ({"tasks": ("probes",)}, "choose from finetune, frozen, probe"),
+        ({"seeds": 0}, "--seeds is 0: choose at least 1"),
+        ({"jobs": 0}, "--jobs is 0: choose at least 1"),
+        ({"time_budget": 0.0}, "--time-budget is 0.0"),
+        ({"data": ("nowhere.npz",)}, "there is no data at"),
+        ({"patch_size": 5}, "patch size 5"),
+        ({"mask_ratio": 1.5}, "mask ratio 1.5"),
+        ({"device": "tpu"}, "--device tpu"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(config, change, message):
+    with pytest.raises(InputError) as refusal:
+        run_benchmark(dataclasses.replace(config, **change))
+    assert message in str(refusal.value)
+    assert not config.out.exists()
+
+
+def test_two_data_sets_of_one_name_are_refused(config, tmp_path):
+    (tmp_path / "more").mkdir()
+    twin = write_discs(tmp_path / "more" / "discs.npz")
+    with pytest.raises(InputError, match="two sets that are called discs"):
+        run_benchmark(dataclasses.replace(config, data=(*config.data, str(twin))))
+
+
+@pytest.mark.parametrize(
+    ("split", "needs"), [("val", "the probe needs: choose other"), ("test", "a benchmark")]
+)
+def test_labels_that_a_task_needs_are_asked_for(config, discs, tmp_path, split, needs):
+    arrays = dict(np.load(discs))
+    del arrays[f"{split}_label"]
+    np.savez(tmp_path / "part.npz", **arrays)
+    part = dataclasses.replace(config, data=(str(tmp_path / "part.npz"),))
+    with pytest.raises(InputError, match=f"no labelled {split} images, which {needs}"):
+        benchmark.open_all(part)
+    if split == "val":
+        assert benchmark.open_all(dataclasses.replace(part, tasks=("finetune", "frozen")))
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_path):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    with pytest.raises(InputError, match="--pretrain-steps 3 differs from the 2 of the benchmark in"):
+        run_benchmark(dataclasses.replace(config, pretrain_steps=3))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(InputError, match="holds something else than a benchmark"):
+        run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
+    (tmp_path / "photos" / "config.json").write_text('{"kind": "pretrain"}')
+    with pytest.raises(InputError, match="holds something else than a benchmark"):
+        run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
+
+
+def test_a_damaged_row_is_named(ended):
+    path = ended.out / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40] + "\n" + lines[2])
+    with pytest.raises(InputError, match=r"line 2 of .*rows.jsonl is not a row"):
+        run_benchmark(ended)
+
+
+def test_what_is_asked_for_twice_is_run_once(config):
+    run_benchmark(dataclasses.replace(config, labels=("1", "0.01", "1"), tasks=("probe", "probe"), seeds=1))
+    rows = read_rows(config.out)
+    assert len(rows) == len(scores(rows)) == 6
+    assert {row["amount"] for row in rows if row["kind"] == "probe"} == {"1"}
+
+
+def test_fractions_of_two_data_sets_are_one_task(config, tmp_path):
+    small = write_discs(tmp_path / "small.npz", count=10)
+    config = dataclasses.replace(config, data=(*config.data, str(small)), labels=("0.5",))
+    run_benchmark(config)
+    assert {row["labels"] for row in read_rows(config.out) if row["kind"] == "probe"} == {5, 12}
+    text = (config.out / "leaderboard.md").read_text()
+    assert "Seeds that are not there" not in text and "probe, 0.5 of the labels" in text
+
+
+def test_policies_that_would_share_a_folder_are_refused(config, tmp_path):
+    with pytest.raises(InputError, match="kept under one name"):
+        run_benchmark(dataclasses.replace(config, policies=("agent:a/b", "agent:a-b")))
+
+
+def test_other_data_of_the_same_name_is_refused(config, tmp_path):
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    (tmp_path / "other").mkdir()
+    other = write_discs(tmp_path / "other" / "discs.npz", count=20)
+    with pytest.raises(InputError, match="--data discs is not the discs"):
+        run_benchmark(dataclasses.replace(config, data=(str(other),)))
+
+
+def test_a_second_program_on_the_same_folder_is_refused(config):
+    config.out.mkdir()
+    with locked(config.out), pytest.raises(InputError, match="another program is at work in"):
+        run_benchmark(config)
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(config):
+    config.out.write_text("")
+    with pytest.raises(InputError, match="holds something else"):
+        run_benchmark(config)
+
+
+def test_what_a_crash_has_left_of_run_folders_is_no_obstacle(config):
+    folder = config.out / "runs" / "discs"
+    run_benchmark(dataclasses.replace(config, time_budget=1e-9))
+    (folder / "a3c-0").mkdir(parents=True)
+    (folder / "a3c-0" / ".config.json.tmp").touch()
+    (folder / "a3c-0-probe-4" / "figures").mkdir(parents=True)
+    run_benchmark(config)
+    assert len(read_rows(config.out)) == 6
+    assert sorted(os.listdir(folder)) == ["a3c-0", "random-0"]
+
+
+def test_a_pretraining_whose_row_was_lost_is_not_run_again(ended, monkeypatch):
+    path = ended.out / "rows.jsonl"
+    before = scores(read_rows(ended.out))
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "a3c" not in line))
+    (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").mkdir()
+    monkeypatch.setattr(cells, "pretrain", None)
+    run_benchmark(ended)
+    assert scores(read_rows(ended.out)) == before
+    assert not (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
+
+
+def test_the_settings_name_the_command_of_every_session(config):
+    for command in ("python one", "python two", "python one"):
+        run_benchmark(dataclasses.replace(config, time_budget=1e-9), command=command)
+    assert json.loads((config.out / "config.json").read_text())["command"] == "python one\npython two"
+
+
+def test_the_settings_keep_which_scans_are_of_one_patient(config, tmp_path):
+    rng = np.random.default_rng(0)
+    scans = [f"{patient}_{phase}" for patient in ("a", "b", "c") for phase in ("ed", "es")]
+    for scan, folder in itertools.product(scans, ("images", "labels")):
+        (tmp_path / "heart" / folder).mkdir(parents=True, exist_ok=True)
+        volume = rng.integers(0, 2, (32, 32, 2), dtype=np.uint8)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "heart" / folder / f"{scan}.nii.gz")
+    heart = dataclasses.replace(config, data=(str(tmp_path / "heart"),), labels=("1",), time_budget=1e-9)
+    run_benchmark(heart)
+    kept = json.loads((config.out / "config.json").read_text())["patients"]
+    assert kept == {"heart": {scan: scan[0] for scan in scans}}
+
+
+def test_labels_are_counts_or_fractions(discs):
+    dataset = open_data(str(discs), image_size=(32, 32))
+    assert [count_labels(label, dataset) for label in ("1", "24", "0.5", "1.0", "0.001")] == [
+        1,
+        24,
+        12,
+        24,
+        1,
+    ]
+
+
+def test_the_program_ends_with_two_on_bad_input(tmp_path):
+    result = run("benchmark.py", "--data", "nowhere.npz", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith("error: there is no data at")
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
+    arguments = [
+        "--data", discs, "--policies", "block", "--labels", "4", "--seeds", 1, "--pretrain-steps", 4,
+        "--finetune-steps", 2, "--batch-size", 8, "--image-size", 32, "--tasks", "probe", "--out", "out",
+    ]  # fmt: skip
+    process = start("benchmark.py", *arguments, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "out" / "rows.jsonl").exists(), process)
+    process.kill()
+    process.communicate()
+    result = run("benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "6 of 6 | " in result.stderr and "report.html" in result.stdout
+    assert len(read_rows(tmp_path / "out")) == 6
+
+
+def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not(
+    discs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(downstream, "NUM_DRAWS", 4)
+    settings = FinetuneConfig(
+        data=str(discs), image_size=(32,), patch_size=4, seed=2, labels=4, run_dir=tmp_path / "probe"
+    )
+    alone = run_probe(settings)
+    draws = downstream.probe_draws(settings, Interrupt())
+    assert draws[0]["cases"] == alone["cases"]
+    assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
+    dataset = open_data(str(discs), image_size=(32, 32))
+    every = dataclasses.replace(settings, labels=len(dataset.indices("train", labelled=True)))
+    assert len(downstream.probe_draws(every, Interrupt())) == 1
+    with pytest.raises(Interrupted, match="stopped in a probe"):
+        downstream.probe_draws(settings, Interrupt(deadline=0.0))
+
+
+def test_a_probe_is_the_mean_over_its_draws():
+    rows = [
+        {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [0.5, 1.0]}},
+        {"per_class": {"1": 0.7, "2": None}, "cases": {"a": [0.75, None], "b": [0.0, 0.5]}},
+    ]
+    found = downstream.scores_of_probe(rows)
+    assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.25, 0.75]}}
+    assert found["dice"] == pytest.approx((0.375 + 0.75) / 2) and found["num_classes"] == 3

@@ -1,0 +1,71 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ahm_gym.agents.base import GUIDED_FALL, shares_of
+from ahm_gym.errors import InputError
+from ahm_gym.masking.schedules import Ramp, RisingMaskRatio, chosen_share, ramp
+from ahm_gym.masking.selection import count_masked
+from ahm_gym.masking.spread import SPREAD_FALL
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    ratios=st.tuples(st.floats(1e-6, 1, exclude_max=True), st.floats(1e-6, 1, exclude_max=True)),
+    progress=st.lists(st.floats(0, 1), min_size=1, max_size=8), num_patches=st.integers(2, 300),
+)  # fmt: skip
+def test_a_rising_mask_ratio_never_falls_and_stays_between_its_ends(ratios, progress, num_patches):
+    initial, final = sorted(ratios)
+    ratio = RisingMaskRatio(initial, final)
+    assert ratio(1.0) == final and ratio(0.0) == pytest.approx(initial)
+    assert ratio(0.5) == pytest.approx((initial + final) / 2)
+    counts = [count_masked(num_patches, ratio(at)) for at in (0.0, *sorted(progress), 1.0)]
+    assert counts == sorted(counts)
+    assert counts[-1] == count_masked(num_patches, final)
+
+
+@settings(deadline=None, max_examples=50)
+@given(ratio=st.floats(1e-6, 1, exclude_max=True), progress=st.floats(0, 1))
+def test_a_mask_ratio_that_rises_by_nothing_is_the_constant_one(ratio, progress):
+    assert RisingMaskRatio(ratio, ratio)(progress) == ratio
+
+
+@pytest.mark.parametrize(
+    ("initial", "final", "message"),
+    [(0.0, 0.75, "initial mask ratio 0.0"), (1.0, 0.75, "initial mask ratio 1.0"),
+     (float("nan"), 0.75, "initial mask ratio nan"), (0.5, 1.0, "^mask ratio 1.0"),
+     (0.5, float("nan"), "^mask ratio nan"), (0.8, 0.75, "0.8 is above the final mask ratio 0.75")],
+)  # fmt: skip
+def test_a_rising_mask_ratio_that_cannot_be_or_falls_is_refused(initial, final, message):
+    with pytest.raises(InputError, match=message):
+        RisingMaskRatio(initial, final)
+
+
+def test_the_ramp_is_flat_then_linear_then_flat():
+    assert [ramp(p, 0.2, 0.6, 0.5) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx(
+        [0, 0, 0.25, 0.5, 0.5]
+    )
+
+
+def test_a_ramp_goes_up_or_down_between_its_ends():
+    up, down = Ramp(0.0, 0.5, 0.2, 0.6), Ramp(1.0, 0.0, 0.0, 0.5)
+    assert [up(p) for p in (0.1, 0.4, 0.6, 1.0)] == pytest.approx([0, 0.25, 0.5, 0.5])
+    assert [down(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
+
+
+def test_an_agent_without_shares_of_its_own_is_paid_throughout():
+    assert shares_of(object()) == (0.5, 1.0)
+
+
+def test_a3c_guides_half_at_first_all_spread_and_nothing_from_the_middle_on():
+    assert [GUIDED_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert [SPREAD_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
+
+
+def test_a_share_that_is_given_is_taken_and_one_that_is_not_is_the_policys_own():
+    assert chosen_share("guided", None, None, 0.3, falls=False) == 0.3
+    assert chosen_share("guided", 0.2, None, 0.3, falls=False) == 0.2
+    rises = chosen_share("guided", 0.2, (0.0, 0.5), 0.3, falls=False)
+    falls = chosen_share("spread", 0.2, (0.0, 0.5), 0.3, falls=True)
+    assert [rises(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.0, 0.1, 0.2])
+    assert [falls(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.1, 0.0])

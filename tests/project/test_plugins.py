@@ -1,0 +1,83 @@
+"""Agents and policies of other packages, by their metadata; test_docs.py installs one."""
+
+import pytest
+import torch
+
+from ahm_gym.agents import AGENTS, agents, make_agent
+from ahm_gym.errors import InputError
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.policies import POLICIES, make_policy, policies
+from ahm_gym.pretraining.mask_source import AgentActor, PolicyActor, make_actor
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Writes the metadata of an installed package, with modules that are there already."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(package, **groups):
+        folder = tmp_path / f"{package}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        sections = (f"[ahm_gym.{group}]\n" + "\n".join(lines) for group, lines in groups.items())
+        (folder / "entry_points.txt").write_text("\n\n".join(sections) + "\n")
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return build_autoencoder("tiny", image_size=(16, 24), patch_size=8)
+
+
+def actor(name, autoencoder, num_workers=1):
+    return make_actor(name, autoencoder, "tiny", num_workers=num_workers, seed=0, device=torch.device("cpu"))
+
+
+BANDIT = "bandit = plugin_package.ahm_bright:PositionBandit"
+BRIGHT = "bright = plugin_package.ahm_bright:Bright"
+
+
+def test_what_a_package_adds_stands_beside_our_own_and_can_be_made(install, autoencoder):
+    install("other", agents=[BANDIT], policies=[BRIGHT])
+    assert set(agents()) >= {*AGENTS, "bandit"} and set(policies()) >= {*POLICIES, "bright"}
+    assert isinstance(actor("bandit", autoencoder), AgentActor)
+    assert isinstance(actor("bright", autoencoder), PolicyActor)
+
+
+def test_our_own_names_win(install, autoencoder):
+    install("other", agents=[BANDIT.replace("bandit", "a3c"), BANDIT.replace("bandit", "random")],
+            policies=[BRIGHT.replace("bright", "block")])  # fmt: skip
+    assert agents()["a3c"].value == AGENTS["a3c"] and policies()["block"].value == POLICIES["block"]
+    assert isinstance(actor("random", autoencoder), PolicyActor)
+
+
+def test_a_name_that_two_packages_give_is_refused_and_the_others_are_not(install, autoencoder):
+    install("one", policies=[BRIGHT])
+    install("two", policies=[BRIGHT])
+    with pytest.raises(InputError, match="several packages, one and two"):
+        make_policy("bright", autoencoder)
+    make_policy("random", autoencoder)
+
+
+@pytest.mark.parametrize("place", ["no_such_module:Policy", "plugin_package.ahm_bright:Policy"])
+def test_a_package_that_cannot_be_imported_is_named(install, autoencoder, place):
+    install("broken", policies=[f"bright = {place}"])
+    with pytest.raises(InputError, match="'bright' of the package broken 1.0 cannot be imported"):
+        make_policy("bright", autoencoder)
+    assert "bright" in policies()
+
+
+def test_an_unknown_name_is_told_what_packages_offer(install, autoencoder):
+    install("other", agents=[BANDIT], policies=[BRIGHT])
+    with pytest.raises(InputError, match="did you mean 'bright'.*bandit"):
+        actor("brigth", autoencoder)
+    with pytest.raises(InputError, match="did you mean 'bandit'"):
+        make_agent("bandi", (6, 8))
+
+
+def test_an_agent_that_does_not_name_num_workers_has_one(install, autoencoder):
+    install("other", agents=[BANDIT])
+    with pytest.raises(InputError, match="agent bandit learns in one process and takes 1 worker, not 2"):
+        actor("bandit", autoencoder, num_workers=2)
+    assert actor("a3c", autoencoder, num_workers=2).agent.num_workers == 2

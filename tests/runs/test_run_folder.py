@@ -1,0 +1,306 @@
+import errno
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ahm_gym.runs import folder as runs
+from ahm_gym.errors import InputError
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.folder import RunFolder, resume_flags
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {"kind": "pretrain", "steps": 10})
+    yield run
+    run.close()
+
+
+def event_steps(run, name):
+    """The steps of a scalar as TensorBoard reads them."""
+    run.close()
+    events = EventAccumulator(str(run.path / "events")).Reload()
+    return [event.step for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []
+
+
+def checkpoints(run):
+    return sorted(path.name for path in (run.path / "checkpoint").iterdir())
+
+
+def test_a_new_run_folder_can_be_opened_with_its_settings(tmp_path):
+    path = tmp_path / "deep" / "run"
+    RunFolder.create(path, {"kind": "pretrain", "image_size": (64, 64)})
+    opened = RunFolder.open(path, "pretrain")
+    assert opened.path == path
+    assert opened.config == {"kind": "pretrain", "image_size": [64, 64]}
+    assert [item.name for item in path.iterdir()] == ["config.json"]
+
+
+def test_an_empty_folder_becomes_a_run_folder(tmp_path):
+    assert RunFolder.create(tmp_path, {"kind": "segment"}).path == tmp_path
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists already: choose another --run-dir"):
+        RunFolder.create(tmp_path, {"kind": "pretrain"})
+    assert [item.name for item in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError, match="exists already"):
+        RunFolder.create(file, {"kind": "pretrain"})
+    with pytest.raises(InputError, match="cannot be made"):
+        RunFolder.create(file / "run", {"kind": "pretrain"})
+
+
+def test_flags_to_go_on_with_can_be_pasted_into_a_shell():
+    assert resume_flags(Path("runs/my scans-1")) == "--resume --run-dir 'runs/my scans-1'"
+    assert resume_flags(Path("runs/scans-1")) == "--resume --run-dir runs/scans-1"
+
+
+def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_atomically", fail)
+    with pytest.raises(OSError, match="No space"):
+        RunFolder.create(tmp_path / "run", {"kind": "pretrain"})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run folder, it has no config.json"),
+        ("{", "is not JSON"),
+        ("[1]", "is not a run folder"),
+        ("{}", "is not a run folder"),
+        ('{"kind": "segment"}', "is a segment run: give the folder of a pretrain run"),
+    ],
+)
+def test_what_is_no_run_of_that_kind_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        RunFolder.open(tmp_path, "pretrain")
+
+
+def test_a_missing_run_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        RunFolder.open(tmp_path / "nowhere", "pretrain")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_metrics_come_back_in_order_with_null_for_what_is_not_finite(run):
+    run.log(1, {"loss": 0.5, "reward": float("nan")})
+    run.log(1, {"val/loss": np.float32(2), "bound": float("inf")})
+    assert run.metrics() == [
+        {"step": 1, "loss": 0.5, "reward": None},
+        {"step": 1, "val/loss": 2.0, "bound": None},
+    ]
+    assert "NaN" not in (run.path / "metrics.jsonl").read_text()
+
+
+def test_metrics_reach_tensorboard(run):
+    for step in range(3):
+        run.log(step, {"loss": 0.5, "odd": float("nan")})
+    assert event_steps(run, "loss") == [0, 1, 2]
+    assert event_steps(run, "odd") == []
+
+
+def test_a_torn_last_line_is_not_a_row(run):
+    run.log(1, {"loss": 0.5})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [row["step"] for row in run.metrics()] == [1]
+
+
+def test_logging_is_cheap(run):
+    metrics = {f"metric {i}": 0.1 for i in range(10)}
+    run.log(0, metrics)
+    began = time.perf_counter()
+    for step in range(200):
+        run.log(step, metrics)
+    assert (time.perf_counter() - began) / 200 < 0.01
+
+
+def test_a_checkpoint_comes_back_and_replaces_the_older_one(run):
+    run.save_checkpoint(0, {"weight": torch.zeros(2)})
+    run.save_checkpoint(10, {"weight": torch.ones(2)})
+    assert checkpoints(run) == ["step-10"]
+    step, state = RunFolder.open(run.path, "pretrain").load_checkpoint() or pytest.fail("no checkpoint")
+    assert step == 10
+    assert torch.equal(state["weight"], torch.ones(2))
+
+
+def test_the_checkpoint_of_a_step_can_be_written_again(run):
+    run.save_checkpoint(3, {"value": 1})
+    run.save_checkpoint(3, {"value": 2})
+    assert run.load_checkpoint() == (3, {"value": 2})
+
+
+def test_without_a_checkpoint_there_is_none_and_the_log_starts_over(run):
+    run.log(0, {"loss": 1.0})
+    assert run.checkpoint_step() is None
+    assert run.load_checkpoint() is None
+    assert run.metrics() == []
+    assert event_steps(run, "loss") == []
+
+
+def test_the_older_checkpoint_is_there_until_the_new_one_is_complete(run, monkeypatch):
+    run.save_checkpoint(1, {"value": 1})
+    seen = []
+    save_state = runs.save_state
+
+    def watch(folder, state):
+        seen.append(checkpoints(run))
+        save_state(folder, state)
+        seen.append(checkpoints(run))
+
+    monkeypatch.setattr(runs, "save_state", watch)
+    run.save_checkpoint(2, {"value": 2})
+    assert seen == [[".step-2.tmp", "step-1"]] * 2
+    assert checkpoints(run) == ["step-2"]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_no_temporary_folder(run, monkeypatch):
+    run.save_checkpoint(1, {"value": 1})
+
+    def fail(folder, state):
+        (folder / "state.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_state", fail)
+        with pytest.raises(OSError, match="No space") as caught:
+            run.save_checkpoint(2, {"value": 2})
+    assert caught.value.errno == errno.ENOSPC
+    assert checkpoints(run) == ["step-1"]
+    assert run.load_checkpoint() == (1, {"value": 1})
+
+
+def test_after_a_kill_the_newest_complete_checkpoint_counts(run):
+    run.save_checkpoint(9, {"value": 9})
+    folder = run.path / "checkpoint"
+    # As a kill leaves it: between the rename and the deletion, and in the middle of the next write.
+    (folder / "step-10").mkdir()
+    runs.save_state(folder / "step-10", {"value": 10})
+    (folder / ".step-11.tmp").mkdir()
+    (folder / ".step-11.tmp" / "state.safetensors").write_bytes(b"half")
+    (run.path / ".encoder.tmp").mkdir()
+    (run.path / ".agent.old").mkdir()
+    (run.path / ".metrics.jsonl.tmp").write_text("half")
+    assert run.checkpoint_step() == 10
+    assert run.load_checkpoint() == (10, {"value": 10})
+    assert checkpoints(run) == ["step-10"]
+    assert {item.name for item in run.path.iterdir()} == {"agent", "checkpoint", "config.json"}
+
+
+def test_a_damaged_checkpoint_is_named(run):
+    run.save_checkpoint(4, {"value": 4})
+    (run.path / "checkpoint" / "step-4" / "state.json").write_text("")
+    with pytest.raises(InputError, match=r"step-4 holds no readable state"):
+        run.load_checkpoint()
+
+
+def test_going_on_forgets_what_was_logged_after_the_checkpoint(run):
+    for step in range(6):
+        run.log(step, {"loss": float(step), "odd": float("nan")})
+        if step == 3:
+            run.save_checkpoint(step, {})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    run.close()
+    again = RunFolder.open(run.path, "pretrain")
+    again.load_checkpoint()
+    assert [row["step"] for row in again.metrics()] == [0, 1, 2, 3]
+    assert event_steps(again, "loss") == [0, 1, 2, 3]
+    again.log(4, {"loss": 40.0})
+    assert again.metrics()[-1] == {"step": 4, "loss": 40.0}
+    assert event_steps(again, "loss") == [0, 1, 2, 3, 4]
+
+
+def test_a_sub_folder_is_replaced_as_a_whole(run):
+    run.replace("encoder", lambda folder: (folder / "one").write_text("1"))
+    run.replace("encoder", lambda folder: (folder / "two").write_text("2"))
+    assert [item.name for item in (run.path / "encoder").iterdir()] == ["two"]
+    assert {item.name for item in run.path.iterdir()} == {"config.json", "encoder"}
+
+
+def test_a_closed_run_folder_logs_again(run):
+    run.log(1, {"loss": 1.0})
+    run.close()
+    run.close()
+    run.log(2, {"loss": 2.0})
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
+def test_the_settings_are_plain_json(run):
+    assert json.loads((run.path / "config.json").read_text()) == {"kind": "pretrain", "steps": 10}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+        assert interrupt.signal == number
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_polite_kill_changes_nothing():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupt.signal == signal.SIGTERM
+
+
+def test_outside_the_main_thread_the_handlers_stay():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def enter():
+        with Interrupt() as interrupt:
+            seen.append((signal.getsignal(signal.SIGTERM), interrupt.requested))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_an_interrupt_that_is_entered_again_gives_the_signals_back_at_its_outer_end():
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt = runs.Interrupt()
+    with interrupt:
+        with interrupt:
+            pass
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_deadline_asks_to_stop():
+    assert runs.Interrupt(deadline=0.0).requested and runs.Interrupt(deadline=0.0).signal is None
+    assert not runs.Interrupt().requested

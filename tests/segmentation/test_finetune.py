@@ -1,0 +1,263 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from programs import write_discs
+from timm.models import save_for_hf
+
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.runs.folder import RunFolder
+from ahm_gym.segmentation.config import FinetuneConfig, resolve
+from ahm_gym.segmentation.finetune import OF_FINE_TUNING, Finetuning, finetune, is_finished, run_probe
+from ahm_gym.segmentation.segmenter import load_segmenter
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture(scope="module")
+def pretrained(discs, tmp_path_factory):
+    """A pretraining run on the discs, as its exports leave it."""
+    folder = tmp_path_factory.mktemp("runs") / "discs-random-1"
+    RunFolder.create(folder, {"kind": "pretrain", "data": "discs.npz", "data_root": str(discs.parent)})
+    encoder = build_autoencoder("tiny", image_size=(32, 32), patch_size=8, channels=1, seed=7).encoder
+    statistics = {"mean": (0.5,), "std": (0.2,)}
+    save_for_hf(encoder, str(folder / "encoder"), safe_serialization=True, data_config=statistics)
+    return folder
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return FinetuneConfig(
+        data=str(discs), image_size=(32,), labels=6, steps=6, batch_size=4, checkpoint_every=2,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step):
+    """Lets the process fall over in the middle of that step, as a kill would."""
+    update = Finetuning.update
+
+    def falls_over(self, number):
+        if number == step:
+            raise Stop
+        return update(self, number)
+
+    monkeypatch.setattr(Finetuning, "update", falls_over)
+
+
+def weights(run_dir):
+    return load_segmenter(run_dir / "segmenter").state_dict()
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_few_labels_suffice_for_bright_discs(config):
+    results = finetune(dataclasses.replace(config, steps=50, checkpoint_every=50))
+    assert results["dice"] > 0.85
+    assert (results["split"], results["labels"], results["num_cases"]) == ("test", 6, 8)
+    assert results["hd95_unit"] == "pixels"
+    assert results == json.loads((config.run_dir / "results.json").read_text())
+    assert results["config"] == json.loads((config.run_dir / "config.json").read_text())
+    names = {path.name for path in config.run_dir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "figures", "checkpoint", "segmenter", "results.json"} <= names
+    assert (config.run_dir / "figures" / "overlays.png").stat().st_size > 10_000
+    rows = RunFolder.open(config.run_dir, "segment").metrics()
+    assert [row["step"] for row in rows] == list(range(1, 51))
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(config, tmp_path):
+    config = dataclasses.replace(config, steps=3, checkpoint_every=3)
+    first = finetune(config)
+    second = finetune(dataclasses.replace(config, run_dir=tmp_path / "again"))
+    assert first["cases"] == second["cases"]
+    assert_same(weights(config.run_dir), weights(tmp_path / "again"))
+    other = finetune(dataclasses.replace(config, seed=1, run_dir=tmp_path / "other"))
+    assert other["cases"] != first["cases"]
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_was_cut_off_ends_like_one_that_was_not(config, tmp_path, monkeypatch, step):
+    whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
+    expected = finetune(whole)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, step)
+        finetune(config)
+    assert not is_finished(config.run_dir)
+    results = finetune(FinetuneConfig(run_dir=config.run_dir), resume=True)
+    assert results["cases"] == expected["cases"]
+    assert_same(weights(config.run_dir), weights(whole.run_dir))
+    metrics = [(folder / "metrics.jsonl").read_text() for folder in (config.run_dir, whole.run_dir)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_run_goes_on_without_the_encoder_that_it_started_from(pretrained, config, monkeypatch, tmp_path):
+    copy = shutil.copytree(pretrained, tmp_path / "encoder_run")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 3)
+        finetune(dataclasses.replace(config, encoder=str(copy)))
+    shutil.rmtree(copy)
+    assert finetune(FinetuneConfig(run_dir=config.run_dir), resume=True)["labels"] == 6
+
+
+def test_a_finished_run_gives_back_its_results(config, monkeypatch):
+    config = dataclasses.replace(config, steps=1)
+    results = finetune(config)
+    stop_at(monkeypatch, 1)
+    assert finetune(FinetuneConfig(run_dir=config.run_dir), resume=True) == results
+    assert finetune(dataclasses.replace(config, image_size=(32, 32)), resume=True) == results
+
+
+@pytest.mark.parametrize(
+    ("flag", "change"),
+    [
+        ("--labels 3 differs from the 6", {"labels": 3}),
+        ("--steps 12 differs from the 6", {"steps": 12}),
+        ("--image-size 64 64 differs from the 32 32", {"image_size": (64,)}),
+        ("--freeze True differs from the False", {"freeze": True}),
+        ("--encoder .*elsewhere differs from the none", {"encoder": "elsewhere"}),
+    ],
+)
+def test_flags_that_differ_from_the_run_are_refused_by_name(config, monkeypatch, flag, change):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 1)
+        finetune(config)
+    with pytest.raises(InputError, match=flag):
+        finetune(FinetuneConfig(run_dir=config.run_dir, **change), resume=True)
+
+
+def test_shapes_and_data_default_to_those_of_the_encoder(pretrained, tmp_path, discs, monkeypatch):
+    monkeypatch.delenv("AHM_DATA", raising=False)
+    resolved = resolve(FinetuneConfig(encoder=str(pretrained), run_dir=tmp_path / "run"))
+    assert (resolved.model, resolved.image_size, resolved.patch_size) == ("tiny", (32, 32), 8)
+    assert (resolved.data, resolved.data_root) == ("discs.npz", discs.parent)
+    other = resolve(FinetuneConfig(encoder=str(pretrained), data=str(discs), image_size=(64,), patch_size=16))
+    assert (other.data, other.data_root) == (str(discs), None)
+    assert (other.image_size, other.patch_size) == ((64, 64), 16)
+    scratch = resolve(FinetuneConfig())
+    assert (scratch.model, scratch.image_size, scratch.patch_size) == ("tiny", (64, 64), 8)
+
+
+def test_an_encoder_is_fine_tuned_from_its_weights_and_a_frozen_one_keeps_them(pretrained, config):
+    finetune(dataclasses.replace(config, encoder=str(pretrained), freeze=True, steps=2))
+    start = build_autoencoder("tiny", image_size=(32, 32), patch_size=8, channels=1, seed=7).encoder
+    assert_same(load_segmenter(config.run_dir / "segmenter").encoder.state_dict(), start.state_dict())
+    moved = dataclasses.replace(
+        config, encoder=str(pretrained), steps=2, run_dir=config.run_dir.with_name("moved")
+    )
+    finetune(moved)
+    tuned = load_segmenter(moved.run_dir / "segmenter").encoder.state_dict()["blocks.5.attn.qkv.weight"]
+    before = start.state_dict()["blocks.5.attn.qkv.weight"]
+    assert 0 < (tuned - before).abs().max() < 0.05
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(config, monkeypatch):
+    batches = Finetuning.__init__
+
+    def spoiled(self, *arguments):
+        batches(self, *arguments)
+        own = self.batches
+        self.batches = {i: own[i] if i < 3 else (own[i][0] * float("nan"), own[i][1]) for i in range(6)}
+
+    monkeypatch.setattr(Finetuning, "__init__", spoiled)
+    with pytest.raises(RunError, match=r"the loss is nan .* at step 4"):
+        finetune(config)
+    assert RunFolder.open(config.run_dir, "segment").checkpoint_step() == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("--labels 25 is out of range: discs has 24", {"labels": 25}),
+        ("--labels 0 is out of range", {"labels": 0}),
+        ("--steps 0 is out of range", {"steps": 0}),
+        ("--seed -1 is out of range", {"seed": -1}),
+        ("--learning-rate nan", {"learning_rate": float("nan")}),
+        ("patch size 5 does not divide", {"patch_size": 5}),
+        ("unknown model 'tinny': did you mean 'tiny'", {"model": "tinny"}),
+        ("--encoder .*nowhere does not exist", {"encoder": "nowhere"}),
+        ("image size 1 2 3", {"image_size": (1, 2, 3)}),
+        ("nowhere.npz", {"data": "nowhere.npz"}),
+        ("--device moon", {"device": "moon"}),
+    ],
+)
+@pytest.mark.parametrize("program", [finetune, run_probe])
+def test_a_refused_run_leaves_no_folder_behind(program, config, message, change):
+    if program is run_probe:
+        change = {name: getattr(FinetuneConfig, name) for name in OF_FINE_TUNING} | change
+    with pytest.raises(InputError, match=message):
+        program(dataclasses.replace(config, **change))
+    assert not config.run_dir.exists()
+
+
+def test_data_without_labels_is_refused(config, discs, tmp_path):
+    arrays = {key: value for key, value in np.load(discs).items() if key.endswith("images")}
+    np.savez(tmp_path / "bare.npz", **arrays)
+    with pytest.raises(InputError, match="bare has no training labels"):
+        finetune(dataclasses.replace(config, data=str(tmp_path / "bare.npz")))
+    assert not config.run_dir.exists()
+
+
+def test_labels_of_background_alone_are_refused(config, discs, tmp_path):
+    arrays = {key: value * ("label" not in key) for key, value in np.load(discs).items()}
+    np.savez(tmp_path / "empty.npz", **arrays)
+    with pytest.raises(InputError, match="the training labels of empty hold only background"):
+        finetune(dataclasses.replace(config, data=str(tmp_path / "empty.npz")))
+    assert not config.run_dir.exists()
+
+
+def test_an_existing_folder_and_a_run_of_another_kind_are_refused(config, pretrained):
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"exists already.*--run-dir"):
+        finetune(config)
+    with pytest.raises(InputError, match="is not a run folder"):
+        finetune(config, resume=True)
+    with pytest.raises(InputError, match="is a pretrain run"):
+        finetune(FinetuneConfig(run_dir=pretrained), resume=True)
+    assert [path.name for path in config.run_dir.iterdir()] == ["thesis.txt"]
+
+
+def test_the_probe_writes_its_results_into_a_run_folder(config, pretrained):
+    config = FinetuneConfig(
+        encoder=str(pretrained), data=config.data, image_size=(32,), labels=4, run_dir=config.run_dir
+    )
+    for setting in ({"steps": 7}, {"freeze": True}, {"native_resolution": True}):
+        with pytest.raises(InputError, match="goes with fine-tuning"):
+            run_probe(dataclasses.replace(config, **setting))
+    results = run_probe(config)
+    assert results["labels"] == 4 and results["patch_dice"] > 0.7
+    assert results == json.loads((config.run_dir / "results.json").read_text())
+    assert json.loads((config.run_dir / "config.json").read_text())["kind"] == "probe"
+
+
+def test_native_resolution_runs_to_its_end(config):
+    results = finetune(dataclasses.replace(config, image_size=(16,), steps=2, native_resolution=True))
+    assert results["num_cases"] == 8
+
+
+def test_small_batches_of_one_and_colour_images_of_odd_sizes_work(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (6, 40, 72, 3), dtype=np.uint8)
+    label = rng.integers(0, 3, (6, 40, 72), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", train_images=images, train_label=label, test_images=images, test_label=label)
+    config = FinetuneConfig(
+        data=str(tmp_path / "c.npz"), image_size=(32, 48), patch_size=16, labels=1, steps=2, batch_size=1,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    results = finetune(config)
+    assert set(results["per_class"]) == {"1", "2"} and results["split"] == "test"
