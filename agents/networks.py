@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from jaxtyping import Bool, Float
 from timm.models.vision_transformer import Block

@@ -1,10 +1,49 @@
 """Self-supervised pretraining for medical image segmentation in which the mask is learned."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import gymnasium
 
-from ahm_gym import _compat as _compat  # before timm and MONAI, which import torchvision
+if TYPE_CHECKING:
+    from ahm_gym.api import (
+        FinetuneResult,
+        PretrainResult,
+        ProbeResult,
+        finetune,
+        load_encoder,
+        make_vec,
+        pretrain,
+        probe,
+    )
+    from ahm_gym.errors import InputError, RunError
+    from ahm_gym.model.pretrainer import Pretrainer
+    from ahm_gym.model.vit import MaskedAutoencoder
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FinetuneResult",
+    "InputError",
+    "MaskedAutoencoder",
+    "PretrainResult",
+    "Pretrainer",
+    "ProbeResult",
+    "RunError",
+    "finetune",
+    "load_encoder",
+    "make_vec",
+    "pretrain",
+    "probe",
+]
+
+ELSEWHERE = {
+    "InputError": "ahm_gym.errors",
+    "MaskedAutoencoder": "ahm_gym.model.vit",
+    "Pretrainer": "ahm_gym.model.pretrainer",
+    "RunError": "ahm_gym.errors",
+}
+"""Public names that do not come from `ahm_gym.api`."""
 
 for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMasking", "RectangleMasking"):
     gymnasium.register(
@@ -12,3 +51,14 @@ for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMaskin
         entry_point=f"ahm_gym.envs:{_form}Env",
         vector_entry_point=f"ahm_gym.envs:{_form}VectorEnv",
     )
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used: torch takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(ELSEWHERE.get(name, "ahm_gym.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

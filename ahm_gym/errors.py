@@ -1,13 +1,13 @@
-"""The two kinds of failure that a person reads, and how a command line ends on them."""
+"""The two kinds of failure that a person reads.
+
+A message names a setting in backticks, `steps` or `steps=0`; the command line turns it into its flag.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
 import math
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 
 
 class InputError(ValueError):
@@ -52,55 +52,10 @@ def check_numbers(kind: str, **numbers: int | float) -> None:
     fits, expected = NUMBERS[kind]
     for name, number in numbers.items():
         if not fits(number):
-            raise InputError(f"{name} is {number}: choose {expected}.")
+            raise InputError(f"`{name}` is {number}: choose {expected}.")
 
 
 def check_seed(seed: int) -> None:
     """Raises InputError where the seed is not from 0 to 2**63 - 1."""
     if not 0 <= seed < 2**63:
-        raise InputError(f"the seed {seed} is out of range: choose a whole number from 0 on.")
-
-
-@contextlib.contextmanager
-def command_line() -> Iterator[None]:
-    """Turn the failures above into one sentence on stderr and an exit code.
-
-    2 for bad input, a full disk and too little memory, 1 for a run that failed, 130 for Ctrl-C, 143 for a polite kill.
-    """
-    try:
-        yield
-    except InputError as error:
-        fail(2, str(error))
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except RunError as error:
-        fail(1, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fail(2, "out of memory: choose a smaller --batch-size, --image-size or --model.")
-    except OSError as error:
-        if isinstance(error, PermissionError) and error.filename:
-            fail(
-                2,
-                f"{error.filename}: {error.strerror}: expected the right to use it; change its permissions or those of "
-                "its folder, or choose another.",
-            )
-        if error.errno != errno.ENOSPC:
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
-    except KeyboardInterrupt:
-        fail(130, "interrupted.")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, or torch on a processor or a GPU, found no memory."""
-    said = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in said or "not enough memory" in said
-
-
-def fail(code: int, message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
+        raise InputError(f"`seed` is {seed}: choose a whole number from 0 to 2**63 - 1.")

@@ -10,8 +10,8 @@ import tyro
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from ahm_gym.cli import command_line
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.errors import command_line
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_policies import PatchActorCriticPolicy
-from ahm_gym.errors import InputError, command_line
+from ahm_gym.cli import command_line
+from ahm_gym.errors import InputError
 from ahm_gym.runs.storage import make_folder
 
 

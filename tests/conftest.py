@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import ahm_gym._compat  # noqa: F401
+
 import pytest
 import torch
-
-import ahm_gym  # noqa: F401  (first: it makes torchvision importable)
 
 torch.set_num_threads(1)  # small shapes gain nothing from more, and worker processes would thrash
 

@@ -1,4 +1,4 @@
-"""Settings of a benchmark, and what can be checked of them alone."""
+"""The settings of a benchmark."""
 
 from __future__ import annotations
 
@@ -6,54 +6,74 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahm_gym.benchmark.rows import KINDS
-from ahm_gym.device.choice import pick_device
-from ahm_gym.errors import InputError
-from ahm_gym.model.patches import image_size_of
+from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.segmentation.config import FinetuneConfig
 
 TASKS = tuple(KINDS)
+PRETRAINING, FINETUNING = PretrainConfig(steps=300), FinetuneConfig(steps=100)
+SET_BY_THE_BENCHMARK = {
+    "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
+    "finetune": (
+        "encoder", "data", "data_root", "labels", "model", "image_size", "patch_size", "seed", "device", "run_dir",
+        "freeze",
+    ),
+}  # fmt: skip
+"""Settings of the two programs that the benchmark chooses for each job."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Settings of a benchmark; `examples/benchmark.py` documents each."""
+    """Compare mask policies under one budget.
+
+    Every policy gets the same updates, images and labels; the untrained encoder and random masks are always included.
+    Finished work is never run again: the same command goes on, and more data, policies, labels or seeds add to it.
+    A setting of pretraining such as --pretrain.batch-size may be written --batch-size.
+    """
 
     data: tuple[str, ...] = ()
+    """Labelled data sets, each as for pretraining. None given: the MNI152 brain."""
     data_root: Path | None = None
+    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
     policies: tuple[str, ...] = ("random", "a3c")
+    """Mask policies and agents to compare, by their names in pretraining."""
     labels: tuple[str, ...] = ("10",)
+    """Numbers of labelled training images: counts such as 10, or fractions such as 0.1."""
     seeds: int = 2
+    """Number of seeds: 0, 1, ... of weights, images, masks and the choice of labels."""
     tasks: tuple[str, ...] = TASKS
-    pretrain_steps: int = 300
-    finetune_steps: int = 100
-    batch_size: int = 64
-    image_size: tuple[int, ...] = (64,)
-    patch_size: int = 8
-    model: str = "tiny"
-    mask_ratio: float = PretrainConfig.mask_ratio
-    initial_mask_ratio: float | None = None
-    normalise_target: bool = False
-    learning_rate: float = PretrainConfig.learning_rate
-    reward: str | None = PretrainConfig.reward
-    guided_fraction: float | None = None
-    spread_fraction: float | None = None
+    """How encoders are evaluated: finetune, frozen (only the decoder learns), probe (a linear map)."""
+    pretrain: PretrainConfig = PRETRAINING
+    """Pretraining, the same for every policy. Settings of agents apply to the learning agents only."""
+    finetune: FinetuneConfig = FINETUNING
+    """Fine-tuning, the same for every encoder."""
     device: str = "auto"
+    """auto, cpu or cuda; auto uses a GPU if there is one."""
     jobs: int = 1
+    """Encoders at a time, each in its own process; 1 starts no process."""
     time_budget: float | None = None
+    """Minutes after which nothing new is started and running work is saved. None: no limit."""
     out: Path = Path("runs/benchmark")
+    """Folder of the rows, the pictures and the report."""
 
 
-def check_numbers(config: BenchmarkConfig) -> None:
-    """Refuses what no benchmark can have."""
-    for name in ("seeds", "jobs", "pretrain_steps", "finetune_steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
+def check(config: BenchmarkConfig) -> None:
+    """Raises InputError for settings that no benchmark can have."""
+    check_numbers("count", seeds=config.seeds, jobs=config.jobs)
+    for program in ("pretrain", "finetune"):
+        nested = getattr(config, program)
+        for name in ("steps", "batch_size"):
+            check_numbers("count", **{f"{program}.{name}": getattr(nested, name)})
+        for name in SET_BY_THE_BENCHMARK[program]:
+            if getattr(nested, name) != getattr(type(nested), name):
+                raise InputError(
+                    f"`{program}.{name}` is set by the benchmark for every encoder: leave it out, or set the "
+                    "benchmark's own `data`, `policies`, `labels`, `seeds`, `device` and `out`."
+                )
     if config.time_budget is not None and not config.time_budget > 0:
-        raise InputError(f"--time-budget is {config.time_budget}: choose a number of minutes above 0.")
+        raise InputError(f"`time_budget` is {config.time_budget}: choose a number of minutes above 0.")
     for name in ("tasks", "labels"):
         if not getattr(config, name):
-            raise InputError(f"--{name} is empty: name at least one.")
+            raise InputError(f"`{name}` is empty: name at least one.")
     if not set(config.tasks) <= set(TASKS):
-        raise InputError(f"--tasks {','.join(config.tasks)}: choose from {', '.join(TASKS)}.")
-    image_size_of(config.image_size)
-    pick_device(config.device)
+        raise InputError(f"`tasks={','.join(config.tasks)}`: choose from {', '.join(TASKS)}.")

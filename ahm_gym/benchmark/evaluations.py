@@ -5,8 +5,9 @@ from __future__ import annotations
 from ahm_gym.benchmark.rows import Row
 from ahm_gym.errors import Interrupted
 from ahm_gym.runs.interrupt import Interrupt
-from ahm_gym.segmentation.config import FinetuneConfig, resolve
+from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import build_probe
+from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.metrics import METRICS, mean
 from ahm_gym.segmentation.probe import mean_dice
 

@@ -8,7 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +84,10 @@ class Group:
 
     pretraining: PretrainConfig
     """With the run folder; its policy may be scratch."""
+    finetuning: FinetuneConfig
+    """What every encoder has in common; each job chooses the encoder, the images and the labels."""
     data: str
     cells: tuple[Cell, ...]
-    finetune_steps: int
     out: Path
     """Folder of the benchmark."""
     commit: str
@@ -230,12 +231,12 @@ def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
     config = group.pretraining
     assert config.run_dir is not None, "the plan names it"
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{cell.kind}-{cell.labels}")
-    settings = FinetuneConfig(
+    settings = replace(
+        group.finetuning,
         encoder="none" if config.policy == UNTRAINED else str(config.run_dir),
         data=config.data,
         data_root=config.data_root,
         labels=cell.labels,
-        steps=group.finetune_steps,
         model=config.model,
         image_size=config.image_size,
         patch_size=config.patch_size,

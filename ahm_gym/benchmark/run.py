@@ -6,9 +6,11 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from ahm_gym.benchmark.config import BenchmarkConfig, check_numbers
+from ahm_gym.agents import agents
+from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig, check
 from ahm_gym.benchmark.evaluations import NUM_DRAWS
 from ahm_gym.benchmark.jobs import Cell, Failure, Group, key_of
 from ahm_gym.benchmark.processes import run_groups
@@ -29,6 +31,10 @@ from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomicall
 
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
 """Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+OF_AGENTS = ("agent_options", "masking_steps", "num_workers", "reconstructor")
+"""Settings of pretraining that apply to learning agents only."""
+OF_SCORES = ("guided_fraction", "guided_ramp", "spread_fraction", "spread_ramp")
+"""Settings of pretraining that would change what the reference is."""
 
 
 Datasets = dict[str, tuple[str | None, ImageDataset]]
@@ -48,7 +54,8 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
-    check_numbers(config)
+    check(config)
+    pick_device(config.device)
     datasets = open_all(config)
     check_settings(config, datasets)
     check_policies(plan(config, datasets))
@@ -109,35 +116,26 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
                 missing = tuple(cell for cell in cells if cell.key not in done)
                 if missing:
                     pretraining = pretraining_of(config, spec, name, policy, seed)
-                    groups.append(
-                        Group(pretraining, name, missing, config.finetune_steps, config.out, commit())
-                    )
+                    groups.append(Group(pretraining, config.finetune, name, missing, config.out, commit()))
     return groups
 
 
 def pretraining_of(
     config: BenchmarkConfig, spec: str | None, name: str, policy: str, seed: int
 ) -> PretrainConfig:
-    """The pretraining of one encoder; all policies share everything but their name."""
-    return PretrainConfig(
+    """The pretraining of one encoder; all policies share everything that applies to them."""
+    left_out = set() if policy in agents() else set(OF_AGENTS)
+    if policy == REFERENCE:
+        left_out |= set(OF_SCORES)
+    return replace(
+        config.pretrain,
         data=spec,
         data_root=config.data_root,
         policy=policy,
-        steps=config.pretrain_steps,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        model=config.model,
-        mask_ratio=config.mask_ratio,
-        initial_mask_ratio=config.initial_mask_ratio,
-        normalise_target=config.normalise_target,
-        learning_rate=config.learning_rate,
-        reward=config.reward,
-        guided_fraction=config.guided_fraction if policy != REFERENCE else None,
-        spread_fraction=config.spread_fraction if policy != REFERENCE else None,
         seed=seed,
         device=config.device,
         run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
+        **{field: getattr(PretrainConfig, field) for field in left_out},
     )
 
 
@@ -150,7 +148,7 @@ def open_all(config: BenchmarkConfig) -> Datasets:
     datasets: Datasets = {}
     for given in config.data or (None,):
         spec = None if given is None else absolute(given, config.data_root)[0]
-        size = image_size_of(config.image_size)
+        size = image_size_of(config.pretrain.image_size)
         dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
         name = file_name(dataset.name)
         if name in datasets:
@@ -196,23 +194,32 @@ def check_policies(groups: list[Group]) -> None:
 
 
 def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
-    """Refuses a folder that is none of a benchmark, or whose rows were made with other settings or data."""
+    """Raises InputError for a folder of another kind, or one whose rows were made with other settings or data."""
     saved = saved_settings(config.out)
     if saved is None:
         return
-    for name, value in settings_of(config).items():
-        if saved.get(name) != value:
+    for name, value in flat(settings_of(config)).items():
+        if (kept := flat(saved).get(name)) != value:
             raise InputError(
-                f"--{name.replace('_', '-')} {value} differs from the {saved.get(name)} of the benchmark in "
-                f"{config.out}: leave the flag as it was, or choose another --out."
+                f"`{name}={value}` differs from the {kept} of the benchmark in {config.out}: use the same value, "
+                "or choose another `out`."
             )
     for name, (_, dataset) in datasets.items():
         digest = dataset.digest()  # reads all labels
         if saved["data"].get(name, digest) != digest:
             raise InputError(
-                f"--data {name} is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
-                "rename this one, or choose another --out."
+                f"`data={name}` is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
+                "rename this one, or choose another `out`."
             )
+
+
+def flat(settings: Row) -> Row:
+    """The settings with those of the two programs as `pretrain.steps`."""
+    values: Row = {}
+    for name, value in settings.items():
+        nested = value if name in SET_BY_THE_BENCHMARK else None
+        values |= {name: value} if nested is None else {f"{name}.{key}": item for key, item in nested.items()}
+    return values
 
 
 def saved_settings(out: Path) -> Row | None:
@@ -234,9 +241,11 @@ def saved_settings(out: Path) -> Row | None:
 
 def settings_of(config: BenchmarkConfig) -> Row:
     """What all rows of a folder have in common."""
-    values = to_json(config) | {"image_size": list(image_size_of(config.image_size))}
-    values["probe_draws"] = NUM_DRAWS
-    return {name: value for name, value in values.items() if name not in OPEN}
+    values = {name: value for name, value in to_json(config).items() if name not in OPEN}
+    for program, names in SET_BY_THE_BENCHMARK.items():
+        values[program] = {name: value for name, value in values[program].items() if name not in names}
+    values["pretrain"]["image_size"] = list(image_size_of(config.pretrain.image_size))
+    return values | {"probe_draws": NUM_DRAWS}
 
 
 def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:

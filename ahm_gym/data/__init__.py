@@ -1,5 +1,7 @@
 """Images for pretraining and segmentation: `open_data` finds them, `BatchStream` hands them out."""
 
+import ahm_gym._compat  # noqa: F401
+
 from ahm_gym.data.sample import Sample
 from ahm_gym.data.sources import open_data
 from ahm_gym.data.store import ImageDataset

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import Attention, VisionTransformer

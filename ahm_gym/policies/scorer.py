@@ -6,6 +6,8 @@ import copy
 import zlib
 from typing import Any
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import Block

@@ -1,83 +1,106 @@
-"""Settings of a pretraining run, and what can be checked of them alone."""
+"""The settings of a pretraining run."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from ahm_gym.data.sources import absolute, stem_of
-from ahm_gym.errors import InputError, check_seed
+from ahm_gym.errors import InputError, check_numbers, check_seed
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of a pretraining run; `examples/pretrain.py` documents each."""
+    """Self-supervised pretraining in which a mask policy or a learning agent chooses the masks."""
 
     data: str | None = None
+    """Images: a folder, an .npz file, medsegbench:NAME or medmnist:NAME.
+    None uses one averaged brain (MNI152) that comes with nilearn, for trying things out."""
     data_root: Path | None = None
+    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
     policy: str = "a3c"
+    """What chooses the masks.
+    Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
+    adamae, curriculum. Controls: oracle_hard, low_loss, textured, flat.
+    Learning agents: a3c, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra contrib.
+    agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more."""
     steps: int = 1200
+    """Updates of the autoencoder."""
     batch_size: int = 64
-    image_size: tuple[int, ...] = (64,)
+    """Images in an update."""
+    image_size: int | tuple[int, ...] = 64
+    """Side of the training images in pixels, or height and width."""
     patch_size: int = 8
+    """Side of a patch in pixels."""
     model: str = "tiny"
+    """The autoencoder: tiny, small or base (vision transformers), unet, or the name of one of timm's plain ones."""
     init: Path | None = None
+    """Published weights to start from: an MAE or timm checkpoint, .pth or .safetensors. None: random weights."""
     reconstructor: Path | None = None
+    """A pretraining run whose autoencoder is used and never updated, so that only the agent learns.
+    The number of steps then counts batches."""
     agent_options: tuple[str, ...] = ()
+    """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
     normalise_target: bool = False
+    """Predict patches with zero mean and unit variance instead of raw pixels."""
     learning_rate: float = 1e-3
+    """Peak learning rate of the autoencoder, reached after the warm-up."""
     mask_ratio: float = 0.75
+    """Share of the patches that are masked, between 0 and 1."""
     initial_mask_ratio: float | None = None
+    """Mask ratio at the start, from which it rises linearly to the mask ratio. None keeps it constant."""
     reward: str | None = None
+    """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
+    None: the agent's own, which is progress for a3c, and relative for the others and with a reconstructor."""
     guided_fraction: float | None = None
+    """Share of the masked patches that follow the scores, 0 to 1; the rest is random.
+    None: the policy's own schedule."""
     guided_ramp: tuple[float, float] | None = None
+    """Start and end, as shares of training, of a linear rise of that fraction from 0. None keeps it constant."""
     spread_fraction: float | None = None
+    """Share of the images whose visible patches are spread over the whole image, whatever the scores are.
+    At a mask ratio of 0.75 that is one of every 2x2 patches. None: the policy's own schedule."""
     spread_ramp: tuple[float, float] | None = None
+    """Start and end, as shares of training, of a linear fall of that fraction to 0. None keeps it constant."""
     masking_steps: int = 1
+    """Steps in which an agent builds up each mask."""
     num_workers: int = 1
+    """Worker processes of the agent, one thread each. Only 1 is deterministic."""
     data_workers: int | None = None
+    """Processes that load images; 0 loads them between the updates. None: up to 8 with a GPU, 0 without."""
     seed: int = 0
+    """Seed of the weights, the masks and the order of the images."""
     device: str = "auto"
+    """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
+    """Folder of the run. None takes the first free runs/DATA-POLICY-N."""
     checkpoint_every: int = 200
+    """Updates between two checkpoints."""
 
 
-def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """The same settings, so that they can be used from any folder.
+@dataclass(frozen=True)
+class Pretrain(PretrainConfig):
+    """Pretrain an encoder with a learned mask.
 
-    Raises:
-        InputError: where the data is not there.
+    Self-supervised pretraining in which a mask policy or a learning agent chooses the masks.
     """
-    data, root = config.data, config.data_root
-    if data is not None:
-        data, root = absolute(data, root)
-    policy, colon, argument = config.policy.partition(":")
-    return replace(
-        config,
-        data=data,
-        data_root=None if root is None else root.absolute(),
-        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
-        init=None if config.init is None else config.init.absolute(),
-        reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
-    )
 
-
-def run_stem(config: PretrainConfig) -> str:
-    """DATA-POLICY: what a run's folder is called unless its name is given."""
-    return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
+    recipe: str | None = None
+    """A published method in several stages. ahm2025: a U-Net, an agent against it, and a U-Net again.
+    Each stage takes the given number of steps, if one is given."""
+    resume: bool = False
+    """Go on with the run in the run folder, with its own settings."""
 
 
 def check_counts(config: PretrainConfig) -> None:
-    """Refuses numbers that no run can have."""
-    for name in ("steps", "batch_size", "checkpoint_every", "num_workers"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: choose at least 1.")
+    """Raises InputError for numbers that no run can have."""
+    names = ("steps", "batch_size", "checkpoint_every", "num_workers")
+    check_numbers("count", **{name: getattr(config, name) for name in names})
     if config.data_workers is not None and config.data_workers < 0:
-        raise InputError(f"--data-workers is {config.data_workers}: choose 0 or more.")
+        raise InputError(f"`data_workers` is {config.data_workers}: choose 0 or more.")
     most = 4 * (os.cpu_count() or 1)
     if config.num_workers > most:
         raise InputError(
-            f"--num-workers {config.num_workers} is too many for this machine: choose up to {most}."
+            f"`num_workers={config.num_workers}` is too many for this machine: choose up to {most}."
         )
     check_seed(config.seed)

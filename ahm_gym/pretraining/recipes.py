@@ -10,11 +10,11 @@ from typing import Any
 
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
-from ahm_gym.pretraining.config import PretrainConfig, run_stem, with_absolute_paths
-from ahm_gym.pretraining.run import Training, pretrain
+from ahm_gym.pretraining.config import Pretrain, PretrainConfig
+from ahm_gym.pretraining.run import Training, pretrain, run_stem, with_absolute_paths
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
-from ahm_gym.runs.settings import merge_resumed, to_json
+from ahm_gym.runs.settings import as_config, from_json, to_json
 from ahm_gym.runs.storage import recover_all, write_atomically
 
 
@@ -87,6 +87,20 @@ def run_recipe(
     return run.path
 
 
+def run_program(settings: Pretrain, given: Container[str]) -> Path:
+    """Runs what the settings ask for, a single pretraining or a recipe; returns the run folder.
+
+    Raises:
+        InputError: for settings or data that cannot be used; no folder is left behind.
+        RunError: where the run cannot go on; its last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    config = as_config(PretrainConfig, settings)
+    if settings.recipe is not None or (settings.resume and is_recipe_run(settings.run_dir)):
+        return run_recipe(settings.recipe, config, resume=settings.resume, given=given)
+    return pretrain(config, resume=settings.resume, given=given)
+
+
 def is_recipe_run(path: Path | None) -> bool:
     """Whether that is the folder of a recipe's run."""
     if path is None or not (path / "config.json").is_file():
@@ -116,7 +130,7 @@ def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]
         own = stage.config
         learns = own.policy in AGENTS
         taken = {key: value for key, value in settings.items() if learns or key not in OF_THE_AGENT}
-        restored = merge_resumed(PretrainConfig(), taken, "pretrain")
+        restored = from_json(PretrainConfig, taken, f"the settings of recipe {name}")
         policy, colon, earlier = own.policy.partition(":")
         config = replace(
             own,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Container
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from gymnasium.envs.registration import load_env_creator
 
 from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, Interrupted
@@ -24,7 +25,7 @@ from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
-from ahm_gym.pretraining.config import PretrainConfig, check_counts, run_stem, with_absolute_paths
+from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.mask_source import (
     DEFAULT_REWARD,
     Actor,
@@ -64,7 +65,7 @@ def pretrain(
     config = with_absolute_paths(config)
     if resume:
         run = RunFolder.open(config.run_dir, "pretrain")
-        config = merge_resumed(config, run.config, "pretrain", given)
+        config = merge_resumed(config, run.config, given)
         if run.checkpoint_step() == config.steps:
             return run.path
     training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
@@ -73,6 +74,31 @@ def pretrain(
     with closing(run), closing(training), locked(run.path):
         training.run(run, interrupt or Interrupt())
     return run.path
+
+
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The same settings, so that they can be used from any folder.
+
+    Raises:
+        InputError: where the data is not there.
+    """
+    data, root = config.data, config.data_root
+    if data is not None:
+        data, root = absolute(data, root)
+    policy, colon, argument = config.policy.partition(":")
+    return replace(
+        config,
+        data=data,
+        data_root=None if root is None else root.absolute(),
+        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
+        init=None if config.init is None else config.init.absolute(),
+        reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
+    )
+
+
+def run_stem(config: PretrainConfig) -> str:
+    """DATA-POLICY: what a run's folder is called unless its name is given."""
+    return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
 
 
 @dataclass

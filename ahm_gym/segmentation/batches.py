@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

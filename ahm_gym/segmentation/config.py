@@ -1,114 +1,73 @@
-"""Settings of a fine-tuning run, and what they name: labelled images and the encoder to start from."""
+"""The settings of a probe and of a fine-tuning run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ahm_gym.data import ImageDataset, open_data
-from ahm_gym.data.sources import absolute, stem_of
-from ahm_gym.errors import InputError
-from ahm_gym.model.encoders import Encoder, find_encoder, load_encoder
-from ahm_gym.model.patches import image_size_of
-from ahm_gym.runs.folder import free_run_dir
+import tyro
+
+EncoderPath = Annotated[
+    str | os.PathLike[str],
+    tyro.conf.arg(constructor=str, metavar="RUN_DIR|none", help_behavior_hint="(default: none)"),
+]
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings of a fine-tuning run; `examples/segment.py` documents each."""
+class ProbeConfig:
+    """Evaluate a frozen encoder in seconds: a linear map from its patch features to the labels."""
 
-    encoder: str = "none"
+    encoder: EncoderPath = "none"
+    """Folder of a pretraining run, or none for an untrained encoder."""
     data: str | None = None
+    """Labelled images, as for pretraining. None uses the images of the encoder's run, or the MNI152 brain."""
     data_root: Path | None = None
+    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
     labels: int | None = None
-    steps: int = 300
+    """Number of labelled training images. None uses all."""
     model: str | None = None
-    image_size: tuple[int, ...] | None = None
+    """tiny, small, base, unet, or the name of a plain vision transformer of timm. None: the encoder's, or tiny."""
+    image_size: int | tuple[int, ...] | None = None
+    """Side of the training images in pixels, or height and width. None: the encoder's, or 64."""
     patch_size: int | None = None
-    batch_size: int = 8
-    learning_rate: float = 3e-3
+    """Side of a patch in pixels. None: the encoder's, or 8."""
     seed: int = 0
+    """Seed of the choice of labelled images, their order and crops, and the weights."""
     device: str = "auto"
+    """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
+    """Folder of the run. None takes the first free runs/ENCODER-finetune-N, or runs/ENCODER-probe-N."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", os.fspath(self.encoder))
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(ProbeConfig):
+    """Segmentation with a pretrained encoder, or from scratch, on a number of labelled images."""
+
+    steps: int = 300
+    """Updates of the segmenter."""
+    batch_size: int = 8
+    """Images in an update."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of the decoder; it decreases towards the encoder's first layers."""
     freeze: bool = False
+    """Keep the encoder as it is and train only the decoder."""
     native_resolution: bool = False
+    """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100
+    """Updates between two checkpoints."""
 
 
-def resolve(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings with what was left out taken from the encoder's run, or from the defaults.
+@dataclass(frozen=True)
+class Finetune(FinetuneConfig):
+    """Fine-tune an encoder for segmentation and score it.
 
-    Raises:
-        InputError: where a number is out of range, or the encoder cannot be found.
+    Segmentation with a pretrained encoder, or from scratch, on a number of labelled images.
     """
-    for name, least in (("labels", 1), ("steps", 1), ("batch_size", 1), ("checkpoint_every", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value} is out of range: choose {least} or more.")
-    if not config.learning_rate > 0:
-        raise InputError(f"--learning-rate {config.learning_rate}: choose a positive value such as 0.001.")
-    config = spelled_out(config)
-    if config.encoder == "none":
-        return replace(
-            config,
-            model=config.model or "tiny",
-            image_size=config.image_size or (64, 64),
-            patch_size=8 if config.patch_size is None else config.patch_size,
-        )
-    found = find_encoder(Path(config.encoder))
-    return replace(
-        config,
-        data=found.data if config.data is None else config.data,
-        data_root=found.data_root if config.data is None and config.data_root is None else config.data_root,
-        model=config.model or found.model,
-        image_size=config.image_size or found.image_size,
-        patch_size=found.patch_size if config.patch_size is None else config.patch_size,
-    )
 
-
-def spelled_out(config: FinetuneConfig) -> FinetuneConfig:
-    """The same settings as `config.json` holds them: two image sizes, absolute paths."""
-    data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
-    encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
-    size = None if config.image_size is None else image_size_of(config.image_size)
-    return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
-
-
-def with_run_dir(config: FinetuneConfig, what: str) -> FinetuneConfig:
-    """The settings with a run folder: unless it is given, the first free `runs/ENCODER-WHAT-N`.
-
-    ENCODER is the folder of the encoder's run, DATA-scratch where there is none.
-    """
-    if config.encoder == "none":
-        start = f"{stem_of(config.data)}-scratch"
-    else:
-        folder = Path(config.encoder).absolute()
-        start = folder.parent.name if folder.name == "encoder" else folder.name
-    return replace(config, run_dir=config.run_dir or free_run_dir(f"{start}-{what}"))
-
-
-def shape_of(config: FinetuneConfig) -> tuple[tuple[int, int], int]:
-    assert config.image_size is not None and config.patch_size is not None, "resolved"
-    return image_size_of(config.image_size), config.patch_size
-
-
-def open_labelled(config: FinetuneConfig) -> ImageDataset:
-    return open_data(
-        config.data,
-        root=config.data_root,
-        image_size=shape_of(config)[0],
-        native_resolution=config.native_resolution,
-        need_labels=True,
-    )
-
-
-def starting_encoder(config: FinetuneConfig, dataset: ImageDataset) -> Encoder:
-    image_size, patch_size = shape_of(config)
-    return load_encoder(
-        None if config.encoder == "none" else Path(config.encoder),
-        model=config.model,
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=dataset.channels,
-        seed=config.seed,
-    )
+    resume: bool = False
+    """Go on with the run in the run folder, with its own settings."""

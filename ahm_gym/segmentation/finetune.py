@@ -10,13 +10,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from monai.losses.dice import DiceCELoss
 from torch import nn
 
 from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import Interrupted, RunError
 from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
@@ -24,8 +26,9 @@ from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.settings import merge_resumed, to_json
 from ahm_gym.runs.storage import locked, write_atomically
 from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
-from ahm_gym.segmentation.config import (
-    FinetuneConfig,
+from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.segmentation.inputs import (
     open_labelled,
     resolve,
     shape_of,
@@ -33,13 +36,10 @@ from ahm_gym.segmentation.config import (
     starting_encoder,
     with_run_dir,
 )
-from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.segmentation.probe import Probe
 from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 
 WARMUP, MAX_GRAD_NORM = 0.1, 1.0
-OF_FINE_TUNING = ("steps", "batch_size", "learning_rate", "freeze", "native_resolution", "checkpoint_every")
-"""Settings that a probe does not have."""
 
 
 def finetune(
@@ -62,8 +62,8 @@ def finetune(
     """
     run = None
     if resume:
-        run = RunFolder.open(config.run_dir, "segment")
-        config = merge_resumed(spelled_out(config), run.config, "segment", given)
+        run = RunFolder.open(config.run_dir, "finetune")
+        config = merge_resumed(spelled_out(config), run.config, given)
         if is_finished(run.path):
             return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
     else:
@@ -82,19 +82,13 @@ def is_finished(run_dir: Path | None) -> bool:
     return run_dir is not None and (run_dir / "results.json").is_file()
 
 
-def run_probe(config: FinetuneConfig) -> dict[str, Any]:
+def run_probe(config: ProbeConfig) -> dict[str, Any]:
     """Probes the encoder with `config.labels` images; gives back what `results.json` holds.
 
     Raises:
         InputError: for settings or data that cannot be used; no folder is left behind.
     """
     config = resolve(with_run_dir(config, "probe"))
-    for name in OF_FINE_TUNING:
-        if getattr(config, name) != getattr(FinetuneConfig, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{flag} goes with fine-tuning, and a probe has no use for it: leave {flag} out."
-            )
     assert config.run_dir is not None, "chosen above"
     results = build_probe(config)(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
@@ -104,7 +98,7 @@ def run_probe(config: FinetuneConfig) -> dict[str, Any]:
     return results
 
 
-def build_probe(config: FinetuneConfig) -> Probe:
+def build_probe(config: ProbeConfig) -> Probe:
     """The probe of the encoder that the settings name; `resolve` them before.
 
     Raises:
@@ -155,7 +149,7 @@ class Finetuning:
     def describe(self) -> dict[str, Any]:
         """What `config.json` holds: the settings, and what they came to."""
         return {
-            "kind": "segment",
+            "kind": "finetune",
             **to_json(self.config),
             "channels": self.dataset.channels,
             "num_classes": self.dataset.num_classes,

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ahm_gym._compat  # noqa: F401
+
 import torch
 from jaxtyping import Int
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance

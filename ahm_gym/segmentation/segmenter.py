@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ahm_gym._compat  # noqa: F401
+
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int

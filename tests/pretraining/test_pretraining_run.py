@@ -15,6 +15,7 @@ from programs import assert_same, final_state, run, start, wait_for, write_discs
 
 from ahm_gym.device.choice import count_data_workers
 from ahm_gym.errors import InputError, Interrupted, RunError, command_line
+from ahm_gym.flags import flags_in
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
@@ -22,7 +23,6 @@ from ahm_gym.pretraining.recorder import Recorder
 from ahm_gym.pretraining.run import Training, pretrain
 from ahm_gym.runs import folder as runs
 from ahm_gym.runs.folder import RunFolder
-from ahm_gym.runs.settings import flags_in
 from ahm_gym.runs.storage import locked
 
 
@@ -363,7 +363,7 @@ def test_a_flag_that_was_given_counts_even_where_it_is_the_default(config):
     path = pretrain(config)
     given = flags_in(["--resume", "--steps", str(PretrainConfig.steps), "--no-normalise-target"])
     assert {"steps", "normalise_target"} <= given
-    with pytest.raises(InputError, match=f"--steps {PretrainConfig.steps} differs from the 8"):
+    with pytest.raises(InputError, match=f"`steps={PretrainConfig.steps}` differs from the 8"):
         pretrain(PretrainConfig(run_dir=path), resume=True, given=given)
 
 
@@ -381,8 +381,8 @@ def test_resuming_what_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match="is not a run folder"):
         pretrain(config, resume=True)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"kind": "segment"}))
-    with pytest.raises(InputError, match="is a segment run"):
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"kind": "finetune"}))
+    with pytest.raises(InputError, match="is a finetune run"):
         pretrain(config, resume=True)
     with pytest.raises(InputError, match="--resume needs --run-dir"):
         pretrain(PretrainConfig(), resume=True)

@@ -12,7 +12,8 @@ from ahm_gym.model.encoders import find_encoder
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.recipes import RECIPES, configure, is_recipe_run, run_recipe
 from ahm_gym.pretraining.recorder import Recorder
-from ahm_gym.segmentation.config import FinetuneConfig, resolve
+from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.inputs import resolve
 
 STAGES = ("1-reconstructor", "2-agent", "3-pretraining")
 NAME = "ahm2025"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ahm_gym.runs import folder as runs
 from ahm_gym.errors import InputError
-from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs import folder as runs
 from ahm_gym.runs.folder import RunFolder, resume_flags
+from ahm_gym.runs.interrupt import Interrupt
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_new_run_folder_can_be_opened_with_its_settings(tmp_path):
 
 
 def test_an_empty_folder_becomes_a_run_folder(tmp_path):
-    assert RunFolder.create(tmp_path, {"kind": "segment"}).path == tmp_path
+    assert RunFolder.create(tmp_path, {"kind": "finetune"}).path == tmp_path
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):
         ("{", "is not JSON"),
         ("[1]", "is not a run folder"),
         ("{}", "is not a run folder"),
-        ('{"kind": "segment"}', "is a segment run: give the folder of a pretrain run"),
+        ('{"kind": "finetune"}', "is a finetune run: give the folder of a pretrain run"),
     ],
 )
 def test_what_is_no_run_of_that_kind_is_refused(tmp_path, content, message):
@@ -293,7 +293,7 @@ def test_outside_the_main_thread_the_handlers_stay():
 
 def test_an_interrupt_that_is_entered_again_gives_the_signals_back_at_its_outer_end():
     before = signal.getsignal(signal.SIGTERM)
-    interrupt = runs.Interrupt()
+    interrupt = Interrupt()
     with interrupt:
         with interrupt:
             pass
@@ -302,5 +302,5 @@ def test_an_interrupt_that_is_entered_again_gives_the_signals_back_at_its_outer_
 
 
 def test_a_deadline_asks_to_stop():
-    assert runs.Interrupt(deadline=0.0).requested and runs.Interrupt(deadline=0.0).signal is None
-    assert not runs.Interrupt().requested
+    assert Interrupt(deadline=0.0).requested and Interrupt(deadline=0.0).signal is None
+    assert not Interrupt().requested

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from ahm_gym.runs import storage
 from ahm_gym.errors import InputError
+from ahm_gym.runs import storage
 from ahm_gym.runs.storage import (
     load_state,
     locked,

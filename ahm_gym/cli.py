@@ -1,0 +1,197 @@
+"""The command line: `ahm-gym pretrain`, `finetune`, `probe`, `benchmark` and `report`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import operator
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, with_flags
+from ahm_gym.pretraining.config import Pretrain
+from ahm_gym.runs.settings import as_config
+from ahm_gym.segmentation.config import Finetune, FinetuneConfig, ProbeConfig
+
+DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the report of a benchmark again, from the rows in its folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the benchmark: what --out named."""
+
+
+def pretrain(settings: Pretrain, given: set[str]) -> None:
+    """Pretrains, and says what was written and what comes next."""
+    from ahm_gym.pretraining.recipes import is_recipe_run, run_program
+
+    run = run_program(settings, given)
+    if is_recipe_run(run):
+        print(f"\nWrote {run}/: one folder a stage, each with figures/masks.png, figures/curves.png")
+    else:
+        print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
+    print(f"Next: ahm-gym finetune --encoder {shlex.quote(str(run))}")
+
+
+def finetune(settings: Finetune, given: set[str]) -> None:
+    """Fine-tunes, and prints the scores."""
+    from ahm_gym.segmentation import finetune as program
+    from ahm_gym.segmentation.inputs import with_run_dir
+
+    config = as_config(FinetuneConfig, settings)
+    if settings.resume and program.is_finished(config.run_dir):
+        print(f"{config.run_dir} is finished already.")
+    config = config if settings.resume else with_run_dir(config, "finetune")
+    results = program.finetune(config, resume=settings.resume, given=given)
+    unit = results["hd95_unit"]
+    print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
+    for name, row in [*results["per_class"].items(), ("mean", results)]:
+        dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
+        print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
+    if absent := results.get("absent_classes"):
+        listed = ", ".join(map(str, absent))
+        print(f"No {results['split']} label has the class {listed}: it is left out of the mean.")
+    print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
+    if results["config"]["encoder"] == "none":
+        print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
+        print("then this again with --encoder and that run's folder")
+    else:
+        print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
+        print("and another --run-dir where one was given")
+
+
+def probe(settings: ProbeConfig, given: set[str]) -> None:
+    """Probes an encoder, and prints the score."""
+    from ahm_gym.segmentation.finetune import run_probe
+    from ahm_gym.segmentation.inputs import with_run_dir
+
+    config = with_run_dir(settings, "probe")
+    results = run_probe(config)
+    dice, images, labels = shown(results["patch_dice"]), results["num_images"], results["labels"]
+    print(f"\nPatch Dice {dice} on {images} test images, {labels} labelled training images")
+    print(f"Wrote {config.run_dir}/results.json")
+    print("Next, to fine-tune: ahm-gym finetune with the same flags")
+
+
+def benchmark(settings: BenchmarkConfig, given: set[str]) -> None:
+    """Runs what is missing of a benchmark, and writes its report."""
+    from ahm_gym.benchmark.run import run_benchmark
+
+    config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
+    listed = {name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks")}
+    out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *sys.argv[1:]]))
+    print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
+
+
+def report(settings: Report, given: set[str]) -> None:
+    """Writes the report of a benchmark again."""
+    from ahm_gym.benchmark.report import write_report
+
+    write_report(settings.folder)
+    print(f"Wrote {settings.folder}/: report.html, leaderboard.md, leaderboard.csv")
+
+
+PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, set[str]], None]]] = {
+    "pretrain": (Pretrain, pretrain),
+    "finetune": (Finetune, finetune),
+    "probe": (ProbeConfig, probe),
+    "benchmark": (BenchmarkConfig, benchmark),
+    "report": (Report, report),
+}
+"""Name to settings and program."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses a command line (default: that of the process) and runs its command."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else ""
+    if name == "benchmark":
+        argv = [name, *map(nested_flag, argv[1:])]
+    commands = {name: shown_settings(kind) for name, (kind, _) in PROGRAMS.items()}
+    every: Any = functools.reduce(
+        operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
+    )
+    with command_line():
+        settings: Any = tyro.cli(every, args=argv, prog="ahm-gym", description=DESCRIPTION)
+    kind, program = PROGRAMS[name]
+    with command_line(kind):
+        program(settings, flags_in(argv))
+
+
+@contextlib.contextmanager
+def command_line(kind: type[Any] | None = None) -> Iterator[None]:
+    """Turns a failure that a person can mend into one sentence on standard error and an exit code.
+
+    2 for bad input, a full disk and too little memory, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Args:
+        kind: the settings of the program, whose names in a message become flags.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        print(with_flags(str(error), kind), file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except (InputError, RunError) as error:
+        fail(2 if isinstance(error, InputError) else 1, with_flags(str(error), kind))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(2, "out of memory: choose a smaller --batch-size, --image-size or --model.")
+    except PermissionError as error:
+        if not error.filename:
+            raise
+        fail(
+            2,
+            f"{error.filename}: {error.strerror}: change its permissions or those of its folder, or choose another.",
+        )
+    except BrokenPipeError:  # of `ahm-gym --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
+    except KeyboardInterrupt:
+        fail(130, "interrupted.")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether numpy, or torch on a processor or a GPU, found no memory."""
+    message = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in message or "not enough memory" in message
+
+
+def fail(code: int, message: str) -> None:
+    """Ends the program with one sentence on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def same_images(settings: dict[str, Any]) -> str:
+    """Flags of an encoder of the same shape on the same images."""
+    flags = {"--data": settings["data"] and shlex.quote(settings["data"]), "--model": settings["model"]}
+    flags |= {
+        "--image-size": " ".join(map(str, settings["image_size"])),
+        "--patch-size": settings["patch_size"],
+    }
+    return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def shown(value: float | None) -> str:
+    """A score with three digits."""
+    return "undefined" if value is None else f"{value:.3f}"

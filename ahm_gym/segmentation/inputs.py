@@ -1,0 +1,101 @@
+"""What the settings of a probe or a fine-tuning run name: labelled images and the encoder to start from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.errors import check_numbers, check_seed
+from ahm_gym.model.encoders import Encoder, find_encoder, load_encoder
+from ahm_gym.model.patches import image_size_of
+from ahm_gym.runs.folder import free_run_dir
+from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
+
+Config = TypeVar("Config", bound=ProbeConfig)
+
+
+def resolve(config: Config) -> Config:
+    """The settings with what was left out taken from the encoder's run, or from the defaults.
+
+    Raises:
+        InputError: where a number is out of range, or the encoder cannot be found.
+    """
+    check_seed(config.seed)
+    if config.labels is not None:
+        check_numbers("count", labels=config.labels)
+    if isinstance(config, FinetuneConfig):
+        names = ("steps", "batch_size", "checkpoint_every")
+        check_numbers("count", **{name: getattr(config, name) for name in names})
+        check_numbers("size", learning_rate=config.learning_rate)
+    config = spelled_out(config)
+    if config.encoder == "none":
+        return replace(
+            config,
+            model=config.model or "tiny",
+            image_size=config.image_size or (64, 64),
+            patch_size=8 if config.patch_size is None else config.patch_size,
+        )
+    found = find_encoder(Path(config.encoder))
+    return replace(
+        config,
+        data=found.data if config.data is None else config.data,
+        data_root=found.data_root if config.data is None and config.data_root is None else config.data_root,
+        model=config.model or found.model,
+        image_size=config.image_size or found.image_size,
+        patch_size=found.patch_size if config.patch_size is None else config.patch_size,
+    )
+
+
+def spelled_out(config: Config) -> Config:
+    """The same settings as `config.json` holds them: two image sizes, absolute paths."""
+    data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
+    encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
+    size = None if config.image_size is None else image_size_of(config.image_size)
+    return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
+
+
+def with_run_dir(config: Config, what: str) -> Config:
+    """The settings with a run folder: if none is given, the first free `runs/ENCODER-WHAT-N`.
+
+    ENCODER is the folder of the encoder's run, or DATA-scratch where there is none.
+    """
+    if config.encoder == "none":
+        start = f"{stem_of(config.data)}-scratch"
+    else:
+        folder = Path(os.fspath(config.encoder)).absolute()
+        start = folder.parent.name if folder.name == "encoder" else folder.name
+    return replace(config, run_dir=config.run_dir or free_run_dir(f"{start}-{what}"))
+
+
+def shape_of(config: ProbeConfig) -> tuple[tuple[int, int], int]:
+    """Image size and patch size of resolved settings."""
+    assert config.image_size is not None and config.patch_size is not None, "resolved"
+    return image_size_of(config.image_size), config.patch_size
+
+
+def open_labelled(config: ProbeConfig) -> ImageDataset:
+    """The labelled images of resolved settings."""
+    return open_data(
+        config.data,
+        root=config.data_root,
+        image_size=shape_of(config)[0],
+        native_resolution=isinstance(config, FinetuneConfig) and config.native_resolution,
+        need_labels=True,
+    )
+
+
+def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> Encoder:
+    """The encoder of resolved settings, in the shape that the images need."""
+    image_size, patch_size = shape_of(config)
+    return load_encoder(
+        None if config.encoder == "none" else Path(config.encoder),
+        model=config.model,
+        image_size=image_size,
+        patch_size=patch_size,
+        channels=dataset.channels,
+        seed=config.seed,
+    )
