@@ -40,7 +40,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert forgotten.returncode == 2 and "--resume needs --run-dir" in forgotten.stderr
     for setting in (["--steps", 7], ["--freeze"], ["--native-resolution"]):
         pointless = run("segment.py", "--probe", *setting, cwd=tmp_path)
-        assert pointless.returncode == 2 and f"Unrecognized options: {setting[0]}" in pointless.stderr
+        assert pointless.returncode == 2 and "Unrecognized options" in pointless.stderr
     assert list(tmp_path.iterdir()) == []
 
 
