@@ -1,4 +1,4 @@
-# make install | pretrain | test | check; CPU=1 takes the small builds without a GPU.
+# make install | pretrain | test | check | docs; CPU=1 takes the small builds without a GPU.
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter 1,$(CPU)),-c constraints/cpu.txt)
 REQUIREMENTS := pyproject.toml constraints/cpu.txt
 
-.PHONY: install pretrain test lint check
+.PHONY: install pretrain test lint check docs
 .NOTPARALLEL:
 
 install: $(VENV)/.installed-all
@@ -25,6 +25,10 @@ lint: $(VENV)/.installed-all
 
 check: lint test
 
+# Into site/; a broken link or an unknown name in the reference is an error.
+docs: $(VENV)/.installed-all
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 # A venv that could not be completed is removed: half of one would pass for whole the next time.
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -37,5 +41,5 @@ $(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
 	touch $@
 
 $(VENV)/.installed-all: $(REQUIREMENTS) | $(VENV)/.made
-	$(PIP) -e '.[dev,contrib]'
+	$(PIP) -e '.[dev,contrib,docs]'
 	touch $(VENV)/.installed $@
