@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     variables = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for code in COMMANDS:
         done = subprocess.run(
-            ["bash", "-euc", code], cwd=folder, env=variables, capture_output=True, text=True, timeout=300
+            ["bash", "-euc", code], cwd=folder, env=variables, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, code + done.stdout + done.stderr
     return folder
