@@ -23,7 +23,9 @@ def test_every_page_is_in_the_navigation():
     def pages(entry):
         if isinstance(entry, str):
             return [entry]
-        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
+        return [
+            page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)
+        ]
 
     nav = re.search(r"^nav:\n(?:[ ].*\n)+", (ROOT / "mkdocs.yml").read_text(), re.M)
     listed = pages(yaml.safe_load(nav[0])["nav"])
