@@ -15,16 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ahm_gym.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
 
 
 def file_name(text: str) -> str:
@@ -84,21 +80,18 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second program from writing into the same folder, until this one has ended, however it ends.
+    """Keeps a second program from writing into the same folder until this one ends, even if it is killed.
 
     Raises:
-        InputError: where another one is at work there.
+        InputError: where another program is at work in it.
     """
-    with (folder / ".lock").open("a") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"another program is at work in {folder}: wait for it, end it, or choose another folder."
-                ) from error
-            # A forked process that outlives this one, as those that load images do for seconds, must not hold it.
-            os.register_at_fork(after_in_child=file.close)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"another program is at work in {folder}: wait for it, end it, or choose another folder."
+        ) from error
+    with lock:
         yield
 
 

@@ -1,7 +1,10 @@
 import errno
 import json
 import multiprocessing
+import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 from collections import OrderedDict
@@ -278,7 +281,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="images are loaded by forked processes on Linux alone")
+forks = pytest.mark.skipif(
+    sys.platform != "linux", reason="images are loaded by forked processes on Linux alone"
+)
+
+
+@forks
 def test_a_folder_is_free_again_while_a_process_that_was_forked_meanwhile_lives_on(tmp_path):
     context = multiprocessing.get_context("fork")
     begun = context.Event()
@@ -292,3 +300,34 @@ def test_a_folder_is_free_again_while_a_process_that_was_forked_meanwhile_lives_
     finally:
         child.kill()
         child.join()
+
+
+@forks
+def test_a_second_program_is_refused_until_the_first_is_killed_even_if_its_forked_process_lives_on(tmp_path):
+    program = """
+import multiprocessing, sys, time
+from pathlib import Path
+from ahm_gym.runs.storage import locked
+
+with locked(Path(sys.argv[1])):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+    first = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    child = int(first.stdout.readline())
+    try:
+        with pytest.raises(InputError, match="another program is at work in"), locked(tmp_path):
+            pass
+        first.kill()
+        first.wait()
+        with locked(tmp_path):
+            os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        first.kill()
+        first.stdout.close()
+        first.wait()
