@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
 from ahm_gym.model.patches import grid_of, patchify, unpatchify
+from ahm_gym.model.targets import PixelTarget
 
 
 class Reconstruction(NamedTuple):
@@ -60,7 +61,7 @@ class Autoencoder(nn.Module):
         self.patch_size = patch_size
         self.channels = channels
         self.dim = dim
-        self.normalise_target = normalise_target
+        self.target = PixelTarget(normalise_target)
         self.grid = grid_of(image_size, patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
 
@@ -97,13 +98,6 @@ class Autoencoder(nn.Module):
         """The reconstruction by what `places` made of the mask: work of the device alone."""
         raise NotImplementedError
 
-    def target(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
-        """What is to be predicted: the patches, raw or each standardised (unbiased variance)."""
-        if not self.normalise_target:
-            return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
-
     def compare(
         self,
         prediction: Float[Tensor, "B L P"],
@@ -111,7 +105,7 @@ class Autoencoder(nn.Module):
         mask: Bool[Tensor, "B L"],
     ) -> Reconstruction:
         """The losses of a prediction of these patches."""
-        patch_loss = (prediction.float() - self.target(patches)).square().mean(dim=-1)
+        patch_loss = (prediction.float() - self.target.of(patches)).square().mean(dim=-1)
         return Reconstruction((patch_loss * mask).sum() / mask.sum(), patch_loss, prediction)
 
     def reconstruct(
@@ -119,10 +113,7 @@ class Autoencoder(nn.Module):
     ) -> Float[Tensor, "B C H W"]:
         """Images whose masked patches are the predicted ones, in the scale of the images."""
         patches = patchify(images, self.patch_size)
-        filled = prediction.float()
-        if self.normalise_target:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            filled = filled * (variance + 1e-6).sqrt() + mean
+        filled = self.target.to_pixels(prediction.float(), patches)
         return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)
 
     def _checked(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

@@ -91,9 +91,9 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     step = folder.checkpoint_step()
     if step is None:
         raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain {resume_flags(run)}.")
-    names = ("image_size", "patch_size", "channels", "normalise_target")
-    own = {name: getattr(autoencoder, name) for name in names}
-    saved = {name: folder.config.get(name) for name in names}
+    own = {name: getattr(autoencoder, name) for name in ("image_size", "patch_size", "channels")}
+    own["normalise_target"] = autoencoder.target.normalise
+    saved = {name: folder.config.get(name) for name in own}
     saved["image_size"] = tuple(saved["image_size"] or ())
     weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))

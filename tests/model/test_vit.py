@@ -118,7 +118,7 @@ def test_gradients_reach_every_trained_parameter():
 def test_a_perfect_prediction_reconstructs_the_image(normalise):
     autoencoder = build(normalise_target=normalise)
     images, mask = images_and_mask()
-    perfect = autoencoder.target(patchify(images, 8))
+    perfect = autoencoder.target.of(patchify(images, 8))
     torch.testing.assert_close(autoencoder.reconstruct(images, mask, perfect), images, atol=1e-4, rtol=0)
 
 
