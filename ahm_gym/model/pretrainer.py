@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ahm_gym.device.cuda_graphs import Replay
@@ -67,7 +68,7 @@ class Pretrainer:
         self.num_steps = num_steps
         self.learning_rate = learning_rate
         self.frozen = frozen
-        groups = _decay_groups(self.autoencoder)
+        groups = param_groups_weight_decay(self.autoencoder, WEIGHT_DECAY)[::-1]  # matrices first
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
@@ -263,14 +264,6 @@ def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(num_steps - warm, 1)
     return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:
