@@ -107,11 +107,10 @@ def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], I
     path = run_dir / f"judged-{arguments.labels}-{arguments.draws}.json"
     if path.exists():
         return json.loads(path.read_text())
-    found = find_encoder(run_dir)
-    size = found.image_size
+    size = find_encoder(run_dir).image_size
     if size not in datasets:
         datasets[size] = open_data(arguments.data, image_size=size, need_labels=True)
-    probe = Probe(load_encoder(run_dir), datasets[size], image_size=size, patch_size=found.patch_size)
+    probe = Probe(load_encoder(run_dir), datasets[size])
     draws = [probe(labels=arguments.labels, seed=seed)["val_patch_dice"] for seed in range(arguments.draws)]
     scores = {"r2": probe()["val_r2"], "dice": float(np.mean(draws))}
     write_atomically(path, json.dumps(scores))

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import safetensors.torch
-import timm
 import torch
-from jaxtyping import Float
-from timm.models import adapt_input_conv, save_for_hf
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import nn
 
 from ahm_gym.errors import InputError
+from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import grid_of
-from ahm_gym.model.vit import PRESETS, build_autoencoder
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
 from ahm_gym.runs.storage import told_as_os_error
-
-if TYPE_CHECKING:
-    from ahm_gym.model.unet import UNet
-
-    Encoder = VisionTransformer | UNet
-else:
-    Encoder = nn.Module
-"""What is pretrained and fine-tuned: timm's vision transformer, or all but the last layer of `ahm_gym.model.unet.UNet`.
-
-MONAI takes a second to import, so that the U-Net is imported where there is one.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ def find_encoder(spec: Path) -> EncoderFolder:
     config = _read_config(spec)
     if config.get("kind") == "recipe":
         return _encoder_of_recipe(spec, config)
-    if config.get("kind", "pretrain") not in ("pretrain", "unet"):
+    if config.get("kind", "pretrain") not in ("pretrain", *ARCHITECTURES):
         raise InputError(f"--encoder {spec} is a {config['kind']} run: give a pretraining run, or none.")
     if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
@@ -71,15 +59,6 @@ def find_encoder(spec: Path) -> EncoderFolder:
             f"--encoder {spec} has exported no encoder yet: let it go on with pretrain {resume_flags(spec)}."
         )
     return _described(exported, _read_config(exported), config)
-
-
-def patch_features(
-    encoder: Encoder, images: Float[Tensor, "B C H W"], patch_size: int
-) -> Float[Tensor, "B L D"]:
-    """What the encoder knows of every patch, in reading order."""
-    if isinstance(encoder, VisionTransformer):
-        return encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
-    return encoder.pooled(images, patch_size)
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
@@ -94,7 +73,7 @@ def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
 
 
 def export_encoder(
-    encoder: Encoder, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: nn.Module, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     """Writes an encoder so that `load_encoder` reads it.
 
@@ -107,11 +86,7 @@ def export_encoder(
         std: likewise.
     """
     with told_as_os_error(folder):
-        statistics = {"mean": mean, "std": std}
-        if isinstance(encoder, VisionTransformer):
-            save_for_hf(encoder, str(folder), safe_serialization=True, data_config=statistics)
-        else:
-            _save_unet(encoder, folder, statistics)
+        as_encoder(encoder).export(folder, {"mean": mean, "std": std})
 
 
 def load_encoder(
@@ -122,7 +97,7 @@ def load_encoder(
     patch_size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
-) -> Encoder:
+) -> nn.Module:
     """The encoder that `spec` names, or an untrained one: exactly that with which pretraining starts.
 
     Args:
@@ -153,65 +128,20 @@ def load_encoder(
             "choose another encoder."
         )
     shape: dict[str, Any] = {
-        "img_size": image_size or found.image_size,
+        "image_size": image_size or found.image_size,
         "patch_size": patch_size or found.patch_size,
-        "in_chans": channels or found.channels,
+        "channels": channels or found.channels,
     }
-    grid_of(shape["img_size"], shape["patch_size"])
-    load = _load_unet if found.model == "unet" else _load_exported
-    return load(found.path, shape)
-
-
-def _load_exported(folder: Path, shape: dict[str, Any]) -> VisionTransformer:
-    refusal = f"the encoder in {folder} cannot be used"
+    grid_of(shape["image_size"], shape["patch_size"])
+    module = import_module(ARCHITECTURES.get(found.model, "ahm_gym.model.vit_encoder"))
     try:
-        # timm initialises what it then overwrites; that must not disturb the global generator.
+        # What is loaded is initialised first; that must not disturb the global generator.
         with torch.random.fork_rng(devices=[]):
-            encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **shape)
-    except (OSError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-        raise InputError(f"{refusal} ({_first_line(error)}): export it again, or choose another.") from error
-    if type(encoder) is not VisionTransformer:
-        raise InputError(f"{refusal}: expected timm's plain VisionTransformer, not {type(encoder).__name__}.")
-    return encoder
-
-
-def _save_unet(unet: Encoder, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
-    assert not isinstance(unet, VisionTransformer)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in unet.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
-    arguments = {"img_size": unet.image_size, "patch_size": unet.patch_size, "in_chans": unet.channels}
-    config = {
-        "kind": "unet",
-        "architecture": "unet",
-        "model_args": {**arguments, "features": unet.features},
-        "pretrained_cfg": statistics,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _load_unet(folder: Path, shape: dict[str, Any]) -> Encoder:
-    from ahm_gym.model.unet import UNet
-
-    features = tuple(_read_config(folder)["model_args"].get("features", ()))
-    try:
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
-        with torch.random.fork_rng(devices=[]):
-            unet = UNet(
-                image_size=shape["img_size"],
-                patch_size=shape["patch_size"],
-                channels=shape["in_chans"],
-                features=features,
-            )
-        stem = "conv_0.conv_0.conv.weight"
-        if weights[stem].shape[1] != unet.channels:
-            weights[stem] = adapt_input_conv(unet.channels, weights[stem], base_chans=weights[stem].shape[1])
-        unet.load_state_dict(weights)
-    except (OSError, RuntimeError, KeyError, IndexError, safetensors.SafetensorError) as error:
+            return module.load(found.path, **shape)
+    except (OSError, RuntimeError, LookupError, SafetensorError) as error:
         raise InputError(
-            f"the encoder in {folder} cannot be used ({_first_line(error)}): export it again, or choose another."
+            f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
         ) from error
-    return unet
 
 
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from jaxtyping import Bool, Float
 from monai.networks.nets.basic_unet import BasicUNet
+from timm.models import adapt_input_conv
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
+from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.patches import patchify
 
 FEATURES = (32, 32, 64, 128, 256, 32)
@@ -27,13 +33,15 @@ class UNet(BasicUNet):
 
     Args:
         image_size: height and width in pixels that it is meant for; the weights fit any.
-        patch_size: side of a patch in pixels, kept for whoever masks or probes.
+        patch_size: side of a patch in pixels, for masks and `patch_features`.
         channels: of the images.
         features: channels of the five resolutions, and of the feature map.
 
     Raises:
         InputError: for an image size that four halvings do not divide, or leave a single pixel of.
     """
+
+    has_decoder = True
 
     def __init__(
         self,
@@ -55,9 +63,34 @@ class UNet(BasicUNet):
         self.features = features
         self.width = features[-1]
 
-    def pooled(self, images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L D"]:
+    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The feature map averaged over every patch, in reading order."""
-        return nn.functional.avg_pool2d(self(images), patch_size).flatten(2).transpose(1, 2)
+        return nn.functional.avg_pool2d(self(images), self.patch_size).flatten(2).transpose(1, 2)
+
+    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D H W"]]:
+        """The one feature map, of the images' own size."""
+        return [self(images)]
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """All at one learning rate."""
+        return param_groups_weight_decay(self, weight_decay)
+
+    def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+        """Writes `model.safetensors` and `config.json`, in the layout of timm's exports."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / "model.safetensors")
+        arguments = {"img_size": self.image_size, "patch_size": self.patch_size, "in_chans": self.channels}
+        config = {
+            "kind": "unet",
+            "architecture": "unet",
+            "model_args": {**arguments, "features": self.features},
+            "pretrained_cfg": statistics,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+as_encoder.register(UNet, lambda network: network)
 
 
 class UNetAutoencoder(Autoencoder):
@@ -120,8 +153,21 @@ class UNetAutoencoder(Autoencoder):
         return pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
 
 
-def build_unet(seed: int = 0, **options: Any) -> UNetAutoencoder:
+def build(seed: int = 0, **options: Any) -> UNetAutoencoder:
     """A freshly initialised `UNetAutoencoder`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return UNetAutoencoder(**options)
+
+
+def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> UNet:
+    """An exported U-Net; its first convolution is converted where the number of channels differs."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    features = tuple(config["model_args"].get("features", ()))
+    unet = UNet(image_size=image_size, patch_size=patch_size, channels=channels, features=features)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    stem = "conv_0.conv_0.conv.weight"
+    if weights[stem].shape[1] != channels:
+        weights[stem] = adapt_input_conv(channels, weights[stem], base_chans=weights[stem].shape[1])
+    unet.load_state_dict(weights)
+    return unet

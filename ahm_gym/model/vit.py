@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Bool, Float, Int
-from timm.layers import PatchEmbed, build_sincos2d_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.device.transfers import to_device
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
-from ahm_gym.model.patches import grid_of, patchify, visible_indices
-
-
-@dataclass(frozen=True)
-class Preset:
-    """An encoder by its timm name, and the decoder that goes with it."""
-
-    name: str
-    encoder: dict[str, Any]
-    decoder_dim: int
-    decoder_depth: int
-    decoder_heads: int
-
-
-PRESETS = {
-    "tiny": Preset("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 6, "num_heads": 4}, 64, 2, 4),
-    "small": Preset("vit_small_patch16_224", {}, 192, 4, 6),
-    "base": Preset("vit_base_patch16_224", {}, 512, 8, 16),
-}
+from ahm_gym.model.encoder_base import ARCHITECTURES
+from ahm_gym.model.patches import patchify, visible_indices
+from ahm_gym.model.vit_encoder import PRESETS, Preset, ViTEncoder, build_encoder
 
 
 class MaskedAutoencoder(Autoencoder):
@@ -65,12 +48,12 @@ class MaskedAutoencoder(Autoencoder):
         normalise_target: bool = False,
         norm_eps: float | None = None,
     ) -> None:
-        (rows, columns), patch_size = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
+        described = ViTEncoder(encoder)
         super().__init__(
-            image_size=(rows * patch_size, columns * patch_size),
-            patch_size=patch_size,
-            channels=encoder.patch_embed.proj.in_channels,
-            dim=encoder.embed_dim,
+            image_size=described.image_size,
+            patch_size=described.patch_size,
+            channels=described.channels,
+            dim=described.width,
             normalise_target=normalise_target,
         )
         self.encoder: VisionTransformer = encoder
@@ -213,55 +196,19 @@ def build_autoencoder(
     Raises:
         InputError: for an unknown model or a patch size that does not divide the image size.
     """
-    if model == "unet":
-        from ahm_gym.model.unet import build_unet  # MONAI takes a second to import
-
-        shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
-        return build_unet(seed, **shape, **options)
+    shape: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+    if model in ARCHITECTURES:
+        return import_module(ARCHITECTURES[model]).build(seed, **shape, **options)
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
-        encoder = build_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
+        encoder = build_encoder(model, **shape)
         decoder: dict[str, Any] = {
             "decoder_dim": preset.decoder_dim,
             "decoder_depth": preset.decoder_depth,
             "decoder_heads": preset.decoder_heads,
         }
         return MaskedAutoencoder(encoder, **(decoder | options))
-
-
-def build_encoder(
-    model: str = "tiny", *, image_size: tuple[int, int] = (64, 64), patch_size: int = 8, channels: int = 1
-) -> VisionTransformer:
-    """timm's vision transformer of that name or preset, untrained, without a head.
-
-    Raises:
-        InputError: for a name that timm does not know or that is not a plain vision transformer.
-    """
-    grid_of(image_size, patch_size)
-    preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
-    plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
-    if not timm.is_model(preset.name):
-        raise unknown_name("model", model, [*PRESETS, "unet"], unlisted=plain)
-    refusal = InputError(
-        f"model {model!r} is not one of timm's plain vision transformers: choose tiny, small, base or a name such "
-        "as vit_small_patch16_224."
-    )
-    if preset.name not in plain:
-        raise refusal
-    encoder = timm.create_model(
-        preset.name,
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=channels,
-        num_classes=0,
-        fc_norm=False,
-        global_pool="",
-        **preset.encoder,
-    )
-    if type(encoder) is not VisionTransformer or not isinstance(encoder.patch_embed, PatchEmbed):
-        raise refusal
-    return encoder
 
 
 def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Float[Tensor, "1 N D"]:

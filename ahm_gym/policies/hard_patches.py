@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.masking.schedules import ramp
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.encoders import Encoder, patch_features
+from ahm_gym.model.encoders import as_encoder
 from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
 from ahm_gym.policies.teacher import Teacher
 
@@ -35,7 +35,7 @@ class HardPatchesPolicy:
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder = autoencoder
-        self.encoder: Teacher[Encoder] = Teacher(autoencoder.encoder)
+        self.encoder: Teacher[nn.Module] = Teacher(autoencoder.encoder)
         blank = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=autoencoder.device)
         self.scorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
         self.predictor: Teacher[PatchScorer] = Teacher(self.scorer.network)
@@ -78,7 +78,7 @@ class HardPatchesPolicy:
     @torch.no_grad()
     def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         with self.autoencoder.autocast():
-            return patch_features(self.encoder.network, images, self.autoencoder.patch_size).float()
+            return as_encoder(self.encoder.network).patch_features(images).float()
 
 
 def rank_loss(

@@ -104,10 +104,8 @@ def build_probe(config: ProbeConfig) -> Probe:
     Raises:
         InputError: for settings or data that cannot be used.
     """
-    image_size, patch_size = shape_of(config)
     dataset = open_labelled(config)
-    encoder = starting_encoder(config, dataset).to(pick_device(config.device))
-    return Probe(encoder, dataset, image_size=image_size, patch_size=patch_size)
+    return Probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
 
 
 class Finetuning:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import check_numbers, check_seed
-from ahm_gym.model.encoders import Encoder, find_encoder, load_encoder
+from ahm_gym.model.encoders import find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
 from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
@@ -88,7 +90,7 @@ def open_labelled(config: ProbeConfig) -> ImageDataset:
     )
 
 
-def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> Encoder:
+def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> nn.Module:
     """The encoder of resolved settings, in the shape that the images need."""
     image_size, patch_size = shape_of(config)
     return load_encoder(

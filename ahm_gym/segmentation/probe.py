@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
-from ahm_gym.model.encoders import Encoder, patch_features
-from ahm_gym.model.patches import grid_of, patchify
+from ahm_gym.model.encoders import as_encoder
+from ahm_gym.model.patches import patchify
 from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
 
@@ -30,22 +30,16 @@ class Probe:
     Every image is encoded once, however many draws ask for it.
 
     Args:
-        encoder: frozen; the features are its normed patch tokens, or the averages of a U-Net's feature map over
-            the patches, standardised over the training patches.
+        encoder: frozen; a network that `as_encoder` knows. Whole images are fitted to its image size, and its patch
+            features are standardised over the training patches.
         dataset: with labels in all three splits.
-        image_size: rows and columns of the images; whole images are fitted to it.
-        patch_size: side of a patch in pixels.
 
     Raises:
         InputError: where val or test has no labels, or no patch of val is mostly foreground.
     """
 
-    def __init__(
-        self, encoder: Encoder, dataset: ImageDataset, *, image_size: tuple[int, int], patch_size: int
-    ) -> None:
-        grid_of(image_size, patch_size)
-        self.encoder, self.dataset = encoder, dataset
-        self.image_size, self.patch_size = image_size, patch_size
+    def __init__(self, encoder: nn.Module, dataset: ImageDataset) -> None:
+        self.network, self.encoder, self.dataset = encoder, as_encoder(encoder), dataset
         self.val, self.test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
         for split, indices in (("val", self.val), ("test", self.test)):
             if not indices:
@@ -108,23 +102,24 @@ class Probe:
     def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
         """Features and label fractions of every patch of these samples, in double precision."""
         missing = [index for index in indices if index not in self._patches]
-        was_training = self.encoder.training
-        self.encoder.eval()
+        was_training = self.network.training
+        self.network.eval()
         for start in range(0, len(missing), BATCH_SIZE):
             self._encode(missing[start : start + BATCH_SIZE])
-        self.encoder.train(was_training)
+        self.network.train(was_training)
         features, fractions = zip(*(self._patches[index] for index in indices), strict=True)
         return torch.stack(features), torch.stack(fractions)
 
     def _encode(self, indices: list[int]) -> None:
-        device = next(self.encoder.parameters()).device
+        device = next(self.network.parameters()).device
+        size, patch_size = self.encoder.image_size, self.encoder.patch_size
         with torch.no_grad():
-            images = self.dataset.resized(indices, self.image_size).to(device)
-            features = patch_features(self.encoder, images, self.patch_size).double().cpu()
+            images = self.dataset.resized(indices, size).to(device)
+            features = self.encoder.patch_features(images).double().cpu()
         for index, tokens in zip(indices, features, strict=True):
             label = self.dataset.sample(index).label
             assert label is not None, "only labelled samples are chosen"
-            shares = label_fractions(label, self.dataset.num_classes, self.image_size, self.patch_size)
+            shares = label_fractions(label, self.dataset.num_classes, size, patch_size)
             self._patches[index] = tokens, shares.double()
 
     def cases(self, indices: list[int]) -> list[str]:

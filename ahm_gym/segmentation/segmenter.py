@@ -1,4 +1,4 @@
-"""The segmenter: a vision transformer with a light UNETR decoder, or a U-Net with a head."""
+"""The segmenter: an encoder with a light UNETR decoder, or with a head where it has a decoder of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from monai.inferers.utils import sliding_window_inference
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,28 +22,28 @@ from ahm_gym.data import Sample
 from ahm_gym.data.store import covering_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
-from ahm_gym.model.encoders import Encoder, export_encoder, load_encoder
-from ahm_gym.model.unet import UNet
+from ahm_gym.model.encoder_base import NUM_MAPS
+from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
+from ahm_gym.model.patches import grid_of
 from ahm_gym.runs.storage import told_as_os_error
 
-NUM_DEPTHS = 4
-LAYER_DECAY = 0.75
 WEIGHT_DECAY = 0.05
+"""Of matrices only."""
 
 
 class Segmenter(nn.Module):
     """Class logits for every pixel, from the features of an encoder.
 
     Args:
-        encoder: timm's plain VisionTransformer, or a U-Net; its own image size, patch size and channels hold.
+        encoder: a network that `as_encoder` knows; its own image size, patch size and channels hold.
         num_classes: with the background, at least 2.
         feature_size: width of the UNETR decoder at full resolution; it doubles with every halving, up to 8
-            times. A U-Net has its own.
+            times. An encoder with a decoder of its own does not use it.
         freeze: keep the encoder as it is, and train the decoder alone.
     """
 
     def __init__(
-        self, encoder: Encoder, num_classes: int, *, feature_size: int = 16, freeze: bool = False
+        self, encoder: nn.Module, num_classes: int, *, feature_size: int = 16, freeze: bool = False
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -54,24 +54,20 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.feature_size = feature_size
         self.freeze = freeze
+        described = as_encoder(encoder)
+        self.image_size, self.channels = described.image_size, described.channels
         self.decoder: UnetrDecoder | PixelHead
-        if isinstance(encoder, UNet):
-            self.image_size, self.channels = encoder.image_size, encoder.channels
-            self.decoder = PixelHead(encoder.width, num_classes)
-            return
-        rows, columns = encoder.patch_embed.grid_size
-        patch_size: int = encoder.patch_embed.patch_size[0]
-        self.image_size = (rows * patch_size, columns * patch_size)
-        self.channels: int = encoder.patch_embed.proj.in_channels
-        self.depths = feature_depths(len(encoder.feature_info))
-        self.decoder = UnetrDecoder(
-            encoder.embed_dim,
-            channels=self.channels,
-            num_classes=num_classes,
-            grid=(rows, columns),
-            patch_size=patch_size,
-            feature_size=feature_size,
-        )
+        if described.has_decoder:
+            self.decoder = PixelHead(described.width, num_classes)
+        else:
+            self.decoder = UnetrDecoder(
+                described.width,
+                channels=self.channels,
+                num_classes=num_classes,
+                grid=grid_of(self.image_size, described.patch_size),
+                patch_size=described.patch_size,
+                feature_size=feature_size,
+            )
 
     def train(self, mode: bool = True) -> Segmenter:
         """Switches to training; a frozen encoder stays in evaluation mode."""
@@ -81,22 +77,16 @@ class Segmenter(nn.Module):
         return self
 
     def features(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Normed patch features of four depths as maps, the shallowest first; of a U-Net its one feature map."""
+        """The encoder's feature maps, the shallowest first."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if isinstance(self.encoder, UNet):
-                return [self.encoder(images)]
-            taken = sorted(set(self.depths))
-            maps: Any = self.encoder.forward_intermediates(
-                images, indices=taken, norm=True, output_fmt="NCHW", intermediates_only=True
-            )
-        return [maps[taken.index(depth)] for depth in self.depths]
+            return as_encoder(self.encoder).feature_maps(images)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         return self.decoder(images, self.features(images))
 
 
 class PixelHead(nn.Module):
-    """The last layer of a U-Net: class logits from the feature map, pixel by pixel."""
+    """Class logits from a feature map of the image's size, pixel by pixel."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -129,11 +119,11 @@ class UnetrDecoder(nn.Module):
         super().__init__()
         levels = max(patch_size.bit_length() - 1, 1)
         self.size = (grid[0] << levels, grid[1] << levels)
-        self.first = min(levels, NUM_DEPTHS) - 1
+        self.first = min(levels, NUM_MAPS) - 1
         """The features from here on are the deepest ones: they enter at the resolution of the grid."""
         self.sources = [max(self.first - level, 0) for level in range(1, levels)]
         widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
-        inputs = [dim * (NUM_DEPTHS - self.first), *widths]
+        inputs = [dim * (NUM_MAPS - self.first), *widths]
         common = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
         self.up = nn.ModuleList(
             UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
@@ -164,7 +154,9 @@ class UnetrDecoder(nn.Module):
         return resize(self.out(maps), (images.shape[2], images.shape[3]))
 
 
-def build_segmenter(encoder: Encoder, num_classes: int, *, freeze: bool = False, seed: int = 0) -> Segmenter:
+def build_segmenter(
+    encoder: nn.Module, num_classes: int, *, freeze: bool = False, seed: int = 0
+) -> Segmenter:
     """A segmenter whose decoder is initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, 4))
@@ -172,31 +164,15 @@ def build_segmenter(encoder: Encoder, num_classes: int, *, freeze: bool = False,
 
 
 def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
-    """Groups for the optimiser: learning rates decay from the decoder down to the patch embedding.
+    """Groups for the optimiser; the learning rate of a group is multiplied by its `lr_scale`.
 
-    A U-Net, which has a decoder of its own, is trained at one rate.
+    Learning rates decay from the decoder down to the patch embedding of a vision transformer.
     """
-    if isinstance(segmenter.encoder, UNet):
-        return _groups_of_one_rate([p for p in segmenter.parameters() if p.requires_grad])
-    encoder = param_groups_layer_decay(
-        segmenter.encoder,
-        weight_decay=WEIGHT_DECAY,
-        no_weight_decay_list=segmenter.encoder.no_weight_decay(),
-        layer_decay=LAYER_DECAY,
-    )
-    return [*encoder, *_groups_of_one_rate(list(segmenter.decoder.parameters()))]
-
-
-def _groups_of_one_rate(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    return [
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY, "lr_scale": 1.0},
+    groups = [
+        *as_encoder(segmenter.encoder).parameter_groups(WEIGHT_DECAY),
+        *param_groups_weight_decay(segmenter.decoder, WEIGHT_DECAY),
     ]
-
-
-def feature_depths(num_blocks: int) -> list[int]:
-    """Indices of the blocks whose outputs the decoder reads: four, evenly spaced, the last one included."""
-    return [max(round(num_blocks * (part + 1) / NUM_DEPTHS), 1) - 1 for part in range(NUM_DEPTHS)]
+    return [{"lr_scale": 1.0} | group for group in groups]
 
 
 def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:

@@ -90,7 +90,7 @@ def test_features_of_a_patch_are_the_mean_of_its_pixels_features():
     encoder = build().encoder.eval()
     images, _ = images_and_mask()
     maps = encoder(images)
-    pooled = encoder.pooled(images, 8)
+    pooled = encoder.patch_features(images)
     torch.testing.assert_close(pooled[1, 7], maps[1, :, 8:16, 8:16].mean(dim=(1, 2)))
     assert pooled.shape == (3, 24, 32)
 

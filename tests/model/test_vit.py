@@ -7,7 +7,8 @@ from torch.nn import functional
 from ahm_gym.errors import InputError
 from ahm_gym.masking.selection import mask_top_k
 from ahm_gym.model.patches import patchify, visible_indices
-from ahm_gym.model.vit import MaskedAutoencoder, build_autoencoder, build_encoder
+from ahm_gym.model.vit import MaskedAutoencoder, build_autoencoder
+from ahm_gym.model.vit_encoder import build_encoder
 
 SIZE = (32, 48)
 

@@ -5,7 +5,7 @@ import torch
 from contrasts import SIZE, contrast_patches
 
 from ahm_gym.masking.selection import mask_top_k
-from ahm_gym.model.encoders import patch_features
+from ahm_gym.model.encoders import as_encoder
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
 from ahm_gym.policies.hard_patches import rank_loss
@@ -73,7 +73,7 @@ def test_scores_come_from_averages_of_predictor_and_encoder(autoencoder):
     patches, hard = batch(autoencoder, 0)
     policy.observe(patches, torch.ones_like(hard, dtype=torch.bool), hard)
     with torch.no_grad():
-        features = patch_features(policy.encoder.network, patches.images, 8)
+        features = as_encoder(policy.encoder.network).patch_features(patches.images)
         expected = policy.predictor.network(features)
     assert torch.equal(policy.score(patches, torch.Generator()), expected)
     assert policy.predictor.updates == policy.encoder.updates == 1

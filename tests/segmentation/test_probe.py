@@ -90,7 +90,7 @@ def test_label_fractions_of_a_larger_label_follow_the_centre_crop_of_its_image()
 def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     encoder = untrained().train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    results = Probe(encoder, dataset, image_size=SIZE, patch_size=4)(labels=10, seed=1)
+    results = Probe(encoder, dataset)(labels=10, seed=1)
     assert encoder.training
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     assert results["patch_dice"] > 0.85
@@ -98,7 +98,7 @@ def test_the_probe_reads_bright_discs_and_leaves_the_encoder_as_it_was(dataset):
     assert np.mean([dice for (dice,) in results["cases"].values()]) == pytest.approx(results["patch_dice"])
     assert (results["labels"], results["num_images"]) == (10, 8)
     assert results["val_patch_dice"] > 0.85
-    assert results == Probe(untrained(), dataset, image_size=SIZE, patch_size=4)(labels=10, seed=1)
+    assert results == Probe(untrained(), dataset)(labels=10, seed=1)
 
 
 def test_val_images_without_a_patch_of_foreground_are_refused(tmp_path):
@@ -108,12 +108,12 @@ def test_val_images_without_a_patch_of_foreground_are_refused(tmp_path):
     np.savez(tmp_path / "dots.npz", **arrays)
     dots = open_data(str(tmp_path / "dots.npz"), image_size=SIZE)
     with pytest.raises(InputError, match="no patch of dots's labelled val images is mostly foreground"):
-        Probe(untrained(), dots, image_size=SIZE, patch_size=4)(labels=4)
+        Probe(untrained(), dots)(labels=4)
 
 
 def test_every_image_is_encoded_once_however_many_draws_ask_for_it(dataset, monkeypatch):
     encoded = []
-    probe = Probe(untrained(), dataset, image_size=SIZE, patch_size=4)
+    probe = Probe(untrained(), dataset)
     own = probe._encode
     monkeypatch.setattr(probe, "_encode", lambda indices: (encoded.extend(indices), own(indices)))
     scores = {probe(labels=6, seed=seed)["patch_dice"] for seed in range(6)}
@@ -134,8 +134,8 @@ def test_features_that_know_nothing_get_a_low_patch_dice(dataset):
     encoder = untrained()
     for parameter in encoder.patch_embed.parameters():
         torch.nn.init.zeros_(parameter)
-    blind = Probe(encoder, dataset, image_size=SIZE, patch_size=4)(labels=10)
-    seeing = Probe(untrained(), dataset, image_size=SIZE, patch_size=4)(labels=10)
+    blind = Probe(encoder, dataset)(labels=10)
+    seeing = Probe(untrained(), dataset)(labels=10)
     assert blind["patch_dice"] < seeing["patch_dice"] - 0.15
 
 
@@ -145,7 +145,7 @@ def test_the_test_split_does_not_choose_the_penalty(tmp_path):
     arrays["test_label"] = 1 - arrays["test_label"]
     np.savez(tmp_path / "other.npz", **arrays)
     first, second = (
-        Probe(untrained(), open_data(str(file), image_size=SIZE), image_size=SIZE, patch_size=4)(labels=5)
+        Probe(untrained(), open_data(str(file), image_size=SIZE))(labels=5)
         for file in (path, tmp_path / "other.npz")
     )
     assert first["patch_dice"] != second["patch_dice"]
@@ -158,16 +158,11 @@ def test_data_without_validation_labels_is_refused(tmp_path):
     del arrays["val_label"]
     np.savez(tmp_path / "novals.npz", **arrays)
     with pytest.raises(InputError, match="novals has no labelled val images"):
-        Probe(
-            untrained(),
-            open_data(str(tmp_path / "novals.npz"), image_size=SIZE),
-            image_size=SIZE,
-            patch_size=4,
-        )
+        Probe(untrained(), open_data(str(tmp_path / "novals.npz"), image_size=SIZE))
 
 
 def test_real_ultrasound_is_readable_from_untrained_features(shared_data):
     dataset = open_data("hc18_128.npz", root=shared_data, image_size=(64, 64))
     encoder = load_encoder(None, image_size=(64, 64), patch_size=8)
-    results = Probe(encoder, dataset, image_size=(64, 64), patch_size=8)(labels=20)
+    results = Probe(encoder, dataset)(labels=20)
     assert 0.7 < results["patch_dice"] < 0.85

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ahm_gym.data import Sample
 from ahm_gym.errors import InputError
-from ahm_gym.model.vit import build_autoencoder, build_encoder
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.model.vit_encoder import build_encoder, feature_depths
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
     build_segmenter,
-    feature_depths,
     load_segmenter,
     parameter_groups,
     predict,

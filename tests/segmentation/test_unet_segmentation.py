@@ -26,8 +26,10 @@ def noise(*shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-def untrained(seed=0, size=(32, 48), channels=2) -> UNet:
-    return build_autoencoder("unet", image_size=size, channels=channels, seed=seed).encoder
+def untrained(seed=0, size=(32, 48), channels=2, patch_size=8) -> UNet:
+    return build_autoencoder(
+        "unet", image_size=size, patch_size=patch_size, channels=channels, seed=seed
+    ).encoder
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_a_few_labels_suffice_for_bright_discs_from_scratch(discs, tmp_path):
 
 def test_the_probe_reads_bright_discs_from_the_pooled_feature_map(discs):
     dataset = open_data(str(discs), image_size=(32, 32))
-    unet = untrained(size=(32, 32), channels=1).train()
-    results = Probe(unet, dataset, image_size=(32, 32), patch_size=4)(labels=10)
+    unet = untrained(size=(32, 32), channels=1, patch_size=4).train()
+    results = Probe(unet, dataset)(labels=10)
     assert results["patch_dice"] > 0.85
     assert unet.training
