@@ -1,4 +1,4 @@
-"""Encoders to start from: of a pretraining run, of an exported folder, or untrained."""
+"""Finding, loading and exporting encoders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ahm_gym.model.patches import grid_of
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
-from ahm_gym.runs.storage import told_as_os_error
+from ahm_gym.runs.storage import as_os_error
 
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """An exported encoder, and the settings that whoever uses it starts from."""
+    """An exported encoder, and default settings for runs that start from it."""
 
     path: Path
     """Loads with `timm.create_model("local-dir:PATH", pretrained=True)`, or, of a U-Net, with `load_encoder`."""
@@ -33,7 +33,7 @@ class EncoderFolder:
     patch_size: int
     channels: int
     data: str | None
-    """What the encoder was pretrained on, as its run names it; None where that is not known."""
+    """What the encoder was pretrained on, as its run names it; None if unknown."""
     data_root: Path | None
 
 
@@ -41,7 +41,7 @@ def find_encoder(spec: Path) -> EncoderFolder:
     """The encoder of a pretraining run, given as the run folder or as the `encoder` folder itself.
 
     Raises:
-        InputError: where the folder is neither, or the run has exported no encoder yet.
+        InputError: if the folder is neither, or the run has exported no encoder yet.
     """
     if not spec.is_dir():
         raise InputError(f"--encoder {spec} does not exist: give the folder of a pretraining run, or none.")
@@ -56,18 +56,17 @@ def find_encoder(spec: Path) -> EncoderFolder:
     exported = spec / "encoder"
     if not (exported / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has exported no encoder yet: let it go on with pretrain {resume_flags(spec)}."
+            f"--encoder {spec} has exported no encoder yet: resume it with pretrain {resume_flags(spec)}."
         )
     return _described(exported, _read_config(exported), config)
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
-    """What the last stage of a recipe's run has exported."""
+    """The encoder that the last stage of a recipe's run exported."""
     stage = spec / str(config["stages"][-1])
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has not come to its last stage yet: let it go on with "
-            f"pretrain {resume_flags(spec)}."
+            f"--encoder {spec} has not come to its last stage yet: resume it with pretrain {resume_flags(spec)}."
         )
     return find_encoder(stage)
 
@@ -75,17 +74,17 @@ def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
 def export_encoder(
     encoder: nn.Module, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Writes an encoder so that `load_encoder` reads it.
+    """Writes an encoder for `load_encoder`.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads a vision transformer too.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads a vision transformer, too.
 
     Args:
         encoder: what to write.
-        folder: made where it is missing.
-        mean: of the images that it was trained with, one a channel; kept beside it.
-        std: likewise.
+        folder: created if it is missing.
+        mean: mean of each channel of the training images; saved with the encoder.
+        std: their standard deviation.
     """
-    with told_as_os_error(folder):
+    with as_os_error(folder):
         as_encoder(encoder).export(folder, {"mean": mean, "std": std})
 
 
@@ -98,20 +97,19 @@ def load_encoder(
     channels: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The encoder that `spec` names, or an untrained one: exactly that with which pretraining starts.
+    """The encoder that `spec` names, or an untrained one, identical to that with which pretraining starts.
 
     Args:
         spec: see `find_encoder`; None for an untrained encoder.
-        model: preset or timm's name; None for that of `spec`, or tiny.
-        image_size: height and width in pixels; the position embedding is resampled where they differ
-            from those of `spec`. None for those of `spec`, or 64 by 64.
-        patch_size: side of a patch in pixels; the patch embedding is resampled likewise. None for that
-            of `spec`, or 8.
-        channels: of the images; the patch embedding is converted likewise. None for those of `spec`, or 1.
+        model: preset or timm's name, default: that of `spec`, or tiny.
+        image_size: height and width in pixels, default: those of `spec`, or 64 by 64. The position embedding is
+            resampled if they differ from those of `spec`.
+        patch_size: side of a patch in pixels, default: that of `spec`, or 8. The patch embedding is resampled too.
+        channels: of the images, default: those of `spec`, or 1. The patch embedding is converted too.
         seed: of the weights of an untrained encoder.
 
     Raises:
-        InputError: where the folder holds no encoder, one of another model, or one that cannot be read.
+        InputError: if the folder holds no encoder, one of another model, or one that cannot be read.
     """
     if spec is None:
         return build_autoencoder(

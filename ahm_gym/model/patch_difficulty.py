@@ -24,7 +24,7 @@ def true_patch_loss(
     Every patch is masked at least once: patches that no draw has masked yet are masked first.
 
     Args:
-        autoencoder: judged as it stands.
+        autoencoder: evaluated as it is.
         images: normalised.
         num_masked: masked patches of an image.
         num_masks: number of random masks; more are drawn where a small ratio needs them.

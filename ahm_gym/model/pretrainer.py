@@ -30,7 +30,7 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class Unchecked:
-    """An update of which nobody has asked yet whether it was finite."""
+    """An update that has not been checked for finite numbers yet."""
 
     loss_and_norm: Fetch
     images: Tensor
@@ -97,14 +97,14 @@ class Pretrainer:
         return self.autoencoder if self._local is None else self._local
 
     def step(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
-        """One update, unless frozen; gives back the reconstruction from before it, detached.
+        """One update, unless frozen; returns the reconstruction before it, detached.
 
         Gradients are switched on here, whatever the caller has switched off. On a GPU nothing is waited for
         where the mask is in main memory.
 
         Raises:
             RunError: where the loss or its gradient is not finite; the weights stay as they were. On a GPU it
-                is `check` that raises it, and if nobody asks, the next step.
+                is `check` that raises it, or else the next step.
         """
         with torch.inference_mode(False), torch.enable_grad():
             self._refresh()
@@ -117,7 +117,7 @@ class Pretrainer:
         return result
 
     def check(self) -> None:
-        """Raises RunError where the last update was not finite: it has changed nothing. Waits for the GPU."""
+        """Raises RunError if the last update was not finite, in which case it changed nothing. Waits for the GPU."""
         update, self._unchecked = self._unchecked, None
         if update is None:
             return
@@ -143,7 +143,7 @@ class Pretrainer:
             return self.model(images, mask)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """Patch plus position embedding by the autoencoder as it stands."""
+        """Patch plus position embedding by the current autoencoder."""
         with torch.no_grad():
             self._refresh()
             return self.model.embed(images)
@@ -196,7 +196,7 @@ class Pretrainer:
         *result, norm = self._passes(images, *self.model.places(mask))
         result = Reconstruction(*result)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient  # where a recording writes it, whoever has put another there
+            parameter.grad = gradient  # where a recording writes it, even if another was assigned since
         self.check()  # the update before: its numbers have come while this one was prepared
         loss_and_norm = torch.stack((result.loss, norm))
         self._unchecked = Unchecked(Fetch(loss_and_norm), images, self.updates)
@@ -209,7 +209,7 @@ class Pretrainer:
         return result
 
     def _forward_and_backward(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
-        """Leaves clipped gradients; gives back the reconstruction and the norm of the gradient before."""
+        """Leaves clipped gradients; returns the reconstruction and the norm of the gradient before clipping."""
         for parameter in self._parameters:
             parameter.grad = None
         with self.autocast():

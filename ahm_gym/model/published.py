@@ -22,7 +22,7 @@ from ahm_gym.runs.storage import load_state
 
 @dataclass
 class LoadReport:
-    """What became of the weights of a published checkpoint."""
+    """Which weights of a published checkpoint were used."""
 
     matched: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class LoadReport:
 
 
 def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
-    """Copies the weights of `path` into the autoencoder; says what matched, was resized and left out.
+    """Copies the weights of `path` into the autoencoder and reports which matched, were resized or left out.
 
     Takes MAE checkpoints and timm vision transformers, `.pth`, `.pt` or `.safetensors`. Other image,
     patch and channel sizes go through timm's converters.
@@ -90,7 +90,7 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     folder = RunFolder.open(run, "pretrain")
     step = folder.checkpoint_step()
     if step is None:
-        raise InputError(f"{run} has no checkpoint yet: let it go on with pretrain {resume_flags(run)}.")
+        raise InputError(f"{run} has no checkpoint yet: resume it with pretrain {resume_flags(run)}.")
     own = {name: getattr(autoencoder, name) for name in ("image_size", "patch_size", "channels")}
     own["normalise_target"] = autoencoder.target.normalise
     saved = {name: folder.config.get(name) for name in own}
@@ -100,7 +100,7 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     if own != saved or next(shapes) != next(shapes):
         raise InputError(
             f"the autoencoder of {run} (--model {folder.config.get('model')}, {_plain(saved)}) is another one than "
-            f"that of this run ({_plain(own)}): choose the --model and sizes that it has."
+            f"that of this run ({_plain(own)}): choose the same --model and sizes."
         )
     autoencoder.load_state_dict(weights)
 

@@ -138,7 +138,7 @@ class UNetAutoencoder(Autoencoder):
         return patchify(self._checked(images), self.patch_size)
 
     def embedding_state(self) -> dict[str, Tensor]:
-        """Nothing: pixels are no matter of weights."""
+        """Empty: the pixels depend on no weights."""
         return {}
 
     def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:

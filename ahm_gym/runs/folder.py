@@ -25,15 +25,15 @@ from ahm_gym.runs.storage import (
 
 
 def resume_flags(path: Path) -> str:
-    """What goes on with the run in that folder, as a shell reads it."""
+    """The flags that resume the run in that folder, quoted for a shell."""
     return f"--resume --run-dir {shlex.quote(str(path))}"
 
 
 class RunFolder:
     """A folder with `config.json`, `metrics.jsonl`, TensorBoard events and checkpoints.
 
-    Only the program that trains writes, and one at a time. Nothing is made before it is needed, so an
-    opened folder can also be read from.
+    Only one training program at a time writes to it. Files are created when they are needed, so opening a folder to
+    read it changes nothing.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class RunFolder:
         """A new run folder with these settings; `config["kind"]` says which program it belongs to.
 
         Raises:
-            InputError: where there is something already, or no folder can be made.
+            InputError: if the folder is not empty or cannot be created.
         """
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(
@@ -64,14 +64,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | None, kind: str) -> RunFolder:
-        """The run folder that is there.
+        """An existing run folder.
 
         Args:
-            path: None where a program was told to resume without saying what.
+            path: None if a program should resume but no folder was given.
             kind: pretrain, recipe or segment.
 
         Raises:
-            InputError: where it is missing, or no run of that kind.
+            InputError: if it is missing, or holds no run of that kind.
         """
         if path is None:
             raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
@@ -103,7 +103,7 @@ class RunFolder:
         _add_scalars(self._events, step, row)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows, oldest first; null is None. A last line that was torn is left out."""
+        """The logged rows, oldest first; null is None. An incomplete last line is left out."""
         if not self._metrics_path.exists():
             return []
         lines = self._metrics_path.read_text().splitlines(keepends=True)
@@ -113,19 +113,19 @@ class RunFolder:
         """Saves the state of a step; older checkpoints are deleted once it is complete.
 
         Raises:
-            OSError: where it cannot be written; the older checkpoint is then as it was.
+            OSError: if it cannot be written; the older checkpoint is kept.
         """
         path = self._checkpoints / f"step-{step}"
         replace_folder(path, lambda folder: save_state(folder, state))
         self._delete_checkpoints(keep=step)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """The step and state of the newest complete checkpoint, to go on from; None without one.
+        """The step and state of the newest complete checkpoint, to resume from; None without one.
 
-        What was logged after it is forgotten, and what a crash left half-done is cleared away.
+        What was logged after it is removed, and so is what a crash left unfinished.
 
         Raises:
-            InputError: where its files are damaged.
+            InputError: if its files are damaged.
         """
         recover_all(self.path)
         recover_all(self._checkpoints)
@@ -146,7 +146,7 @@ class RunFolder:
         replace_folder(self.path / name, write)
 
     def close(self) -> None:
-        """Writes out what is held back; logging opens the files again."""
+        """Flushes and closes the files; logging opens them again."""
         lines, events = self._lines, self._events
         self._lines = self._events = None
         if lines is not None:
@@ -172,7 +172,7 @@ class RunFolder:
                 shutil.rmtree(self._checkpoints / f"step-{step}")
 
     def _cut_metrics(self, last_step: int) -> None:
-        """Forgets what was logged after a step, in the lines and in the events."""
+        """Removes what was logged after a step from the lines and the events."""
         self.close()
         if not self._metrics_path.exists():
             return

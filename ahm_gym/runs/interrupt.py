@@ -27,7 +27,7 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop as soon as nothing is lost by it."""
+        """Whether to stop at the next point where nothing is lost."""
         return self.signal is not None or time.time() >= self.deadline
 
     def __enter__(self) -> Interrupt:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and nested state on disk without pickle."""
+"""Files that are complete or absent, and nested state on disk without pickle."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def file_name(text: str) -> str:
 
 
 def make_folder(path: Path, flag: str) -> None:
-    """Makes a folder, and those around it, where it is not there yet; `flag` is the argument that named it.
+    """Creates a folder and its parents if they are missing; `flag` is the argument that named it.
 
     Raises:
-        InputError: where none can be made. A full disk remains an OSError.
+        InputError: if it cannot be created. A full disk remains an OSError.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that a reader finds old or new, never half-written."""
+    """Writes a file such that readers see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -56,10 +56,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replaces a folder by what `write` puts into the empty one that it is given.
+    """Replaces a folder by what `write` puts into the empty folder that it gets.
 
-    Everything is on the disk before the new folder takes the place of the old one, and a failed write
-    leaves the old one. After a crash `recover_folder` puts things right.
+    Everything is on the disk before the new folder replaces the old one, and a failed write leaves the old
+    one. After a crash `recover_folder` restores it.
     """
     recover_folder(path)
     temporary, old = _beside(path)
@@ -96,7 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def recover_folder(path: Path) -> None:
-    """Puts back the old folder where a crash in `replace_folder` left no new one, and clears the rest."""
+    """Restores the old folder if a crash in `replace_folder` left no new one, and removes leftovers."""
     temporary, old = _beside(path)
     if old.exists() and not path.exists():
         os.rename(old, path)
@@ -106,7 +106,7 @@ def recover_folder(path: Path) -> None:
 
 
 def recover_all(folder: Path) -> None:
-    """Clears away what crashes left in a folder."""
+    """Removes what crashes left in a folder."""
     for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
         if leftover.is_file():
             leftover.unlink()
@@ -119,7 +119,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of names of a folder, is on the disk."""
+    """Waits until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -131,26 +131,26 @@ def save_state(folder: Path, state: dict[Any, Any]) -> None:
     """Writes nested state as `state.json` and its tensors as `state.safetensors`.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it is missing.
         state: dicts, lists and tuples of tensors, arrays, numbers, strings and None.
 
     Raises:
         TypeError: for anything else, with its place in `state`.
-        OSError: where the files cannot be written.
+        OSError: if the files cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     content = json.dumps(_encode(state, "state", tensors), allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.safetensors"
-    with told_as_os_error(path):
+    with as_os_error(path):
         save_file(_unshared(tensors), path)
     sync(path)
     write_atomically(folder / "state.json", content)
 
 
 @contextlib.contextmanager
-def told_as_os_error(path: Path) -> Iterator[None]:
-    """Turns what safetensors says of a disk that is full or fails into the OSError that it is."""
+def as_os_error(path: Path) -> Iterator[None]:
+    """Raises the OSError behind an error of safetensors, as when the disk is full."""
     try:
         yield
     except SafetensorError as error:
@@ -164,15 +164,15 @@ def load_state(folder: Path) -> dict[Any, Any]:
     """The state that `save_state` wrote, with tensors in main memory.
 
     Raises:
-        InputError: where a file is missing or damaged.
+        InputError: if a file is missing or damaged.
     """
     try:
         tensors = load_file(folder / "state.safetensors")
         return _decode(json.loads((folder / "state.json").read_text()), tensors)
     except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
         raise InputError(
-            f"{folder} holds no readable state ({error}): bring back state.json and state.safetensors "
-            "as they were written, or start again in another --run-dir."
+            f"{folder} holds no readable state ({error}): restore its state.json and state.safetensors, "
+            "or start again in another --run-dir."
         ) from error
 
 
@@ -201,7 +201,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:
-    """A name for the tensor that no other has, even where a key holds a slash."""
+    """Stores the tensor under a unique name, even if keys contain slashes, and returns the name."""
     name = place
     while name in tensors:
         name += "'"
@@ -210,7 +210,7 @@ def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in main memory, each with a storage of its own, as safetensors wants them."""
+    """The tensors in main memory, each with a storage of its own, as safetensors requires."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():

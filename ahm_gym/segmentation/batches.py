@@ -1,4 +1,4 @@
-"""Labelled images: which ones train, and the batches that they make."""
+"""Labelled images: which ones are used for training, and batches of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> list[int]:
     """Indices of `labels` labelled training images (None: of all), the first of the seed's permutation.
 
-    The choice depends on nothing else, and fewer are part of more: encoders are compared on the same
-    images.
+    The choice depends on nothing else, so encoders are compared on the same images, and a smaller choice is part of
+    a larger one.
 
     Raises:
-        InputError: where there are not so many.
+        InputError: if there are fewer.
     """
     available = dataset.indices("train", labelled=True)
     if labels is None:
@@ -49,7 +49,7 @@ class LabelledBatches:
     Every image is shown once before one is shown again; fewer images than the batch size are fine.
 
     Args:
-        dataset: where the images lie.
+        dataset: that has the images.
         indices: the labelled images to train with.
         batch_size: images in a batch.
         image_size: rows and columns of the crops.

@@ -1,4 +1,4 @@
-"""A segmenter on a whole split: scores by case, and the picture of a few of them."""
+"""Evaluation of a segmenter on a whole split: scores by case, and a picture of a few cases."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NUM_SHOWN = 8
 
 
 def choose_split(dataset: ImageDataset) -> Split:
-    """The split to report on: test, or val where no test image has a label.
+    """The split to report on: test, or val if no test image has a label.
 
     Raises:
-        InputError: where neither has labels.
+        InputError: if neither has labels.
     """
     splits: tuple[Split, ...] = ("test", "val")
     for split in splits:
@@ -50,7 +50,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of every case of a split, and their means; see `summarise`.
 
-    A class that no label of the split has is left out and stands in `absent_classes`. `hd95_unit` is mm where
+    A class that occurs in no label of the split is left out and listed in `absent_classes`. `hd95_unit` is mm if
     every image has a spacing, and pixels (of the label) otherwise.
     """
     cases = group_cases(dataset, split)
@@ -80,10 +80,10 @@ def draw_cases(
     """A few cases from the worst to the best by Dice, each by its image with the largest label.
 
     Args:
-        segmenter: the one that was evaluated.
-        dataset: likewise.
+        segmenter: as given to `evaluate`.
+        dataset: as given to `evaluate`.
         results: of `evaluate`, with the `split`.
-        native_resolution: as it was evaluated.
+        native_resolution: as given to `evaluate`.
     """
     members = group_cases(dataset, results["split"])
     ranked = sorted(

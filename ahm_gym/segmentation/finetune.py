@@ -109,11 +109,11 @@ def build_probe(config: ProbeConfig) -> Probe:
 
 
 class Finetuning:
-    """Everything that a run is made of; building it checks all settings and touches no run folder.
+    """The parts of a fine-tuning run; building them checks all settings and writes nothing.
 
     Args:
         config: resolved.
-        exported: where the run to go on with keeps its segmenter: then its encoder need not exist any more.
+        exported: segmenter folder of the run to resume; its original encoder is then not needed.
     """
 
     def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
@@ -145,7 +145,7 @@ class Finetuning:
         self.losses: list[float] = []
 
     def describe(self) -> dict[str, Any]:
-        """What `config.json` holds: the settings, and what they came to."""
+        """The content of `config.json`: the settings and the properties of the data."""
         return {
             "kind": "finetune",
             **to_json(self.config),
@@ -185,7 +185,7 @@ class Finetuning:
                     )
 
     def update(self, step: int) -> float:
-        """One update, the `step`-th, counted from 1; gives back the loss before it.
+        """One update, the `step`-th, counted from 1; returns the loss before it.
 
         Raises:
             RunError: where the loss or its gradient is not finite; the weights stay as they were.

@@ -41,7 +41,7 @@ class CaseScores:
     dice: list[Value]
     """0 to 1, over all pixels of the case; None where label and prediction are both empty."""
     iou: list[Value]
-    """Likewise."""
+    """0 to 1, over all pixels of the case; None where label and prediction are both empty."""
     hd95: list[Value]
     """The larger of the two directed 95th percentiles of the distance between the outlines, mean over
     the images; None where label or prediction is empty in every one."""
@@ -65,10 +65,10 @@ def score_case(case: str, images: Sequence[ScoredImage], num_classes: int) -> Ca
 
 
 def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> list[CaseScores]:
-    """The scores with None for the classes that no label of any case has, whatever was found there.
+    """The scores with None for the classes that occur in no label of any case.
 
-    What is found of such a class is seen in the scores of the classes whose place it takes; a Dice of 0 for it would
-    be a matter of one pixel.
+    False pixels of such a class already lower the scores of the true classes; one of them alone would give it a Dice
+    of 0.
     """
 
     def known(values: list[Value]) -> list[Value]:
@@ -104,7 +104,7 @@ def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
 
 
 def mean(values: Sequence[Value]) -> Value:
-    """The mean; None of nothing."""
+    """The mean; None without values."""
     return math.fsum(value for value in values if value is not None) / len(values) if values else None
 
 
@@ -114,7 +114,7 @@ def _distance(image: ScoredImage, index: int) -> Value:
         return None
     spacing = list(image.spacing or (1.0, 1.0))
     with warnings.catch_warnings():
-        # MONAI passes itself an argument that it has deprecated.
+        # MONAI itself passes an argument that it has deprecated.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
         distance = compute_hausdorff_distance(
             found, true, include_background=True, percentile=95, spacing=spacing

@@ -18,7 +18,7 @@ ROWS = ("image", "label", "prediction")
 MIN_WIDTH = 4.5
 """Inches that the title needs."""
 RIM = withStroke(linewidth=2.4, foreground="black")
-"""Lets an outline stand out from tissue of its own colour."""
+"""Keeps an outline visible on tissue of the same colour."""
 
 
 @dataclass(frozen=True)

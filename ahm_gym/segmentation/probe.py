@@ -1,4 +1,4 @@
-"""The probe: how much a linear map can read from frozen patch features, in seconds."""
+"""The probe: evaluates frozen patch features by a linear map, in seconds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
 
 PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
-"""Ridge penalties to choose from, on the sum of squares over all training patches."""
+"""Ridge penalties to choose from; the squared error is summed over all training patches."""
 BACKGROUND_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
-"""Factors on the predicted share of background to choose from. A ridge regression shrinks towards the mean, where
-small structures never are the largest class of a patch, and the more so the more patches it sees."""
+"""Factors on the predicted share of background to choose from. A ridge regression shrinks towards the mean, so that
+small structures would never be the largest class of a patch."""
 BATCH_SIZE = 64
 
 
 class Probe:
     """A ridge regression from frozen patch features to label fractions, for any draw of labelled images.
 
-    Every image is encoded once, however many draws ask for it.
+    Each image is encoded once, even if several draws contain it.
 
     Args:
         encoder: frozen; a network that `as_encoder` knows. Whole images are fitted to its image size, and its patch
@@ -64,7 +64,7 @@ class Probe:
             penalty explains, `labels` and `num_images`: the numbers of training and of test images.
 
         Raises:
-            InputError: where the labels do not suffice.
+            InputError: if there are too few labels.
         """
         train = choose_labelled(self.dataset, labels, seed)
         features, targets = self.patches(train)
@@ -139,7 +139,7 @@ def choose_map(
 ) -> tuple[int, float, Value]:
     """Place of the best prediction, the factor on its background, and the patch Dice that they give.
 
-    The latter is None where no target is mostly foreground, so that all predictions are as good.
+    The latter is None if no target is mostly foreground: then the predictions cannot be compared.
     """
     scores = {
         (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases))
@@ -153,7 +153,7 @@ def choose_map(
 def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> float:
     """Share of the variance of the label fractions that is explained (R squared).
 
-    The mean over the classes of the foreground that are there.
+    The mean over the foreground classes that occur.
     """
     error = (predicted - fractions).square().sum(dim=(0, 1))[1:]
     variance = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))[1:]
@@ -181,7 +181,7 @@ def patch_dice(
 ) -> dict[str, list[Value]]:
     """Dice of every foreground class over the patches of each case, each patch counted as its largest class.
 
-    None where a case has no true patch of the class, whatever is predicted: it is undefined for all encoders alike.
+    None where a case has no true patch of the class, even if some are predicted: so it is None for every encoder.
 
     Args:
         predicted: of every image.

@@ -25,7 +25,7 @@ from ahm_gym.errors import InputError
 from ahm_gym.model.encoder_base import NUM_MAPS
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
 from ahm_gym.model.patches import grid_of
-from ahm_gym.runs.storage import told_as_os_error
+from ahm_gym.runs.storage import as_os_error
 
 WEIGHT_DECAY = 0.05
 """Of matrices only."""
@@ -39,7 +39,7 @@ class Segmenter(nn.Module):
         num_classes: with the background, at least 2.
         feature_size: width of the UNETR decoder at full resolution; it doubles with every halving, up to 8
             times. An encoder with a decoder of its own does not use it.
-        freeze: keep the encoder as it is, and train the decoder alone.
+        freeze: train the decoder alone.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def predict(
     Args:
         segmenter: in evaluation mode.
         image: the sample's image, normalised, on the segmenter's device.
-        sample: tells the size of the answer.
+        sample: its label, or else its image, gives the size of the result.
         native_resolution: do not shrink the image to the segmenter's size.
     """
     stored = (image.shape[1], image.shape[2])
@@ -226,18 +226,18 @@ def predict(
 def save_segmenter(
     segmenter: Segmenter, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Writes a segmenter that `load_segmenter` reads; its `encoder` folder loads with timm alone.
+    """Writes a segmenter for `load_segmenter`; its `encoder` folder is what `export_encoder` writes.
 
     Args:
         segmenter: what to write.
-        folder: made where it is missing.
-        mean: of the images that it was trained with, one a channel; kept with the encoder.
-        std: likewise.
+        folder: created if it is missing.
+        mean: mean of each channel of the training images; saved with the encoder.
+        std: their standard deviation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     export_encoder(segmenter.encoder, folder / "encoder", mean=mean, std=std)
     weights = {name: value.contiguous() for name, value in segmenter.decoder.state_dict().items()}
-    with told_as_os_error(folder):
+    with as_os_error(folder):
         safetensors.torch.save_file(weights, folder / "decoder.safetensors")
     config = {
         "num_classes": segmenter.num_classes,
