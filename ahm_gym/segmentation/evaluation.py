@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -112,10 +111,9 @@ def _segment(
     segmenter: Segmenter, dataset: ImageDataset, index: int, native_resolution: bool
 ) -> tuple[Sample, Int[Tensor, "H W"]]:
     sample = dataset.sample(index)
-    device = next(segmenter.parameters()).device
     segmenter.eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        image = dataset.normalise(sample.image).to(device)
+    with segmenter.autocast():
+        image = dataset.normalise(sample.image).to(segmenter.device)
         return sample, predict(segmenter, image, sample, native_resolution=native_resolution)
 
 

@@ -194,7 +194,7 @@ class Finetuning:
         images, labels = self.batches[step - 1]
         self.segmenter.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self.segmenter.autocast():
             logits = self.segmenter(images.to(self.device))
         loss = self.loss(logits.float(), labels.to(self.device))
         loss.backward()

@@ -69,6 +69,15 @@ class Segmenter(nn.Module):
                 feature_size=feature_size,
             )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """The precision of a forward pass: bfloat16 on a GPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     def train(self, mode: bool = True) -> Segmenter:
         """Switches to training; a frozen encoder stays in evaluation mode."""
         super().train(mode)
