@@ -25,10 +25,10 @@ def run(tmp_path):
 
 
 def event_steps(run, name):
-    """The steps of a scalar as TensorBoard reads them."""
+    """The steps of a scalar that TensorBoard reads, sorted: it may read files of the same second in either order."""
     run.close()
     events = EventAccumulator(str(run.path / "events")).Reload()
-    return [event.step for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []
+    return sorted(event.step for event in events.Scalars(name)) if name in events.Tags()["scalars"] else []
 
 
 def checkpoints(run):
