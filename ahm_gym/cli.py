@@ -34,11 +34,11 @@ class Report:
     """Folder of the benchmark: what --out named."""
 
 
-def pretrain(settings: Pretrain, given: set[str]) -> None:
+def pretrain(settings: Pretrain, argv: list[str]) -> None:
     """Pretrains, and says what was written and what comes next."""
     from ahm_gym.pretraining.recipes import is_recipe_run, run_program
 
-    run = run_program(settings, given)
+    run = run_program(settings, flags_in(argv))
     if is_recipe_run(run):
         print(f"\nWrote {run}/: one folder a stage, each with figures/masks.png, figures/curves.png")
     else:
@@ -46,7 +46,7 @@ def pretrain(settings: Pretrain, given: set[str]) -> None:
     print(f"Next: ahm-gym finetune --encoder {shlex.quote(str(run))}")
 
 
-def finetune(settings: Finetune, given: set[str]) -> None:
+def finetune(settings: Finetune, argv: list[str]) -> None:
     """Fine-tunes, and prints the scores."""
     from ahm_gym.segmentation import finetune as program
     from ahm_gym.segmentation.inputs import with_run_dir
@@ -55,7 +55,7 @@ def finetune(settings: Finetune, given: set[str]) -> None:
     if settings.resume and program.is_finished(config.run_dir):
         print(f"{config.run_dir} is finished already.")
     config = config if settings.resume else with_run_dir(config, "finetune")
-    results = program.finetune(config, resume=settings.resume, given=given)
+    results = program.finetune(config, resume=settings.resume, given=flags_in(argv))
     unit = results["hd95_unit"]
     print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
     for name, row in [*results["per_class"].items(), ("mean", results)]:
@@ -73,7 +73,7 @@ def finetune(settings: Finetune, given: set[str]) -> None:
         print("and another --run-dir where one was given")
 
 
-def probe(settings: ProbeConfig, given: set[str]) -> None:
+def probe(settings: ProbeConfig, argv: list[str]) -> None:
     """Probes an encoder, and prints the score."""
     from ahm_gym.segmentation.finetune import run_probe
     from ahm_gym.segmentation.inputs import with_run_dir
@@ -86,17 +86,17 @@ def probe(settings: ProbeConfig, given: set[str]) -> None:
     print("Next, to fine-tune: ahm-gym finetune with the same flags")
 
 
-def benchmark(settings: BenchmarkConfig, given: set[str]) -> None:
+def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     """Runs what is missing of a benchmark, and writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
 
     config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
     listed = {name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks")}
-    out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *sys.argv[1:]]))
+    out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *argv]))
     print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
 
 
-def report(settings: Report, given: set[str]) -> None:
+def report(settings: Report, argv: list[str]) -> None:
     """Writes the report of a benchmark again."""
     from ahm_gym.benchmark.report import write_report
 
@@ -104,7 +104,7 @@ def report(settings: Report, given: set[str]) -> None:
     print(f"Wrote {settings.folder}/: report.html, leaderboard.md, leaderboard.csv")
 
 
-PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, set[str]], None]]] = {
+PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "pretrain": (Pretrain, pretrain),
     "finetune": (Finetune, finetune),
     "probe": (ProbeConfig, probe),
@@ -118,35 +118,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses a command line (default: that of the process) and runs its command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
-    if name == "benchmark":
-        argv = [name, *map(nested_flag, argv[1:])]
+    args = list(map(nested_flag, argv)) if name == "benchmark" else argv
     commands = {name: shown_settings(kind) for name, (kind, _) in PROGRAMS.items()}
     every: Any = functools.reduce(
         operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
     )
     with command_line():
-        settings: Any = tyro.cli(every, args=argv, prog="ahm-gym", description=DESCRIPTION)
-    kind, program = PROGRAMS[name]
-    with command_line(kind):
-        program(settings, flags_in(argv))
+        settings = tyro.cli(every, args=args, prog="ahm-gym", description=DESCRIPTION)
+        PROGRAMS[name][1](settings, argv)
 
 
 @contextlib.contextmanager
-def command_line(kind: type[Any] | None = None) -> Iterator[None]:
+def command_line() -> Iterator[None]:
     """Turns a failure that a person can mend into one sentence on standard error and an exit code.
 
     2 for bad input, a full disk and too little memory, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM.
-
-    Args:
-        kind: the settings of the program, whose names in a message become flags.
     """
     try:
         yield
     except Interrupted as error:
-        print(with_flags(str(error), kind), file=sys.stderr)
+        print(with_flags(str(error)), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except (InputError, RunError) as error:
-        fail(2 if isinstance(error, InputError) else 1, with_flags(str(error), kind))
+        fail(2 if isinstance(error, InputError) else 1, with_flags(str(error)))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

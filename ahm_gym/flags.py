@@ -10,29 +10,25 @@ from typing import Any
 import tyro
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
-from ahm_gym.pretraining.config import PretrainConfig
-from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.pretraining.config import Pretrain, PretrainConfig
+from ahm_gym.segmentation.config import Finetune, FinetuneConfig
 
 NESTED: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 """Settings of a benchmark that are those of another program."""
+SETTINGS = {item.name for kind in (Pretrain, Finetune, BenchmarkConfig) for item in dataclasses.fields(kind)}
+"""Names of the settings of all programs."""
 
 
-def with_flags(message: str, kind: type[Any] | None) -> str:
+def with_flags(message: str) -> str:
     """The message with every setting in backticks as its flag: `steps=0` becomes --steps 0."""
 
     def flag(setting: re.Match[str]) -> str:
         name, equals, value = setting[1].partition("=")
-        if kind is not None and name.rpartition(".")[2] not in names_of(kind):
+        if name.rpartition(".")[2] not in SETTINGS:
             return setting[0]
         return f"--{name.replace('_', '-')}{' ' if equals else ''}{value}"
 
     return re.sub(r"`([a-z_.]+(?:=[^`]*)?)`", flag, message)
-
-
-def names_of(kind: type[Any]) -> set[str]:
-    """The names of all settings of a program, nested ones included."""
-    names = {item.name for item in dataclasses.fields(kind)}
-    return names.union(*(names_of(nested) for name, nested in NESTED.items() if name in names))
 
 
 def flags_in(argv: Iterable[str]) -> set[str]:
@@ -46,17 +42,17 @@ def nested_flag(argument: str) -> str:
     """A flag of the benchmark as tyro nests it: --pretrain-steps and --batch-size are settings of pretraining."""
     flag, equals, value = argument.partition("=")
     name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-    if not flag.startswith("--") or name in names_of_fields(BenchmarkConfig):
+    if not flag.startswith("--") or name in names_of(BenchmarkConfig):
         return argument
     for program, kind in NESTED.items():
         own = name.removeprefix(f"{program}_")
-        if own in names_of_fields(kind) and (own != name or program == "pretrain"):
+        if own in names_of(kind) and (own != name or program == "pretrain"):
             negated = "no-" if flag.startswith("--no-") else ""
             return f"--{program}.{negated}{own.replace('_', '-')}{equals}{value}"
     return argument
 
 
-def names_of_fields(kind: type[Any]) -> set[str]:
+def names_of(kind: type[Any]) -> set[str]:
     return {item.name for item in dataclasses.fields(kind)}
 
 

@@ -38,7 +38,7 @@ OF_SCORES = ("guided_fraction", "guided_ramp", "spread_fraction", "spread_ramp")
 
 
 Datasets = dict[str, tuple[str | None, ImageDataset]]
-"""Name to what was given as --data and the opened data."""
+"""Name to what was given as `data` and the opened data."""
 
 
 def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
@@ -59,7 +59,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     datasets = open_all(config)
     check_settings(config, datasets)
     check_policies(plan(config, datasets))
-    make_folder(config.out, "--out")
+    make_folder(config.out, "`out`")
     with locked(config.out):
         groups = plan(config, datasets)  # what another session has finished by now is not missing any more
         write_settings(config, datasets, command)
@@ -100,7 +100,7 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
     policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
     if len({file_name(policy) for policy in policies}) < len(policies):
         raise InputError(
-            f"--policies {','.join(policies)}: two of them would be kept under one name; rename a run."
+            f"`policies={','.join(policies)}`: two of them would be kept under one name; rename a run."
         )
     groups = []
     for seed in range(config.seeds):
@@ -152,10 +152,10 @@ def open_all(config: BenchmarkConfig) -> Datasets:
         dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
         name = file_name(dataset.name)
         if name in datasets:
-            raise InputError(f"--data has two sets that are called {name}: rename one of them.")
+            raise InputError(f"`data` has two sets that are called {name}: rename one of them.")
         if "probe" in config.tasks and not dataset.indices("val", labelled=True):
             raise InputError(
-                f"{name} has no labelled val images, which the probe needs: choose other --tasks, or add some."
+                f"{name} has no labelled val images, which the probe needs: choose other `tasks`, or add some."
             )
         if not dataset.indices("test", labelled=True):
             raise InputError(f"{name} has no labelled test images, which a benchmark needs: add some.")
@@ -177,7 +177,7 @@ def count_labels(label: str, dataset: ImageDataset) -> int:
         value, count = math.nan, 0
     if not 1 <= count <= available or not value > 0:
         raise InputError(
-            f"--labels {label}: {dataset.name} has {available} labelled training images; give a count from 1 to that, "
+            f"`labels={label}`: {dataset.name} has {available} labelled training images; give a count from 1 to that, "
             "or a fraction with a point, such as 0.1 or 1.0."
         )
     return count
@@ -225,7 +225,7 @@ def flat(settings: Row) -> Row:
 def saved_settings(out: Path) -> Row | None:
     """What the `config.json` of a benchmark's folder holds; None of a new folder."""
     path = out / "config.json"
-    other = InputError(f"{out} holds something else than a benchmark: choose another --out.")
+    other = InputError(f"{out} holds something else than a benchmark: choose another `out`.")
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
             raise other
@@ -233,7 +233,7 @@ def saved_settings(out: Path) -> Row | None:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another --out.") from error
+        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another `out`.") from error
     if not isinstance(saved, dict) or saved.get("kind") != "benchmark":
         raise other
     return saved

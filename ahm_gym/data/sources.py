@@ -123,6 +123,6 @@ def find_path(spec: str, folders: list[Path]) -> Path:
                 return found[0]
     places = ", ".join(str(path) for path in tried)
     raise InputError(
-        f"there is no data at {places}: give an .npz file or a folder, and with --data-root or AHM_DATA "
+        f"there is no data at {places}: give an .npz file or a folder, and with `data_root` or AHM_DATA "
         "where to look for it."
     )

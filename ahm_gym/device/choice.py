@@ -20,10 +20,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda.") from error
+        raise InputError(f"`device={name}` is unknown: choose auto, cpu or cuda.") from error
     number = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= number:
-        raise InputError(f"--device {name} is not available here: choose auto or cpu.")
+        raise InputError(f"`device={name}` is not available here: choose auto or cpu.")
     return device
 
 

@@ -76,7 +76,7 @@ def held(lock: Any, seconds: float = 60.0) -> Iterator[None]:
     if not lock.acquire(timeout=seconds):
         raise RunError(
             f"the shared weights stayed locked for {seconds:.0f} s: a worker died or hangs while it holds them; "
-            "go on from the last checkpoint with --resume."
+            "go on from the last checkpoint with `resume`."
         )
     try:
         yield

@@ -44,19 +44,19 @@ def find_encoder(spec: Path) -> EncoderFolder:
         InputError: if the folder is neither, or the run has exported no encoder yet.
     """
     if not spec.is_dir():
-        raise InputError(f"--encoder {spec} does not exist: give the folder of a pretraining run, or none.")
+        raise InputError(f"`encoder={spec}` does not exist: give the folder of a pretraining run, or none.")
     config = _read_config(spec)
     if config.get("kind") == "recipe":
         return _encoder_of_recipe(spec, config)
     if config.get("kind", "pretrain") not in ("pretrain", *ARCHITECTURES):
-        raise InputError(f"--encoder {spec} is a {config['kind']} run: give a pretraining run, or none.")
+        raise InputError(f"`encoder={spec}` is a {config['kind']} run: give a pretraining run, or none.")
     if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
         return _described(spec, config, run if run.get("kind") == "pretrain" else {})
     exported = spec / "encoder"
     if not (exported / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has exported no encoder yet: resume it with pretrain {resume_flags(spec)}."
+            f"`encoder={spec}` has exported no encoder yet: resume it with pretrain {resume_flags(spec)}."
         )
     return _described(exported, _read_config(exported), config)
 
@@ -66,7 +66,7 @@ def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
     stage = spec / str(config["stages"][-1])
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
-            f"--encoder {spec} has not come to its last stage yet: resume it with pretrain {resume_flags(spec)}."
+            f"`encoder={spec}` has not come to its last stage yet: resume it with pretrain {resume_flags(spec)}."
         )
     return find_encoder(stage)
 
@@ -122,7 +122,7 @@ def load_encoder(
     found = find_encoder(spec)
     if model is not None and _architecture(model) != _architecture(found.model):
         raise InputError(
-            f"--model {model} does not fit --encoder {spec}, which is {found.model}: leave --model out, or "
+            f"`model={model}` does not fit `encoder={spec}`, which is {found.model}: leave `model` out, or "
             "choose another encoder."
         )
     shape: dict[str, Any] = {
@@ -146,7 +146,7 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
     arguments = exported.get("model_args", {})
     if "architecture" not in exported or not {"img_size", "patch_size", "in_chans"} <= set(arguments):
         raise InputError(
-            f"--encoder {folder} is neither a run folder nor an exported encoder: give the folder of a "
+            f"`encoder={folder}` is neither a run folder nor an exported encoder: give the folder of a "
             "pretraining run, its encoder folder, or none."
         )
     size = arguments["img_size"]

@@ -129,12 +129,12 @@ class Pretrainer:
         place = f"at update {update.number + 1} (batch {update.number}"
         if math.isfinite(loss):
             raise RunError(
-                f"the gradient is not finite {place}): lower --learning-rate; the last checkpoint is good."
+                f"the gradient is not finite {place}): lower `learning_rate`; the last checkpoint is good."
             )
         low, high = update.images.amin().item(), update.images.amax().item()
         raise RunError(
             f"the reconstruction loss is {loss} {place}, pixel values {low:.3g} to {high:.3g}): lower "
-            "--learning-rate, or look at the images of this batch; the last checkpoint is good."
+            "`learning_rate`, or look at the images of this batch; the last checkpoint is good."
         )
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:

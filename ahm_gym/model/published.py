@@ -52,8 +52,8 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     """
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError(
-            f"--init {path} holds a vision transformer, and a U-Net takes no published weights: leave --init out, or "
-            "choose another --model."
+            f"`init={path}` holds a vision transformer, and a U-Net takes no published weights: leave `init` out, or "
+            "choose another `model`."
         )
     published = read_weights(path)
     own = autoencoder.state_dict()
@@ -75,7 +75,7 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     if not any(key.startswith("blocks.") for key in taken):
         raise InputError(
             f"{path} does not fit this model: none of its {len(published)} tensors matches a block of the encoder; "
-            "choose the --model that the checkpoint was made with."
+            "choose the `model` that the checkpoint was made with."
         )
     autoencoder.load_state_dict(own | taken)
     return report
@@ -99,8 +99,8 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
     if own != saved or next(shapes) != next(shapes):
         raise InputError(
-            f"the autoencoder of {run} (--model {folder.config.get('model')}, {_plain(saved)}) is another one than "
-            f"that of this run ({_plain(own)}): choose the same --model and sizes."
+            f"the autoencoder of {run} (`model={folder.config.get('model')}`, {_plain(saved)}) is another one than "
+            f"that of this run ({_plain(own)}): choose the same `model` and sizes."
         )
     autoencoder.load_state_dict(weights)
 

@@ -122,9 +122,7 @@ def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]
         raise unknown_name("recipe", name, RECIPES)
     for key in SET_BY_RECIPE:
         if key in settings:
-            raise InputError(
-                f"--{key.replace('_', '-')} does not go with --recipe {name}, which sets it: leave it out."
-            )
+            raise InputError(f"`{key}` does not go with `recipe={name}`, which sets it: leave it out.")
     stages = []
     for stage in RECIPES[name]:
         own = stage.config
@@ -192,7 +190,7 @@ def _chosen(config: PretrainConfig, given: Container[str]) -> dict[str, Any]:
 
 def _same_recipe(asked: str | None, kept: str) -> str:
     if asked not in (None, kept):
-        raise InputError(f"--recipe {asked} differs from the {kept} of this run: leave the flag out.")
+        raise InputError(f"`recipe={asked}` differs from the {kept} of this run: leave it out.")
     return kept
 
 
@@ -200,6 +198,6 @@ def _check_agreement(chosen: dict[str, Any], kept: dict[str, Any]) -> None:
     for key, value in chosen.items():
         if key not in kept or kept[key] != value:
             raise InputError(
-                f"--{key.replace('_', '-')} differs from what this run was started with, and it keeps its settings: "
-                "leave the flag out, or pretrain into a new --run-dir."
+                f"`{key}` differs from what this run was started with, and it keeps its settings: "
+                "leave it out, or start a new run in another `run_dir`."
             )

@@ -135,7 +135,7 @@ class Training:
         image_size = image_size_of(config.image_size)
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
-                "--num-workers above 1 shares weights in main memory: choose --device cpu or 1 worker."
+                "`num_workers` above 1 shares weights in main memory: choose `device=cpu` or 1 worker."
             )
         self.dataset = open_data(config.data, root=config.data_root, image_size=image_size)
         autoencoder = build_autoencoder(
@@ -226,7 +226,7 @@ class Training:
         start = 0 if found is None else found[0]
         if found is not None and "counts" not in found[1]:
             raise InputError(
-                f"the checkpoint in {run.path} is of an older version: begin anew in another --run-dir."
+                f"the checkpoint in {run.path} is of an older version: begin anew in another `run_dir`."
             )
         print(self.dataset, file=sys.stderr)
         if not self.dataset.indices("val"):

@@ -26,7 +26,7 @@ from ahm_gym.runs.storage import (
 
 def resume_flags(path: Path) -> str:
     """The flags that resume the run in that folder, quoted for a shell."""
-    return f"--resume --run-dir {shlex.quote(str(path))}"
+    return f"`resume` `run_dir={shlex.quote(str(path))}`"
 
 
 class RunFolder:
@@ -51,10 +51,10 @@ class RunFolder:
         """
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(
-                f"{path} exists already: choose another --run-dir, or go on with a run in it by --resume."
+                f"{path} exists already: choose another `run_dir`, or go on with a run in it by `resume`."
             )
         content = json.dumps(config, indent=2) + "\n"
-        make_folder(path, "--run-dir")
+        make_folder(path, "`run_dir`")
         try:
             write_atomically(path / "config.json", content)
         except BaseException:
@@ -74,7 +74,7 @@ class RunFolder:
             InputError: if it is missing, or holds no run of that kind.
         """
         if path is None:
-            raise InputError("--resume needs --run-dir: name the folder of the run to go on with.")
+            raise InputError("`resume` needs `run_dir`: name the folder of the run to go on with.")
         if not path.is_dir():
             raise InputError(f"there is no folder {path}: give the folder of a {kind} run.")
         file = path / "config.json"

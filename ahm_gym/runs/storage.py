@@ -172,7 +172,7 @@ def load_state(folder: Path) -> dict[Any, Any]:
     except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder} holds no readable state ({error}): restore its state.json and state.safetensors, "
-            "or start again in another --run-dir."
+            "or start again in another `run_dir`."
         ) from error
 
 

@@ -36,7 +36,7 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
         labels = len(available)
     if not 1 <= labels <= len(available):
         raise InputError(
-            f"--labels {labels} is out of range: {dataset.name} has {len(available)} labelled training "
+            f"`labels={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
             "images, choose from 1 to that, or leave it out for all."
         )
     order = torch.randperm(len(available), generator=torch.Generator().manual_seed(derive_seed(seed, 2)))

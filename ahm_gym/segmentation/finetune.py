@@ -203,7 +203,7 @@ class Finetuning:
         if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
                 f"the loss is {value} (gradient norm {size}) at step {step}: lower "
-                "--learning-rate; the last checkpoint is good."
+                "`learning_rate`; the last checkpoint is good."
             )
         rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
         for group in self.optimizer.param_groups:

@@ -81,7 +81,7 @@ class Probe:
         if score is None:
             raise InputError(
                 f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe is chosen "
-                "by such: add val images with the structure, choose a smaller --patch-size, or fine-tune."
+                "by such: add val images with the structure, choose a smaller `patch_size`, or fine-tune."
             )
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)
