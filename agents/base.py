@@ -78,17 +78,22 @@ def shares_of(agent: Any) -> tuple[Share, Share]:
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
-    """Mean reconstruction loss of the masked patches, share of them that was guided, and mean reward.
+    """Reconstruction loss (the weighted mean), share of the masked patches that was guided, and mean reward.
 
     The latter is of the images in which a choice was paid; it is missing where there are none.
     """
     mask, guided = np.asarray(info["mask"]), np.asarray(info["guided"])
     metrics = {
-        "loss": float(np.asarray(info["patch_loss"])[mask].mean()),
+        "loss": float(np.average(np.asarray(info["patch_loss"])[mask], weights=weights_of(info)[mask])),
         "guided": float(guided.sum() / mask.sum()),
     }
     paid = paid_images(info) & guided.any(axis=1)
     return metrics | ({"reward": float(np.asarray(reward)[paid].mean())} if paid.any() else {})
+
+
+def weights_of(info: dict[str, Any]) -> np.ndarray:
+    """How much the patches (B, L) count in the loss; where the environment has no weights, every masked one 1."""
+    return np.asarray(info.get("weight", info["mask"]), dtype=np.float32)
 
 
 def paid_images(info: dict[str, Any]) -> np.ndarray:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.base import Agent, shares_of
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
@@ -46,7 +47,7 @@ class AgentMasking:
         return share_at(shares_of(self.agent)[1], progress, "spread fraction")
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         return {}
 

@@ -17,7 +17,7 @@ class MultiBinaryMaskingVectorEnv(MaskingVectorEnv):
     """One bit a patch, `MultiBinary(L)`, 1 = mask; `num_guided` says how many ones a step takes.
 
     A wrong number of ones is repaired: of too many a random subset is masked, to too few random others
-    are added and count as guided. A one at a patch that is masked already, or that its cell must keep,
+    are added and count as guided. A one at a patch that is masked already, or that its window must keep,
     counts for nothing.
     `info["repaired"]` (B,) is True where the guided patches are not exactly the ones. Takes the
     arguments of `MaskingVectorEnv`.

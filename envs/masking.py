@@ -17,7 +17,6 @@ from torch import Tensor
 from ahm_gym.data import ImageDataset
 from ahm_gym.device.transfers import to_device
 from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
-from ahm_gym.envs.growing import GrowingMask
 from ahm_gym.envs.observing import Observation, Observed
 from ahm_gym.envs.plans import (
     MaskRatio,
@@ -28,10 +27,11 @@ from ahm_gym.envs.plans import (
 )
 from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
 from ahm_gym.envs.rewards import make_reward
-from ahm_gym.envs.updates import Update
+from ahm_gym.envs.updates import Update, begin_update, rows_before_update
 from ahm_gym.errors import InputError, check_seed
+from ahm_gym.masking.drawing import GrowingMask
 from ahm_gym.masking.schedules import Share, share_at
-from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.masking.selection import PatchBatch, Weigh
 from ahm_gym.model.patches import grid_of, image_size_of
 from ahm_gym.model.pretrainer import Pretrainer, build_pretrainer
 
@@ -42,8 +42,9 @@ class MaskingVectorEnv(VectorEnv):
     Observation: `Box(-inf, inf, (L, D))`, patch plus position embedding of every patch, zero where it can
     be masked no more. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
     random. Reward: mean over the guided patches, 0 where there are none, paid when the episode ends.
-    `info` holds, one row an image, `mask`, `guided`, `patch_loss` and `patch_reward` (both 0 on visible
-    patches), and `paid`, False where no reward was measured. An episode ends after `masking_steps` steps.
+    `info` holds, one row an image, `mask`, `guided`, `weight` (how much a patch counts in the loss), `patch_loss`
+    and `patch_reward` (all three 0 on visible patches), and `paid`, False where no reward was measured. An episode
+    ends after `masking_steps` steps.
 
     Args:
         num_envs: images in a batch.
@@ -57,6 +58,8 @@ class MaskingVectorEnv(VectorEnv):
         guided_fraction: share of them that follow the scores, or a function of training progress.
         spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`),
             or a function of training progress.
+        weigh: gives the weights (B, L) of complete masks, from the batch, the masks and the environment's generator;
+            a masked patch of weight 0 is hidden but not reconstructed. None: every masked patch counts 1.
         reward: a name in `ahm_gym.envs.REWARDS`.
         masking_steps: steps of an episode; each masks its part of the patches.
         num_steps: length of the built autoencoder's schedule in updates.
@@ -88,6 +91,7 @@ class MaskingVectorEnv(VectorEnv):
         mask_ratio: MaskRatio = 0.75,
         guided_fraction: Share = 1.0,
         spread_fraction: Share = 0.0,
+        weigh: Weigh | None = None,
         reward: str = "relative",
         masking_steps: int = 1,
         num_steps: int = 2000,
@@ -114,7 +118,7 @@ class MaskingVectorEnv(VectorEnv):
         self.num_masked = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)
         self._least_masked = least_masked_count(mask_ratio, self.num_patches)
         check_count("masking_steps", masking_steps, self._least_masked)
-        self.guided_fraction, self.spread_fraction = guided_fraction, spread_fraction
+        self.guided_fraction, self.spread_fraction, self.weigh = guided_fraction, spread_fraction, weigh
         self.num_envs = num_envs
         self.render_mode = checked_render_mode(render_mode)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -163,7 +167,7 @@ class MaskingVectorEnv(VectorEnv):
         """Masks the patches that the scores choose; the last step of an episode updates the autoencoder.
 
         Raises:
-            InputError: for actions of another shape, or a NaN in them.
+            InputError: for actions of another shape, a NaN in them, or weights that `Masks` refuses.
             RunError: where the loss is not finite.
         """
         if not self._sound or (self._needs_reset and self.autoreset_mode != AutoresetMode.NEXT_STEP):
@@ -197,7 +201,7 @@ class MaskingVectorEnv(VectorEnv):
             return None
         if not self._batches.opened:
             raise ResetNeeded("there is nothing to show yet: call reset() before render().")
-        shown = self._shown or Shown(self._images, self._mask.masked, self._mask.guided)
+        shown = self._shown or Shown(self._images, self._mask.masks)
         return render_batch(shown, self.pretrainer.model, self.data)
 
     @property
@@ -251,26 +255,23 @@ class MaskingVectorEnv(VectorEnv):
         """What `info` says about the scores of a step and the patches that were guided by them."""
         return {}
 
-    def _no_mask(self, steps: list[tuple[int, int]], spread_share: float = 0.0) -> GrowingMask:
-        return GrowingMask(self.num_envs, self.grid, steps, spread_share, self.generator)
+    def _no_mask(self, steps: list[tuple[int, int]], spread_fraction: float = 0.0) -> GrowingMask:
+        return GrowingMask(self.num_envs, self.grid, steps, spread_fraction, self.generator)
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
         scores = self._scores(actions)
-        new, guided = self._mask.choose(scores)
-        info = self._choice_info(scores, guided)
-        self._mask.grow(new, guided)
-        self._scores_now = scores
-        empty = np.zeros((self.num_envs, self.num_patches), dtype=np.float32)
-        rows = {"mask": self._mask.masked.numpy().copy(), "guided": self._mask.guided.numpy().copy()}
-        nothing = {"patch_loss": empty, "patch_reward": empty, "paid": np.zeros(self.num_envs, bool)}
-        return info | rows | nothing
+        new = self._mask.choose(scores)
+        info = self._choice_info(scores, new.guided)
+        self._mask.grow(new)
+        self._scores_now, masks = scores, self._mask.masks
+        if self._mask.complete and self.weigh is not None:
+            masks = self._mask.masks = masks.weighted(self.weigh(self.patches, masks, self.generator))
+        return info | rows_before_update(masks)
 
     def _update(self) -> Update:
-        mask, guided = self._mask.masked, self._mask.guided
-        update = Update(self.pretrainer, self.reward, self._images, mask, guided)
+        update = begin_update(self.pretrainer, self.reward, self._images, self._mask.masks)
         if self.render_mode is not None:
-            prediction = update.result.prediction
-            self._shown = Shown(self._images, mask, guided, self._scores_now, prediction)
+            self._shown = Shown(self._images, update.masks, self._scores_now, update.result.prediction)
         return update
 
     def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

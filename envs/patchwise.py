@@ -19,7 +19,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
     """`group_size` = k patches a step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
 
     `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that cannot be, comes twice,
-    or is the one too many of a cell, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
+    or is the one too many of a window, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
     says so. Where fewer than k guided patches are left, the first choices count. Takes the arguments of
     `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
 

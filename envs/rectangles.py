@@ -23,7 +23,7 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     each step masks an equal part of the guided patches, `num_guided`: those visible in the rectangle. Of
     too many a random subset is masked; to too few the nearest visible ones around are added, ring by
     ring, and count as guided. `info["repaired"]` (B,) is True where the patches are not exactly the
-    rectangle's visible ones, as where cells must keep some of them. Fewer guided patches than rectangles
+    rectangle's visible ones, as where windows must keep some of them. Fewer guided patches than rectangles
     take one step each. Takes the arguments of `MaskingVectorEnv` but masking_steps; the last step also masks
     the random rest.
 
@@ -52,7 +52,7 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
         return -rectangle_distance(whole_numbers(actions, limits, expected), self.grid).float()
 
     def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
-        return {"repaired": (guided != ((scores == 0) & ~self._mask.masked)).any(dim=1).numpy()}
+        return {"repaired": (guided != ((scores == 0) & ~self._mask.masks.masked)).any(dim=1).numpy()}
 
 
 class RectangleMaskingEnv(MaskingEnv):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.model.autoencoder import Autoencoder
 
 GAP = 2
@@ -23,8 +24,7 @@ class Shown:
 
     images: Float[Tensor, "B C H W"]
     """Normalised images."""
-    mask: Bool[Tensor, "B L"]
-    guided: Bool[Tensor, "B L"]
+    masks: Masks
     scores: Float[Tensor, "B L"] | None = None
     prediction: Float[Tensor, "B L P"] | None = None
 
@@ -35,13 +35,13 @@ def render_batch(
     """One picture an image, in the grey values of `data`."""
     images, filled = to_display(shown.images, data), None
     if shown.prediction is not None:
-        mask = shown.mask.to(shown.images.device)
+        mask = shown.masks.masked.to(shown.images.device)
         filled = to_display(autoencoder.reconstruct(shown.images, mask, shown.prediction), data)
     return tuple(
         render_panels(
             images[i],
-            shown.mask[i],
-            shown.guided[i],
+            shown.masks.masked[i],
+            shown.masks.guided[i],
             None if filled is None else filled[i],
             None if shown.scores is None else shown.scores[i],
             autoencoder.grid,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.model.autoencoder import Reconstruction
 from ahm_gym.model.pretrainer import Pretrainer
 
@@ -21,25 +22,21 @@ class Reward(Protocol):
     `__call__` needs from a GPU, `before` and `after` begin to `Fetch`, so that one wait serves all.
     """
 
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
-        """Look at the batch while the autoencoder is still the old one; masks as in `__call__`."""
+    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+        """Look at the batch while the autoencoder is still the old one."""
         ...
 
     def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
-        """Look at the reconstruction from before the update, with the same mask."""
+        """Look at the reconstruction from before the update, with the same masks."""
         ...
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         """The reward of every patch; the caller sets visible ones to 0.
 
         Args:
-            patch_loss: from before the update, with the same mask.
-            mask: True where masked.
-            guided: True where the scores decided.
+            patch_loss: from before the update, with the same masks; also of masked patches of weight 0, whose
+                prediction was not trained.
+            masks: of the update.
         """
         ...
 
@@ -67,17 +64,13 @@ class LossReward:
         """
         raise InputError(f"reward argument {argument!r}: only ahm2025 takes one, as in ahm2025:20.")
 
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
+    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
         return None
 
     def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
         return None
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         return patch_loss
 
     def paid(self, num_images: int) -> Bool[Tensor, " B"]:

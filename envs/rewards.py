@@ -15,7 +15,9 @@ from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.envs.reward_base import LossReward, Reward
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.masking.selection import random_scores, select_patches
+from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.masks import Masks
+from ahm_gym.masking.selection import random_scores
 from ahm_gym.model.autoencoder import Reconstruction
 from ahm_gym.model.pretrainer import Pretrainer
 
@@ -35,12 +37,12 @@ class RelativeReward(LossReward):
         self.mean = 0.0
         self.square = 0.0
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        drawn = mask & ~guided
-        weight = drawn if bool(drawn.any()) else mask
-        mean, square = ((weight * value).sum() / weight.sum() for value in (patch_loss, patch_loss.square()))
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
+        drawn = masks.masked & ~masks.guided
+        counted = drawn if bool(drawn.any()) else masks.masked
+        mean, square = (
+            (counted * value).sum() / counted.sum() for value in (patch_loss, patch_loss.square())
+        )
         self.count += 1
         rate = max(1.0 / self.count, self.momentum)
         self.mean += rate * (float(mean) - self.mean)
@@ -58,13 +60,11 @@ class RelativeReward(LossReward):
 class RankReward(LossReward):
     """Rank of the patch's loss among all masked patches of the batch, from -1 to 1."""
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        order = patch_loss[mask].argsort(stable=True)
-        ranks = torch.empty_like(patch_loss[mask])
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
+        order = patch_loss[masks.masked].argsort(stable=True)
+        ranks = torch.empty_like(patch_loss[masks.masked])
         ranks[order] = torch.linspace(-1.0, 1.0, len(order), device=ranks.device)
-        return torch.zeros_like(patch_loss).masked_scatter(mask, ranks)
+        return torch.zeros_like(patch_loss).masked_scatter(masks.masked, ranks)
 
 
 class Copy:
@@ -76,7 +76,7 @@ class Copy:
         self._passes = Replay(self._fill_in, records=self.model.records)
 
     def patch_loss(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        return self._passes(images, *self.model.places(mask))[0]
+        return self._passes(images, *self.model.places(Masks.of(mask)))[0]
 
     def _fill_in(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), self._autocast():
@@ -117,16 +117,13 @@ class ProgressReward(LossReward):
         self.num_paid = 0
         self.earlier_loss: Fetch | None = None
 
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
-        self.num_paid = math.ceil(self.share * len(images)) if bool(guided.any()) else 0
+    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+        self.num_paid = math.ceil(self.share * len(images)) if bool(masks.guided.any()) else 0
         if self.num_paid:
-            self.earlier_loss = Fetch(self.earlier.patch_loss(images[: self.num_paid], mask[: self.num_paid]))
+            paid = slice(self.num_paid)
+            self.earlier_loss = Fetch(self.earlier.patch_loss(images[paid], masks.masked[paid]))
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         if self.pretrainer.updates >= self.taken + self.lag:
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
@@ -134,7 +131,7 @@ class ProgressReward(LossReward):
         paid = torch.zeros_like(patch_loss)
         if self.num_paid:
             assert self.earlier_loss is not None, "before() comes first"
-            floor = self.floor * patch_loss[mask].mean() + 1e-12
+            floor = self.floor * patch_loss[masks.masked].mean() + 1e-12
             earlier = self.earlier_loss.wait()
             paid[: self.num_paid] = ((earlier + floor) / (patch_loss[: self.num_paid] + floor)).log()
         return paid
@@ -162,19 +159,15 @@ class AdvantageReward(LossReward):
         super().__init__(pretrainer, generator)
         self.random_loss: Fetch | None = None
 
-    def before(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> None:
-        count = int(mask[0].sum())
-        scores = random_scores((mask.shape[0], mask.shape[1]), self.generator)
-        drawn = select_patches(scores, count, count, self.generator)[0]
+    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+        count = int(masks.masked[0].sum())
+        scores = random_scores((masks.masked.shape[0], masks.masked.shape[1]), self.generator)
+        drawn = draw_masks(scores, self.pretrainer.autoencoder.grid, count, self.generator)
         patch_loss = self.pretrainer.forward(images, drawn).patch_loss
-        drawn = to_device(drawn, patch_loss.device)
-        self.random_loss = Fetch((patch_loss * drawn).sum(dim=1, keepdim=True) / count)
+        masked = to_device(drawn.masked, patch_loss.device)
+        self.random_loss = Fetch((patch_loss * masked).sum(dim=1, keepdim=True) / count)
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         assert self.random_loss is not None, "before() comes first"
         return patch_loss - self.random_loss.wait()
 
@@ -221,9 +214,7 @@ class AHMReward(LossReward):
         means = avg_pool2d(values.mean(dim=1, keepdim=True), self.cell_size)[:, 0, :rows, :columns]
         return pad(means, (0, columns - means.shape[2], 0, rows - means.shape[1])).flatten(1)
 
-    def __call__(
-        self, patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
+    def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         assert self.cells is not None, "after() comes first"
         return self.cells.wait()
 

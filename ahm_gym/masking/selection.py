@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import check_mask_ratio, check_share
 from ahm_gym.masking.sorting import sorting_order
 from ahm_gym.masking.spread import Spread
@@ -37,6 +39,10 @@ class PatchBatch:
         return count_masked(self.embeddings.shape[1], self.mask_ratio)
 
 
+Weigh = Callable[[PatchBatch, Masks, torch.Generator], Tensor]
+"""Gives the weights (B, L) of complete masks: how much each patch counts in the loss, 0 on visible ones."""
+
+
 @runtime_checkable
 class MaskPolicy(Protocol):
     """Gives one score a patch; the highest-scored patches of each image are masked."""
@@ -50,9 +56,9 @@ class MaskPolicy(Protocol):
         ...
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
-        """Learn from one update of the autoencoder; returns metrics. `patch_loss` counts where masked."""
+        """Learns from one update of the autoencoder; returns metrics. `patch_loss` is 0 where visible."""
         ...
 
     def state_dict(self) -> dict: ...
@@ -105,7 +111,7 @@ def select_patches(
         num_guided: how many of them follow the scores; the rest is drawn uniformly.
         generator: for the random rest and for equal scores.
         masked: patches that are masked already; they are not chosen again.
-        spread: cells that each keep some visible patch, whatever the scores say; None lets any patch be masked.
+        spread: windows that each keep some visible patch, whatever the scores say; None lets any patch be masked.
 
     Raises:
         InputError: where a score is not finite.

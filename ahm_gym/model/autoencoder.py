@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks, as_masks
 from ahm_gym.model.patches import grid_of, patchify, unpatchify
 from ahm_gym.model.targets import PixelTarget
 
@@ -18,9 +19,9 @@ class Reconstruction(NamedTuple):
     """What one masked forward pass gives back."""
 
     loss: Float[Tensor, ""]
-    """Mean squared error over the masked patches; `backward()` starts here."""
+    """Mean of the patch losses, weighted by the masks' weights; `backward()` starts here."""
     patch_loss: Float[Tensor, "B L"]
-    """Mean squared error of every patch; it means something where the mask is True."""
+    """Mean squared error of every patch, whatever its weight; meaningful where it is masked."""
     prediction: Float[Tensor, "B L P"]
     """Predicted patches, in the target's scale."""
 
@@ -83,30 +84,33 @@ class Autoencoder(nn.Module):
         """The weights that `embed` uses, by their names in `state_dict()`."""
         raise NotImplementedError
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
-        """The reconstruction of normalised images from the patches where the mask is False.
+    def forward(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
+        """The reconstruction of normalised images from their visible patches.
 
-        The mask may be in main memory while the autoencoder is on a GPU: then nothing waits for the GPU.
+        Args:
+            images: of `image_size`.
+            masks: or a plain mask (True = masked), in which every masked patch counts 1. In main memory, while
+                the autoencoder is on a GPU, nothing waits for the GPU.
         """
-        return self.fill_in(images, *self.places(mask))
+        return self.fill_in(images, *self.places(as_masks(masks)))
 
-    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
-        """What `fill_in` needs of a mask, on the autoencoder's device."""
-        return (to_device(mask, self.device),)
+    def places(self, masks: Masks) -> tuple[Tensor, ...]:
+        """What `fill_in` needs of the masks, on the autoencoder's device: here the mask and the weights."""
+        return to_device(masks.masked, self.device), to_device(masks.weight, self.device)
 
     def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        """The reconstruction by what `places` made of the mask: work of the device alone."""
+        """The reconstruction by what `places` made of the masks: work of the device alone."""
         raise NotImplementedError
 
     def compare(
         self,
         prediction: Float[Tensor, "B L P"],
         patches: Float[Tensor, "B L P"],
-        mask: Bool[Tensor, "B L"],
+        weight: Float[Tensor, "B L"],
     ) -> Reconstruction:
-        """The losses of a prediction of these patches."""
+        """The losses of a prediction of these patches; `weight` says how much each counts in the mean."""
         patch_loss = (prediction.float() - self.target.of(patches)).square().mean(dim=-1)
-        return Reconstruction((patch_loss * mask).sum() / mask.sum(), patch_loss, prediction)
+        return Reconstruction((patch_loss * weight).sum() / weight.sum(), patch_loss, prediction)
 
     def reconstruct(
         self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L P"]

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ahm_gym.masking.selection import random_scores, select_patches
+from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.selection import random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import patchify
 
@@ -37,11 +38,11 @@ def true_patch_loss(
     while drawn < num_masks or bool((count == 0).any()):
         missing = (count == 0) if drawn >= num_masks - 1 else torch.zeros(shape, dtype=torch.bool)
         scores = random_scores(shape, generator) + missing
-        mask = select_patches(scores, num_masked, num_masked, generator)[0]
+        masks = draw_masks(scores, autoencoder.grid, num_masked, generator)
         with torch.no_grad():
-            loss = autoencoder(images, mask).patch_loss.float().cpu()
-        total += loss * mask
-        count += mask
+            loss = autoencoder(images, masks).patch_loss.float().cpu()
+        total += loss * masks.masked
+        count += masks.masked
         drawn += 1
     return total / count
 

@@ -17,6 +17,7 @@ from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.device.sharing import hand_over_gradients, held, read, share
 from ahm_gym.device.transfers import Fetch
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.masking.masks import Masks, as_masks
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.vit import build_autoencoder
 
@@ -96,11 +97,11 @@ class Pretrainer:
         """The autoencoder as this process last read it."""
         return self.autoencoder if self._local is None else self._local
 
-    def step(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+    def step(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """One update, unless frozen; returns the reconstruction before it, detached.
 
-        Gradients are switched on here, whatever the caller has switched off. On a GPU nothing is waited for
-        where the mask is in main memory.
+        A plain mask (True = masked) counts every masked patch 1. Gradients are switched on here, whatever the
+        caller has switched off. On a GPU nothing is waited for where the masks are in main memory.
 
         Raises:
             RunError: where the loss or its gradient is not finite; the weights stay as they were. On a GPU it
@@ -108,8 +109,8 @@ class Pretrainer:
         """
         with torch.inference_mode(False), torch.enable_grad():
             self._refresh()
-            images, mask = _outside_inference(images), _outside_inference(mask)
-            result = self.forward(images, mask) if self.frozen else self._backward(images, mask)
+            images, masks = _outside_inference(images), as_masks(masks)
+            result = self.forward(images, masks) if self.frozen else self._backward(images, masks)
             with self.locked():
                 if not self.frozen:
                     self._apply()
@@ -137,10 +138,10 @@ class Pretrainer:
             "`learning_rate`, or look at the images of this batch; the last checkpoint is good."
         )
 
-    def forward(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Reconstruction:
+    def forward(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """The reconstruction without an update."""
         with torch.no_grad(), self.autocast():
-            return self.model(images, mask)
+            return self.model(images, masks)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """Patch plus position embedding by the current autoencoder."""
@@ -190,10 +191,11 @@ class Pretrainer:
         """Holds the shared weights still; does nothing where they are not shared."""
         return held(self._lock) if self._lock else nullcontext()
 
-    def _backward(self, images: Tensor, mask: Tensor) -> Reconstruction:
+    def _backward(self, images: Tensor, masks: Masks) -> Reconstruction:
         if not self.model.training:
             self.model.train()
-        *result, norm = self._passes(images, *self.model.places(mask))
+        places = (_outside_inference(place) for place in self.model.places(masks))
+        *result, norm = self._passes(images, *places)
         result = Reconstruction(*result)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # where a recording writes it, even if another was assigned since

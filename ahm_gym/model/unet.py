@@ -142,10 +142,10 @@ class UNetAutoencoder(Autoencoder):
         return {}
 
     def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        (mask,) = places
+        mask, weight = places
         visible = images.masked_fill(self._hidden(self._checked(images), mask), 0.0)
         filled = cast(Tensor, self.head(self.encoder(visible)))  # B C H W
-        return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), mask)
+        return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), weight)
 
     def _hidden(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 H W"]:
         """True on the pixels of masked patches."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.encoder_base import ARCHITECTURES
 from ahm_gym.model.patches import patchify, visible_indices
@@ -95,15 +96,15 @@ class MaskedAutoencoder(Autoencoder):
         visible = None if mask is None else to_device(visible_indices(mask), patches.device)
         return self._encode_patches(patches, visible)
 
-    def places(self, mask: Bool[Tensor, "B L"]) -> tuple[Tensor, ...]:
-        """Indices of the visible patches, and the mask."""
-        return to_device(visible_indices(mask), self.device), to_device(mask, self.device)
+    def places(self, masks: Masks) -> tuple[Tensor, ...]:
+        """Indices of the visible patches, and the weights."""
+        return to_device(visible_indices(masks.masked), self.device), to_device(masks.weight, self.device)
 
     def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        visible, mask = places
+        visible, weight = places
         patches = patchify(self._checked(images), self.patch_size)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
-        return self.compare(prediction, patches, mask)
+        return self.compare(prediction, patches, weight)
 
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.scorer import TrainedScorer
@@ -39,11 +40,11 @@ class AdaMAEPolicy:
         return 1.0
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         with torch.enable_grad():
             logits = self.scorer.network.train()(patches.embeddings.detach())
-            loss = sampling_loss(logits, patch_loss.to(logits.device), mask.to(logits.device))
+            loss = sampling_loss(logits, patch_loss.to(logits.device), masks.masked.to(logits.device))
             self.scorer.step(loss)
         return {"policy/entropy": relative_entropy(logits.detach())}
 

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 
@@ -26,7 +27,7 @@ class FixedPolicy(ABC):
         return 1.0
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         return {}
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.scorer import TrainedScorer
@@ -47,12 +48,12 @@ class CurriculumPolicy:
         return 1.0
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         factor = curriculum_factor(patches.progress)
         with torch.enable_grad():
             logits = self.scorer.network.train()(patches.embeddings.detach())
-            mask, patch_loss = mask.to(logits.device), patch_loss.to(logits.device)
+            mask, patch_loss = masks.masked.to(logits.device), patch_loss.to(logits.device)
             logits = calibrated(logits, patches.mask_ratio)
             loss = reconstruction_term(logits, patch_loss, mask, factor)
             overlap = overlap_term(logits.sigmoid())

@@ -15,7 +15,7 @@ class GridPolicy(FixedPolicy):
 
     At a ratio of 0.75 the lattice is exact; a smaller ratio shows other patches too, a larger one hides some of the
     lattice, at random. It is stiffer than the uniform sampling of UM-MAE (Li et al., 2022), which draws the visible
-    patch of every cell anew: that is the policy random with a spread fraction of 1.
+    patch of every window anew: that is the policy random with a spread fraction of 1.
     """
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import ramp
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
@@ -51,13 +52,14 @@ class HardPatchesPolicy:
         return ramp(progress, start=0.0, end=1.0, top=0.5)
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         seen, self._seen = self._seen, None
         features = seen[1] if seen and seen[0] is patches else self._features(patches.images)
         with torch.enable_grad():
             predicted = self.scorer.network.train()(features)
-            loss, accuracy = rank_loss(predicted, patch_loss.to(predicted.device), mask.to(predicted.device))
+            mask, patch_loss = masks.masked.to(predicted.device), patch_loss.to(predicted.device)
+            loss, accuracy = rank_loss(predicted, patch_loss, mask)
             self.scorer.step(loss)
         self.predictor.follow(patches.progress)
         self.encoder.follow(patches.progress)

@@ -6,9 +6,10 @@ import copy
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -64,7 +65,7 @@ class TaughtPolicy:
     teacher: Teacher[Any]
 
     def observe(
-        self, patches: PatchBatch, mask: Bool[Tensor, "B L"], patch_loss: Float[Tensor, "B L"]
+        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
     ) -> dict[str, float]:
         self.teacher.follow(patches.progress)
         return {}

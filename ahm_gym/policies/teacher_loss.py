@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ahm_gym.device.transfers import to_device
+from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.schedules import ramp
-from ahm_gym.masking.selection import PatchBatch, random_scores, select_patches
+from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.teacher import TaughtPolicy, Teacher
 
@@ -31,11 +33,10 @@ class TeacherLossPolicy(TaughtPolicy):
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         model = self.teacher.network
         noise = random_scores((len(patches.images), model.num_patches), generator)
-        mask, _ = select_patches(noise, patches.num_masked, patches.num_masked, generator)
-        mask = mask.to(patches.images.device)
+        masks = draw_masks(noise, model.grid, patches.num_masked, generator)
         with model.autocast():
-            loss = model(patches.images, mask).patch_loss
-        return loss.float().masked_fill(~mask, -1.0)
+            loss = model(patches.images, masks).patch_loss
+        return loss.float().masked_fill(~to_device(masks.masked, loss.device), -1.0)
 
     def guided_fraction(self, progress: float) -> float:
         return ramp(progress, start=0.0, end=1.0, top=0.5)

@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
-from ahm_gym.masking.selection import PatchBatch, random_scores, select_patches
+from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patch_difficulty import local_variance, true_patch_loss
 from ahm_gym.model.patches import patchify
@@ -84,11 +85,11 @@ def excess_loss(
     num_masked = int(mask[0].sum())
     generator = torch.Generator().manual_seed(1)
     drawn, hardest = (
-        select_patches(scores, num_masked, num_masked, generator)[0]
+        draw_masks(scores, autoencoder.grid, num_masked, generator)
         for scores in (random_scores((mask.shape[0], mask.shape[1]), generator), truth)
     )
     with torch.no_grad():
-        own, random, most = (float(autoencoder(images, masked).loss) for masked in (mask, drawn, hardest))
+        own, random, most = (float(autoencoder(images, masks).loss) for masks in (mask, drawn, hardest))
     return (own - random) / (most - random) if most > random else math.nan
 
 
@@ -112,10 +113,10 @@ def reconstruction_psnr(
     for start in range(0, len(indices), BATCH_SIZE):
         images = dataset.resized(indices[start : start + BATCH_SIZE], autoencoder.image_size).to(device)
         scores = random_scores((len(images), autoencoder.num_patches), generator)
-        mask = select_patches(scores, num_masked, num_masked, generator)[0]
+        masks = draw_masks(scores, autoencoder.grid, num_masked, generator)
         with torch.no_grad():
-            prediction = autoencoder(images, mask).prediction
-        mask = mask.to(device)
+            prediction = autoencoder(images, masks).prediction
+        mask = masks.masked.to(device)
         filled = autoencoder.reconstruct(images, mask, prediction)
         shown = (dataset.denormalise(value).clamp(0, 1) for value in (filled, images))
         first, second = (patchify(value, autoencoder.patch_size) for value in shown)
@@ -144,7 +145,7 @@ def judge(
     patches = PatchBatch(images, embeddings, autoencoder.grid, progress, mask_ratio)
     scores = score(patches).float().cpu()
     truth = true_patch_loss(autoencoder, images, num_masked)
-    mask = select_patches(scores, num_masked, num_masked, torch.Generator().manual_seed(0))[0]
+    mask = draw_masks(scores, autoencoder.grid, num_masked, torch.Generator().manual_seed(0)).masked
     foreground = foreground_patches(images, autoencoder.patch_size)
     variance = local_variance(images, autoencoder.patch_size)
     return {

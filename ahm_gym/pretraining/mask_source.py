@@ -17,6 +17,7 @@ from ahm_gym.agents.base import Agent, Callback, shares_of, update_metrics
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import MaskPolicy, PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
@@ -63,8 +64,9 @@ class PolicyActor:
             while not ended:
                 _, reward, terminated, _, info = env.step(scores)
                 ended = bool(terminated.all())
-            mask, patch_loss = torch.as_tensor(info["mask"]), torch.as_tensor(info["patch_loss"])
-            metrics = update_metrics(info, reward) | self.policy.observe(patches, mask, patch_loss)
+            masks = Masks(*(torch.as_tensor(info[name]) for name in ("mask", "guided", "weight")))
+            patch_loss = torch.as_tensor(info["patch_loss"])
+            metrics = update_metrics(info, reward) | self.policy.observe(patches, masks, patch_loss)
             if callback is not None and callback(metrics):
                 return
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ahm_gym.envs.rendering import render_panels
+from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.schedules import share_at
-from ahm_gym.masking.selection import PatchBatch, select_patches
-from ahm_gym.masking.spread import draw_spread
+from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.encoders import export_encoder
 from ahm_gym.pretraining import figures
 from ahm_gym.pretraining.mask_quality import judge
@@ -158,19 +158,23 @@ def draw_panels(training: Training, progress: float) -> np.ndarray:
     mask_ratio = num_masked / autoencoder.num_patches
     patches = PatchBatch(images, embeddings, autoencoder.grid, progress, mask_ratio)
     scores = training.actor.score(patches).float().cpu()
-    generator = torch.Generator().manual_seed(0)
-    num_guided = round(share_at(training.guided_fraction, progress, "guided fraction") * num_masked)
-    share = share_at(training.spread_fraction, progress, "spread fraction")
-    spread = draw_spread(share, autoencoder.grid, num_masked, len(images), generator)
-    mask, guided = select_patches(scores, num_masked, num_guided, generator, spread=spread)
+    masks = draw_masks(
+        scores,
+        autoencoder.grid,
+        num_masked,
+        torch.Generator().manual_seed(0),
+        guided_fraction=share_at(training.guided_fraction, progress, "guided fraction"),
+        spread_fraction=share_at(training.spread_fraction, progress, "spread fraction"),
+    )
+    masked, guided = masks.masked, masks.guided
     with torch.no_grad():
-        result = autoencoder(images, mask)
-    filled = autoencoder.reconstruct(images, mask.to(images.device), result.prediction)
+        result = autoencoder(images, masks)
+    filled = autoencoder.reconstruct(images, masked.to(images.device), result.prediction)
     display = training.dataset.denormalise(images.cpu()).clamp(0, 1)
     shown = training.dataset.denormalise(filled.cpu()).clamp(0, 1)
     return np.stack(
         [
-            render_panels(display[i], mask[i], guided[i], shown[i], scores[i], autoencoder.grid)
+            render_panels(display[i], masked[i], guided[i], shown[i], scores[i], autoencoder.grid)
             for i in range(len(images))
         ]
     )

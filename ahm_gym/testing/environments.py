@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-INFO_KEYS = {"mask": np.bool_, "guided": np.bool_, "patch_loss": np.floating, "patch_reward": np.floating}
+INFO_KEYS = {
+    "mask": np.bool_,
+    "guided": np.bool_,
+    "weight": np.floating,
+    "patch_loss": np.floating,
+    "patch_reward": np.floating,
+}
 MAX_EPISODE = 10_000
 
 
@@ -114,6 +120,9 @@ def _check_info(env: VectorEnv, info: dict[str, Any]) -> None:
     mask, guided = np.asarray(info["mask"]), np.asarray(info["guided"])
     assert not (guided & ~mask).any(), "a patch is guided that is not masked."
     assert len(set(mask.sum(axis=1))) == 1, "images differ in their number of masked patches."
+    weight = np.asarray(info["weight"])
+    assert not weight[~mask].any(), "a visible patch has a weight."
+    assert (np.isfinite(weight) & (weight >= 0)).all(), "a weight is negative or not finite."
     assert not np.asarray(info["patch_reward"])[~mask].any(), "a visible patch is paid a reward."
     paid = np.asarray(info.get("paid", np.ones(env.num_envs, dtype=bool)))
     assert paid.shape == shape[:1] and paid.dtype == np.bool_, (

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import build_autoencoder
@@ -90,7 +91,7 @@ def _check_observe(policy: Any, patches: PatchBatch) -> None:
     before = torch.get_rng_state()
     for seed in range(2):
         mask = mask_top_k(scores, patches.num_masked, generator=torch.Generator().manual_seed(seed))
-        metrics = policy.observe(patches, mask, scores.sigmoid() * mask)
+        metrics = policy.observe(patches, Masks.of(mask), scores.sigmoid() * mask)
         assert isinstance(metrics, dict), f"observe() gives a {type(metrics).__name__}: expected a dict."
         for name, value in metrics.items():
             assert isinstance(name, str) and isinstance(value, (int, float)), (
@@ -107,7 +108,7 @@ def _check_state(policy: Any, other: Any, patches: PatchBatch) -> None:
     )
     mask = mask_top_k(expected, patches.num_masked, generator=torch.Generator().manual_seed(2))
     for one in (policy, other):
-        one.observe(patches, mask, expected.sigmoid() * mask)
+        one.observe(patches, Masks.of(mask), expected.sigmoid() * mask)
     assert torch.equal(_scores(other, patches), _scores(policy, patches)), (
         "after load_state_dict() another policy learns on otherwise: the state lacks something."
     )

@@ -116,7 +116,7 @@ def test_the_image_gradient_equals_the_enumerated_one():
 
 
 def test_the_image_gradient_is_exact_where_the_environment_passes_draws_by():
-    """Of patches 0 and 1, which share a cell, only one is masked: the other's draw is passed by."""
+    """Of patches 0 and 1, which share a window, only one is masked: the other's draw is passed by."""
     generator = torch.Generator().manual_seed(6)
     logits, rewards, values = torch.randn(3, L, generator=generator)
     z = logits.clone().requires_grad_()

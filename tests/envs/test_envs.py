@@ -75,6 +75,10 @@ class Broken(MaskingVectorEnv):
             info["paid"] = info["paid"].astype(int)
         elif self.fault == "missing":
             del info["guided"]
+        elif self.fault == "weights":
+            info["weight"] = np.ones_like(info["weight"])
+        elif self.fault == "negative":
+            info["weight"] = -info["weight"]
         return observation, reward, terminated, truncated, info
 
 
@@ -87,6 +91,8 @@ class Broken(MaskingVectorEnv):
         ("unpaid", "an unpaid image has a reward"),
         ("integers", "'paid'] is int64"),
         ("missing", "no 'guided'"),
+        ("weights", "a visible patch has a weight"),
+        ("negative", "a weight is negative"),
     ],
 )
 def test_our_checker_finds_what_is_broken(make, monkeypatch, fault, sentence):
@@ -105,6 +111,56 @@ def test_the_highest_scores_are_masked_and_the_update_reduces_nothing_but_the_lo
     np.put_along_axis(expected, best, True, axis=1)
     assert np.array_equal(info["mask"], expected)
     assert np.array_equal(info["guided"], expected)
+
+
+def hide_first(patches, masks, generator):
+    """Weights of a random share of 1 but for the first patch of each image, which counts for nothing if masked."""
+    weight = masks.weight * torch.rand(masks.weight.shape, generator=generator)
+    weight[:, 0] = 0.0
+    return weight
+
+
+@pytest.mark.parametrize("model", ["tiny", "unet"])
+def test_weights_reach_the_update_and_info_and_are_drawn_from_the_environments_generator(make, model):
+    rows = []
+    for weigh in (None, hide_first, hide_first):
+        env = make(model=model, weigh=weigh, masking_steps=2, reward="loss")
+        env.reset(seed=0)
+        action = scores(env)
+        action[:, 0] = 1.0  # always masked
+        *_, building = env.step(action)
+        *_, info = env.step(action)
+        assert np.array_equal(building["weight"], building["mask"])
+        assert (
+            info["mask"][:, 0].all() and info["patch_loss"][:, 0].all() and info["patch_reward"][:, 0].all()
+        )
+        rows.append((info["weight"], next(env.pretrainer.autoencoder.parameters()).detach().clone()))
+    (plain, unweighted), (first, weighted), (second, again) = rows
+    assert np.array_equal(plain, info["mask"]) and plain.dtype == np.float32
+    assert not first[:, 0].any() and np.array_equal(first > 0, info["mask"] & (np.arange(L) > 0))
+    assert np.array_equal(first, second) and torch.equal(weighted, again)
+    assert not torch.equal(unweighted, weighted)
+
+
+@pytest.mark.parametrize("model", ["tiny", "unet"])
+def test_the_pixels_of_a_patch_of_weight_0_do_not_change_the_update(make, model):
+    weights = []
+    for value in (0.0, 5.0):
+        env = make(model=model, weigh=hide_first)
+        env.reset(seed=0)
+        env.patches.images[:, :, :8, :8] = value
+        action = scores(env)
+        action[:, 0] = 1.0
+        *_, info = env.step(action)
+        weights.append([value.detach().clone() for value in env.pretrainer.autoencoder.parameters()])
+    assert info["mask"][:, 0].all() and all(map(torch.equal, *weights))
+
+
+def test_weights_that_mean_nothing_are_refused_by_the_environment(make):
+    env = make(weigh=lambda patches, masks, generator: torch.zeros_like(masks.weight))
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="every masked patch has weight 0"):
+        env.step(scores(env))
 
 
 def test_the_observation_is_the_embedding_by_the_encoder_as_it_stands(make):

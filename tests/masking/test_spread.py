@@ -28,11 +28,11 @@ FORMS = [
 ]  # fmt: skip
 
 
-def visible_of_cells(mask, side):
-    """Visible patches (B, N) of the whole cells of a mask (B, rows, columns)."""
+def visible_of_windows(mask, side):
+    """Visible patches (B, N) of the whole windows of a mask (B, rows, columns)."""
     rows, columns = (size // side * side for size in mask.shape[1:])
-    cells = (~mask[:, :rows, :columns]).unflatten(1, (-1, side)).unflatten(3, (-1, side))
-    return cells.sum(dim=(2, 4)).flatten(1)
+    windows = (~mask[:, :rows, :columns]).unflatten(1, (-1, side)).unflatten(3, (-1, side))
+    return windows.sum(dim=(2, 4)).flatten(1)
 
 
 @settings(deadline=None, max_examples=60)
@@ -40,7 +40,7 @@ def visible_of_cells(mask, side):
     rows=st.integers(2, 9), columns=st.integers(2, 9), ratio=st.floats(0.3, 0.9), share=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_every_whole_cell_keeps_its_part_of_the_visible_patches(rows, columns, ratio, share, seed):
+def test_every_whole_window_keeps_its_part_of_the_visible_patches(rows, columns, ratio, share, seed):
     num_masked = count_masked(rows * columns, ratio)
     visible = Fraction(2 * (rows * columns - num_masked) + 1, 2 * rows * columns)
     side = next(side for side in itertools.count(1) if side * side * visible >= 1)
@@ -51,7 +51,7 @@ def test_every_whole_cell_keeps_its_part_of_the_visible_patches(rows, columns, r
     assert mask.sum(dim=1).tolist() == [num_masked] * 3
     assert guided.sum(dim=1).tolist() == [round(share * num_masked)] * 3
     assert (guided & ~mask).sum() == 0
-    kept = visible_of_cells(mask.unflatten(1, (rows, columns)), side)
+    kept = visible_of_windows(mask.unflatten(1, (rows, columns)), side)
     assert (kept >= math.floor(side * side * visible)).all()
 
 
@@ -61,13 +61,13 @@ def test_at_three_quarters_one_patch_of_every_2x2_is_visible(side):
     generator = torch.Generator().manual_seed(0)
     spread = spread_over((side, side), count)
     mask, _ = select_patches(torch.rand(5, side * side), count, count // 2, generator, spread=spread)
-    visible = visible_of_cells(mask.unflatten(1, (side, side)), 2)
+    visible = visible_of_windows(mask.unflatten(1, (side, side)), 2)
     assert (visible == 1).all() if side % 2 == 0 else (visible >= 1).all()
 
 
-def test_the_highest_scores_that_a_cell_has_room_for_are_masked():
+def test_the_highest_scores_that_a_window_has_room_for_are_masked():
     scores = torch.tensor([[9.0, 8.0, 2.0, 1.0], [7.0, 6.0, 4.0, 3.0]]).flatten()[None]
-    # Cells of 2x2 in a grid of 2x4: patches 0, 1, 4, 5 hold the four highest scores, and one of them stays.
+    # Windows of 2x2 in a grid of 2x4: patches 0, 1, 4, 5 hold the four highest scores, and one of them stays.
     mask, guided = select_patches(
         scores, 6, 4, torch.Generator().manual_seed(0), spread=spread_over((2, 4), 6)
     )
@@ -75,7 +75,7 @@ def test_the_highest_scores_that_a_cell_has_room_for_are_masked():
     assert mask[0, 5] == 0 and mask[0, [2, 3, 7]].sum() == 2
 
 
-def test_patches_masked_in_earlier_steps_fill_their_cells():
+def test_patches_masked_in_earlier_steps_fill_their_windows():
     generator = torch.Generator().manual_seed(0)
     spread = spread_over((4, 4), 12)
     scores = torch.arange(16.0, 0.0, -1.0).expand(2, 16)
@@ -84,11 +84,11 @@ def test_patches_masked_in_earlier_steps_fill_their_cells():
         new, _ = select_patches(scores, 2, 1, generator, masked, spread)
         assert not (new & masked).any() and not (new & spread.full(masked)).any()
         masked |= new
-    assert (visible_of_cells(masked.unflatten(1, (4, 4)), 2) == 1).all()
+    assert (visible_of_windows(masked.unflatten(1, (4, 4)), 2) == 1).all()
     assert spread.full(masked).all()
 
 
-def test_the_random_rest_is_uniform_within_a_cell():
+def test_the_random_rest_is_uniform_within_a_window():
     generator = torch.Generator().manual_seed(0)
     mask, _ = select_patches(torch.rand(4000, 16), 12, 0, generator, spread=spread_over((4, 4), 12))
     assert torch.allclose(mask.float().mean(dim=0), torch.full((16,), 0.75), atol=0.03)
@@ -101,10 +101,10 @@ def test_every_form_of_the_action_spreads_and_passes_our_checker(cls):
         check_vector_env(lambda options=options: make_env(cls, **options))
         env = begin(cls, **options)
         mask = torch.as_tensor(play(env)[-1]["mask"])
-        assert (visible_of_cells(mask.unflatten(1, (4, 4)), 2) == 1).all()
+        assert (visible_of_windows(mask.unflatten(1, (4, 4)), 2) == 1).all()
 
 
-def test_a_full_cell_cannot_be_chosen_and_a_choice_in_it_is_repaired():
+def test_a_full_window_cannot_be_chosen_and_a_choice_in_it_is_repaired():
     env = begin(SequentialMaskingVectorEnv, spread_fraction=1.0)
     for patch in (0, 1, 4):
         *_, info = env.step(np.full(B, patch))
@@ -115,7 +115,7 @@ def test_a_full_cell_cannot_be_chosen_and_a_choice_in_it_is_repaired():
     assert info["repaired"].all() and not info["mask"][:, 5].any()
 
 
-def test_patches_of_full_cells_are_shown_as_zeros():
+def test_patches_of_full_windows_are_shown_as_zeros():
     env = begin(SequentialMaskingVectorEnv, spread_fraction=1.0)
     for patch in (0, 1, 4):
         observation, *_ = env.step(np.full(B, patch))
@@ -134,7 +134,7 @@ def test_masks_of_several_steps_are_spread_while_the_ratio_rises():
             *_, info = env.step(env.action_space.sample())
         mask = torch.as_tensor(info["mask"])
         counts.append(int(mask[0].sum()))
-        visible = visible_of_cells(mask.unflatten(1, (4, 4)), 2)
+        visible = visible_of_windows(mask.unflatten(1, (4, 4)), 2)
         assert (visible >= (2 if counts[-1] == 8 else 1)).all()
     assert counts == [8, 9, 10, 11, 12]
 
@@ -145,7 +145,7 @@ def test_the_share_of_images_with_spread_masks_follows_training():
     shares = []
     for _ in range(3):
         mask = torch.as_tensor(env.step(np.zeros((64, L)))[-1]["mask"]).unflatten(1, (4, 4))
-        shares.append(float((visible_of_cells(mask, 2) == 1).all(dim=1).float().mean()))
+        shares.append(float((visible_of_windows(mask, 2) == 1).all(dim=1).float().mean()))
     assert shares[0] == 1.0 and 0.4 < shares[1] < 0.8 and shares[2] < 0.4
 
 

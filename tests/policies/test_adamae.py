@@ -4,6 +4,7 @@ import pytest
 import torch
 from contrasts import SIZE, contrast_patches
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import mask_top_k
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
@@ -78,6 +79,6 @@ def test_it_learns_to_show_what_costs_much():
         patches, contrast = contrast_patches(autoencoder, generator)
         hard = contrast**4
         scores = policy.score(patches, generator)
-        metrics = policy.observe(patches, mask_top_k(scores, 18, generator=generator), hard)
+        metrics = policy.observe(patches, Masks.of(mask_top_k(scores, 18, generator=generator)), hard)
     assert rank_correlation(policy.score(patches, generator), hard) < -0.3
     assert 0.3 < metrics["policy/entropy"] < 0.98

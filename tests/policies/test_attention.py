@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
@@ -95,7 +96,7 @@ def test_the_teacher_sees_the_whole_image_and_follows_the_encoder(name, autoenco
     policy.teacher.updates = 10**6
     momenta = [policy.teacher.momentum(progress) for progress in (0.0, 0.5, 1.0)]
     assert momenta == pytest.approx([0.996, 0.998, 1.0], abs=2e-5)
-    assert policy.observe(patches, torch.ones(64, 24, dtype=torch.bool), torch.ones(64, 24)) == {}
+    assert policy.observe(patches, Masks.of(torch.ones(64, 24, dtype=torch.bool)), torch.ones(64, 24)) == {}
     assert policy.teacher.updates == 10**6 + 1 and policy.guided_fraction(0.0) == 1.0
 
 

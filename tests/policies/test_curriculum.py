@@ -4,6 +4,7 @@ import pytest
 import torch
 from contrasts import SIZE, contrast_patches
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
@@ -118,6 +119,6 @@ def test_it_learns_to_mask_what_is_easy_at_first_and_what_is_hard_at_the_end(pro
     for _ in range(60):
         patches, contrast = contrast_patches(autoencoder, generator, progress)
         scores = policy.score(patches, generator)
-        metrics = policy.observe(patches, mask_top_k(scores, 18, generator=generator), contrast)
+        metrics = policy.observe(patches, Masks.of(mask_top_k(scores, 18, generator=generator)), contrast)
     assert sign * rank_correlation(policy.score(patches, generator), contrast) > 0.3
     assert metrics["policy/factor"] == -sign and metrics["policy/ratio_divergence"] < 0.5

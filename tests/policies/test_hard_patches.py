@@ -4,6 +4,7 @@ import pytest
 import torch
 from contrasts import SIZE, contrast_patches
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import mask_top_k
 from ahm_gym.model.encoders import as_encoder
 from ahm_gym.model.vit import build_autoencoder
@@ -61,7 +62,7 @@ def test_the_predictor_learns_which_patches_are_hard():
     for step in range(40):
         patches, hard = batch(autoencoder, step)
         scores = policy.score(patches, generator)
-        metrics.append(policy.observe(patches, mask_top_k(scores, 18, generator=generator), hard))
+        metrics.append(policy.observe(patches, Masks.of(mask_top_k(scores, 18, generator=generator)), hard))
     unseen, hard = batch(autoencoder, 1000)
     assert rank_correlation(policy.score(unseen, generator), hard) > 0.6
     assert metrics[0]["policy/rank_accuracy"] < 0.6 < metrics[-1]["policy/rank_accuracy"]
@@ -71,7 +72,7 @@ def test_the_predictor_learns_which_patches_are_hard():
 def test_scores_come_from_averages_of_predictor_and_encoder(autoencoder):
     policy = make_policy("hard_patches", autoencoder)
     patches, hard = batch(autoencoder, 0)
-    policy.observe(patches, torch.ones_like(hard, dtype=torch.bool), hard)
+    policy.observe(patches, Masks.of(torch.ones_like(hard, dtype=torch.bool)), hard)
     with torch.no_grad():
         features = as_encoder(policy.encoder.network).patch_features(patches.images)
         expected = policy.predictor.network(features)
@@ -88,7 +89,7 @@ def test_features_that_scoring_left_are_those_of_the_same_patches_only(autoencod
         policy = make_policy("hard_patches", autoencoder)
         if scored is not None:
             policy.score(scored, torch.Generator())
-        policy.observe(first, mask, hard)
+        policy.observe(first, Masks.of(mask), hard)
         results.append(policy.score(first, torch.Generator()))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 

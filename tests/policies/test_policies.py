@@ -9,6 +9,7 @@ from ahm_gym.agents import make_agent
 from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
@@ -65,7 +66,7 @@ def learn(policy, autoencoder, steps):
         scores = policy.score(patches, generator)
         mask = mask_top_k(scores.cpu(), patches.num_masked, generator=generator)
         patch_loss = torch.rand(mask.shape, generator=generator)
-        history.append((scores, policy.observe(patches, mask, patch_loss)))
+        history.append((scores, policy.observe(patches, Masks.of(mask), patch_loss)))
     return history
 
 
@@ -161,7 +162,7 @@ def test_an_agent_as_policy_acts_as_it_was_trained_to_whatever_the_autoencoder(r
     expected = agent.act(patches.embeddings, deterministic=True)
     torch.testing.assert_close(policy.score(seen, torch.Generator()), expected)
     assert policy.guided_fraction(0.25) == 0.25 and policy.spread_fraction(0.25) == 0.5
-    assert policy.observe(patches, mask_top_k(expected, 18), expected) == {}
+    assert policy.observe(patches, Masks.of(mask_top_k(expected, 18)), expected) == {}
 
 
 def test_a_frozen_agent_is_part_of_the_state_of_the_run_that_it_masks_for(run, patches, autoencoder):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
@@ -46,6 +47,6 @@ def test_the_teacher_reconstructs_and_the_autoencoder_only_leads_it(patches, aut
     kept = weight.detach().clone()
     weight.data.mul_(1.5)
     assert torch.equal(policy.score(patches, torch.Generator().manual_seed(0)), before)
-    assert policy.observe(patches, before > 0, before) == {}
+    assert policy.observe(patches, Masks.of(before > 0), before) == {}
     assert not torch.equal(policy.score(patches, torch.Generator().manual_seed(0)), before)
     weight.data.copy_(kept)

@@ -228,22 +228,22 @@ class HalfSpread(RandomPolicy):
 
 
 class Silent(RandomPolicy):
-    def observe(self, patches, mask, patch_loss):
+    def observe(self, patches, masks, patch_loss):
         return None
 
 
 class Tensors(RandomPolicy):
-    def observe(self, patches, mask, patch_loss):
+    def observe(self, patches, masks, patch_loss):
         return {"loss": patch_loss.mean()}
 
 
 class Shuffling(RandomPolicy):
-    def observe(self, patches, mask, patch_loss):
+    def observe(self, patches, masks, patch_loss):
         return {"chosen": float(torch.randperm(3)[0])}
 
 
 class Training(RandomPolicy):
-    def observe(self, patches, mask, patch_loss):
+    def observe(self, patches, masks, patch_loss):
         self.autoencoder.mask_token.data += 1
         return {}
 
@@ -256,7 +256,7 @@ class Forgetful(RandomPolicy):
     def score(self, patches, generator):
         return super().score(patches, generator) + self.total
 
-    def observe(self, patches, mask, patch_loss):
+    def observe(self, patches, masks, patch_loss):
         self.total = self.total + patch_loss.mean(dim=0)
         return {}
 
