@@ -39,20 +39,33 @@ def make_agent(
         options: handed on; the training loop gives `grid`, `seed` and `device`.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; for several workers of an agent that has one.
+        InputError: for an unknown name, with the nearest one; for several workers of an agent that has one; for
+            what is no `Agent`.
     """
     cls = agent_class(name)
     if num_workers != 1:
         if "num_workers" not in inspect.signature(cls).parameters:
             raise InputError(f"agent {name} learns in one process and takes 1 worker, not {num_workers}.")
         options["num_workers"] = num_workers
-    return cls(observation_shape, **options)
+    agent = cls(observation_shape, **options)
+    if not isinstance(agent, Agent):
+        raise not_an_agent(name, type(agent))
+    return agent
 
 
 def agent_class(name: str) -> Any:
     """The class of that name, or the function that makes one.
 
     Raises:
-        InputError: for an unknown name, with the nearest one.
+        InputError: for an unknown name, with the nearest one; for a class that does not inherit from `Agent`.
     """
-    return load("agent", name, agents())
+    cls = load("agent", name, agents())
+    if isinstance(cls, type) and not issubclass(cls, Agent):
+        raise not_an_agent(name, cls)
+    return cls
+
+
+def not_an_agent(name: str, cls: type) -> InputError:
+    return InputError(
+        f"agent {name} is a {cls.__name__}, which is no Agent: let it inherit from ahm_gym.agents.Agent."
+    )

@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ahm_gym.agents.base import GUIDED_FALL, Callback
+from ahm_gym.agents.base import GUIDED_FALL, Agent, Callback, MakeEnv
 from ahm_gym.agents.learner import Learner, Transition
 from ahm_gym.agents.losses import StepLoss, step_loss
 from ahm_gym.agents.networks import (
@@ -28,7 +27,7 @@ from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.masking.spread import SPREAD_FALL
 
 
-class A3C:
+class A3C(Agent):
     """Draws the order in which patches are masked and learns from the loss of every patch.
 
     After "Asynchronous Methods for Deep Reinforcement Learning" (Mnih et al., ICML 2016), with an exact
@@ -57,7 +56,6 @@ class A3C:
         InputError: for an unknown credit or network, or a number out of range.
     """
 
-    env_id = "AHM/Masking-v0"
     guided_fraction = GUIDED_FALL
     spread_fraction = SPREAD_FALL
     reward = "progress"
@@ -113,12 +111,7 @@ class A3C:
         self.lock: Any = None
 
     def learn(
-        self,
-        make_env: Callable[[], VectorEnv],
-        num_steps: int,
-        *,
-        seed: int | None,
-        callback: Callback | None = None,
+        self, make_env: MakeEnv, num_steps: int, *, seed: int | None, callback: Callback | None = None
     ) -> None:
         if self.num_workers > 1:
             run_workers(self, make_env, num_steps, seed=seed, callback=callback)

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from ahm_gym.agents.base import Callback, Metrics
+from ahm_gym.agents.base import Agent, Callback, MakeEnv, Metrics
 from ahm_gym.agents.networks import ObservationNorm, RunningScale, available_patches, square_grid
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
@@ -31,7 +31,7 @@ OURS = ("policy", "env", "seed", "device", "_init_setup_model")
 """Arguments of SB3's algorithms that the agent gives itself."""
 
 
-class SB3Agent:
+class SB3Agent(Agent):
     """One of stable-baselines3's algorithms, with patch-wise networks and settings for masking.
 
     It sees only the scalar reward of a mask, in running root mean squares. Saved are networks, optimisers
@@ -87,12 +87,7 @@ class SB3Agent:
             self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
 
     def learn(
-        self,
-        make_env: Callable[[], VectorEnv],
-        num_steps: int,
-        *,
-        seed: int | None,
-        callback: Callback | None = None,
+        self, make_env: MakeEnv, num_steps: int, *, seed: int | None, callback: Callback | None = None
     ) -> None:
         def counted(metrics: Metrics) -> bool:
             self.num_updates += 1

@@ -8,15 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gymnasium.vector import VectorEnv
 from torch import multiprocessing
 
-from ahm_gym.agents.base import Callback, Metrics
+from ahm_gym.agents.base import Callback, MakeEnv, Metrics, PausingCallback
 from ahm_gym.agents.learner import Learner
 from ahm_gym.errors import RunError
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 def run_workers(
     agent: A3C,
-    make_env: Callable[[], VectorEnv],
+    make_env: MakeEnv,
     num_steps: int,
     *,
     seed: int | None,
@@ -34,8 +33,8 @@ def run_workers(
 ) -> None:
     """Runs the agent's workers until the autoencoder had `num_steps` more updates.
 
-    A callback with a method `next_pause` finds all workers at rest whenever it is called for the update
-    that this method has named: then weights, agent and count of updates belong together.
+    A `PausingCallback` finds all workers at rest whenever it is called for the update that it has named: then
+    weights, agent and count of updates belong together.
 
     Raises:
         RunError: with the worker's traceback where one raises, with its exit code where one dies.
@@ -80,11 +79,10 @@ class Claims:
     """Updates that the workers may begin: `num_steps` in all, and none beyond the next pause."""
 
     def __init__(self, context: Any, num_steps: int, callback: Callback | None) -> None:
-        self.num_steps = num_steps
-        self.callback_pauses = getattr(callback, "next_pause", lambda done: num_steps)
+        self.num_steps, self.callback = num_steps, callback
         self.done = 0
         self.claimed = context.Value("q", 0)
-        self.limit = context.Value("q", min(self.callback_pauses(0), num_steps))
+        self.limit = context.Value("q", self._next_limit())
 
     def claim(self) -> bool | None:
         """Whether one more update may begin now; None where none is left."""
@@ -99,10 +97,15 @@ class Claims:
         """Called after the callback of every update; lifts the limit where all workers had come to it."""
         self.done += 1
         if self.done == self.limit.value:
-            self.limit.value = min(self.callback_pauses(self.done), self.num_steps)
+            self.limit.value = self._next_limit()
+
+    def _next_limit(self) -> int:
+        if not isinstance(self.callback, PausingCallback):
+            return self.num_steps
+        return min(self.callback.next_pause(self.done), self.num_steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"callback_pauses": None}
+        return self.__dict__ | {"callback": None}
 
 
 def _watch(workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callback | None) -> None:
@@ -141,7 +144,7 @@ def _ignored_by_children() -> Iterator[None]:
 def _work(
     rank: int,
     agent: A3C,
-    make_env: Callable[[], VectorEnv],
+    make_env: MakeEnv,
     seed: int | None,
     claims: Claims,
     stop: Any,

@@ -24,7 +24,7 @@ from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
-from ahm_gym.pretraining.mask_source import PolicyActor
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.runs.storage import write_atomically
 from ahm_gym.testing import IdentityTask, SequentialIdentityTask, identity_task, solved
 
@@ -197,7 +197,7 @@ def seconds_an_update(name: str, warm: int = 16, updates: int = 64) -> float:
     """Of one long learning session, so that whole rollouts and stored experience count."""
     pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(64, 64), patch_size=8), num_steps=1000)
     learner = (
-        PolicyActor(make_policy("random", pretrainer.autoencoder))
+        PolicyAgent(make_policy("random", pretrainer.autoencoder))
         if name == "random"
         else make_agent(name, (64, 128))
     )

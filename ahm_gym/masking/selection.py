@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,29 +40,6 @@ class PatchBatch:
 
 Weigh = Callable[[PatchBatch, Masks, torch.Generator], Tensor]
 """Gives the weights (B, L) of complete masks: how much each patch counts in the loss, 0 on visible ones."""
-
-
-@runtime_checkable
-class MaskPolicy(Protocol):
-    """Gives one score a patch; the highest-scored patches of each image are masked."""
-
-    def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
-        """One finite score a patch, of any scale; only their order within an image counts."""
-        ...
-
-    def guided_fraction(self, progress: float) -> float:
-        """Share of the masked patches that follow the scores, 0 to 1; the rest is drawn at random."""
-        ...
-
-    def observe(
-        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
-    ) -> dict[str, float]:
-        """Learns from one update of the autoencoder; returns metrics. `patch_loss` is 0 where visible."""
-        ...
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 def count_masked(num_patches: int, mask_ratio: float) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking.selection import MaskPolicy
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.plugins import load, with_installed
+from ahm_gym.policies.base import MaskPolicy
 
 POLICIES = {
     "random": "ahm_gym.policies.random:RandomPolicy",
@@ -25,11 +25,11 @@ POLICIES = {
     "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
     "textured": "ahm_gym.policies.texture:TexturedPolicy",
     "flat": "ahm_gym.policies.texture:FlatPolicy",
-    "agent": "ahm_gym.agents.frozen:from_run",
+    "agent": "ahm_gym.pretraining.frozen:from_run",
 }
 """Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""
 
-__all__ = ["POLICIES", "make_policy", "policies"]
+__all__ = ["POLICIES", "MaskPolicy", "make_policy", "policies"]
 
 
 def policies() -> dict[str, EntryPoint]:
@@ -41,7 +41,8 @@ def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
     """The mask policy of that name; `agent:RUN_DIR` is the trained agent of a run, frozen.
 
     Raises:
-        InputError: for an unknown name, with the nearest one, or a run folder that holds no agent.
+        InputError: for an unknown name, with the nearest one, a run folder that holds no agent, or a policy that
+            does not inherit from `MaskPolicy`.
     """
     key, colon, argument = name.partition(":")
     factory = load("policy", key, policies())
@@ -49,4 +50,10 @@ def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
         raise InputError(
             f"policy {name!r}: write agent:RUN_DIR for the trained agent of a run, and the bare name for any other."
         )
-    return factory(autoencoder, argument) if colon else factory(autoencoder)
+    policy = factory(autoencoder, argument) if colon else factory(autoencoder)
+    if not isinstance(policy, MaskPolicy):
+        raise InputError(
+            f"policy {name} is a {type(policy).__name__}, which is no MaskPolicy: let it inherit from "
+            "ahm_gym.policies.MaskPolicy."
+        )
+    return policy

@@ -11,10 +11,11 @@ from torch import Tensor
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.policies.scorer import TrainedScorer
 
 
-class AdaMAEPolicy:
+class AdaMAEPolicy(MaskPolicy):
     """Shows hard patches and masks the rest: a network samples the visible ones.
 
     AdaMAE (Bandara et al., "AdaMAE: Adaptive Masking for Efficient Spatiotemporal Learning with Masked
@@ -35,9 +36,6 @@ class AdaMAEPolicy:
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         log_prob = self.scorer.network(patches.embeddings).log_softmax(dim=1)
         return -(log_prob + gumbel_noise(log_prob, generator))
-
-    def guided_fraction(self, progress: float) -> float:
-        return 1.0
 
     def observe(
         self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]

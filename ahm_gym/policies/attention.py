@@ -54,9 +54,6 @@ class AttentionPolicy(TaughtPolicy):
         """Scores of the images that are masked by attention."""
         return attention
 
-    def guided_fraction(self, progress: float) -> float:
-        return 1.0
-
 
 class AttentionLowPolicy(AttentionPolicy):
     """Masks the patches that the encoder attends to least: AttMask-Low, the paper's control."""

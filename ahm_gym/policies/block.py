@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ahm_gym.masking.selection import PatchBatch, random_scores
-from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.policies.base import MaskPolicy
 
 
-class BlockPolicy(FixedPolicy):
+class BlockPolicy(MaskPolicy):
     """Random rectangles, one after another, until the ratio is met: the mask of BEiT (Bao et al., ICLR 2022).
 
     A rectangle covers 8 to 40 % of the image at an aspect of 0.3 to 1 / 0.3.

@@ -13,10 +13,11 @@ from torch.nn import functional
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.policies.scorer import TrainedScorer
 
 
-class CurriculumPolicy:
+class CurriculumPolicy(MaskPolicy):
     """Masks easy patches at first and hard ones at the end.
 
     CL-MAE (Madan et al., "CL-MAE: Curriculum-Learned Masked Autoencoders", WACV 2024). A mask network
@@ -43,9 +44,6 @@ class CurriculumPolicy:
         logits = self.scorer.network(patches.embeddings)
         uniform = random_scores((logits.shape[0], logits.shape[1]), generator, logits.device)
         return logits + uniform.clamp(1e-6, 1 - 1e-6).logit()
-
-    def guided_fraction(self, progress: float) -> float:
-        return 1.0
 
     def observe(
         self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]

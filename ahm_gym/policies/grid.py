@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.masking.selection import PatchBatch, random_scores
-from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.policies.base import MaskPolicy
 
 
-class GridPolicy(FixedPolicy):
+class GridPolicy(MaskPolicy):
     """One patch of each 2x2 stays visible, the lattice shifted at random in each image.
 
     At a ratio of 0.75 the lattice is exact; a smaller ratio shows other patches too, a larger one hides some of the

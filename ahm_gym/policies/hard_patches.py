@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.masking.masks import Masks
-from ahm_gym.masking.schedules import ramp
+from ahm_gym.masking.schedules import Ramp
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoders import as_encoder
+from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
 from ahm_gym.policies.teacher import Teacher
 
 
-class HardPatchesPolicy:
+class HardPatchesPolicy(MaskPolicy):
     """Masks the patches of the highest predicted loss.
 
     HPM (Wang et al., "Hard Patches Mining for Masked Image Modeling", CVPR 2023). A predictor learns
@@ -34,8 +35,10 @@ class HardPatchesPolicy:
     `Teacher`).
     """
 
+    guided_fraction = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
+
     def __init__(self, autoencoder: Autoencoder) -> None:
-        self.autoencoder = autoencoder
+        super().__init__(autoencoder)
         self.encoder: Teacher[nn.Module] = Teacher(autoencoder.encoder)
         blank = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=autoencoder.device)
         self.scorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
@@ -47,9 +50,6 @@ class HardPatchesPolicy:
         self._seen = (patches, features)  # observe() needs the same, right after
         with torch.no_grad():
             return self.predictor.network(features)
-
-    def guided_fraction(self, progress: float) -> float:
-        return ramp(progress, start=0.0, end=1.0, top=0.5)
 
     def observe(
         self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]

@@ -7,20 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.masking.selection import PatchBatch
-from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patch_difficulty import true_patch_loss
-from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.policies.base import MaskPolicy
 
 
-class OracleHardPolicy(FixedPolicy):
+class OracleHardPolicy(MaskPolicy):
     """Masks the patches that the autoencoder, as it stands, reconstructs worst.
 
     The upper bound of what an agent for hard patches can learn: it tells a bad agent from a bad idea. A
     control of this project, without a paper. It costs four more forward passes an update.
     """
-
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        self.autoencoder = autoencoder
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         """The mean loss over four random masks, each patch counted where it is masked."""

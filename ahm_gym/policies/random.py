@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.masking.spread import SPREAD_FALL
-from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.policies.base import MaskPolicy
 
 
-class RandomPolicy(FixedPolicy):
+class RandomPolicy(MaskPolicy):
     """Uniform without replacement: the mask of MAE (He et al., CVPR 2022)."""
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

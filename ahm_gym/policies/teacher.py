@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch
+from ahm_gym.policies.base import MaskPolicy
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -59,7 +60,7 @@ class Teacher(Generic[Network]):
         self.updates = state["updates"]
 
 
-class TaughtPolicy:
+class TaughtPolicy(MaskPolicy):
     """What mask policies share whose teacher follows the autoencoder and is all that they have of state."""
 
     teacher: Teacher[Any]

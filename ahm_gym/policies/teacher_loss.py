@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ahm_gym.device.transfers import to_device
 from ahm_gym.masking.drawing import draw_masks
-from ahm_gym.masking.schedules import ramp
+from ahm_gym.masking.schedules import Ramp
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies.teacher import TaughtPolicy, Teacher
@@ -26,6 +26,8 @@ class TeacherLossPolicy(TaughtPolicy):
     ratio is the run's (0.6 there), and the teacher's momentum warms up (see `Teacher`).
     """
 
+    guided_fraction = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
+
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.teacher = Teacher(autoencoder)
 
@@ -37,6 +39,3 @@ class TeacherLossPolicy(TaughtPolicy):
         with model.autocast():
             loss = model(patches.images, masks).patch_loss
         return loss.float().masked_fill(~to_device(masks.masked, loss.device), -1.0)
-
-    def guided_fraction(self, progress: float) -> float:
-        return ramp(progress, start=0.0, end=1.0, top=0.5)

@@ -1,155 +1,75 @@
-"""Whoever chooses the masks, policy or agent, behind one face for the training loop."""
+"""The agent that chooses the masks of a run, by name, and the settings that go with it."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ahm_gym.agents import agent_class, agents, make_agent
-from ahm_gym.agents.base import Agent, Callback, shares_of, update_metrics
-from ahm_gym.agents.frozen import save_agent
-from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.agents.base import Agent, sees_pixels
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.masking.masks import Masks
-from ahm_gym.masking.schedules import share_at
-from ahm_gym.masking.selection import MaskPolicy, PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies import POLICIES, make_policy, policies
-
-DEFAULT_REWARD = "relative"
-
-
-class PolicyActor:
-    """A mask policy that acts in the environment, batch after batch."""
-
-    env_id = "AHM/Masking-v0"
-    resumes_exactly = True
-    reward = DEFAULT_REWARD
-    takes_tensors = True
-
-    def __init__(self, policy: MaskPolicy) -> None:
-        self.policy = policy
-        self.generator = torch.Generator()
-
-    def guided_fraction(self, progress: float) -> float:
-        return self.policy.guided_fraction(progress)
-
-    def spread_fraction(self, progress: float) -> float:
-        """The policy's own schedule; most have none, and let any patch be masked."""
-        return share_at(getattr(self.policy, "spread_fraction", 0.0), progress, "spread fraction")
-
-    def learn(
-        self,
-        make_env: Callable[[], MaskingVectorEnv],
-        num_steps: int,
-        *,
-        seed: int | None,
-        callback: Callback | None = None,
-    ) -> None:
-        env = make_env()
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        env.reset(seed=seed)
-        for _ in range(num_steps):
-            patches = env.patches
-            scores = self.policy.score(patches, self.generator).cpu().numpy()
-            ended = False
-            while not ended:
-                _, reward, terminated, _, info = env.step(scores)
-                ended = bool(terminated.all())
-            masks = Masks(*(torch.as_tensor(info[name]) for name in ("mask", "guided", "weight")))
-            patch_loss = torch.as_tensor(info["patch_loss"])
-            metrics = update_metrics(info, reward) | self.policy.observe(patches, masks, patch_loss)
-            if callback is not None and callback(metrics):
-                return
-
-    def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
-        """Scores to judge by; drawn from a generator of their own, so that looking changes nothing."""
-        return self.policy.score(patches, torch.Generator().manual_seed(0))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.generator.set_state(state["generator"])
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 
 
-class AgentActor:
-    """A learning agent, the shares of its masks (`ahm_gym.agents.base.shares_of`) and what pays it."""
-
-    def __init__(self, name: str, options: dict[str, Any], agent: Agent, model: str) -> None:
-        self.name, self.options, self.agent, self.model = name, options, agent, model
-        self.env_id = agent.env_id
-        self.resumes_exactly = getattr(agent, "resumes_exactly", True)
-        self.guided_fraction, self.spread_fraction = shares_of(agent)
-        self.reward: str = getattr(agent, "reward", DEFAULT_REWARD)
-        self.takes_tensors: bool = getattr(agent, "takes_tensors", False)
-
-    def learn(
-        self,
-        make_env: Callable[[], MaskingVectorEnv],
-        num_steps: int,
-        *,
-        seed: int | None,
-        callback: Callback | None = None,
-    ) -> None:
-        self.agent.learn(make_env, num_steps, seed=seed, callback=callback)
-
-    def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
-        """Scores to judge by: the agent's best choice, without its exploration."""
-        return self.agent.act(patches.embeddings, deterministic=True)
-
-    def export(self, folder: Path, autoencoder: Autoencoder) -> None:
-        """Writes what `--policy agent:RUN_DIR` needs."""
-        save_agent(folder, self.name, self.options, self.agent, self.model, autoencoder)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.agent.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.agent.load_state_dict(state)
-
-
-Actor = PolicyActor | AgentActor
-
-
-def make_actor(
+def make_mask_source(
     name: str,
     autoencoder: Autoencoder,
-    model: str,
     *,
     num_workers: int,
     seed: int,
     device: torch.device,
     masking_steps: int = 1,
-    agent_options: dict[str, Any] | None = None,
-) -> Actor:
-    """The policy or agent of that name.
+    options: dict[str, Any] | None = None,
+) -> Agent:
+    """The agent of that name, or the mask policy of that name as an agent.
+
+    Args:
+        name: of `--policy`.
+        autoencoder: whose images it masks.
+        num_workers: of a learning agent.
+        seed: of the agent's initial weights.
+        device: of the agent.
+        masking_steps: of an episode.
+        options: what `agent_options` returned.
 
     Raises:
-        InputError: for a name in neither table, an option that the agent does not have, or several workers,
-            several masking steps or options for a policy that needs none.
+        InputError: for a name in neither table, options that the agent refuses, or several workers, several
+            masking steps or options for a policy, which takes none.
     """
-    if name in agents() and name not in POLICIES:
-        shape = (autoencoder.num_patches, autoencoder.dim)
-        options = check_options(name, agent_options or {}) | pixel_options(name, autoencoder, model)
-        given = {"grid": autoencoder.grid, "num_workers": num_workers, "seed": seed, "device": device}
-        try:
-            agent = make_agent(name, shape, **given, **options)
-        except (TypeError, ValueError, AssertionError) as error:
-            if isinstance(error, InputError) or not agent_options:
-                raise
-            shown = " ".join(f"{option}={value}" for option, value in agent_options.items())
-            raise InputError(f"agent {name} cannot be made with --agent-options {shown}: {error}") from error
-        return AgentActor(name, options, agent, model)
+    if not is_agent(name):
+        check_policy_name(name, num_workers, masking_steps, options)
+        return PolicyAgent(make_policy(name, autoencoder))
+    shape = (autoencoder.num_patches, autoencoder.dim)
+    given = {"grid": autoencoder.grid, "num_workers": num_workers, "seed": seed, "device": device}
+    try:
+        return make_agent(name, shape, **given, **(options or {}))
+    except (TypeError, ValueError, AssertionError) as error:
+        chosen = {option: value for option, value in (options or {}).items() if option not in GIVEN}
+        if isinstance(error, InputError) or not chosen:
+            raise
+        shown = " ".join(f"{option}={value}" for option, value in chosen.items())
+        raise InputError(f"agent {name} cannot be made with --agent-options {shown}: {error}") from error
+
+
+def is_agent(name: str) -> bool:
+    """Whether the name is that of a learning agent; mask policies of this project win over agents of others."""
+    return name in agents() and name not in POLICIES
+
+
+def check_policy_name(
+    name: str, num_workers: int, masking_steps: int, options: dict[str, Any] | None
+) -> None:
+    """Refuses an unknown name, and the settings of learning agents for a mask policy.
+
+    Raises:
+        InputError: with the nearest name, or the setting to leave out.
+    """
     if name.partition(":")[0] not in policies():
         raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
@@ -161,11 +81,22 @@ def make_actor(
             f"--masking-steps {masking_steps} goes with a learning agent such as a3c, which looks again after every "
             f"step; policy {name} scores an image once: leave it out."
         )
-    if agent_options:
+    if options:
         raise InputError(
-            f"--agent-options {' '.join(agent_options)} goes with a learning agent such as a3c, not with policy {name}."
+            f"--agent-options {' '.join(options)} goes with a learning agent such as a3c, not with policy {name}."
         )
-    return PolicyActor(make_policy(name, autoencoder))
+
+
+def agent_options(name: str, pairs: tuple[str, ...], autoencoder: Autoencoder, model: str) -> dict[str, Any]:
+    """What an agent is made with: the options NAME=VALUE of `--agent-options`, checked, and what it must know.
+
+    Raises:
+        InputError: for an option that it does not take, or an autoencoder that it cannot look through.
+    """
+    options = read_options(pairs)
+    return (
+        check_options(name, options) | pixel_options(name, autoencoder, model) if is_agent(name) else options
+    )
 
 
 def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -230,7 +161,7 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
     Raises:
         InputError: where it would see a vision transformer's embeddings instead.
     """
-    if not getattr(agent_class(name), "sees_pixels", False):
+    if not sees_pixels(agent_class(name)):
         return {}
     if not autoencoder.embeds_pixels:
         raise InputError(

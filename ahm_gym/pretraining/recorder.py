@@ -18,8 +18,9 @@ from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.encoders import export_encoder
 from ahm_gym.pretraining import figures
+from ahm_gym.pretraining.frozen import save_agent
 from ahm_gym.pretraining.mask_quality import judge
-from ahm_gym.pretraining.mask_source import AgentActor
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
@@ -137,9 +138,9 @@ class Recorder:
         autoencoder = training.pretrainer.autoencoder
         statistics = {"mean": training.dataset.mean, "std": training.dataset.std}
         self.run.replace("encoder", lambda folder: export_encoder(autoencoder.encoder, folder, **statistics))
-        actor = training.actor
-        if isinstance(actor, AgentActor):
-            self.run.replace("agent", lambda folder: actor.export(folder, autoencoder))
+        if not isinstance(training.actor, PolicyAgent):
+            made = (training.config.policy, training.agent_options, training.actor, training.config.model)
+            self.run.replace("agent", lambda folder: save_agent(folder, *made, autoencoder))
         since_log = {"sums": dict(self.sums), "counts": dict(self.counts)}
         self.run.save_checkpoint(self.step, training.state_dict() | since_log)
 

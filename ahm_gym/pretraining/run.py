@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
+from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.device.choice import count_data_workers, pick_device
@@ -26,13 +27,7 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
-from ahm_gym.pretraining.mask_source import (
-    DEFAULT_REWARD,
-    Actor,
-    check_reconstructor,
-    make_actor,
-    read_options,
-)
+from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source
 from ahm_gym.pretraining.recorder import Recorder
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
@@ -157,15 +152,15 @@ class Training:
             device=self.device,
             frozen=config.reconstructor is not None,
         )
-        self.actor: Actor = make_actor(
+        self.agent_options = agent_options(config.policy, config.agent_options, autoencoder, config.model)
+        self.actor: Agent = make_mask_source(
             config.policy,
             autoencoder,
-            config.model,
             num_workers=config.num_workers,
             seed=config.seed,
             device=self.device,
             masking_steps=config.masking_steps,
-            agent_options=read_options(config.agent_options),
+            options=self.agent_options,
         )
         self._choose_masks()
         self.factory = self._env_factory(shared=False)
@@ -182,7 +177,7 @@ class Training:
         guided, spread, reward = self.actor.guided_fraction, self.actor.spread_fraction, self.actor.reward
         if config.reconstructor is not None:
             # It is the agent alone that learns: from every masked patch, and not by the progress of the autoencoder.
-            guided, spread, reward = 1.0, 0.0, DEFAULT_REWARD
+            guided, spread, reward = 1.0, 0.0, Agent.reward
         self.reward = config.reward or reward
         self.guided_fraction = chosen_share(
             "guided", config.guided_fraction, config.guided_ramp, guided, falls=False
@@ -200,6 +195,7 @@ class Training:
             "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
+            "weigh": self.actor.weigh,
             "data_workers": count_data_workers(config.data_workers, self.device),
         }
         if self.actor.takes_tensors:

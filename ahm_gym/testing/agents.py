@@ -13,17 +13,17 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from ahm_gym.agents.base import Agent, sees_pixels
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.storage import load_state, save_state
 
 NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 32), 8
-MEMBERS = ("env_id", "learn", "act", "state_dict", "load_state_dict")
 
 
 def check_agent(make_agent: Callable[..., Any]) -> None:
-    """Checks an agent: its members, its shares, its scores, its count of updates, its seed and its state.
+    """Checks an agent: its base class, environment, shares, scores, count of updates, seed and state.
 
     An agent with `resumes_exactly = False` need not learn on alike after loading, only act alike.
 
@@ -34,8 +34,10 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
     Raises:
         AssertionError: with a sentence about the first thing that does not hold.
     """
+    check_class(make_agent, Agent)
     agent = _Trial.build(make_agent)
-    _check_members(agent)
+    check_base(agent, Agent)
+    _check_environment(agent)
     check_shares(agent)
     _check_act(agent, _Trial(agent).observation())
     _check_learn(agent)
@@ -44,10 +46,34 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
     _check_state(make_agent)
 
 
+def check_class(make: Any, base: type) -> None:
+    """Checks that a class inherits from `base` and has all that `base` leaves to it; a function passes."""
+    if not isinstance(make, type):
+        return
+    assert issubclass(make, base), _no_heir(make, base)
+    missing = ", ".join(sorted(make.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
+    assert not missing, f"{make.__name__} has no {missing}: see {_path(base)}."
+
+
+def check_base(part: Any, base: type) -> None:
+    assert isinstance(part, base), _no_heir(type(part), base)
+
+
+def _no_heir(cls: type, base: type) -> str:
+    return f"{cls.__name__} is no {base.__name__}: let it inherit from {_path(base)}."
+
+
+def _path(base: type) -> str:
+    """Where a base class is imported from."""
+    return f"{base.__module__.rpartition('.')[0]}.{base.__name__}"
+
+
 def check_shares(part: Any) -> None:
-    """Checks the shares of guided patches and of spread masks that a policy or an agent has of its own."""
-    for name in ("guided_fraction", "spread_fraction"):
-        own = getattr(part, name, 0.0)
+    """Checks the shares of guided patches and of spread masks of a policy or an agent."""
+    for name, own in (
+        ("guided_fraction", part.guided_fraction),
+        ("spread_fraction", part.spread_fraction),
+    ):
         for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
             share = own(progress) if callable(own) else own
             assert isinstance(share, (int, float)) and 0 <= share <= 1, (
@@ -58,16 +84,15 @@ def check_shares(part: Any) -> None:
 class _Trial:
     """A small environment of real masking, around one autoencoder that counts its updates."""
 
-    def __init__(self, agent: Any) -> None:
-        self.env_id = agent.env_id
-        self.takes_tensors = getattr(agent, "takes_tensors", False)
-        self.pretrainer = Pretrainer(_autoencoder(agent), num_steps=100)
+    def __init__(self, agent: Agent) -> None:
+        self.env_id, self.takes_tensors = agent.env_id, agent.takes_tensors
+        self.pretrainer = Pretrainer(_autoencoder(agent.sees_pixels), num_steps=100)
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(3 * NUM_ENVS, CHANNELS, *IMAGE_SIZE, generator=generator)
 
     @staticmethod
     def build(make_agent: Callable[..., Any], seed: int = 0) -> Any:
-        autoencoder = _autoencoder(make_agent)
+        autoencoder = _autoencoder(sees_pixels(make_agent))
         shape = (autoencoder.num_patches, autoencoder.dim)
         return make_agent(shape, grid=autoencoder.grid, seed=seed, device=torch.device("cpu"))
 
@@ -97,15 +122,12 @@ class _Trial:
         return calls
 
 
-def _autoencoder(agent: Any) -> Autoencoder:
-    """One whose observations the agent, or its class, can look at."""
-    model = "unet" if getattr(agent, "sees_pixels", False) else "tiny"
+def _autoencoder(shows_pixels: bool) -> Autoencoder:
+    model = "unet" if shows_pixels else "tiny"
     return build_autoencoder(model, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, channels=CHANNELS)
 
 
-def _check_members(agent: Any) -> None:
-    for name in MEMBERS:
-        assert hasattr(agent, name), f"the agent has no {name}: expected {', '.join(MEMBERS)}."
+def _check_environment(agent: Agent) -> None:
     assert agent.env_id in gymnasium.registry, (
         f"env_id is {agent.env_id!r}: expected the id of a registered environment, such as AHM/Masking-v0."
     )
@@ -195,7 +217,7 @@ def _check_state(make_agent: Callable[..., Any]) -> None:
             f"after load_state_dict() another agent acts otherwise (deterministic={deterministic}): the state "
             "lacks something."
         )
-    if not getattr(agent, "resumes_exactly", True):
+    if not agent.resumes_exactly:
         return
     first, second = (_Trial(a).learn(a, 2, seed=5) for a in (agent, other))
     same = all(a[key] == b[key] for a, b in zip(first, second, strict=True) for key in ("loss", "reward"))

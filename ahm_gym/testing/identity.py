@@ -12,6 +12,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ahm_gym.agents.base import Agent
+
 
 class IdentityTask(VectorEnv):
     """Mask the `num_targets` patches of each image whose embedding carries the mark.
@@ -125,9 +127,9 @@ class PixelIdentityTask(IdentityTask):
         self.position = np.zeros_like(self.position)
 
 
-def identity_task(agent: Any, num_patches: int = 16, **options: Any) -> IdentityTask:
+def identity_task(agent: Agent, num_patches: int = 16, **options: Any) -> IdentityTask:
     """The identity task with a quarter of targets, in the actions and observations that the agent wants."""
-    if getattr(agent, "sees_pixels", False):
+    if agent.sees_pixels:
         task = PixelIdentityTask
     else:
         task = IdentityTask if agent.env_id == "AHM/Masking-v0" else SequentialIdentityTask

@@ -12,16 +12,16 @@ from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import build_autoencoder
-from ahm_gym.testing.agents import check_shares, saved_and_loaded
+from ahm_gym.policies.base import MaskPolicy
+from ahm_gym.testing.agents import check_base, check_class, check_shares, saved_and_loaded
 
 PATCH_SIZE = 8
 CASES = (((32, 32), 1), ((16, 40), 1), ((40, 24), 3))
 """Image sizes and channels: square, wide, high."""
-MEMBERS = ("score", "guided_fraction", "observe", "state_dict", "load_state_dict")
 
 
 def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
-    """Checks a mask policy: its members, scores, draws, shares, metrics and state.
+    """Checks a mask policy: its base class, scores, draws, shares, metrics and state.
 
     Args:
         make_policy: builds a fresh policy for an autoencoder; the class itself will do.
@@ -29,13 +29,14 @@ def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
     Raises:
         AssertionError: with a sentence about the first thing that does not hold.
     """
+    check_class(make_policy, MaskPolicy)
     for image_size, channels in CASES:
         autoencoder = build_autoencoder(
             "tiny", image_size=image_size, patch_size=PATCH_SIZE, channels=channels
         )
         weights = [value.clone() for value in autoencoder.state_dict().values()]
         policy = make_policy(autoencoder)
-        _check_members(policy)
+        check_base(policy, MaskPolicy)
         for batch in (1, 4):
             _check_draws(policy, _patches(autoencoder, batch))
         check_shares(policy)
@@ -51,11 +52,6 @@ def _patches(autoencoder: Autoencoder, batch: int) -> PatchBatch:
     images = torch.randn(batch, autoencoder.channels, height, width, generator=generator)
     with torch.no_grad():
         return PatchBatch(images, autoencoder.embed(images), autoencoder.grid, 0.5)
-
-
-def _check_members(policy: Any) -> None:
-    for name in MEMBERS:
-        assert hasattr(policy, name), f"the policy has no {name}(): expected {', '.join(MEMBERS)}."
 
 
 def _scores(policy: Any, patches: PatchBatch, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from ahm_gym.agents.networks import LOGIT_CAP, ActorCriticOutput, bounded
 from ahm_gym.errors import InputError
 from ahm_gym.model.patches import patchify
 from ahm_gym.model.vit import build_autoencoder
-from ahm_gym.pretraining.mask_source import make_actor
+from ahm_gym.pretraining.mask_source import agent_options, make_mask_source
 from ahm_gym.testing import PixelIdentityTask
 
 SHAPE = (16, 16)
@@ -147,14 +147,18 @@ def test_embeddings_and_patches_without_a_power_of_two_are_refused(dim, channels
 
 
 def test_a_vision_transformers_embeddings_are_refused_by_the_training_loop():
-    settings = {"num_workers": 1, "seed": 0, "device": torch.device("cpu")}
     autoencoder = build_autoencoder("tiny", image_size=(32, 32))
     with pytest.raises(InputError, match="shows embeddings of its patches: choose --model unet"):
-        make_actor("ahm2025", autoencoder, "tiny", **settings)
-    actor = make_actor(
-        "ahm2025", build_autoencoder("unet", image_size=(32, 32), channels=3), "unet", **settings
+        agent_options("ahm2025", (), autoencoder, "tiny")
+    autoencoder = build_autoencoder("unet", image_size=(32, 32), channels=3)
+    options = agent_options("ahm2025", (), autoencoder, "unet")
+    assert options == {"channels": 3}
+    settings = {"num_workers": 1, "seed": 0, "device": torch.device("cpu")}
+    agent = make_mask_source("ahm2025", autoencoder, options=options, **settings)
+    assert agent.act(torch.zeros(2, autoencoder.num_patches, autoencoder.dim), deterministic=True).shape == (
+        2,
+        16,
     )
-    assert actor.options == {"channels": 3}
 
 
 def test_equal_probabilities_of_the_published_agent_are_no_raster_order():

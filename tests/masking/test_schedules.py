@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ahm_gym.agents.base import GUIDED_FALL, shares_of
+from ahm_gym.agents.base import GUIDED_FALL, Agent
 from ahm_gym.errors import InputError
 from ahm_gym.masking.schedules import Ramp, RisingMaskRatio, chosen_share, ramp
 from ahm_gym.masking.selection import count_masked
@@ -54,7 +54,7 @@ def test_a_ramp_goes_up_or_down_between_its_ends():
 
 
 def test_an_agent_without_shares_of_its_own_is_paid_throughout():
-    assert shares_of(object()) == (0.5, 1.0)
+    assert (Agent.guided_fraction, Agent.spread_fraction) == (0.5, 1.0)
 
 
 def test_a3c_guides_half_at_first_all_spread_and_nothing_from_the_middle_on():

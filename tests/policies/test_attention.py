@@ -97,7 +97,7 @@ def test_the_teacher_sees_the_whole_image_and_follows_the_encoder(name, autoenco
     momenta = [policy.teacher.momentum(progress) for progress in (0.0, 0.5, 1.0)]
     assert momenta == pytest.approx([0.996, 0.998, 1.0], abs=2e-5)
     assert policy.observe(patches, Masks.of(torch.ones(64, 24, dtype=torch.bool)), torch.ones(64, 24)) == {}
-    assert policy.teacher.updates == 10**6 + 1 and policy.guided_fraction(0.0) == 1.0
+    assert policy.teacher.updates == 10**6 + 1 and policy.guided_fraction == 1.0
 
 
 def test_an_encoder_whose_attention_cannot_be_seen_is_refused():

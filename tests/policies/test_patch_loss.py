@@ -42,4 +42,4 @@ def test_they_follow_the_autoencoder_as_it_is_now_and_guide_every_masked_patch(n
     weight.data.mul_(1.5)
     assert not torch.equal(policy.score(patches, torch.Generator().manual_seed(0)), before)
     weight.data.copy_(kept)
-    assert policy.guided_fraction(0.0) == 1.0 and policy.state_dict() == {}
+    assert policy.guided_fraction == 1.0 and policy.state_dict() == {}

@@ -6,7 +6,6 @@ import torch
 from programs import assert_same
 
 from ahm_gym.agents import make_agent
-from ahm_gym.agents.frozen import save_agent
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
@@ -14,7 +13,8 @@ from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import POLICIES, make_policy
-from ahm_gym.pretraining.mask_source import PolicyActor
+from ahm_gym.pretraining.frozen import save_agent
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.testing.agents import saved_and_loaded
 
 SIZE = (32, 48)
@@ -48,7 +48,7 @@ def test_a_rule_guides_every_masked_patch_and_draws_anew_from_another_generator(
     policy = make_policy(name, autoencoder)
     first, other = (policy.score(patches, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(first, other)
-    assert policy.guided_fraction(0.5) == 1.0
+    assert policy.guided_fraction == 1.0
 
 
 def small_batch(autoencoder, seed):
@@ -115,7 +115,7 @@ def test_looking_at_other_images_between_two_updates_changes_nothing(name, autoe
 def test_every_policy_pretrains_in_the_environment_with_its_own_guided_share(name, patches):
     autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
     pretrainer = Pretrainer(autoencoder, num_steps=2)
-    actor = PolicyActor(make_policy(name, autoencoder))
+    actor = PolicyAgent(make_policy(name, autoencoder))
     images = patches.images[:8]
     env = MaskingVectorEnv(4, data=images, pretrainer=pretrainer, guided_fraction=actor.guided_fraction)
     rows = []

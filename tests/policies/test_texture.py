@@ -15,6 +15,6 @@ def test_what_varies_most_is_masked_or_what_varies_least():
     for name, num_masked in (("textured", 2), ("flat", 4)):
         policy = make_policy(name, autoencoder)
         masks[name] = mask_top_k(policy.score(patches, torch.Generator()), num_masked)
-        assert policy.guided_fraction(0.0) == 1.0
+        assert policy.guided_fraction == 1.0
     assert masks["textured"].tolist() == [[True, False, False, True, False, False]]
     assert torch.equal(masks["flat"], ~masks["textured"])

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from plugin_package.ahm_bright import PositionBandit
 
 from ahm_gym.agents import AGENTS, agents, make_agent
 from ahm_gym.errors import InputError
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import POLICIES, make_policy, policies
-from ahm_gym.pretraining.mask_source import AgentActor, PolicyActor, make_actor
+from ahm_gym.pretraining.mask_source import make_mask_source
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 
 
 @pytest.fixture
@@ -30,8 +32,19 @@ def autoencoder():
     return build_autoencoder("tiny", image_size=(16, 24), patch_size=8)
 
 
-def actor(name, autoencoder, num_workers=1):
-    return make_actor(name, autoencoder, "tiny", num_workers=num_workers, seed=0, device=torch.device("cpu"))
+def make(name, autoencoder, num_workers=1):
+    return make_mask_source(name, autoencoder, num_workers=num_workers, seed=0, device=torch.device("cpu"))
+
+
+class Loose:
+    """Neither agent nor policy."""
+
+    def __init__(self, *args, **options):
+        pass
+
+
+def make_loose(*args, **options):
+    return Loose()
 
 
 BANDIT = "bandit = plugin_package.ahm_bright:PositionBandit"
@@ -41,15 +54,15 @@ BRIGHT = "bright = plugin_package.ahm_bright:Bright"
 def test_what_a_package_adds_stands_beside_our_own_and_can_be_made(install, autoencoder):
     install("other", agents=[BANDIT], policies=[BRIGHT])
     assert set(agents()) >= {*AGENTS, "bandit"} and set(policies()) >= {*POLICIES, "bright"}
-    assert isinstance(actor("bandit", autoencoder), AgentActor)
-    assert isinstance(actor("bright", autoencoder), PolicyActor)
+    assert isinstance(make("bandit", autoencoder), PositionBandit)
+    assert isinstance(make("bright", autoencoder), PolicyAgent)
 
 
 def test_our_own_names_win(install, autoencoder):
     install("other", agents=[BANDIT.replace("bandit", "a3c"), BANDIT.replace("bandit", "random")],
             policies=[BRIGHT.replace("bright", "block")])  # fmt: skip
     assert agents()["a3c"].value == AGENTS["a3c"] and policies()["block"].value == POLICIES["block"]
-    assert isinstance(actor("random", autoencoder), PolicyActor)
+    assert isinstance(make("random", autoencoder), PolicyAgent)
 
 
 def test_a_name_that_two_packages_give_is_refused_and_the_others_are_not(install, autoencoder):
@@ -71,13 +84,26 @@ def test_a_package_that_cannot_be_imported_is_named(install, autoencoder, place)
 def test_an_unknown_name_is_told_what_packages_offer(install, autoencoder):
     install("other", agents=[BANDIT], policies=[BRIGHT])
     with pytest.raises(InputError, match="did you mean 'bright'.*bandit"):
-        actor("brigth", autoencoder)
+        make("brigth", autoencoder)
     with pytest.raises(InputError, match="did you mean 'bandit'"):
         make_agent("bandi", (6, 8))
+
+
+@pytest.mark.parametrize("place", ["Loose", "make_loose"])
+def test_what_inherits_from_no_base_class_is_refused_with_the_class_to_inherit_from(
+    install, autoencoder, place
+):
+    install("loose", agents=[f"act = test_plugins:{place}"], policies=[f"rule = test_plugins:{place}"])
+    with pytest.raises(InputError, match=r"agent act is a Loose.*inherit from ahm_gym\.agents\.Agent"):
+        make("act", autoencoder)
+    with pytest.raises(
+        InputError, match=r"policy rule is a Loose.*inherit from ahm_gym\.policies\.MaskPolicy"
+    ):
+        make("rule", autoencoder)
 
 
 def test_an_agent_that_does_not_name_num_workers_has_one(install, autoencoder):
     install("other", agents=[BANDIT])
     with pytest.raises(InputError, match="agent bandit learns in one process and takes 1 worker, not 2"):
-        actor("bandit", autoencoder, num_workers=2)
-    assert actor("a3c", autoencoder, num_workers=2).agent.num_workers == 2
+        make("bandit", autoencoder, num_workers=2)
+    assert make("a3c", autoencoder, num_workers=2).num_workers == 2

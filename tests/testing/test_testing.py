@@ -5,8 +5,8 @@ import pytest
 import torch
 from plugin_package.ahm_bright import Bright, PositionBandit
 
-from ahm_gym.agents import AGENTS, agent_class
-from ahm_gym.policies import POLICIES, make_policy
+from ahm_gym.agents import AGENTS, Agent, agent_class
+from ahm_gym.policies import POLICIES, MaskPolicy, make_policy
 from ahm_gym.policies.random import RandomPolicy
 from ahm_gym.testing import check_agent, check_policy
 
@@ -26,9 +26,11 @@ def test_a_policy_and_an_agent_of_somebody_else_pass_our_checker():
     check_agent(PositionBandit)
 
 
-class OnlyActs:
+class NoAgent:
     env_id = "AHM/Masking-v0"
 
+
+class OnlyActs(Agent):
     def __init__(self, observation_shape, *, grid, seed, device):
         pass
 
@@ -139,7 +141,9 @@ class ForgetsItsCounts(PositionBandit):
 @pytest.mark.parametrize(
     ("agent", "sentence"),
     [
-        (OnlyActs, "has no learn: expected env_id, learn, act"),
+        (NoAgent, r"NoAgent is no Agent: let it inherit from ahm_gym\.agents\.Agent"),
+        (lambda *args, **options: NoAgent(), r"let it inherit from ahm_gym\.agents\.Agent"),
+        (OnlyActs, "OnlyActs has no learn, load_state_dict, state_dict"),
         (UnknownEnvironment, "env_id is 'AHM/Maskin-v0'"),
         (OneScoreAnImage, r"gives torch.float32 \(4,\): expected one float score a patch, \(4, 8\)"),
         (Array, "gives a ndarray"),
@@ -165,12 +169,16 @@ def test_our_checker_finds_the_fault_of_an_agent(agent, sentence):
         check_agent(agent)
 
 
-class OnlyScores:
+class NoPolicy:
     def __init__(self, autoencoder):
         pass
 
     def score(self, patches, generator):
         return torch.zeros(patches.embeddings.shape[:2])
+
+
+class NoScores(MaskPolicy):
+    pass
 
 
 class SquareOnly(RandomPolicy):
@@ -264,7 +272,9 @@ class Forgetful(RandomPolicy):
 @pytest.mark.parametrize(
     ("policy", "sentence"),
     [
-        (OnlyScores, "has no guided_fraction"),
+        (NoPolicy, r"NoPolicy is no MaskPolicy: let it inherit from ahm_gym\.policies\.MaskPolicy"),
+        (lambda autoencoder: NoPolicy(autoencoder), r"let it inherit from ahm_gym\.policies\.MaskPolicy"),
+        (NoScores, "NoScores has no score"),
         (SquareOnly, r"on a grid of 2x5 gives torch.float32 \(1, 25\)"),
         (GreyOnly, r"on a grid of 5x3 gives torch.float32 \(1, 3, 15\)"),
         (Whole, "gives torch.int64"),

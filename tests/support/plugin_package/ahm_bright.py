@@ -2,25 +2,23 @@
 
 import torch
 
+from ahm_gym.agents import Agent
 from ahm_gym.agents.base import update_metrics
 from ahm_gym.model.patches import patchify
-from ahm_gym.policies.base import FixedPolicy
+from ahm_gym.policies import MaskPolicy
 
 
-class Bright(FixedPolicy):
+class Bright(MaskPolicy):
     """Masks the brightest patches: a quarter of what is masked; the rest is random."""
+
+    guided_fraction = 0.25
 
     def score(self, patches, generator):
         return patchify(patches.images, self.autoencoder.patch_size).mean(dim=-1)
 
-    def guided_fraction(self, progress):
-        return 0.25
 
-
-class PositionBandit:
+class PositionBandit(Agent):
     """Learns what each position pays on average, whatever the image shows, and masks the best."""
-
-    env_id = "AHM/Masking-v0"
 
     def __init__(self, observation_shape, *, grid=None, seed=0, device="cpu"):
         num_patches, _ = observation_shape

@@ -10,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.agents import make_agent
-from ahm_gym.agents.base import Agent, shares_of
+from ahm_gym.agents.base import Agent
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
-from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.runs.storage import load_state, save_state
 
 
-class AgentMasking:
+class FrozenAgent(MaskPolicy):
     """A trained agent, frozen, as a mask policy with the shares of the agent's class.
 
     It embeds images through the patch and position embedding that it was trained with: that of another
@@ -33,6 +33,7 @@ class AgentMasking:
 
     def __init__(self, agent: Agent, embedder: Autoencoder) -> None:
         self.agent = agent
+        self.guided_fraction, self.spread_fraction = agent.guided_fraction, agent.spread_fraction
         self.embedder = embedder.eval()
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
@@ -40,16 +41,8 @@ class AgentMasking:
             embeddings = self.embedder.embed(patches.images)
         return self.agent.act(embeddings, deterministic=True)
 
-    def guided_fraction(self, progress: float) -> float:
-        return share_at(shares_of(self.agent)[0], progress, "guided fraction")
-
-    def spread_fraction(self, progress: float) -> float:
-        return share_at(shares_of(self.agent)[1], progress, "spread fraction")
-
-    def observe(
-        self, patches: PatchBatch, masks: Masks, patch_loss: Float[Tensor, "B L"]
-    ) -> dict[str, float]:
-        return {}
+    def weigh(self, patches: PatchBatch, masks: Masks, generator: torch.Generator) -> Float[Tensor, "B L"]:
+        return self.agent.weigh(patches, masks, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The agent itself: its run may have gone on when this one is resumed."""
@@ -81,7 +74,7 @@ def save_agent(
     )
 
 
-def from_run(autoencoder: Autoencoder, run: str) -> AgentMasking:
+def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
     """The trained agent of a pretraining run, to mask images for `autoencoder`.
 
     Raises:
@@ -114,4 +107,4 @@ def from_run(autoencoder: Autoencoder, run: str) -> AgentMasking:
         channels=autoencoder.channels,
     )
     embedder.load_state_dict(embedder.state_dict() | saved["embedding"])
-    return AgentMasking(agent, embedder.to(device))
+    return FrozenAgent(agent, embedder.to(device))
