@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-import torch
 from jaxtyping import Float
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ahm_gym.masking.masks import Masks
@@ -31,9 +30,14 @@ class Teacher(Generic[Network]):
 
     def __init__(self, network: Network, *, start: float = 0.999, end: float = 0.9999) -> None:
         self.followed = network
-        self.network: Network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._average = ModelEmaV3(network).requires_grad_(False)
         self.start, self.end = start, end
         self.updates = 0
+
+    @property
+    def network(self) -> Network:
+        """The averaged network."""
+        return cast(Network, self._average.module)
 
     def momentum(self, progress: float) -> float:
         """Share of its own weights that the teacher keeps in the coming update."""
@@ -42,14 +46,8 @@ class Teacher(Generic[Network]):
 
     def follow(self, progress: float) -> None:
         """Moves the teacher towards the network as it is now."""
-        rate = 1.0 - self.momentum(progress)
-        with torch.no_grad():
-            pairs = list(_pairs(self.network, self.followed))
-            averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-            torch._foreach_lerp_([own for own, _ in averaged], [new for _, new in averaged], rate)
-            for own, new in pairs:
-                if not own.is_floating_point():
-                    own.copy_(new)
+        self._average.decay = self.momentum(progress)
+        self._average.update(self.followed)
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,8 +74,3 @@ class TaughtPolicy(MaskPolicy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load_state_dict(state["teacher"])
-
-
-def _pairs(one: nn.Module, other: nn.Module) -> Any:
-    yield from zip(one.parameters(), other.parameters(), strict=True)
-    yield from zip(one.buffers(), other.buffers(), strict=True)
