@@ -28,6 +28,7 @@ from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import mask_top_k
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
@@ -114,7 +115,7 @@ def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
         optimizer.step()
 
     def a3c_at(progress: float) -> Callable[[], object]:
-        shares = {name: share(progress) for name, share in SHARES.items()}
+        shares = {name: share_at(share, progress, name) for name, share in SHARES.items()}
         agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid, device=device)
         env = environment(size, images, device, reward=A3C.reward, **shares)
         return Learner(agent, agent.network, env, agent.generator, 0).episode

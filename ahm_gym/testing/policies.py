@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahm_gym.errors import InputError
+from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.autoencoder import Autoencoder
@@ -21,7 +23,7 @@ CASES = (((32, 32), 1), ((16, 40), 1), ((40, 24), 3))
 
 
 def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
-    """Checks a mask policy: its base class, scores, draws, shares, metrics and state.
+    """Checks a mask policy: its base class, scores, weights, draws, shares, metrics and state.
 
     Args:
         make_policy: builds a fresh policy for an autoencoder; the class itself will do.
@@ -40,6 +42,7 @@ def check_policy(make_policy: Callable[[Autoencoder], Any]) -> None:
         for batch in (1, 4):
             _check_draws(policy, _patches(autoencoder, batch))
         check_shares(policy)
+        _check_weights(policy, _patches(autoencoder, 4))
         _check_observe(policy, _patches(autoencoder, 4))
         _check_state(policy, make_policy(autoencoder), _patches(autoencoder, 4))
         same = map(torch.equal, weights, autoencoder.state_dict().values())
@@ -80,6 +83,17 @@ def _check_draws(policy: Any, patches: PatchBatch) -> None:
     )
     unchanged = torch.equal(images, patches.images) and torch.equal(embeddings, patches.embeddings)
     assert unchanged, "score() has changed the images or embeddings that it was given."
+
+
+def _check_weights(policy: MaskPolicy, patches: PatchBatch) -> None:
+    scores, generator = _scores(policy, patches), torch.Generator().manual_seed(0)
+    masks = draw_masks(scores, patches.grid, patches.num_masked, generator)
+    before = torch.get_rng_state()
+    try:
+        masks.weighted(policy.weigh(patches, masks, generator))
+    except InputError as error:
+        raise AssertionError(f"weigh() returns weights that mean nothing: {error}") from error
+    assert torch.equal(before, torch.get_rng_state()), "weigh() draws from torch's global generator."
 
 
 def _check_observe(policy: Any, patches: PatchBatch) -> None:

@@ -235,6 +235,16 @@ class HalfSpread(RandomPolicy):
         return 0.5 - progress
 
 
+class NoWeights(RandomPolicy):
+    def weigh(self, patches, masks, generator):
+        return torch.zeros_like(masks.weight)
+
+
+class GlobalWeights(RandomPolicy):
+    def weigh(self, patches, masks, generator):
+        return masks.weight * torch.rand(masks.weight.shape)
+
+
 class Silent(RandomPolicy):
     def observe(self, patches, masks, patch_loss):
         return None
@@ -285,6 +295,8 @@ class Forgetful(RandomPolicy):
         (Meddling, "changed the images"),
         (Percent, "guided_fraction\\(0.25\\) is 25.0"),
         (HalfSpread, r"spread_fraction\(0.75\) is -0.25"),
+        (NoWeights, "weigh.* every masked patch has weight 0"),
+        (GlobalWeights, "weigh.* draws from torch's global generator"),
         (Silent, "observe\\(\\) gives a NoneType"),
         (Tensors, "expected a name and a number"),
         (Shuffling, "observe\\(\\) draws from"),
