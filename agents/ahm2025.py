@@ -246,7 +246,7 @@ def patch_size_of(dim: int, channels: int) -> int:
     if side < 1 or side * side * channels != dim or side & (side - 1):
         raise InputError(
             f"observations of {dim} values a patch are not the pixels of square patches with {channels} channels "
-            "and a side of 2, 4, 8, 16, ... px: agent ahm2025 sees the raw image; take --model unet and such a "
-            "--patch-size, or agent a3c."
+            "and a side of 2, 4, 8, 16, ... px: agent ahm2025 sees the raw image; take `model=unet` and such a "
+            "`patch_size`, or agent a3c."
         )
     return side

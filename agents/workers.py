@@ -65,7 +65,7 @@ def _watch_to_the_end(
         number = len(workers.processes)
         raise RunError(
             f"worker {error.error_index} of {number} ended the run; go on from the last checkpoint with "
-            f"--resume. {error}"
+            f"`resume`. {error}"
         ) from error
     finally:
         for process, error_file in zip(workers.processes, workers.error_files, strict=True):

@@ -85,7 +85,7 @@ def check_attention(autoencoder: Autoencoder) -> None:
     if blocks is None or type(getattr(blocks[-1], "attn", None)) is not Attention:
         raise InputError(
             "this policy masks by the attention of the encoder's last block, and this model has no plain one there: "
-            "choose a vision transformer such as --model tiny, or --policy hard_patches or teacher_loss."
+            "choose a vision transformer such as `model=tiny`, or `policy=hard_patches` or teacher_loss."
         )
 
 

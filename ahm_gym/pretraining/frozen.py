@@ -83,7 +83,7 @@ def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
     folder = Path(run) / "agent"
     if not (folder / "state.json").is_file():
         raise InputError(
-            f"{run} holds no trained agent: give the folder of a run that was pretrained with --policy a3c."
+            f"{run} holds no trained agent: give the folder of a run that was pretrained with `policy=a3c`."
         )
     saved = load_state(folder)
     own = (saved["grid"], saved["patch_size"], saved["channels"])
@@ -92,7 +92,7 @@ def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
         raise InputError(
             f"the agent in {run} knows a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with {own[2]} "
             f"channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: choose the "
-            "same --image-size and --patch-size, and data of as many channels."
+            "same `image_size` and `patch_size`, and data of as many channels."
         )
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]

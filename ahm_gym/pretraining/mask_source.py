@@ -54,7 +54,7 @@ def make_mask_source(
         if isinstance(error, InputError) or not chosen:
             raise
         shown = " ".join(f"{option}={value}" for option, value in chosen.items())
-        raise InputError(f"agent {name} cannot be made with --agent-options {shown}: {error}") from error
+        raise InputError(f"agent {name} cannot be made with `agent_options={shown}`: {error}") from error
 
 
 def is_agent(name: str) -> bool:
@@ -74,16 +74,16 @@ def check_policy_name(
         raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
         raise InputError(
-            f"--num-workers {num_workers} goes with a learning agent such as a3c; policy {name} takes 1."
+            f"`num_workers={num_workers}` goes with a learning agent such as a3c; policy {name} takes 1."
         )
     if masking_steps != 1:
         raise InputError(
-            f"--masking-steps {masking_steps} goes with a learning agent such as a3c, which looks again after every "
+            f"`masking_steps={masking_steps}` goes with a learning agent such as a3c, which looks again after every "
             f"step; policy {name} scores an image once: leave it out."
         )
     if options:
         raise InputError(
-            f"--agent-options {' '.join(options)} goes with a learning agent such as a3c, not with policy {name}."
+            f"`agent_options={' '.join(options)}` goes with a learning agent such as a3c, not with policy {name}."
         )
 
 
@@ -109,7 +109,7 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise InputError(f"--agent-options {pair}: write NAME=VALUE, such as critic=relu6.")
+            raise InputError(f"`agent_options={pair}`: write NAME=VALUE, such as critic=relu6.")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -131,7 +131,7 @@ def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
             raise unknown_name(f"option of agent {name}", option, known)
         if option in known and not fits(value, taken[option].default):
             raise InputError(
-                f"--agent-options {option}={value}: expected a value like {taken[option].default!r}, the default."
+                f"`agent_options={option}={value}`: expected a value like {taken[option].default!r}, the default."
             )
     wants_float = {name for name, parameter in taken.items() if isinstance(parameter.default, float)}
     return {option: float(value) if option in wants_float else value for option, value in options.items()}
@@ -165,8 +165,8 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
         return {}
     if not autoencoder.embeds_pixels:
         raise InputError(
-            f"agent {name} sees the raw image, and --model {model} shows embeddings of its patches: choose --model "
-            "unet, or --policy a3c."
+            f"agent {name} sees the raw image, and `model={model}` shows embeddings of its patches: choose "
+            "`model=unet`, or `policy=a3c`."
         )
     return {"channels": autoencoder.channels}
 
@@ -181,8 +181,8 @@ def check_reconstructor(policy: str, reconstructor: Path | None, init: Path | No
         return
     if policy.partition(":")[0] in policies():
         raise InputError(
-            f"--reconstructor freezes the autoencoder, and policy {policy} learns nothing: choose a learning "
+            f"`reconstructor` freezes the autoencoder, and policy {policy} learns nothing: choose a learning "
             "agent such as a3c, or leave it out."
         )
     if init is not None:
-        raise InputError("--init and --reconstructor both bring weights: leave one of them out.")
+        raise InputError("`init` and `reconstructor` both bring weights: leave one of them out.")
