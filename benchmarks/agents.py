@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from cells import interval, last_metric, run
+from programs import interval, last_metric, run
 
 from ahm_gym.agents import make_agent
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
@@ -159,11 +159,11 @@ def masking_steps(arguments: Arguments) -> None:
 Key = tuple[str, str, int, int]
 
 
-def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
+def pretrain_all(arguments: Arguments, runs: list[Key]) -> dict[Key, float]:
     """Runs pretraining with the raw loss as the reward and every masked patch guided."""
 
-    def one(cell: Key) -> float:
-        data, name, seed, count = cell
+    def one(key: Key) -> float:
+        data, name, seed, count = key
         folder = arguments.out / f"{Path(data).stem}-{name}-{seed}-{count}"
         options = [
             *("--data", data, "--policy", name, "--seed", str(seed), "--steps", str(arguments.steps)),
@@ -177,7 +177,7 @@ def pretrain_all(arguments: Arguments, cells: list[Key]) -> dict[Key, float]:
         return json.loads(path.read_text())
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        ordered = sorted(cells, key=lambda cell: cell[2])
+        ordered = sorted(runs, key=lambda key: key[2])
         return dict(zip(ordered, pool.map(one, ordered), strict=True))
 
 

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
-from cells import run
+from programs import run
 
 from ahm_gym.agents import make_agent
 from ahm_gym.runs.storage import write_atomically
@@ -121,15 +121,15 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if "images_per_second" in row]
-    judged = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}
+    spearman = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}
     steps = np.array([0] + [row["step"] for row in trained])
     rates = np.array([row["images_per_second"] for row in trained])
     seconds = np.concatenate([[0.0], np.cumsum(32 * np.diff(steps) / rates)])
-    marks = [min(judged, key=lambda step: abs(step - share * arguments.steps)) for share in SHARES]
+    marks = [min(spearman, key=lambda step: abs(step - share * arguments.steps)) for share in SHARES]
     curve = {
         "updates": [float(mark) for mark in marks],
         "seconds": [float(np.interp(mark, steps, seconds)) for mark in marks],
-        "value": [judged[mark] for mark in marks],
+        "value": [spearman[mark] for mark in marks],
         "reward": np.interp(marks, steps[1:], [row["reward"] for row in trained]).tolist(),
         "staleness": [row["agent/staleness"] for row in trained],
     }

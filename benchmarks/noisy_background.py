@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from cells import interval, last_metric, run
+from programs import interval, last_metric, run
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import SPLITS
@@ -61,10 +61,10 @@ def main() -> None:
     noisy = arguments.out / f"noise-{arguments.deviation}-{Path(arguments.data).stem}.npz"
     if not noisy.exists():
         write_noisy(open_data(arguments.data, image_size=SIZE, need_labels=True), noisy, arguments.deviation)
-    cells = list(itertools.product(range(arguments.seeds), arguments.rewards))
+    runs = list(itertools.product(range(arguments.seeds), arguments.rewards))
 
-    def pretrain(cell: tuple[int, str]) -> Path:
-        seed, reward = cell
+    def pretrain(key: tuple[int, str]) -> Path:
+        seed, reward = key
         folder = arguments.out / f"{noisy.stem}-{arguments.steps}-{reward}-{seed}"
         options = ["--data", str(noisy), "--policy", "a3c", "--reward", reward, "--seed", str(seed)]
         options += ["--steps", str(arguments.steps), "--batch-size", "32"]
@@ -73,7 +73,7 @@ def main() -> None:
         return folder
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = dict(zip(cells, pool.map(pretrain, cells), strict=True))
+        folders = dict(zip(runs, pool.map(pretrain, runs), strict=True))
     report(arguments, open_data(str(noisy), image_size=SIZE), folders)
 
 
@@ -115,7 +115,7 @@ def report(arguments: Arguments, dataset: ImageDataset, folders: dict[tuple[int,
         ]
     )
     noise = background > 0.5  # B L
-    shares = {cell: share_of_noise(folder, dataset, val, noise) for cell, folder in folders.items()}
+    shares = {key: share_of_noise(folder, dataset, val, noise) for key, folder in folders.items()}
     chance = float(noise.double().mean())
     print(
         f"\n{arguments.data}, noise {arguments.deviation}, {arguments.steps} updates; by chance {chance:.3f}"

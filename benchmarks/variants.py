@@ -1,4 +1,4 @@
-"""Variants of pretraining against random masks, judged on validation images by the probe.
+"""Variants of pretraining against random masks, evaluated on validation images by the probe.
 
 `python benchmarks/variants.py --data hc18_128.npz --variants "half: --policy a3c" "none: --policy a3c
 --guided-fraction 0"` pretrains every variant and every seed, one thread each, and prints what a ridge regression from
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from cells import interval, last_metric, run
+from programs import interval, last_metric, run
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.model.encoders import find_encoder, load_encoder
@@ -58,10 +58,10 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     variants = dict(line.split(":", 1) for line in (RANDOM, *arguments.variants))
-    cells = [(seed, name) for seed in range(arguments.seeds) for name in variants]
+    runs = [(seed, name) for seed in range(arguments.seeds) for name in variants]
 
-    def pretrain(cell: tuple[int, str]) -> Path:
-        seed, name = cell
+    def pretrain(key: tuple[int, str]) -> Path:
+        seed, name = key
         folder = folder_of(arguments) / f"{name}-{seed}"
         options = [*shlex.split(arguments.flags), *shlex.split(variants[name]), "--seed", str(seed)]
         options += ["--data", arguments.data, "--steps", str(arguments.steps)]
@@ -69,9 +69,9 @@ def main() -> None:
         return folder
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = dict(zip(cells, pool.map(pretrain, cells), strict=True))
+        folders = dict(zip(runs, pool.map(pretrain, runs), strict=True))
     datasets: dict[tuple[int, int], ImageDataset] = {}
-    scores = {cell: judge(folder, arguments, datasets) for cell, folder in folders.items()}
+    scores = {key: evaluate(folder, arguments, datasets) for key, folder in folders.items()}
     print(
         f"\n{Path(arguments.data).stem} {arguments.flags}, {arguments.steps} updates, {arguments.seeds} seeds"
     )
@@ -81,13 +81,13 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in variants:
-        judged = " | ".join(compared(name, key, scores, arguments.seeds) for key in ("r2", "dice"))
+        compared_scores = " | ".join(compared(name, key, scores, arguments.seeds) for key in ("r2", "dice"))
         health = (
             np.mean([last_metric(folders[seed, name], f"val/{key}") for seed in range(arguments.seeds)])
             for key in ("loss", "spearman", "masked_foreground")
         )
         shown = " | ".join(f"{value:.3f}" for value in health)
-        print(f"| {name} | {judged} | {shown} |")
+        print(f"| {name} | {compared_scores} | {shown} |")
 
 
 def compared(name: str, key: str, scores: dict[tuple[int, str], Scores], seeds: int) -> str:
@@ -102,9 +102,9 @@ def folder_of(arguments: Arguments) -> Path:
     return arguments.out / f"{Path(arguments.data).stem}-{arguments.steps}{flags}"
 
 
-def judge(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
-    """What a run's encoder is worth on validation images; kept beside it."""
-    path = run_dir / f"judged-{arguments.labels}-{arguments.draws}.json"
+def evaluate(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
+    """The scores of a run's encoder on validation images; kept in its folder."""
+    path = run_dir / f"evaluated-{arguments.labels}-{arguments.draws}.json"
     if path.exists():
         return json.loads(path.read_text())
     size = find_encoder(run_dir).image_size

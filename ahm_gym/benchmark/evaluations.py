@@ -1,4 +1,4 @@
-"""What the judgements of an encoder come to in a row of a benchmark."""
+"""The scores that the evaluations of an encoder add to a row of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NUM_DRAWS, DRAWS_APART = 25, 1000
 
 
 def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Row]:
-    """What the probe finds with each draw of labelled images, the first of which is that of fine-tuning.
+    """The results of the probe with each draw of labelled images, the first of which is that of fine-tuning.
 
     Which images are labelled moves a probe far more than which mask its encoder had: with 10 of them by 0.05,
     where masks differ by 0.01.
 
     Raises:
-        Interrupted: once a stop is asked for.
+        Interrupted: after a request to stop.
     """
     settings = resolve(settings)
     probe = build_probe(settings)

@@ -1,4 +1,4 @@
-"""The cells of a benchmark: one pretraining, or one judgement of its encoder, each of which comes to a row."""
+"""The jobs of a benchmark: one pretraining, or one evaluation of its encoder; each yields one row."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row to come."""
+class Job:
+    """One pretraining, or one evaluation of its encoder; it yields one row."""
 
     kind: str
     """pretrain, finetune, frozen or probe."""
@@ -52,9 +52,9 @@ class Cell:
     policy: str
     seed: int
     labels: int | None = None
-    """Labelled images of a judgement."""
+    """Labelled images of an evaluation."""
     amount: str | None = None
-    """The same as it was asked for, a count or a fraction."""
+    """The same as requested: a count or a fraction."""
 
     @property
     def key(self) -> tuple[str, str, str, int, int | None]:
@@ -66,28 +66,28 @@ class Cell:
 
 
 def key_of(row: Row) -> tuple[str, str, str, int, int | None]:
-    """The key of the cell that a row comes from."""
+    """The key of the job that yields a row."""
     return row["kind"], row["data"], row["policy"], row["seed"], row.get("labels")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that came to no row."""
+    """A job that failed, and so yields no row."""
 
-    cell: Cell
+    job: Job
     reason: str
 
 
 @dataclass(frozen=True)
 class Group:
-    """The missing cells of one encoder: its pretraining comes first where it is needed."""
+    """The missing jobs of one encoder; its pretraining comes first where it is missing too."""
 
     pretraining: PretrainConfig
     """With the run folder; its policy may be scratch."""
     finetuning: FinetuneConfig
     """What every encoder has in common; each job chooses the encoder, the images and the labels."""
     data: str
-    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
     out: Path
     """Folder of the benchmark."""
     commit: str
@@ -98,33 +98,33 @@ class Group:
 
 
 def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
-    """Yields what becomes of every cell of the group, as it ends; nothing more once a stop is asked for.
+    """Yields the row or the failure of every job of the group as it ends; nothing more after a request to stop.
 
-    A cell that fails is told, and the others go on; without an encoder none of the rest can.
+    A job that fails is reported and the others go on; without an encoder none of the rest can run.
 
     Raises:
         Interrupted: with everything saved that is worth it.
     """
-    cells = list(group.cells)
+    jobs = list(group.jobs)
     try:
         pretrained = pretraining_row(group, interrupt)
     except Interrupted:
         raise
     except Exception as error:
-        yield from (Failure(cell, reason_of(error)) for cell in cells)
+        yield from (Failure(job, reason_of(error)) for job in jobs)
         return
-    if cells[0].kind == "pretrain":
-        cells.pop(0)
+    if jobs[0].kind == "pretrain":
+        jobs.pop(0)
         yield pretrained
-    for cell in cells:
+    for job in jobs:
         if interrupt.requested:
             return
         try:
-            yield {**vars(cell), **judgement(group, cell, interrupt), **origin(group)}
+            yield {**vars(job), **evaluate(group, job, interrupt), **origin(group)}
         except Interrupted:
             raise
         except Exception as error:
-            yield Failure(cell, reason_of(error))
+            yield Failure(job, reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
@@ -150,9 +150,9 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
     if path.exists():
         shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
         return json.loads(path.read_text())
-    cell = Cell("pretrain", group.data, config.policy, config.seed)
+    job = Job("pretrain", group.data, config.policy, config.seed)
     if config.policy == UNTRAINED:
-        return {**vars(cell), "seconds": 0.0, "psnr": psnr_of(*open_autoencoder(config)), **origin(group)}
+        return {**vars(job), "seconds": 0.0, "psnr": psnr_of(*open_autoencoder(config)), **origin(group)}
     memory = train(config, interrupt)
     rows = RunFolder.open(config.run_dir, "pretrain").metrics()
     last = {name: row[name] for row in rows for name in row}
@@ -160,7 +160,7 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
     rate = config.steps * config.batch_size / seconds
     autoencoder, num_masked, dataset = open_autoencoder(config)
     row = {
-        **vars(cell),
+        **vars(job),
         "seconds": seconds,
         "images_per_second": rate,
         "limit_share": rate * flops_per_image(autoencoder, num_masked) / matmul_limit(autoencoder.device),
@@ -177,7 +177,7 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
 
 
 def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
-    """Pretrains, from where an earlier session stopped; gives back the peak of memory, None of a finished run.
+    """Pretrains, from where an earlier session stopped; returns the peak of memory, None for a finished run.
 
     It is that of the whole process on a CPU.
     """
@@ -195,7 +195,7 @@ def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
 
 
 def seconds_of(metrics: list[Row], batch_size: int) -> float:
-    """Seconds of training over all sessions of a run, without judging, drawing and saving."""
+    """Seconds of training over all sessions of a run, without evaluating, drawing and saving."""
     logged = [row for row in metrics if "images_per_second" in row]
     steps = np.diff([0] + [row["step"] for row in logged])
     return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
@@ -225,33 +225,33 @@ def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) ->
     return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
 
 
-def judgement(group: Group, cell: Cell, interrupt: Interrupt) -> Row:
-    """Fine-tunes or probes the encoder; gives back the scores, case by case."""
+def evaluate(group: Group, job: Job, interrupt: Interrupt) -> Row:
+    """Fine-tunes or probes the encoder; returns the scores, case by case."""
     began = time.perf_counter()
     config = group.pretraining
     assert config.run_dir is not None, "the plan names it"
-    run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{cell.kind}-{cell.labels}")
+    run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{job.kind}-{job.labels}")
     settings = replace(
         group.finetuning,
         encoder="none" if config.policy == UNTRAINED else str(config.run_dir),
         data=config.data,
         data_root=config.data_root,
-        labels=cell.labels,
+        labels=job.labels,
         model=config.model,
         image_size=config.image_size,
         patch_size=config.patch_size,
         seed=config.seed,
         device=config.device,
-        freeze=cell.kind == "frozen",
+        freeze=job.kind == "frozen",
         run_dir=run_dir,
     )
     shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
-    if cell.kind == "probe":
+    if job.kind == "probe":
         scores = scores_of_probe(probe_draws(settings, interrupt))
     else:
         scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
-        if cell.kind == "finetune" and cell.seed == 0:
-            picture = picture_folder(group) / f"segmentations-{cell.labels}.png"
+        if job.kind == "finetune" and job.seed == 0:
+            picture = picture_folder(group) / f"segmentations-{job.labels}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
         shutil.rmtree(run_dir)

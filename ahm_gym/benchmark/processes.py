@@ -1,4 +1,4 @@
-"""Groups of cells, one after another in this process, or several at a time in processes of their own."""
+"""Groups of jobs, one after another in this process, or several at a time in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.storage import file_name
 
 
-def run_groups(groups: list[Group], jobs: int, interrupt: Interrupt) -> Iterator[Row | Failure]:
-    """Yields what becomes of every cell; ends early, with everything saved, once a stop is asked for.
+def run_groups(groups: list[Group], num_processes: int, interrupt: Interrupt) -> Iterator[Row | Failure]:
+    """Yields the row or the failure of every job; ends early, with everything saved, after a request to stop.
 
     Args:
         groups: in the order in which they begin.
-        jobs: 1 spawns no process; more is so many at a time, which share the processor's cores evenly.
+        num_processes: 1 spawns none; more run that many groups at a time, which share the processor's cores evenly.
         interrupt: asks to stop; its deadline goes to the processes too.
     """
-    if jobs > 1:
-        yield from Processes(groups, jobs, interrupt).run()
+    if num_processes > 1:
+        yield from Processes(groups, num_processes, interrupt).run()
         return
     with contextlib.suppress(Interrupted):
         for group in groups:
@@ -40,10 +40,10 @@ def run_groups(groups: list[Group], jobs: int, interrupt: Interrupt) -> Iterator
 
 
 class Processes:
-    """One process a group; one that dies takes its group's cells along, and no other."""
+    """One process a group; one that dies takes the jobs of its group along, and no others."""
 
-    def __init__(self, groups: list[Group], jobs: int, interrupt: Interrupt) -> None:
-        self.waiting, self.jobs, self.interrupt = deque(groups), jobs, interrupt
+    def __init__(self, groups: list[Group], num_processes: int, interrupt: Interrupt) -> None:
+        self.waiting, self.num_processes, self.interrupt = deque(groups), num_processes, interrupt
         self.running: dict[Connection, tuple[BaseProcess, dict[Any, Any]]] = {}
         self.context = multiprocessing.get_context("spawn")
 
@@ -51,7 +51,9 @@ class Processes:
         told = False
         try:
             while self.running or (self.waiting and not self.interrupt.requested):
-                while self.waiting and len(self.running) < self.jobs and not self.interrupt.requested:
+                while (
+                    self.waiting and len(self.running) < self.num_processes and not self.interrupt.requested
+                ):
                     self._start(self.waiting.popleft())
                 if self.interrupt.signal is not None and not told:
                     told = True
@@ -66,16 +68,16 @@ class Processes:
 
     def _start(self, group: Group) -> None:
         reader, writer = self.context.Pipe(duplex=False)
-        threads = max((os.cpu_count() or 1) // self.jobs, 1)
+        threads = max((os.cpu_count() or 1) // self.num_processes, 1)
         process = self.context.Process(
             target=_work, args=(group, threads, self.interrupt.deadline, writer), name=str(group)
         )
         process.start()
         writer.close()
-        self.running[reader] = process, {cell.key: cell for cell in group.cells}
+        self.running[reader] = process, {job.key: job for job in group.jobs}
 
     def _receive(self, connection: Connection) -> Iterator[Row | Failure]:
-        process, cells = self.running[connection]
+        process, jobs = self.running[connection]
         try:
             outcome = connection.recv()
         except (EOFError, OSError):  # the latter where it was killed in the middle of a row
@@ -84,9 +86,9 @@ class Processes:
             connection.close()
             if process.exitcode and self.interrupt.signal is None:
                 reason = f"its process ended with exit code {process.exitcode} (-9 is a kill: out of memory?)"
-                yield from (Failure(cell, reason) for cell in cells.values())
+                yield from (Failure(job, reason) for job in jobs.values())
             return
-        cells.pop(outcome.cell.key if isinstance(outcome, Failure) else key_of(outcome))
+        jobs.pop(outcome.job.key if isinstance(outcome, Failure) else key_of(outcome))
         yield outcome
 
 

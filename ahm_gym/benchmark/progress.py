@@ -1,4 +1,4 @@
-"""The rows that a benchmark has finished, and how far it is."""
+"""The finished rows of a benchmark, and how far it is."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-class Board:
-    """Tells of every cell as it ends, how many are left, and about how long they take."""
+class BenchmarkProgress:
+    """Prints every job as it ends, how many are left, and about how long they take."""
 
-    def __init__(self, out: Path, groups: list[Group], jobs: int) -> None:
-        cells = [cell for group in groups for cell in group.cells]
-        self.missing = {cell.key: cell for cell in cells}
+    def __init__(self, out: Path, groups: list[Group], num_processes: int) -> None:
+        jobs = [job for group in groups for job in group.jobs]
+        self.missing = {job.key: job for job in jobs}
         rows = read_lines(out)
-        self.total = len(rows) + len(cells)
-        self.jobs = jobs
+        self.total = len(rows) + len(jobs)
+        self.num_processes = num_processes
         self.seconds: dict[str, list[float]] = {}
         for row in rows:
             self._note(row)
@@ -49,12 +49,12 @@ class Board:
     def show(self, outcome: Row | Failure) -> None:
         """One line on standard error."""
         if isinstance(outcome, Failure):
-            told = f"{outcome.cell} FAILED: {outcome.reason}"
+            told = f"{outcome.job} FAILED: {outcome.reason}"
         else:
-            cell = self.missing.pop(key_of(outcome))
+            job = self.missing.pop(key_of(outcome))
             self._note(outcome)
             score = f", Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else ""
-            told = f"{cell}{score}, {outcome['seconds']:.0f} s"
+            told = f"{job}{score}, {outcome['seconds']:.0f} s"
         done = self.total - self.left
         print(f"{done} of {self.total} | {told} | {self._time_left()}", file=sys.stderr, flush=True)
 
@@ -64,10 +64,8 @@ class Board:
 
     def _time_left(self) -> str:
         known = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}
-        missing = [
-            cell for cell in self.missing.values() if cell.kind != "pretrain" or cell.policy != UNTRAINED
-        ]
-        if not all(cell.kind in known for cell in missing):
+        missing = [job for job in self.missing.values() if job.kind != "pretrain" or job.policy != UNTRAINED]
+        if not all(job.kind in known for job in missing):
             return "time left not known yet"
-        minutes = sum(known[cell.kind] for cell in missing) / self.jobs / 60
+        minutes = sum(known[job.kind] for job in missing) / self.num_processes / 60
         return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"

@@ -21,11 +21,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What a policy is judged by on every data set: one kind of score at one number of labels."""
+    """How policies are compared on every data set: by one kind of score at one number of labels."""
 
     kind: str
     amount: str
-    """Labelled images as they were asked for: a count, or a fraction such as 0.1."""
+    """Labelled images as requested: a count, or a fraction such as 0.1."""
 
     @property
     def labels(self) -> int | float:

@@ -12,9 +12,9 @@ from pathlib import Path
 from ahm_gym.agents import agents
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig, check
 from ahm_gym.benchmark.evaluations import NUM_DRAWS
-from ahm_gym.benchmark.jobs import Cell, Failure, Group, key_of
+from ahm_gym.benchmark.jobs import Failure, Group, Job, key_of
 from ahm_gym.benchmark.processes import run_groups
-from ahm_gym.benchmark.progress import Board, append_row
+from ahm_gym.benchmark.progress import BenchmarkProgress, append_row
 from ahm_gym.benchmark.report import write_report
 from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, Row, read_lines
 from ahm_gym.data import ImageDataset, open_data
@@ -50,7 +50,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     Raises:
         InputError: for settings or data that cannot be used, or a folder that holds another benchmark;
             nothing is written.
-        RunError: where cells failed, after everything else has been run and reported.
+        RunError: where jobs failed, after everything else has been run and reported.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
@@ -68,7 +68,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
 
 def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interrupt) -> Path:
     """Runs these groups and writes the report; see `run_benchmark`."""
-    board = Board(config.out, groups, config.jobs)
+    progress = BenchmarkProgress(config.out, groups, config.jobs)
     failures = []
     with interrupt:
         for outcome in run_groups(groups, config.jobs, interrupt):
@@ -76,16 +76,16 @@ def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interru
                 failures.append(outcome)
             else:
                 append_row(config.out, outcome)
-            board.show(outcome)
+            progress.show(outcome)
     if read_lines(config.out):
         write_report(config.out)
-    left = f"{board.left} of {board.total} cells are left; the same command goes on"
+    left = f"{progress.left} of {progress.total} jobs are left; the same command goes on"
     if interrupt.signal is not None:
         raise Interrupted(f"stopped: {left}.", interrupt.signal)
     if failures:
-        told = "".join(f"\n  {failure.cell}: {failure.reason}" for failure in failures)
-        raise RunError(f"{len(failures)} cells failed, the rest is reported in {config.out}:{told}")
-    if board.left:
+        told = "".join(f"\n  {failure.job}: {failure.reason}" for failure in failures)
+        raise RunError(f"{len(failures)} jobs failed, the rest is reported in {config.out}:{told}")
+    if progress.left:
         print(f"The time is up: {left}.", file=sys.stderr)
     return config.out
 
@@ -107,13 +107,13 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
         for name, (spec, dataset) in datasets.items():
             counts = {count_labels(label, dataset): label for label in reversed(config.labels)}
             for policy in policies:
-                cells = [Cell("pretrain", name, policy, seed)]
-                cells += [
-                    Cell(task, name, policy, seed, count, amount)
+                jobs = [Job("pretrain", name, policy, seed)]
+                jobs += [
+                    Job(task, name, policy, seed, count, amount)
                     for task in dict.fromkeys(config.tasks)
                     for count, amount in sorted(counts.items())
                 ]
-                missing = tuple(cell for cell in cells if cell.key not in done)
+                missing = tuple(job for job in jobs if job.key not in done)
                 if missing:
                     pretraining = pretraining_of(config, spec, name, policy, seed)
                     groups.append(Group(pretraining, config.finetune, name, missing, config.out, commit()))

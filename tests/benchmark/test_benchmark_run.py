@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from programs import run, start, wait_for, write_discs
 
-from ahm_gym.benchmark import evaluations as downstream
-from ahm_gym.benchmark import jobs as cells
-from ahm_gym.benchmark import processes as parallel
+from ahm_gym.benchmark import evaluations, jobs, processes
 from ahm_gym.benchmark import run as benchmark
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.benchmark.jobs import key_of
@@ -36,7 +34,7 @@ def discs(tmp_path_factory):
 def few_draws():
     """Draws of a probe in this process; others make all of theirs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downstream, "NUM_DRAWS", 2)
+        patch.setattr(evaluations, "NUM_DRAWS", 2)
         yield
 
 
@@ -111,22 +109,22 @@ def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
     assert rows["pretrain", "discs", "scratch", 0, None]["psnr"] < learned["psnr"]
 
 
-def test_frozen_and_tuned_encoders_come_to_other_scores(finished):
+def test_frozen_and_tuned_encoders_get_other_scores(finished):
     found = scores(read_rows(finished))
     assert found["finetune", "discs", "a3c", 0, 4] != found["frozen", "discs", "a3c", 0, 4]
 
 
-def test_all_policies_of_a_seed_are_judged_with_the_same_labels(finished, discs, monkeypatch):
+def test_all_policies_of_a_seed_are_evaluated_with_the_same_labels(finished, discs, monkeypatch):
     asked = []
     dataset = open_data(str(discs), image_size=(32, 32))
     assert choose_labelled(dataset, 4, 0) != choose_labelled(dataset, 4, 1)
     monkeypatch.setattr(
-        cells, "finetune", lambda settings, **_: asked.append((settings.seed, settings.labels))
+        jobs, "finetune", lambda settings, **_: asked.append((settings.seed, settings.labels))
     )
     for policy in ("scratch", "random"):
         group = next(g for g in plan_anew(finished, discs) if g.pretraining.policy == policy)
         with pytest.raises(TypeError):
-            cells.judgement(group, cells.Cell("finetune", "discs", policy, 0, 4), cells.Interrupt())
+            jobs.evaluate(group, jobs.Job("finetune", "discs", policy, 0, 4), jobs.Interrupt())
     assert asked == [(0, 4), (0, 4)]
 
 
@@ -155,17 +153,17 @@ def test_pictures_of_masks_and_segmentations_are_kept_and_run_folders_stay_small
 
 def test_what_is_finished_is_never_run_again(ended, monkeypatch):
     before = (ended.out / "rows.jsonl").read_text()
-    monkeypatch.setattr(cells, "pretrain", None)
-    monkeypatch.setattr(cells, "finetune", None)
+    monkeypatch.setattr(jobs, "pretrain", None)
+    monkeypatch.setattr(jobs, "finetune", None)
     run_benchmark(ended)
     assert (ended.out / "rows.jsonl").read_text() == before
 
 
 def test_more_policies_and_labels_add_only_what_is_missing(ended, monkeypatch):
     begun = []
-    pretrain = cells.pretrain
+    pretrain = jobs.pretrain
     monkeypatch.setattr(
-        cells, "pretrain", lambda c, **options: (begun.append(c.policy), pretrain(c, **options))
+        jobs, "pretrain", lambda c, **options: (begun.append(c.policy), pretrain(c, **options))
     )
     run_benchmark(dataclasses.replace(ended, policies=("grid",), labels=("4", "8")))
     assert begun == ["grid"]
@@ -186,28 +184,28 @@ def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_ta
     assert len(read_rows(other)) == len(scores(read_rows(other)))
 
 
-def test_a_failing_cell_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
+def test_a_failing_job_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
-        patch.setattr(cells, "probe_draws", lambda settings, interrupt: 1 / 0)
+        patch.setattr(jobs, "probe_draws", lambda settings, interrupt: 1 / 0)
         run_benchmark(config)
-    assert "3 cells failed" in str(failure.value)
+    assert "3 jobs failed" in str(failure.value)
     assert "discs, a3c, seed 0: probe, 4 labels: ZeroDivisionError" in str(failure.value)
     assert {key[0] for key in scores(read_rows(config.out))} == {"pretrain"}
-    monkeypatch.setattr(cells, "pretrain", None)
+    monkeypatch.setattr(jobs, "pretrain", None)
     run_benchmark(config)
     assert len(read_rows(config.out)) == 6
 
 
-def test_a_pretraining_that_fails_takes_its_own_judgements_along_and_no_others(config, monkeypatch):
-    pretrain = cells.pretrain
+def test_a_pretraining_that_fails_takes_its_own_evaluations_along_and_no_others(config, monkeypatch):
+    pretrain = jobs.pretrain
 
     def falls(settings, **options):
         if settings.policy == "random":
             raise RunError("the loss is nan")
         return pretrain(settings, **options)
 
-    monkeypatch.setattr(cells, "pretrain", falls)
-    with pytest.raises(RunError, match="2 cells failed"):
+    monkeypatch.setattr(jobs, "pretrain", falls)
+    with pytest.raises(RunError, match="2 jobs failed"):
         run_benchmark(config)
     assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "a3c"}
 
@@ -218,15 +216,15 @@ def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
     config = dataclasses.replace(config, pretrain_steps=6)
     run_benchmark(config)
     other = dataclasses.replace(config, out=tmp_path / "other")
-    pretrain = cells.pretrain
+    pretrain = jobs.pretrain
 
     def interrupted(settings, *, resume, interrupt):
         if settings.policy == "a3c":
             os.kill(os.getpid(), signal.SIGTERM)
         return pretrain(settings, resume=resume, interrupt=interrupt)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="2 of 6 cells are left") as stop:
-        patch.setattr(cells, "pretrain", interrupted)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="2 of 6 jobs are left") as stop:
+        patch.setattr(jobs, "pretrain", interrupted)
         run_benchmark(other)
     assert stop.value.exit_code == 143
     assert (other.out / "runs" / "discs" / "a3c-0" / "checkpoint" / "step-1").exists()
@@ -236,7 +234,7 @@ def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
 
 def test_no_more_is_begun_when_the_time_is_up(config, capsys):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
-    assert "The time is up: 6 of 6 cells are left" in capsys.readouterr().err
+    assert "The time is up: 6 of 6 jobs are left" in capsys.readouterr().err
     assert not (config.out / "rows.jsonl").exists()
 
 
@@ -250,8 +248,8 @@ def test_a_torn_last_row_is_run_again(ended, kept):
 
 
 @pytest.mark.slow
-def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(downstream, "NUM_DRAWS", benchmark.NUM_DRAWS)
+def test_processes_yield_the_same_rows_as_one_after_another(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluations, "NUM_DRAWS", benchmark.NUM_DRAWS)
     run_benchmark(config)
     side_by_side = dataclasses.replace(config, jobs=2, out=tmp_path / "jobs")
     run_benchmark(side_by_side)
@@ -264,7 +262,7 @@ def test_processes_come_to_the_same_rows_as_one_after_another(config, tmp_path, 
 
 def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
     killed = []
-    receive = parallel.Processes._receive
+    receive = processes.Processes._receive
 
     def kill_first(self, connection):
         process, _ = self.running[connection]
@@ -279,7 +277,7 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
                     break
         return receive(self, connection)
 
-    monkeypatch.setattr(parallel.Processes, "_receive", kill_first)
+    monkeypatch.setattr(processes.Processes, "_receive", kill_first)
     with pytest.raises(RunError, match="exit code -9"):
         run_benchmark(dataclasses.replace(config, jobs=2))
     assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "random"}
@@ -411,7 +409,7 @@ def test_a_pretraining_whose_row_was_lost_is_not_run_again(ended, monkeypatch):
     before = scores(read_rows(ended.out))
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "a3c" not in line))
     (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").mkdir()
-    monkeypatch.setattr(cells, "pretrain", None)
+    monkeypatch.setattr(jobs, "pretrain", None)
     run_benchmark(ended)
     assert scores(read_rows(ended.out)) == before
     assert not (ended.out / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
@@ -470,19 +468,19 @@ def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
 def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not(
     discs, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(downstream, "NUM_DRAWS", 4)
+    monkeypatch.setattr(evaluations, "NUM_DRAWS", 4)
     settings = FinetuneConfig(
         data=str(discs), image_size=(32,), patch_size=4, seed=2, labels=4, run_dir=tmp_path / "probe"
     )
     alone = run_probe(settings)
-    draws = downstream.probe_draws(settings, Interrupt())
+    draws = evaluations.probe_draws(settings, Interrupt())
     assert draws[0]["cases"] == alone["cases"]
     assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
     dataset = open_data(str(discs), image_size=(32, 32))
     every = dataclasses.replace(settings, labels=len(dataset.indices("train", labelled=True)))
-    assert len(downstream.probe_draws(every, Interrupt())) == 1
+    assert len(evaluations.probe_draws(every, Interrupt())) == 1
     with pytest.raises(Interrupted, match="stopped in a probe"):
-        downstream.probe_draws(settings, Interrupt(deadline=0.0))
+        evaluations.probe_draws(settings, Interrupt(deadline=0.0))
 
 
 def test_a_probe_is_the_mean_over_its_draws():
@@ -490,6 +488,6 @@ def test_a_probe_is_the_mean_over_its_draws():
         {"per_class": {"1": 0.5, "2": None}, "cases": {"a": [0.25, None], "b": [0.5, 1.0]}},
         {"per_class": {"1": 0.7, "2": None}, "cases": {"a": [0.75, None], "b": [0.0, 0.5]}},
     ]
-    found = downstream.scores_of_probe(rows)
+    found = evaluations.scores_of_probe(rows)
     assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.25, 0.75]}}
     assert found["dice"] == pytest.approx((0.375 + 0.75) / 2) and found["num_classes"] == 3

@@ -1,4 +1,4 @@
-"""What the benchmarks share: programs that run once, and intervals over seeds."""
+"""Runs the programs of examples/, each once; intervals over seeds."""
 
 from __future__ import annotations
 
