@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ahm_gym.benchmark.rows import Row
+from typing import Any, TypeAlias
+
 from ahm_gym.errors import Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.config import FinetuneConfig
@@ -11,11 +12,13 @@ from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.metrics import METRICS, mean
 from ahm_gym.segmentation.probe import mean_dice
 
+Results: TypeAlias = dict[str, Any]
+
 NUM_DRAWS, DRAWS_APART = 25, 1000
 """Draws of labelled images that a probe is averaged over, and how far their seeds lie apart."""
 
 
-def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Row]:
+def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Results]:
     """The results of the probe with each draw of labelled images, the first of which is that of fine-tuning.
 
     Which images are labelled moves a probe far more than which mask its encoder had: with 10 of them by 0.05,
@@ -35,7 +38,7 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Row]:
     return draws
 
 
-def scores_of_probe(draws: list[Row]) -> Row:
+def scores_of_probe(draws: list[Results]) -> Results:
     """The mean over the draws, case by case and class by class; their mean is the row's Dice."""
     cases = {
         case: [
@@ -49,7 +52,7 @@ def scores_of_probe(draws: list[Row]) -> Row:
     return {"split": "test", "dice": mean_dice(cases), "num_classes": num_classes, "cases": rows}
 
 
-def scores_of_finetuning(results: Row) -> Row:
+def scores_of_finetuning(results: Results) -> Results:
     cases = {entry["case"]: {name: entry[name] for name in METRICS} for entry in results["cases"]}
     taken = {name: results[name] for name in ("split", *METRICS, "hd95_unit")}
     return {**taken, "num_classes": len(results["per_class"]) + 1, "cases": cases}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ahm_gym.benchmark.evaluations import probe_draws, scores_of_finetuning, scores_of_probe
 from ahm_gym.benchmark.memory import peak_memory_mib, reset_peak_memory
-from ahm_gym.benchmark.rows import UNTRAINED, Row
+from ahm_gym.benchmark.rows import UNTRAINED, PretrainRow, Row, ScoreRow
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
@@ -63,11 +63,6 @@ class Job:
     def __str__(self) -> str:
         labels = "" if self.labels is None else f", {self.labels} labels"
         return f"{self.data}, {self.policy}, seed {self.seed}: {self.kind}{labels}"
-
-
-def key_of(row: Row) -> tuple[str, str, str, int, int | None]:
-    """The key of the job that yields a row."""
-    return row["kind"], row["data"], row["policy"], row["seed"], row.get("labels")
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
         if interrupt.requested:
             return
         try:
-            yield {**vars(job), **evaluate(group, job, interrupt), **origin(group)}
+            yield evaluate(group, job, interrupt)
         except Interrupted:
             raise
         except Exception as error:
@@ -134,12 +129,12 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def origin(group: Group) -> Row:
+def origin(group: Group) -> dict[str, Any]:
     """Where the numbers of a row come from."""
     return {"commit": group.commit, "hardware": hardware(pick_device(group.pretraining.device))}
 
 
-def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
+def pretraining_row(group: Group, interrupt: Interrupt) -> PretrainRow:
     """Pretrains the encoder of the group, unless that is done, and measures it.
 
     The row stays in the run folder, where it tells that the encoder is finished; the checkpoint goes.
@@ -149,29 +144,30 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> Row:
     path = config.run_dir / "row.json"
     if path.exists():
         shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
-        return json.loads(path.read_text())
+        return PretrainRow.model_validate_json(path.read_text())
     job = Job("pretrain", group.data, config.policy, config.seed)
     if config.policy == UNTRAINED:
-        return {**vars(job), "seconds": 0.0, "psnr": psnr_of(*open_autoencoder(config)), **origin(group)}
+        psnr = psnr_of(*open_autoencoder(config))
+        return PretrainRow(**vars(job), seconds=0.0, psnr=psnr, **origin(group))
     memory = train(config, interrupt)
     rows = RunFolder.open(config.run_dir, "pretrain").metrics()
     last = {name: row[name] for row in rows for name in row}
     seconds = seconds_of(rows, config.batch_size)
     rate = config.steps * config.batch_size / seconds
     autoencoder, num_masked, dataset = open_autoencoder(config)
-    row = {
+    row = PretrainRow(
         **vars(job),
-        "seconds": seconds,
-        "images_per_second": rate,
-        "limit_share": rate * flops_per_image(autoencoder, num_masked) / matmul_limit(autoencoder.device),
-        "peak_memory_mib": memory,
-        "psnr": psnr_of(autoencoder, num_masked, dataset),
+        seconds=seconds,
+        images_per_second=rate,
+        limit_share=rate * flops_per_image(autoencoder, num_masked) / matmul_limit(autoencoder.device),
+        peak_memory_mib=memory,
+        psnr=psnr_of(autoencoder, num_masked, dataset),
         **{name: last.get(f"val/{name}") for name in HEALTH},
         **origin(group),
-    }
+    )
     if config.seed == 0:
         keep_masks(config.run_dir, picture_folder(group))
-    write_atomically(path, json.dumps(row))
+    write_atomically(path, row.model_dump_json(exclude_unset=True))
     shutil.rmtree(config.run_dir / "checkpoint")
     return row
 
@@ -194,7 +190,7 @@ def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
     return peak_memory_mib(device)
 
 
-def seconds_of(metrics: list[Row], batch_size: int) -> float:
+def seconds_of(metrics: list[dict[str, Any]], batch_size: int) -> float:
     """Seconds of training over all sessions of a run, without evaluating, drawing and saving."""
     logged = [row for row in metrics if "images_per_second" in row]
     steps = np.diff([0] + [row["step"] for row in logged])
@@ -225,8 +221,8 @@ def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) ->
     return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
 
 
-def evaluate(group: Group, job: Job, interrupt: Interrupt) -> Row:
-    """Fine-tunes or probes the encoder; returns the scores, case by case."""
+def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
+    """Fine-tunes or probes the encoder; its row has the scores of every case."""
     began = time.perf_counter()
     config = group.pretraining
     assert config.run_dir is not None, "the plan names it"
@@ -255,7 +251,8 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> Row:
             picture.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(picture, (run_dir / "figures" / "overlays.png").read_bytes())
         shutil.rmtree(run_dir)
-    return {"seconds": time.perf_counter() - began, **scores}
+    seconds = time.perf_counter() - began
+    return ScoreRow(**vars(job), seconds=seconds, **scores, **origin(group))
 
 
 def picture_folder(group: Group) -> Path:

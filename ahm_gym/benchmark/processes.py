@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ahm_gym.benchmark.jobs import Failure, Group, key_of, run_group
+from ahm_gym.benchmark.jobs import Failure, Group, run_group
 from ahm_gym.benchmark.rows import Row
 from ahm_gym.errors import Interrupted
 from ahm_gym.runs.interrupt import Interrupt
@@ -88,7 +88,7 @@ class Processes:
                 reason = f"its process ended with exit code {process.exitcode} (-9 is a kill: out of memory?)"
                 yield from (Failure(job, reason) for job in jobs.values())
             return
-        jobs.pop(outcome.job.key if isinstance(outcome, Failure) else key_of(outcome))
+        jobs.pop(outcome.job.key if isinstance(outcome, Failure) else outcome.key)
         yield outcome
 
 

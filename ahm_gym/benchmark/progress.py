@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from ahm_gym.benchmark.jobs import Failure, Group, key_of
-from ahm_gym.benchmark.rows import UNTRAINED, Row, read_lines
+from ahm_gym.benchmark.jobs import Failure, Group
+from ahm_gym.benchmark.rows import UNTRAINED, Row, ScoreRow, read_lines
 from ahm_gym.runs.storage import sync
 
 
@@ -16,17 +14,8 @@ def append_row(out: Path, row: Row) -> None:
     """Adds a finished row; it is on the disk when this returns."""
     path = out / "rows.jsonl"
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded(row)) + "\n")
+        file.write(row.line())
     sync(path)
-
-
-def rounded(value: Any) -> Any:
-    """The same with floats of six digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 class BenchmarkProgress:
@@ -51,16 +40,17 @@ class BenchmarkProgress:
         if isinstance(outcome, Failure):
             told = f"{outcome.job} FAILED: {outcome.reason}"
         else:
-            job = self.missing.pop(key_of(outcome))
+            job = self.missing.pop(outcome.key)
             self._note(outcome)
-            score = f", Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else ""
-            told = f"{job}{score}, {outcome['seconds']:.0f} s"
+            dice = outcome.dice if isinstance(outcome, ScoreRow) else None
+            score = "" if dice is None else f", Dice {dice:.3f}"
+            told = f"{job}{score}, {outcome.seconds:.0f} s"
         done = self.total - self.left
         print(f"{done} of {self.total} | {told} | {self._time_left()}", file=sys.stderr, flush=True)
 
     def _note(self, row: Row) -> None:
-        if row["policy"] != UNTRAINED or row["kind"] != "pretrain":
-            self.seconds.setdefault(row["kind"], []).append(row["seconds"])
+        if row.policy != UNTRAINED or row.kind != "pretrain":
+            self.seconds.setdefault(row.kind, []).append(row.seconds)
 
     def _time_left(self) -> str:
         known = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}

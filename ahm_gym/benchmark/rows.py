@@ -1,11 +1,14 @@
-"""The finished rows of a benchmark, as they lie in its folder."""
+"""The finished rows of a benchmark: what a line of `rows.jsonl` holds, and how a folder of them is read."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import field_validator as validator
 
 from ahm_gym.errors import InputError
 
@@ -16,7 +19,109 @@ UNTRAINED = "scratch"
 KINDS = {"finetune": "fine-tuned", "frozen": "frozen encoder", "probe": "probe"}
 """Kinds of score in the order of the report, and their names in it."""
 
-Row = dict[str, Any]
+Metric: TypeAlias = Literal["dice", "iou", "hd95"]
+
+
+class BaseRow(BaseModel):
+    """The columns that every row has."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
+
+    kind: str
+    data: str
+    """Name of the data set."""
+    policy: str
+    seed: NonNegativeInt
+    labels: int | None
+    """Labelled training images of an evaluation."""
+    amount: str | None = None
+    """The same as requested: a count, or a fraction such as 0.1. Default: the count."""
+    seconds: float
+    """Time that the job took; for pretraining that of the updates alone."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int | None]:
+        """The key of the job that yields the row."""
+        return self.kind, self.data, self.policy, self.seed, self.labels
+
+    def line(self) -> str:
+        """The row as a line of `rows.jsonl`, with floats of six digits."""
+        return json.dumps(rounded(self.model_dump(exclude_unset=True))) + "\n"
+
+
+class PretrainRow(BaseRow):
+    """Cost and outcome of one pretraining; an untrained encoder has only `psnr`."""
+
+    kind: Literal["pretrain"]
+    labels: None = None
+    amount: None = None
+    images_per_second: float | None = None
+    limit_share: float | None = None
+    """Matrix products a second as a share of the largest rate that the device reaches, 0 to 1."""
+    peak_memory_mib: float | None = None
+    psnr: float | None = None
+    """Of test images under random masks, in dB."""
+    loss: float | None = None
+    spearman: float | None = None
+    excess: float | None = None
+    overlap: float | None = None
+    entropy: float | None = None
+    masked_foreground: float | None = None
+    commit: str | None = None
+    hardware: str | None = None
+
+
+class ScoreRow(BaseRow):
+    """Test scores of one evaluation of an encoder."""
+
+    kind: Literal["finetune", "frozen", "probe"]
+    labels: PositiveInt
+    split: str
+    dice: float | None
+    """Mean over classes and cases, 0 to 1; of patches for the probe. None where it is undefined."""
+    iou: float | None = None
+    hd95: float | None = None
+    """In `hd95_unit`."""
+    hd95_unit: str | None = None
+    num_classes: PositiveInt | None = None
+    """With the background."""
+    cases: dict[str, dict[Metric, list[float | None]]] = {}
+    """Case -> metric -> one value per foreground class, None where it is undefined."""
+    commit: str | None = None
+    hardware: str | None = None
+
+    @validator("amount")
+    @classmethod
+    def _is_a_number(cls, amount: str | None) -> str | None:
+        if amount is not None:
+            number_of(amount)
+        return amount
+
+    @property
+    def task(self) -> Task:
+        return Task(self.kind, self.amount or str(self.labels))
+
+
+Row: TypeAlias = PretrainRow | ScoreRow
+ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+
+
+def rounded(value: Any) -> Any:
+    """The same with floats of six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def number_of(amount: str) -> int | float:
+    """A requested number of labels as a number: a fraction where it has a point, otherwise a count.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    return float(amount) if "." in amount else int(amount)
 
 
 @dataclass(frozen=True)
@@ -30,7 +135,7 @@ class Task:
     @property
     def labels(self) -> int | float:
         """The count or fraction as a number."""
-        return float(self.amount) if "." in self.amount else int(self.amount)
+        return number_of(self.amount)
 
     @property
     def name(self) -> str:
@@ -49,9 +154,9 @@ class Rows:
     """The newest row of everything that has finished."""
 
     config: dict[str, Any]
-    pretraining: dict[tuple[str, str, int], Row]
+    pretraining: dict[tuple[str, str, int], PretrainRow]
     """By data, policy and seed."""
-    scores: dict[tuple[Task, str, str, int], Row]
+    scores: dict[tuple[Task, str, str, int], ScoreRow]
     """By task, data, policy and seed."""
 
     @property
@@ -76,53 +181,59 @@ class Rows:
 
 
 def read_lines(out: Path) -> list[Row]:
-    """The rows that stand in `rows.jsonl`, oldest first.
+    """The rows in `rows.jsonl`, oldest first.
 
-    A last line without its end is one that is being written, or was torn, and is left out.
+    A last line without its end is still being written, or was torn by a crash, and is left out.
 
     Raises:
-        InputError: where a line is no row.
+        InputError: for a line that is not a row; it names the line and the field.
     """
     path = out / "rows.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     rows = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line)
-            if row["kind"] in KINDS:
-                Task(row["kind"], amount_of(row)).labels  # noqa: B018
-            elif row["kind"] != "pretrain":
-                raise ValueError(f"unknown kind {row['kind']}")
-            rows.append(row | {name: row[name] for name in ("data", "policy", "seed")})
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(ROW.validate_json(line))
+        except ValidationError as error:
             raise InputError(
-                f"line {number} of {path} is not a row of a benchmark ({error!r}): delete that line, and "
-                "the benchmark runs its part again."
+                f"line {number} of {path} is not a row of a benchmark, {_reason(error)}: delete that line, and "
+                "the benchmark runs that job again."
             ) from error
     return rows
 
 
-def amount_of(row: Row) -> str:
-    """The number of labels as it was asked for."""
-    return str(row.get("amount") or row["labels"])
+def _reason(error: ValidationError) -> str:
+    """The first of what is wrong: the field, what it holds, and what was expected."""
+    first = error.errors(include_url=False)[0]
+    # The first part of a place is the kind of the row.
+    field = ".".join(map(str, first["loc"][1:])) or "the line"
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    given = repr(first["input"])
+    given = given if len(given) <= 40 else f"{given[:39]}\u2026"
+    expected = first["msg"]
+    return f"{field} is {given} ({expected[0].lower()}{expected[1:]})"
 
 
 def read_rows(out: Path) -> Rows:
-    """What `rows.jsonl` and `config.json` of a benchmark's folder hold; a row that came twice counts once.
+    """The contents of `rows.jsonl` and `config.json` in a benchmark's folder; the newest row of each job counts.
 
     Raises:
-        InputError: where there is no finished row, or a line is none.
+        InputError: where there is no finished row, or a line or `config.json` cannot be read.
     """
     pretraining, scores = {}, {}
     for row in read_lines(out):
-        if row["kind"] == "pretrain":
-            pretraining[row["data"], row["policy"], row["seed"]] = row
+        if isinstance(row, PretrainRow):
+            pretraining[row.data, row.policy, row.seed] = row
         else:
-            task = Task(row["kind"], amount_of(row))
-            scores[task, row["data"], row["policy"], row["seed"]] = row
+            scores[row.task, row.data, row.policy, row.seed] = row
     if not pretraining and not scores:
         raise InputError(
             f"{out / 'rows.jsonl'} holds no finished row: run the benchmark first, or name its folder."
         )
     config = out / "config.json"
-    return Rows(json.loads(config.read_text()) if config.exists() else {}, pretraining, scores)
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{config} is not JSON ({error}): bring it back, or delete it.") from error
+    return Rows(settings, pretraining, scores)

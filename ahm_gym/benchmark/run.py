@@ -8,15 +8,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ahm_gym.agents import agents
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig, check
 from ahm_gym.benchmark.evaluations import NUM_DRAWS
-from ahm_gym.benchmark.jobs import Failure, Group, Job, key_of
+from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.processes import run_groups
 from ahm_gym.benchmark.progress import BenchmarkProgress, append_row
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, Row, read_lines
+from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, read_lines
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
@@ -96,7 +97,7 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
     Raises:
         InputError: for labels or policies that cannot be.
     """
-    done = {key_of(row) for row in read_lines(config.out)}
+    done = {row.key for row in read_lines(config.out)}
     policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
     if len({file_name(policy) for policy in policies}) < len(policies):
         raise InputError(
@@ -213,16 +214,16 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
             )
 
 
-def flat(settings: Row) -> Row:
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with those of the two programs as `pretrain.steps`."""
-    values: Row = {}
+    values: dict[str, Any] = {}
     for name, value in settings.items():
         nested = value if name in SET_BY_THE_BENCHMARK else None
         values |= {name: value} if nested is None else {f"{name}.{key}": item for key, item in nested.items()}
     return values
 
 
-def saved_settings(out: Path) -> Row | None:
+def saved_settings(out: Path) -> dict[str, Any] | None:
     """What the `config.json` of a benchmark's folder holds; None of a new folder."""
     path = out / "config.json"
     other = InputError(f"{out} holds something else than a benchmark: choose another `out`.")
@@ -239,7 +240,7 @@ def saved_settings(out: Path) -> Row | None:
     return saved
 
 
-def settings_of(config: BenchmarkConfig) -> Row:
+def settings_of(config: BenchmarkConfig) -> dict[str, Any]:
     """What all rows of a folder have in common."""
     values = {name: value for name, value in to_json(config).items() if name not in OPEN}
     for program, names in SET_BY_THE_BENCHMARK.items():
@@ -252,7 +253,7 @@ def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) ->
     """Makes the folder ready: settings, data and commands so far, and rows without a line that a crash has torn."""
     saved = {"data": {}, "patients": {}, "command": ""} | (saved_settings(config.out) or {})
     if (config.out / "rows.jsonl").exists():
-        rows = "".join(json.dumps(row) + "\n" for row in read_lines(config.out))
+        rows = "".join(row.line() for row in read_lines(config.out))
         write_atomically(config.out / "rows.jsonl", rows)
     commands = dict.fromkeys([*saved["command"].splitlines(), command])
     described = {

@@ -13,7 +13,6 @@ from programs import run, start, wait_for, write_discs
 from ahm_gym.benchmark import evaluations, jobs, processes
 from ahm_gym.benchmark import run as benchmark
 from ahm_gym.benchmark.config import BenchmarkConfig
-from ahm_gym.benchmark.jobs import key_of
 from ahm_gym.benchmark.rows import read_lines as read_rows
 from ahm_gym.benchmark.run import count_labels, run_benchmark
 from ahm_gym.data import open_data
@@ -79,11 +78,11 @@ def finished(discs, tmp_path_factory):
 
 
 def scores(rows):
-    return {key_of(row): row.get("dice", row.get("psnr")) for row in rows}
+    return {row.key: row.psnr if row.kind == "pretrain" else row.dice for row in rows}
 
 
 def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished):
-    keys = [key_of(row) for row in read_rows(finished)]
+    keys = [row.key for row in read_rows(finished)]
     expected = {
         (kind, "discs", policy, seed, labels)
         for policy in ("scratch", "random", "a3c")
@@ -94,19 +93,17 @@ def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished
 
 
 def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
-    rows = {key_of(row): row for row in read_rows(finished)}
+    rows = {row.key: row for row in read_rows(finished)}
     learned = rows["pretrain", "discs", "a3c", 0, None]
-    assert learned["seconds"] > 0 and learned["psnr"] > 0 and learned["peak_memory_mib"] > 50
-    assert 0 < learned["limit_share"] < 1
+    assert learned.seconds > 0 and learned.psnr > 0 and learned.peak_memory_mib > 50
+    assert 0 < learned.limit_share < 1
     for name in ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground"):
-        assert isinstance(learned[name], float)
+        assert isinstance(getattr(learned, name), float)
     tuned = rows["finetune", "discs", "a3c", 0, 4]
-    assert tuned["split"] == "test" and len(tuned["cases"]) == 8 and tuned["hd95_unit"] == "pixels"
-    assert np.mean([case["dice"][0] for case in tuned["cases"].values()]) == pytest.approx(
-        tuned["dice"], abs=1e-5
-    )
-    assert all({"commit", "hardware", "seconds"} <= row.keys() for row in rows.values())
-    assert rows["pretrain", "discs", "scratch", 0, None]["psnr"] < learned["psnr"]
+    assert tuned.split == "test" and len(tuned.cases) == 8 and tuned.hd95_unit == "pixels"
+    assert np.mean([case["dice"][0] for case in tuned.cases.values()]) == pytest.approx(tuned.dice, abs=1e-5)
+    assert all(row.commit and row.hardware and row.seconds >= 0 for row in rows.values())
+    assert rows["pretrain", "discs", "scratch", 0, None].psnr < learned.psnr
 
 
 def test_frozen_and_tuned_encoders_get_other_scores(finished):
@@ -207,7 +204,7 @@ def test_a_pretraining_that_fails_takes_its_own_evaluations_along_and_no_others(
     monkeypatch.setattr(jobs, "pretrain", falls)
     with pytest.raises(RunError, match="2 jobs failed"):
         run_benchmark(config)
-    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "a3c"}
+    assert {row.policy for row in read_rows(config.out)} == {"scratch", "a3c"}
 
 
 def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
@@ -280,7 +277,7 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
     monkeypatch.setattr(processes.Processes, "_receive", kill_first)
     with pytest.raises(RunError, match="exit code -9"):
         run_benchmark(dataclasses.replace(config, jobs=2))
-    assert {row["policy"] for row in read_rows(config.out)} == {"scratch", "random"}
+    assert {row.policy for row in read_rows(config.out)} == {"scratch", "random"}
 
 
 @pytest.mark.parametrize(
@@ -355,14 +352,14 @@ def test_what_is_asked_for_twice_is_run_once(config):
     run_benchmark(dataclasses.replace(config, labels=("1", "0.01", "1"), tasks=("probe", "probe"), seeds=1))
     rows = read_rows(config.out)
     assert len(rows) == len(scores(rows)) == 6
-    assert {row["amount"] for row in rows if row["kind"] == "probe"} == {"1"}
+    assert {row.amount for row in rows if row.kind == "probe"} == {"1"}
 
 
 def test_fractions_of_two_data_sets_are_one_task(config, tmp_path):
     small = write_discs(tmp_path / "small.npz", count=10)
     config = dataclasses.replace(config, data=(*config.data, str(small)), labels=("0.5",))
     run_benchmark(config)
-    assert {row["labels"] for row in read_rows(config.out) if row["kind"] == "probe"} == {5, 12}
+    assert {row.labels for row in read_rows(config.out) if row.kind == "probe"} == {5, 12}
     text = (config.out / "leaderboard.md").read_text()
     assert "Seeds that are not there" not in text and "probe, 0.5 of the labels" in text
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from benchmark_rows import DATA, FEW, POLICIES, make_rows, write_benchmark, write_rows
 from PIL import Image
+from programs import ROOT
 
 from ahm_gym.benchmark.report import charts, pictures, write_report
 from ahm_gym.benchmark.report.text import MINUS, NOTHING, decimals, duration, p_value, percent, signed
+from ahm_gym.benchmark.rows import read_lines
 from ahm_gym.errors import InputError
 
 
@@ -114,8 +116,8 @@ def test_an_interval_that_goes_on_beyond_the_picture_ends_in_an_arrow(tmp_path):
     def rows_of(untrained):
         scores = {"random": (0.5, 0.5), "a3c": (0.51, 0.49), "scratch": untrained}
         return [
-            {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "split": "test",
-             "cases": {name: {"dice": [dice]} for name in "wxyz"}, "dice": dice}
+            {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "seconds": 1.0,
+             "split": "test", "cases": {name: {"dice": [dice]} for name in "wxyz"}, "dice": dice}
             for policy, both in scores.items() for seed, dice in enumerate(both)
         ]  # fmt: skip
 
@@ -128,8 +130,8 @@ def test_a_policy_with_more_seeds_is_ranked_on_those_that_random_has_too(tmp_pat
         return {("random", 0): 0.5, ("a3c", 0): 0.6, ("a3c", 1): 0.1}.get((policy, seed), 0.4)
 
     rows = [
-        {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "split": "test", "cases": cases,
-         "dice": score_of(policy, seed)}
+        {"kind": "probe", "data": "d", "policy": policy, "seed": seed, "labels": 10, "seconds": 1.0, "split": "test",
+         "cases": cases, "dice": score_of(policy, seed)}
         for policy, seed in (("random", 0), ("a3c", 0), ("a3c", 1), ("grid", 1))
         for cases in [{name: {"dice": [score_of(policy, seed)]} for name in "xy"}]
     ]  # fmt: skip
@@ -215,6 +217,56 @@ def test_what_is_no_benchmark_is_refused(tmp_path):
         write_report(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"kind": "finetune"}\n')
     with pytest.raises(InputError, match="line 1 of .* is not a row"):
+        write_report(tmp_path)
+
+
+SCORE = next(
+    row for row in make_rows(("hc18_128",), ("random",), seeds=1, cases=1) if row["kind"] == "finetune"
+)
+PRETRAINING = next(row for row in make_rows(("hc18_128",), ("random",), seeds=1, cases=1))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (SCORE | {"dice": "0.5"}, r"dice is '0\.5' \(input should be a valid number\)"),
+        (SCORE | {"seed": True}, r"seed is True \(input should be a valid integer\)"),
+        (
+            SCORE | {"cases": {"a": {"dice": ["0.5"]}}},
+            r"cases\.a\.dice\.0 is '0\.5' \(input should be a valid n",
+        ),
+        (SCORE | {"cases": {"a": {"dcie": [0.5]}}}, "cases.a.dcie.* should be 'dice', 'iou' or 'hd95'"),
+        (SCORE | {"labels": None}, "labels is None"),
+        (SCORE | {"amount": "many"}, "amount is 'many'"),
+        (SCORE | {"recall": 0.5}, r"recall is 0\.5 \(extra inputs are not permitted\)"),
+        (SCORE | {"kind": "guess"}, "the line is .* does not match any of the expected tags"),
+        ({name: value for name, value in SCORE.items() if name != "data"}, "data is missing"),
+        (PRETRAINING | {"psnr": [20.0]}, r"psnr is \[20\.0\]"),
+        (PRETRAINING | {"labels": 10}, "labels is 10"),
+        ([1], "the line is"),
+    ],
+)
+def test_a_wrong_value_in_a_row_is_named_with_its_line_and_field(tmp_path, row, reason):
+    write_rows(tmp_path, [PRETRAINING, row])
+    with pytest.raises(
+        InputError, match=f"line 2 of .*rows.jsonl is not a row of a benchmark, {reason}"
+    ) as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value) and "delete that line" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(ROOT.glob("benchmarks/*/rows.jsonl")), ids=lambda path: path.parent.name
+)
+def test_rows_of_earlier_benchmarks_are_read_and_written_without_a_change(folder):
+    text = folder.read_text()
+    assert "".join(row.line() for row in read_lines(folder.parent)) == text and text
+
+
+def test_settings_that_are_not_json_are_refused(tmp_path):
+    write_rows(tmp_path, [PRETRAINING])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not JSON"):
         write_report(tmp_path)
 
 

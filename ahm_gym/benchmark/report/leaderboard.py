@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ahm_gym.benchmark.rows import REFERENCE, Row, Rows, Task
+from ahm_gym.benchmark.rows import REFERENCE, BaseRow, Metric, Rows, ScoreRow, Task
 from ahm_gym.benchmark.statistics import (
     Comparison,
     Scores,
@@ -19,7 +21,7 @@ from ahm_gym.benchmark.statistics import (
     verdict,
 )
 
-LARGER_IS_BETTER = {"dice": True, "iou": True, "hd95": False}
+LARGER_IS_BETTER: dict[Metric, bool] = {"dice": True, "iou": True, "hd95": False}
 HEALTH = ("psnr", "loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 COST = ("seconds", "images_per_second", "limit_share", "peak_memory_mib")
 
@@ -90,8 +92,8 @@ def pretraining_cells(rows: Rows) -> list[Pretraining]:
             if not found:
                 continue
             values = {name: value for name in COST + HEALTH if (value := _mean(found, name)) is not None}
-            shared = [seed for seed in found if seed in reference and reference[seed].get("seconds")]
-            seconds = [(found[seed]["seconds"], reference[seed]["seconds"]) for seed in shared]
+            shared = [seed for seed in found if seed in reference and reference[seed].seconds]
+            seconds = [(found[seed].seconds, reference[seed].seconds) for seed in shared]
             ratio = sum(own for own, _ in seconds) / sum(other for _, other in seconds) if seconds else None
             cells.append(Pretraining(data, policy, sorted(found), values, ratio))
     return cells
@@ -150,22 +152,22 @@ def _csv_measure(name: str, measure: Measure | None) -> dict[str, object]:
     }
 
 
-def _by_seed(table: dict, *key: object) -> dict[int, Row]:
+def _by_seed(table: dict, *key: object) -> dict[int, Any]:
     return {found[-1]: row for found, row in table.items() if found[:-1] == key}
 
 
-def _mean(rows: dict[int, Row], name: str) -> float | None:
-    known = [row[name] for row in rows.values() if row.get(name) is not None]
+def _mean(rows: Mapping[int, BaseRow], name: str) -> float | None:
+    known = [value for row in rows.values() if (value := getattr(row, name)) is not None]
     return float(np.mean(known)) if known else None
 
 
 def _cell(rows: Rows, task: Task, data: str, policy: str) -> Cell | None:
-    found = _by_seed(rows.scores, task, data, policy)
+    found: dict[int, ScoreRow] = _by_seed(rows.scores, task, data, policy)
     if not found:
         return None
     measures = {}
     for name in LARGER_IS_BETTER:
-        means = [row[name] for row in found.values() if row.get(name) is not None]
+        means = [value for row in found.values() if (value := getattr(row, name)) is not None]
         if means:
             deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
             iqm = interquartile_mean(_scores(found, name))
@@ -176,24 +178,23 @@ def _cell(rows: Rows, task: Task, data: str, policy: str) -> Cell | None:
         data=data,
         policy=policy,
         seeds=sorted(found),
-        num_labels=newest["labels"],
-        num_cases=max(len(row.get("cases") or {}) for row in found.values()),
-        split=newest.get("split", ""),
+        num_labels=newest.labels,
+        num_cases=max(len(row.cases) for row in found.values()),
+        split=newest.split,
         seconds=_mean(found, "seconds"),
-        hd95_unit=newest.get("hd95_unit"),
+        hd95_unit=newest.hd95_unit,
         measures=measures,
     )
 
 
-def _scores(rows: dict[int, Row], metric: str) -> Scores:
+def _scores(rows: dict[int, ScoreRow], metric: Metric) -> Scores:
     """Seed -> case -> values; the mean stands for all cases where a row lists none."""
     scores = {}
     for seed, row in rows.items():
-        cases = {
-            case: values[metric] for case, values in (row.get("cases") or {}).items() if metric in values
-        }
-        if cases or row.get(metric) is not None:
-            scores[seed] = cases or {"all": [row[metric]]}
+        cases = {case: values[metric] for case, values in row.cases.items() if metric in values}
+        mean = getattr(row, metric)
+        if cases or mean is not None:
+            scores[seed] = cases or {"all": [mean]}
     return scores
 
 
@@ -212,7 +213,7 @@ def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
     return [replace(cell, measures=measures) for cell, measures in zip(cells, results, strict=True)]
 
 
-def _comparison(rows: Rows, cell: Cell, metric: str) -> Comparison | None:
+def _comparison(rows: Rows, cell: Cell, metric: Metric) -> Comparison | None:
     own, other = (
         _scores(_by_seed(rows.scores, cell.task, cell.data, policy), metric)
         for policy in (cell.policy, REFERENCE)

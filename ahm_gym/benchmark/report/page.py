@@ -158,7 +158,7 @@ def _settings(rows: Rows) -> str:
     machine = {name: value for name, value in (rows.config.get("machine") or {}).items() if value is not None}
     every = [*rows.pretraining.values(), *rows.scores.values()]
     for name in ("commit", "hardware"):
-        if found := sorted({row[name] for row in every if row.get(name)}):
+        if found := sorted({value for row in every if (value := getattr(row, name))}):
             machine[name] = "; ".join(found)
     blocks = []
     if command := rows.config.get("command"):
