@@ -16,6 +16,7 @@ from ahm_gym.benchmark.report import charts, pictures, write_report
 from ahm_gym.benchmark.report.text import MINUS, NOTHING, decimals, duration, p_value, percent, signed
 from ahm_gym.benchmark.rows import read_lines
 from ahm_gym.errors import InputError
+from ahm_gym.runs.storage import file_name
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +279,42 @@ def test_names_cannot_break_the_page(tmp_path):
     text, page = report(tmp_path, rows)
     assert odd not in page and "&lt;script&gt;" in page
     assert "\\|" in text
+
+
+def test_markup_in_any_text_is_shown_and_never_live(tmp_path):
+    odd = '"><img src=x onerror=alert(1)><script>1</script>'
+    rows = [
+        row | {"data": odd, "hardware": odd, "commit": odd} | ({"split": odd} if "split" in row else {})
+        for row in make_rows(("hc18_128",), ("random", "a3c"), seeds=2, cases=3)
+    ]
+    for row in rows:
+        row["policy"] = odd if row["policy"] == "a3c" else row["policy"]
+        row["hd95_unit"] = odd if row["kind"] in ("finetune", "frozen") else None
+        if row["kind"] == "pretrain":
+            del row["hd95_unit"]
+    write_rows(tmp_path, rows)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"command": odd, "model": odd, odd: odd, "data": {odd: odd}, "pretrain_steps": odd}
+    config["machine"] |= {"versions": {odd: odd}, odd: odd}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    folder = tmp_path / "pictures" / file_name(odd) / file_name(odd)
+    folder.mkdir(parents=True)
+    for picture in ("step-1.png", "segmentations-10.png"):
+        Image.new("RGB", (10, 10)).save(folder / picture)
+    page = write_report(tmp_path).html.read_text()
+    assert page.count("&lt;script&gt;1") > 40
+    assert page.count("<script") == 1 and "<img src=x" not in page
+    assert len(re.findall("<img ", page)) == 2 and not re.search(r'<[^>"]*("[^"]*"[^>"]*)*onerror', page)
+
+
+def test_the_paths_of_a_report_are_returned(tmp_path):
+    written = write_report(write_rows(tmp_path, [PRETRAINING]))
+    assert (written.html, written.markdown, written.csv) == (
+        tmp_path / "report.html",
+        tmp_path / "leaderboard.md",
+        tmp_path / "leaderboard.csv",
+    )
+    assert all(path.stat().st_size > 0 for path in (written.html, written.markdown))
 
 
 def test_pictures_of_a_policy_are_found_by_the_name_of_its_folder(tmp_path):

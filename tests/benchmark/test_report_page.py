@@ -50,7 +50,7 @@ def test_the_page_asks_for_nothing_from_outside_and_names_everything(out):
 
 
 def test_text_and_marks_can_be_told_from_the_page_in_light_and_dark():
-    style = files("ahm_gym.benchmark.report").joinpath("page.css").read_text()
+    style = files("ahm_gym.benchmark.report").joinpath("templates", "page.css").read_text()
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in style.split("@media", 2)[:2])
 
     def luminance(colour):

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from ahm_gym.benchmark.report.leaderboard import leaderboard_csv, pretraining_cells, score_cells
-from ahm_gym.benchmark.report.markdown import leaderboard_markdown
-from ahm_gym.benchmark.report.page import page
-from ahm_gym.benchmark.report.pictures import read_pictures
 from ahm_gym.benchmark.rows import read_rows
 from ahm_gym.runs.storage import write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["Report", "write_report"]
 
 
-def write_report(out: Path) -> None:
-    """Writes leaderboard.csv, leaderboard.md and report.html beside the rows and pictures in `out`.
+@dataclass(frozen=True)
+class Report:
+    """Where the parts of a report were written."""
 
-    A benchmark that still runs is reported as far as it is, with what is missing.
+    html: Path
+    markdown: Path
+    csv: Path
+
+
+def write_report(out: Path) -> Report:
+    """Writes report.html, leaderboard.md and leaderboard.csv into a benchmark's folder.
+
+    A benchmark that is still running is reported as far as it is, with what is missing.
+
+    Args:
+        out: the folder, with `rows.jsonl`, and where there are any `config.json` and pictures.
 
     Raises:
-        InputError: where `out` holds no finished row.
+        InputError: where the folder holds no finished row, or a line is not a row.
     """
+    # Jinja and pandas take a second to import, and a benchmark that begins needs neither.
+    from ahm_gym.benchmark.report.leaderboard import leaderboard_csv, pretraining_cells, score_cells
+    from ahm_gym.benchmark.report.markdown import leaderboard_markdown
+    from ahm_gym.benchmark.report.page import page
+    from ahm_gym.benchmark.report.pictures import read_pictures
+
     rows = read_rows(out)
     scores, pretraining = score_cells(rows), pretraining_cells(rows)
     pictures = read_pictures(out, [(data, policy) for data in rows.data for policy in rows.policies])
-    write_atomically(out / "leaderboard.csv", leaderboard_csv(scores, pretraining))
-    write_atomically(out / "leaderboard.md", leaderboard_markdown(rows, scores, pretraining))
-    write_atomically(out / "report.html", page(rows, scores, pretraining, pictures))
+    report = Report(html=out / "report.html", markdown=out / "leaderboard.md", csv=out / "leaderboard.csv")
+    write_atomically(report.csv, leaderboard_csv(scores, pretraining))
+    write_atomically(report.markdown, leaderboard_markdown(rows, scores, pretraining))
+    write_atomically(report.html, page(rows, scores, pretraining, pictures))
+    return report

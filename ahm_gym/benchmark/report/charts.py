@@ -1,11 +1,15 @@
-"""Charts as inline SVG; colours come from the page's style sheet, so they follow light and dark."""
+"""Charts as inline SVG; colours come from the page's style sheet, so they follow light and dark.
+
+Markup is put together by `Markup`, which escapes every text that is formatted into it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 from ahm_gym.benchmark.report.leaderboard import Cell
 from ahm_gym.benchmark.report.text import Number, decimals, duration, signed
@@ -55,7 +59,7 @@ def style_of(policy: str, policies: Sequence[str]) -> str:
     return f"c{others.index(policy) % NUM_COLOURS}"
 
 
-def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> str:
+def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> Markup:
     """A shape of about nine pixels; shapes differ where colours are hard to tell apart."""
     style = style_of(policy, policies)
     if policy == REFERENCE:
@@ -70,20 +74,10 @@ def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> str:
             f"M{x - 5} {y + 4}h10L{x} {y - 5}Z",
             f"M{x - 5} {y - 4}h10L{x} {y + 5}Z",
         )[index % 4]
-    return f'<path class="mark {style}" d="{shape}"/>'
+    return _path(f"mark {style}", shape)
 
 
-def legend(policies: Sequence[str]) -> str:
-    """The policies and their markers."""
-    items = (
-        f'<li><svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">'
-        f"{marker(policy, policies, 7, 7)}</svg>{escape(policy)}</li>"
-        for policy in policies
-    )
-    return f'<ul class="legend" aria-label="Policies">{"".join(items)}</ul>'
-
-
-def forest(data: str, cells: Sequence[Cell]) -> str:
+def forest(data: str, cells: Sequence[Cell]) -> Markup:
     """Differences to the reference in Dice with their intervals, the best on top; empty where none is known.
 
     The untrained encoder is often far off: it does not widen the scale, and points out of the picture.
@@ -91,7 +85,7 @@ def forest(data: str, cells: Sequence[Cell]) -> str:
     rows = [(cell.policy, m, m.comparison) for cell in cells if (m := cell.measures.get("dice"))]
     known = sorted(((p, m, one) for p, m, one in rows if one), key=lambda row: -row[2].difference)
     if not known:
-        return ""
+        return Markup()
     width, left, right = 420, 80, 152
     bounds = [0.0]
     for policy, _, one in known:
@@ -116,7 +110,7 @@ def forest(data: str, cells: Sequence[Cell]) -> str:
     return _svg(width, bottom + 42, title, parts)
 
 
-def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number) -> str:
+def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number) -> Markup:
     low, high = one.interval or (one.difference, one.difference)
     numbers = signed(one.difference)
     if one.interval:
@@ -124,28 +118,28 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
     tone = verdict.split(" ")[0] if " than " in verdict else "none"
     inside = [min(max(value, x.low), x.high) for value in (low, high, one.difference)]
     parts = [
-        f"<title>{escape(f'{policy}: {numbers}, {verdict}')}</title>",
         _text(x.start - 8, y + 4, shortened(policy), "name end"),
         _line(x(inside[0]), y, x(inside[1]), y, "whisker"),
         *(_cut(x(edge), y, side) for edge, side in ((x.low, -1), (x.high, 1)) if low < edge < high),
     ]
     if one.difference == inside[2]:
-        parts.append(f'<circle class="dot" cx="{x(one.difference)}" cy="{y}" r="4.5"/>')
+        circle = Markup('<circle class="dot" cx="{}" cy="{}" r="4.5"/>')
+        parts.append(circle.format(x(one.difference), y))
     else:
         side = -1 if one.difference < x.low else 1
         tip = x(inside[2])
-        parts.append(f'<path class="dot" d="M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"/>')
+        parts.append(_path("dot", f"M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"))
     parts.append(_text(x.end + 10, y + 4, numbers, "number"))
     alone = " alone" * (not one.tells)
-    return f'<g class="row {tone}{alone}">{"".join(parts)}</g>'
+    return _group(f"{policy}: {numbers}, {verdict}", parts, f"row {tone}{alone}")
 
 
-def _cut(x: Number, y: Number, side: int) -> str:
+def _cut(x: Number, y: Number, side: int) -> Markup:
     """An arrow head where an interval goes on beyond the picture."""
-    return f'<path class="whisker cut" d="M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}"/>'
+    return _path("whisker cut", f"M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}")
 
 
-def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:
+def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Markup:
     """Mean Dice against the number of labels, one line a policy; empty where there is one number."""
     points = {
         policy: sorted((c.num_labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
@@ -154,7 +148,7 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:
     }
     counts = sorted({labels for line in points.values() for labels, _ in line})
     if len(counts) < 2:
-        return ""
+        return Markup()
     right = 96
     x = padded([math.log(count) for count in counts], LEFT, WIDTH - right)
     y = padded([dice for line in points.values() for _, dice in line], HEIGHT - BOTTOM, TOP)
@@ -167,24 +161,21 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> str:
         path = "L".join(f"{x(math.log(labels))} {y(dice)}" for labels, dice in line)
         style = style_of(policy, policies)
         last = x(math.log(line[-1][0]))
-        parts.append(
-            f"<g><title>{escape(policy)}: {', '.join(f'{decimals(v)} with {n}' for n, v in line)}</title>"
-            f'<path class="curve {style}" d="M{path}"/>'
-            + "".join(marker(policy, policies, x(math.log(n)), y(v)) for n, v in line)
-            + _line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
-            + _text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
-            + "</g>"
-        )
+        about = f"{policy}: {', '.join(f'{decimals(v)} with {n}' for n, v in line)}"
+        marks = [marker(policy, policies, x(math.log(n)), y(v)) for n, v in line]
+        leader = _line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
+        name = _text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
+        parts.append(_group(about, [_path(f"curve {style}", f"M{path}"), *marks, leader, name]))
     return _svg(WIDTH, HEIGHT, f"{data}: Dice against the number of labelled images", parts)
 
 
 def by_seconds(
     data: str, cells: Sequence[Cell], seconds: Mapping[str, Number], policies: Sequence[str]
-) -> str:
+) -> Markup:
     """Mean Dice against the seconds of pretraining; the whisker is a standard deviation over seeds."""
     found = {c.policy: c.measures["dice"] for c in cells if "dice" in c.measures and c.policy in seconds}
     if len(found) < 2:
-        return ""
+        return Markup()
     right = 20
     x = padded([seconds[policy] for policy in found], LEFT, WIDTH - right)
     tops = [m.mean + sign * (m.deviation or 0) for m in found.values() for sign in (-1, 1)]
@@ -197,12 +188,8 @@ def by_seconds(
         spread_by = measure.deviation or 0
         style = style_of(policy, policies)
         about = f"{policy}: Dice {decimals(measure.mean)} after {duration(seconds[policy])}"
-        parts.append(
-            f"<g><title>{escape(about)}</title>"
-            + _line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
-            + marker(policy, policies, spent, dice)
-            + "</g>"
-        )
+        bar = _line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
+        parts.append(_group(about, [bar, marker(policy, policies, spent, dice)]))
     return _svg(WIDTH, HEIGHT, f"{data}: Dice against the seconds of pretraining", parts)
 
 
@@ -226,7 +213,7 @@ def _mean(values: Sequence[Number]) -> float:
     return sum(values) / len(values)
 
 
-def _frame_y(y: Scale, end: Number) -> list[str]:
+def _frame_y(y: Scale, end: Number) -> list[Markup]:
     ticks = y.ticks(4)
     places = _places(ticks)
     return [
@@ -246,22 +233,30 @@ def shortened(name: str) -> str:
     return name if len(name) <= 12 else f"{name[:11]}\u2026"
 
 
-def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> str:
+def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> Markup:
     return _line(x(value), bottom, x(value), bottom + 4, "tick-mark") + _text(
         x(value), bottom + 17, label, "tick middle"
     )
 
 
-def _line(x1: Number, y1: Number, x2: Number, y2: Number, style: str) -> str:
-    return f'<line class="{style}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+def _line(x1: Number, y1: Number, x2: Number, y2: Number, style: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(style, x1, y1, x2, y2)
 
 
-def _text(x: Number, y: Number, text: str, style: str) -> str:
-    return f'<text class="{style}" x="{x}" y="{y}">{escape(text)}</text>'
+def _path(style: str, shape: str) -> Markup:
+    return Markup('<path class="{}" d="{}"/>').format(style, shape)
 
 
-def _svg(width: Number, height: Number, title: str, parts: list[str]) -> str:
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
+def _text(x: Number, y: Number, text: str, style: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, x, y, text)
+
+
+def _group(title: str, parts: Sequence[Markup], style: str = "series") -> Markup:
+    """Parts that a browser tells about by the title when one points at them."""
+    return Markup('<g class="{}"><title>{}</title>{}</g>').format(style, title, Markup().join(parts))
+
+
+def _svg(width: Number, height: Number, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
+    ).format(width, height, title, title, Markup().join(parts))

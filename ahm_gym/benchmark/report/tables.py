@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 
 from ahm_gym.benchmark.report.leaderboard import HEALTH, Cell, Measure, Pretraining
 from ahm_gym.benchmark.report.text import NOTHING, decimals, duration, p_value, percent, plural, signed
@@ -26,20 +25,6 @@ class Table:
         lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
         cells = ("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
         return f"**{self.caption}**\n\n" + "\n".join(cells) + "\n"
-
-    def html(self) -> str:
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
-        body = "\n".join(
-            f'<tr><th scope="row">{escape(first)}</th>'
-            + "".join(f"<td{_tone(entry)}>{escape(entry)}</td>" for entry in rest)
-            + "</tr>"
-            for first, *rest in self.rows
-        )
-        caption = escape(self.caption)
-        return (
-            f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table>'
-            f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-        )
 
 
 def overview(task: Task, cells: list[Cell]) -> Table:
@@ -132,9 +117,9 @@ def _difference(measure: Measure | None, places: int) -> str:
     return signed(measure.comparison.difference if measure and measure.comparison else None, places)
 
 
-def _tone(entry: str) -> str:
-    """The class of an entry that tells a verdict."""
+def tone(entry: str) -> str:
+    """The class of an entry that shows a verdict: better or worse; empty for any other."""
     for word, mark in MARKS.items():
         if entry.startswith(f"{word} than") or entry.endswith(mark):
-            return f' class="{word}"'
+            return word
     return ""
