@@ -307,6 +307,49 @@ def test_markup_in_any_text_is_shown_and_never_live(tmp_path):
     assert len(re.findall("<img ", page)) == 2 and not re.search(r'<[^>"]*("[^"]*"[^>"]*)*onerror', page)
 
 
+@pytest.mark.parametrize("odd", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_of_the_csv_is_a_formula(tmp_path, odd):
+    rows = list(make_rows(("hc18_128",), ("random", "a3c"), seeds=2, labels=(10,), cases=3))
+    names = {"hc18_128": odd, "a3c": odd}
+    rows = [row | {name: names.get(row[name], row[name]) for name in ("data", "policy")} for row in rows]
+    rows = [row | {"split": odd, "hd95_unit": odd} if row["kind"] == "finetune" else row for row in rows]
+    written = write_report(write_rows(tmp_path, rows))
+    lines = board(tmp_path)
+    shown = f"'{odd}".replace("\r", " ")
+    assert {line["data"] for line in lines} == {shown} and len(lines) == 6
+    assert {line["policy"] for line in lines} == {"random", shown}
+    tuned = [line for line in lines if line["kind"] == "finetune"]
+    assert {(line["split"], line["hd95_unit"]) for line in tuned} == {(shown, shown)}
+    assert len(written.csv.read_bytes().splitlines()) == 7
+    numbers = [float(line["dice_difference"]) for line in lines if line["policy"] != "random"]
+    assert len(numbers) == 3, "numbers, negative ones too, remain numbers"
+
+
+def test_a_policy_without_a_rank_has_an_empty_field(tmp_path):
+    rows = make_rows(("hc18_128",), ("random", "grid"), seeds=2, labels=(10,), cases=3)
+    apart = [row for row in rows if (row["policy"] == "grid") == (row["seed"] == 1)]
+    write_report(write_rows(tmp_path, apart))
+    assert {line["policy"]: line["mean_rank"] for line in board(tmp_path)} == {"random": "1", "grid": ""}
+
+
+@pytest.mark.parametrize(
+    ("odd", "shown"),
+    [
+        ("<script>alert(1)</script>", "&lt;script>alert(1)&lt;/script>"),
+        ("<!-- hidden", "&lt;!-- hidden"),
+        ("![seen](http://one.example/a.png)", "![seen]\\(http://one.example/a.png)"),
+        ("one\n\n# two", "one # two"),
+        ("<img\nsrc=x>", "&lt;img src=x>"),
+    ],
+)
+def test_markup_in_names_is_not_live_in_markdown(tmp_path, odd, shown):
+    rows = list(make_rows(("hc18_128",), ("random", "a3c"), seeds=2, labels=(10,), cases=3))
+    rows = [row | {"data": odd, "policy": odd if row["policy"] == "a3c" else row["policy"]} for row in rows]
+    text, _ = report(tmp_path, [row for row in rows if row["seed"] != 1 or row["policy"] == "random"])
+    assert f"### {shown}\n" in text and f"| {shown} |" in text and f"- {shown} on {shown}: seed 1" in text
+    assert odd not in text and f"**{shown}, fine-tuned, 10 labels" in text
+
+
 def test_the_paths_of_a_report_are_returned(tmp_path):
     written = write_report(write_rows(tmp_path, [PRETRAINING]))
     assert (written.html, written.markdown, written.csv) == (

@@ -31,7 +31,7 @@ def write_report(out: Path) -> Report:
     Raises:
         InputError: where the folder holds no finished row, or a line is not a row.
     """
-    # Jinja and pandas take a second to import, and a benchmark that begins needs neither.
+    # A benchmark that begins, and each of its processes, needs neither Jinja nor the statistics.
     from ahm_gym.benchmark.report.leaderboard import leaderboard_csv, pretraining_cells, score_cells
     from ahm_gym.benchmark.report.markdown import leaderboard_markdown
     from ahm_gym.benchmark.report.page import page

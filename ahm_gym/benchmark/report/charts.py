@@ -1,6 +1,7 @@
 """Charts as inline SVG; colours come from the page's style sheet, so they follow light and dark.
 
-Markup is put together by `Markup`, which escapes every text that is formatted into it.
+They are drawn here because those of matplotlib have fixed colours and no titles, and are six times as large. `Markup`
+escapes every text that is formatted into it.
 """
 
 from __future__ import annotations

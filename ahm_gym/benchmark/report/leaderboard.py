@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +102,10 @@ def pretraining_cells(rows: Rows) -> list[Pretraining]:
 
 
 def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
-    """One line for every cell with all its numbers; an empty field where there is none."""
+    """One line for every cell with all its numbers; an empty field where there is none.
+
+    A text that a spreadsheet would run as a formula begins with an apostrophe instead.
+    """
     trained = {(one.data, one.policy): one for one in pretraining}
     lines = []
     for cell in cells:
@@ -121,13 +126,22 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
         own = trained.get((cell.data, cell.policy))
         line |= {f"pretrain_{name}": own.values.get(name) if own else None for name in COST + HEALTH}
         line["pretrain_seconds_ratio"] = own.seconds_ratio if own else None
-        lines.append({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in line.items()})
+        lines.append({name: _csv_field(value) for name, value in line.items()})
     text = io.StringIO()
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
     return text.getvalue()
+
+
+def _csv_field(value: object) -> object:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    if isinstance(value, str):
+        line = re.sub(r"[\r\n]+", " ", value)
+        return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line
+    return value
 
 
 def _csv_measure(name: str, measure: Measure | None) -> dict[str, object]:

@@ -6,6 +6,7 @@ from textwrap import indent
 
 from ahm_gym.benchmark.report import findings, tables
 from ahm_gym.benchmark.report.leaderboard import Cell, Pretraining
+from ahm_gym.benchmark.report.text import markdown_line
 from ahm_gym.benchmark.rows import Rows
 
 METHOD = (
@@ -51,7 +52,7 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
     blocks += [tables.overview(task, cells).markdown() for task, cells in by_task.items()]
     blocks += ["## Every number", METHOD, PRETRAINING]
     for data in rows.data:
-        blocks.append(f"### {data}")
+        blocks.append(f"### {markdown_line(data)}")
         found = (tables.scores(data, task, cells) for task, cells in by_task.items())
         blocks += [table.markdown() for table in found if table.rows]
         blocks.append(tables.pretraining(data, pretraining).markdown())
@@ -61,4 +62,4 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
 
 
 def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown_line(line)}" for line in lines)

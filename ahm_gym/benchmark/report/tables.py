@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ahm_gym.benchmark.report.leaderboard import HEALTH, Cell, Measure, Pretraining
-from ahm_gym.benchmark.report.text import NOTHING, decimals, duration, p_value, percent, plural, signed
+from ahm_gym.benchmark.report.text import (
+    NOTHING,
+    decimals,
+    duration,
+    markdown_line,
+    p_value,
+    percent,
+    plural,
+    signed,
+)
 from ahm_gym.benchmark.rows import Task
 from ahm_gym.benchmark.statistics import Interval
 
@@ -23,8 +32,11 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
-        cells = ("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
-        return f"**{self.caption}**\n\n" + "\n".join(cells) + "\n"
+        cells = (
+            "| " + " | ".join(markdown_line(entry).replace("|", "\\|") for entry in line) + " |"
+            for line in lines
+        )
+        return f"**{markdown_line(self.caption)}**\n\n" + "\n".join(cells) + "\n"
 
 
 def overview(task: Task, cells: list[Cell]) -> Table:

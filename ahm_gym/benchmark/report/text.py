@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TypeAlias
 
 Number: TypeAlias = float | int
@@ -48,3 +49,9 @@ def duration(seconds: Number | None) -> str:
 
 def plural(num: int, word: str) -> str:
     return f"{num} {word}{'s' * (num != 1)}"
+
+
+def markdown_line(text: str) -> str:
+    """The text as one line of Markdown in which no tag, link or picture of its own is live."""
+    text = re.sub(r"[\r\n]+", " ", text)
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", "]\\(").replace("][", "]\\[")
