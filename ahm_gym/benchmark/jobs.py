@@ -123,7 +123,7 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in one line; what nobody foresaw leaves its traceback on standard error."""
+    """What went wrong, in one line; an unexpected error also prints its traceback on standard error."""
     if not isinstance(error, (InputError, RunError)):
         traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".splitlines()[0]

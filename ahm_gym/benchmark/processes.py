@@ -105,7 +105,7 @@ def _work(group: Group, threads: int, deadline: float, writer: Connection) -> No
 
 
 def _end_with_the_parent() -> None:
-    """Without the parent nobody keeps the rows, and its successor will want the run folder."""
+    """Without its parent a process cannot store rows, and it would block the run folder for the next one."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is a child"
     wait([parent.sentinel])

@@ -361,7 +361,7 @@ def test_fractions_of_two_data_sets_are_one_task(config, tmp_path):
     run_benchmark(config)
     assert {row.labels for row in read_rows(config.out) if row.kind == "probe"} == {5, 12}
     text = (config.out / "leaderboard.md").read_text()
-    assert "Seeds that are not there" not in text and "probe, 0.5 of the labels" in text
+    assert "Missing seeds" not in text and "probe, 0.5 of the labels" in text
 
 
 def test_policies_that_would_share_a_folder_are_refused(config, tmp_path):

@@ -89,7 +89,7 @@ def test_findings_are_sentences_with_the_numbers_behind_them(out):
         rf"{number} to {number}; corrected p [\d.< ]+; 3 seeds, 12 cases\)",
         html.unescape(page),
     )
-    assert "Seeds that are not there" not in text + page
+    assert "Missing seeds" not in text + page
 
 
 def test_markdown_tables_have_as_many_entries_in_every_line(out):

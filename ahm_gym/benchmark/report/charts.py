@@ -195,7 +195,7 @@ def by_seconds(
 
 
 def spread(places: Mapping[str, Number], gap: Number, top: Number, bottom: Number) -> dict[str, Number]:
-    """The places moved as little as it takes to stand `gap` apart, within top and bottom where they fit."""
+    """The places moved as little as possible to be `gap` apart, within top and bottom where they fit."""
     order = sorted(places, key=lambda name: places[name])
     # Less i gaps, labels may touch but not pass each other: neighbours that would are put at their mean.
     groups: list[list[Number]] = []

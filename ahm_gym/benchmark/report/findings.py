@@ -1,4 +1,4 @@
-"""What was found, and what is still missing, in plain sentences."""
+"""The findings, and what is still missing, in plain sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTCOMES = {
 
 
 def tally(task: Task, cells: list[Cell]) -> str:
-    """How many comparisons of this task came out how; `cells` are those of the task."""
+    """The number of comparisons of this task by their verdict; `cells` are those of the task."""
     counts = Counter(_verdict(cell) for cell in cells)
     parts = [f"{counts[words]} {said}" for words, said in OUTCOMES.items() if counts[words]]
     if not parts:
@@ -30,7 +30,7 @@ def tally(task: Task, cells: list[Cell]) -> str:
 
 
 def by_data(cells: list[Cell]) -> list[str]:
-    """One sentence a data set: which policies came out how, with their differences in Dice."""
+    """One sentence per data set: the policies by their verdict, with their differences in Dice."""
     found = []
     for data in sorted({cell.data for cell in cells}):
         parts = []
@@ -72,12 +72,12 @@ def sentences(cells: list[Cell]) -> list[str]:
     return [sentence(cell) for cell in sorted(compared, key=lambda cell: (cell.data, cell.policy))]
 
 
-MISSING = "Seeds that are not there, of those that any policy has"
-"""The title of what `missing` lists."""
+MISSING = "Missing seeds"
+"""The title of the list of `missing`."""
 
 
 def missing(rows: Rows) -> list[str]:
-    """One entry for every data set and policy whose rows are not all there, with the seeds that lack.
+    """One entry for every data set and policy with missing rows, naming their seeds.
 
     Expected is every seed of any row, for every policy and data set of any row, in every task of any row.
     """
@@ -115,7 +115,7 @@ def _verdict(cell: Cell) -> str:
 
 def _difference(cell: Cell) -> float:
     comparison = cell.measures["dice"].comparison
-    assert comparison is not None, "a verdict comes of a comparison"
+    assert comparison is not None, "a verdict needs a comparison"
     return comparison.difference
 
 

@@ -261,7 +261,7 @@ def _ranked(cells: list[Cell]) -> list[Cell]:
 def _strength(cell: Cell, *, referred: bool) -> float | None:
     """How much better than the reference, on the seeds and cases that both have; None where these are none.
 
-    Means over different seeds do not compare: they stand in only where no reference has been run.
+    Means over different seeds do not compare: they are used only where the reference has not been run.
     """
     dice = cell.measures.get("dice")
     if dice is None or not referred:

@@ -29,11 +29,11 @@ RANKING = (
 """How to read the tables by mean rank."""
 
 PRETRAINING = (
-    "The time of pretraining is that of the updates, without judging and saving. The limit is the rate of one large "
+    "The time of pretraining is that of the updates, without evaluation and saving. The limit is the rate of one large "
     "matrix product on the same device, in bfloat16 on a GPU and float32 on a CPU; what is shown of it is the rate "
     "of the autoencoder's matrix products, convolutions and attention. Figures of masks are of masks that follow "
     "the policy's scores alone, on val images at the end: the Spearman correlation of the scores with the true "
-    "patch loss; excess, the loss over that of random masks as a share of what the hardest patches come to; "
+    "patch loss; excess, the loss above that of random masks as a share of the same for the hardest patches; "
     "overlap, the share of masked patches that two images have in common; entropy, 1 where masks differ from image "
     "to image and 0 where all are alike; and the share of bright foreground patches that is masked."
 )

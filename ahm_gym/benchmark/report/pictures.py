@@ -1,4 +1,4 @@
-"""The pictures of a benchmark, small enough to stand inside the page."""
+"""The pictures of a benchmark, small enough to be part of the page."""
 
 from __future__ import annotations
 
