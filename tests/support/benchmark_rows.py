@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ahm_gym.benchmark.report import write_report
 
 POLICIES = ("scratch", "random", "block", "grid", "a3c", "ppo", "hpm", "attention")
 GAIN = dict(zip(POLICIES, (-0.06, 0, 0.004, -0.03, 0.012, 0.002, 0.03, 0.0), strict=True))
@@ -131,6 +135,17 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     }
     (out / "config.json").write_text(json.dumps(config))
     return out
+
+
+def report(folder: Path, rows: Iterable[dict[str, Any]]) -> tuple[str, str]:
+    """The Markdown and the page of a report of these rows."""
+    written = write_report(write_rows(folder, list(rows)))
+    return written.markdown.read_text(), written.html.read_text()
+
+
+def board(folder: Path) -> list[dict[str, str]]:
+    """The lines of a report's CSV by their columns."""
+    return list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
 
 
 def draw_pictures(out: Path, data: Sequence[str], policies: Sequence[str], steps: Sequence[int]) -> None:
