@@ -142,13 +142,13 @@ def test_the_side_of_a_patch_follows_from_its_values(dim, channels, side):
 
 @pytest.mark.parametrize(("dim", "channels"), [(128, 1), (144, 1), (192, 1)])
 def test_embeddings_and_patches_without_a_power_of_two_are_refused(dim, channels):
-    with pytest.raises(InputError, match="sees the raw image; take --model unet"):
+    with pytest.raises(InputError, match="sees the raw image; take `model=unet`"):
         patch_size_of(dim, channels)
 
 
 def test_a_vision_transformers_embeddings_are_refused_by_the_training_loop():
     autoencoder = build_autoencoder("tiny", image_size=(32, 32))
-    with pytest.raises(InputError, match="shows embeddings of its patches: choose --model unet"):
+    with pytest.raises(InputError, match="shows embeddings of its patches: choose `model=unet`"):
         agent_options("ahm2025", (), autoencoder, "tiny")
     autoencoder = build_autoencoder("unet", image_size=(32, 32), channels=3)
     options = agent_options("ahm2025", (), autoencoder, "unet")

@@ -17,6 +17,7 @@ from ahm_gym.benchmark.rows import read_lines as read_rows
 from ahm_gym.benchmark.run import count_labels, run_benchmark
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.storage import locked
 from ahm_gym.segmentation.batches import choose_labelled
@@ -44,11 +45,8 @@ def settings_of(discs, out):
         labels=("4",),
         seeds=1,
         tasks=("probe",),
-        pretrain_steps=2,
-        finetune_steps=2,
-        batch_size=8,
-        image_size=(32,),
-        patch_size=8,
+        pretrain=PretrainConfig(steps=2, batch_size=8, image_size=32),
+        finetune=FinetuneConfig(steps=2),
         out=out,
     )
 
@@ -210,7 +208,7 @@ def test_a_pretraining_that_fails_takes_its_own_evaluations_along_and_no_others(
 def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
     config, tmp_path, monkeypatch
 ):
-    config = dataclasses.replace(config, pretrain_steps=6)
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=6))
     run_benchmark(config)
     other = dataclasses.replace(config, out=tmp_path / "other")
     pretrain = jobs.pretrain
@@ -284,19 +282,19 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
     ("change", "message"),
     [
         ({"policies": ("randon",)}, "unknown policy 'randon': did you mean 'random'"),
-        ({"labels": ("25",)}, "--labels 25: discs has 24 labelled training images"),
-        ({"labels": ("many",)}, "--labels many: discs has 24"),
-        ({"labels": ("1.5",)}, "--labels 1.5: discs has 24"),
-        ({"labels": ("0.0",)}, "--labels 0.0: discs has 24"),
-        ({"labels": ()}, "--labels is empty"),
+        ({"labels": ("25",)}, "`labels=25`: discs has 24 labelled training images"),
+        ({"labels": ("many",)}, "`labels=many`: discs has 24"),
+        ({"labels": ("1.5",)}, "`labels=1.5`: discs has 24"),
+        ({"labels": ("0.0",)}, "`labels=0.0`: discs has 24"),
+        ({"labels": ()}, "`labels` is empty"),
         ({"tasks": ("probes",)}, "choose from finetune, frozen, probe"),
-        ({"seeds": 0}, "--seeds is 0: choose at least 1"),
-        ({"jobs": 0}, "--jobs is 0: choose at least 1"),
-        ({"time_budget": 0.0}, "--time-budget is 0.0"),
+        ({"seeds": 0}, "`seeds` is 0: choose a whole number"),
+        ({"jobs": 0}, "`jobs` is 0: choose a whole number"),
+        ({"time_budget": 0.0}, "`time_budget` is 0.0"),
         ({"data": ("nowhere.npz",)}, "there is no data at"),
         ({"patch_size": 5}, "patch size 5"),
         ({"mask_ratio": 1.5}, "mask ratio 1.5"),
-        ({"device": "tpu"}, "--device tpu"),
+        ({"device": "tpu"}, "`device=tpu`"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(config, change, message):
@@ -329,8 +327,8 @@ def test_labels_that_a_task_needs_are_asked_for(config, discs, tmp_path, split, 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_path):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
-    with pytest.raises(InputError, match="--pretrain-steps 3 differs from the 2 of the benchmark in"):
-        run_benchmark(dataclasses.replace(config, pretrain_steps=3))
+    with pytest.raises(InputError, match="`pretrain.steps=3` differs from the 2 of the benchmark in"):
+        run_benchmark(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=3)))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(InputError, match="holds something else than a benchmark"):
@@ -373,7 +371,7 @@ def test_other_data_of_the_same_name_is_refused(config, tmp_path):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     (tmp_path / "other").mkdir()
     other = write_discs(tmp_path / "other" / "discs.npz", count=20)
-    with pytest.raises(InputError, match="--data discs is not the discs"):
+    with pytest.raises(InputError, match="`data=discs` is not the discs"):
         run_benchmark(dataclasses.replace(config, data=(str(other),)))
 
 

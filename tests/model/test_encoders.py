@@ -69,7 +69,7 @@ def test_loading_leaves_the_global_generator_alone(pretrained):
 
 
 def test_another_model_than_the_encoders_is_refused(pretrained):
-    with pytest.raises(InputError, match=r"--model small does not fit --encoder .* is tiny"):
+    with pytest.raises(InputError, match=r"`model=small` does not fit `encoder=.* is tiny"):
         load_encoder(pretrained[0], model="small")
 
 
@@ -84,7 +84,7 @@ def test_folders_that_hold_no_encoder_are_refused(pretrained, tmp_path):
     with pytest.raises(InputError, match="neither a run folder nor an exported encoder"):
         find_encoder(tmp_path)
     RunFolder.create(tmp_path / "early", {"kind": "pretrain"})
-    with pytest.raises(InputError, match=r"has exported no encoder yet: .*--resume"):
+    with pytest.raises(InputError, match=r"has exported no encoder yet: .*`resume`"):
         find_encoder(tmp_path / "early")
     RunFolder.create(tmp_path / "segmented", {"kind": "segment"})
     with pytest.raises(InputError, match="is a segment run: give a pretraining run"):

@@ -65,7 +65,7 @@ def test_grey_images_see_the_summed_colour_weights(published, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(published, tmp_path):
     torch.save(published, tmp_path / "mae.pth")
     other = build_autoencoder("small", image_size=(32, 32), patch_size=8, channels=3)
-    with pytest.raises(InputError, match=r"mae\.pth does not fit this model.*--model"):
+    with pytest.raises(InputError, match=r"mae\.pth does not fit this model.*`model`"):
         load_published(other, tmp_path / "mae.pth")
 
 

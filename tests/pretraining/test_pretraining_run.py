@@ -186,7 +186,7 @@ def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
 def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own, tmp_path):
     source = dataclasses.replace(config, policy="random", model=other, steps=1, run_dir=tmp_path / "source")
     pretrain(source)
-    with pytest.raises(InputError, match=f"--model {other}, .* is another one than that of this run"):
+    with pytest.raises(InputError, match=f"`model={other}`, .* is another one than that of this run"):
         pretrain(dataclasses.replace(config, reconstructor=tmp_path / "source", **own))
     assert not config.run_dir.exists()
 
@@ -208,7 +208,7 @@ def test_options_of_the_agent_reach_it(config):
         ("ppo", "policy=MlpPolicy", "unknown option of agent ppo 'policy'"),
         ("ppo", "device=cpu", "unknown option of agent ppo 'device'"),
         ("ppo", "n_steps=abc", "n_steps=abc: expected a value like 2048"),
-        ("ppo", "batch_size=0", "cannot be made with --agent-options batch_size=0"),
+        ("ppo", "batch_size=0", "cannot be made with `agent_options=batch_size=0`"),
         ("dqn", "exploration_fraction=x", "exploration_fraction=x: expected a value like 0.1"),
         ("td3", "action_noise=x", "action_noise=x: expected a value like None"),
     ],
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_an_older_version_is_refused(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(runs.RunFolder, "save_checkpoint", without_counts)
         pretrain(config)
-    with pytest.raises(InputError, match="is of an older version: begin anew in another --run-dir"):
+    with pytest.raises(InputError, match="is of an older version: begin anew in another `run_dir`"):
         pretrain(config, resume=True)
 
 
@@ -295,7 +295,7 @@ def test_resume_needs_the_run_folder_alone(config):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("steps", 50, "--steps 50 differs from the 8"), ("patch_size", 4, "--patch-size 4 differs from the 8")],
+    [("steps", 50, "`steps=50` differs from the 8"), ("patch_size", 4, "`patch_size=4` differs from the 8")],
 )
 def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, field, value, message):
     config = dataclasses.replace(config, policy="random")
@@ -384,7 +384,7 @@ def test_resuming_what_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps({"kind": "finetune"}))
     with pytest.raises(InputError, match="is a finetune run"):
         pretrain(config, resume=True)
-    with pytest.raises(InputError, match="--resume needs --run-dir"):
+    with pytest.raises(InputError, match="`resume` needs `run_dir`"):
         pretrain(PretrainConfig(), resume=True)
 
 

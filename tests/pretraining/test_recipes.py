@@ -146,7 +146,7 @@ def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch
     (config.run_dir / "1-reconstructor").mkdir()
     (config.run_dir / "1-reconstructor" / ".config.json.tmp").write_text("{")
     assert is_recipe_run(config.run_dir)
-    with pytest.raises(InputError, match="has not come to its last stage yet: .*--resume"):
+    with pytest.raises(InputError, match="has not come to its last stage yet: .*`resume`"):
         resolve(FinetuneConfig(encoder=str(config.run_dir)))
     run_recipe(None, PretrainConfig(run_dir=config.run_dir), resume=True)
 
@@ -206,13 +206,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name(config):
 
 def test_flags_that_differ_from_the_run_are_refused_by_name(whole):
     _, path, _ = whole
-    with pytest.raises(InputError, match="--steps differs from what this run was started with"):
+    with pytest.raises(InputError, match="`steps` differs from what this run was started with"):
         run_recipe(None, PretrainConfig(run_dir=path, steps=5), resume=True)
-    with pytest.raises(InputError, match="--seed differs"):
+    with pytest.raises(InputError, match="`seed` differs"):
         run_recipe(None, PretrainConfig(run_dir=path), resume=True, given={"seed"})
-    with pytest.raises(InputError, match="--recipe other differs from the ahm2025"):
+    with pytest.raises(InputError, match="`recipe=other` differs from the ahm2025"):
         run_recipe("other", PretrainConfig(run_dir=path), resume=True)
-    with pytest.raises(InputError, match="--resume needs --run-dir"):
+    with pytest.raises(InputError, match="`resume` needs `run_dir`"):
         run_recipe(NAME, PretrainConfig(), resume=True)
     assert run_recipe(NAME, PretrainConfig(run_dir=path, steps=16), resume=True) == path
 

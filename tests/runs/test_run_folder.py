@@ -50,7 +50,7 @@ def test_an_empty_folder_becomes_a_run_folder(tmp_path):
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists already: choose another --run-dir"):
+    with pytest.raises(InputError, match="exists already: choose another `run_dir`"):
         RunFolder.create(tmp_path, {"kind": "pretrain"})
     assert [item.name for item in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -65,8 +65,8 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
 
 
 def test_flags_to_go_on_with_can_be_pasted_into_a_shell():
-    assert resume_flags(Path("runs/my scans-1")) == "--resume --run-dir 'runs/my scans-1'"
-    assert resume_flags(Path("runs/scans-1")) == "--resume --run-dir runs/scans-1"
+    assert resume_flags(Path("runs/my scans-1")) == "`resume` `run_dir='runs/my scans-1'`"
+    assert resume_flags(Path("runs/scans-1")) == "`resume` `run_dir=runs/scans-1`"
 
 
 def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):

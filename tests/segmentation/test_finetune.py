@@ -184,17 +184,17 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(conf
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        ("--labels 25 is out of range: discs has 24", {"labels": 25}),
+        ("`labels=25` is out of range: discs has 24", {"labels": 25}),
         ("`labels` is 0: choose a whole number", {"labels": 0}),
         ("`steps` is 0: choose a whole number", {"steps": 0}),
         ("`seed` is -1: choose a whole number", {"seed": -1}),
         ("`learning_rate` is nan", {"learning_rate": float("nan")}),
         ("patch size 5 does not divide", {"patch_size": 5}),
         ("unknown model 'tinny': did you mean 'tiny'", {"model": "tinny"}),
-        ("--encoder .*nowhere does not exist", {"encoder": "nowhere"}),
+        ("`encoder=.*nowhere` does not exist", {"encoder": "nowhere"}),
         ("image size 1 2 3", {"image_size": (1, 2, 3)}),
         ("nowhere.npz", {"data": "nowhere.npz"}),
-        ("--device moon", {"device": "moon"}),
+        ("`device=moon`", {"device": "moon"}),
     ],
 )
 @pytest.mark.parametrize("program", [finetune, run_probe])
@@ -226,7 +226,7 @@ def test_labels_of_background_alone_are_refused(config, discs, tmp_path):
 def test_an_existing_folder_and_a_run_of_another_kind_are_refused(config, pretrained):
     config.run_dir.mkdir()
     (config.run_dir / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"exists already.*--run-dir"):
+    with pytest.raises(InputError, match=r"exists already.*`run_dir`"):
         finetune(config)
     with pytest.raises(InputError, match="is not a run folder"):
         finetune(config, resume=True)

@@ -28,7 +28,7 @@ def test_fewer_labelled_images_are_part_of_more(dataset):
 
 @pytest.mark.parametrize("number", [0, -1, 25])
 def test_more_labels_than_there_are_or_none_are_refused(dataset, number):
-    with pytest.raises(InputError, match=rf"--labels {number} is out of range: discs has 24 labelled"):
+    with pytest.raises(InputError, match=rf"`labels={number}` is out of range: discs has 24 labelled"):
         choose_labelled(dataset, number, 0)
 
 

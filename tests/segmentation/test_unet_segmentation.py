@@ -72,10 +72,10 @@ def test_an_untrained_u_net_is_the_one_that_pretraining_starts_from():
 
 
 def test_a_vision_transformer_where_a_u_net_is_asked_for_is_refused_and_the_reverse(pretrained, tmp_path):
-    with pytest.raises(InputError, match=r"--model tiny does not fit --encoder .* is unet"):
+    with pytest.raises(InputError, match=r"`model=tiny` does not fit `encoder=.* is unet"):
         load_encoder(pretrained[0], model="tiny")
     export_encoder(build_autoencoder("tiny", channels=2).encoder, tmp_path / "vit", **STATISTICS)
-    with pytest.raises(InputError, match=r"--model unet does not fit --encoder .* is tiny"):
+    with pytest.raises(InputError, match=r"`model=unet` does not fit `encoder=.* is tiny"):
         load_encoder(tmp_path / "vit", model="unet")
 
 
