@@ -32,6 +32,8 @@ from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomicall
 
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
 """Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+WITHOUT_EFFECT = ("data_workers", "checkpoint_every")
+"""Settings of pretraining and fine-tuning that no result depends on."""
 OF_AGENTS = ("agent_options", "masking_steps", "num_workers", "reconstructor")
 """Settings of pretraining that apply to learning agents only."""
 OF_SCORES = ("guided_fraction", "guided_ramp", "spread_fraction", "spread_ramp")
@@ -244,7 +246,8 @@ def settings_of(config: BenchmarkConfig) -> dict[str, Any]:
     """What all rows of a folder have in common."""
     values = {name: value for name, value in to_json(config).items() if name not in OPEN}
     for program, names in SET_BY_THE_BENCHMARK.items():
-        values[program] = {name: value for name, value in values[program].items() if name not in names}
+        left_out = (*names, *WITHOUT_EFFECT)
+        values[program] = {name: value for name, value in values[program].items() if name not in left_out}
     values["pretrain"]["image_size"] = list(image_size_of(config.pretrain.image_size))
     return values | {"probe_draws": NUM_DRAWS}
 

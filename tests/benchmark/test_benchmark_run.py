@@ -292,8 +292,9 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
         ({"jobs": 0}, "`jobs` is 0: choose a whole number"),
         ({"time_budget": 0.0}, "`time_budget` is 0.0"),
         ({"data": ("nowhere.npz",)}, "there is no data at"),
-        ({"patch_size": 5}, "patch size 5"),
-        ({"mask_ratio": 1.5}, "mask ratio 1.5"),
+        ({"pretrain": PretrainConfig(patch_size=5)}, "patch size 5"),
+        ({"pretrain": PretrainConfig(mask_ratio=1.5)}, "mask ratio 1.5"),
+        ({"pretrain": PretrainConfig(seed=3)}, "`pretrain.seed` is set by the benchmark"),
         ({"device": "tpu"}, "`device=tpu`"),
     ],
 )

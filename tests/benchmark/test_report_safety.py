@@ -34,7 +34,7 @@ def test_markup_in_any_text_is_shown_and_never_live(tmp_path):
             del row["hd95_unit"]
     write_rows(tmp_path, rows)
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"command": odd, "model": odd, odd: odd, "data": {odd: odd}, "pretrain_steps": odd}
+    config |= {"command": odd, "model": odd, odd: odd, "data": {odd: odd}, "pretrain": {"steps": odd}}
     config["machine"] |= {"versions": {odd: odd}, odd: odd}
     (tmp_path / "config.json").write_text(json.dumps(config))
     folder = tmp_path / "pictures" / file_name(odd) / file_name(odd)

@@ -120,11 +120,8 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
-        "pretrain_steps": 2000,
-        "finetune_steps": 400,
-        "batch_size": 32,
-        "image_size": 128,
-        "patch_size": 16,
+        "pretrain": {"steps": 2000, "batch_size": 32, "image_size": 128, "patch_size": 16},
+        "finetune": {"steps": 400},
         "model": "tiny",
         "command": "python examples/benchmark.py --data hc18_128 isic2016_128 --seeds 3",
         "machine": {

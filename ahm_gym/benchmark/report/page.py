@@ -79,7 +79,7 @@ def _lead(rows: Rows) -> str:
     said = [plural(len(rows.policies), "policy").replace("policys", "policies")]
     said.append(f"{plural(len(rows.data), 'data set')} ({', '.join(rows.data)})")
     said.append(f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}")
-    if steps := rows.config.get("pretrain_steps"):
+    if steps := rows.config.get("pretrain", {}).get("steps"):
         said.append(f"{steps} steps of pretraining")
     return " · ".join(said)
 
