@@ -77,7 +77,7 @@ def excess_loss(
     hardest patches are no harder than random ones.
 
     Args:
-        autoencoder: judged as it stands.
+        autoencoder: evaluated as it is.
         images: normalised.
         mask: True where masked.
         truth: the true patch loss.
@@ -101,7 +101,7 @@ def reconstruction_psnr(
     The peak is the range of a prepared image, 0 to 1.
 
     Args:
-        autoencoder: judged as it stands.
+        autoencoder: evaluated as it is.
         dataset: where the images lie.
         indices: of the images.
         num_masked: masked patches of an image.
@@ -125,14 +125,14 @@ def reconstruction_psnr(
     return float(torch.cat(ratios).mean())
 
 
-def judge(
+def mask_quality(
     score: Callable[[PatchBatch], Float[Tensor, "B L"]],
     autoencoder: Autoencoder,
     images: Float[Tensor, "B C H W"],
     num_masked: int,
     progress: float,
 ) -> dict[str, float]:
-    """Figures about the scores of a policy on validation images.
+    """How good the scores of a policy are on validation images.
 
     `spearman` is their correlation with the true patch loss, `spearman_variance` that of local variance;
     `excess`, `overlap`, `entropy` and `masked_foreground` (share of foreground patches that is masked) are of

@@ -11,7 +11,8 @@ from typing import Any
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
-from ahm_gym.pretraining.run import Training, pretrain, run_stem, with_absolute_paths
+from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
+from ahm_gym.pretraining.run import Training, pretrain
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.settings import as_config, from_json, to_json

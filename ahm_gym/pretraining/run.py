@@ -1,40 +1,39 @@
-"""The one loop: any policy or agent masks in the environment, and the run survives."""
+"""A pretraining run: its parts, its loop, and how it is saved and resumed."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Container
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 
 from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset, open_data
-from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.masking.schedules import RisingMaskRatio, chosen_share
-from ahm_gym.masking.selection import count_masked
+from ahm_gym.model.encoders import export_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
-from ahm_gym.model.published import load_autoencoder, load_published
-from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
+from ahm_gym.pretraining.frozen import save_agent
+from ahm_gym.pretraining.inputs import run_stem, starting_autoencoder, with_absolute_paths
+from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source
+from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.recorder import Recorder
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.settings import merge_resumed, to_json
 from ahm_gym.runs.storage import locked
-
-NUM_JUDGED = 64
 
 
 def pretrain(
@@ -63,37 +62,12 @@ def pretrain(
         config = merge_resumed(config, run.config, given)
         if run.checkpoint_step() == config.steps:
             return run.path
-    training = Training(config, fresh=run is None or run.checkpoint_step() is None, title=title)
+    training = Training(config, fresh=run is None or run.checkpoint_step() is None)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(run_stem(config)), training.describe())
     with closing(run), closing(training), locked(run.path):
-        training.run(run, interrupt or Interrupt())
+        training.run(run, interrupt or Interrupt(), title)
     return run.path
-
-
-def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """The same settings, so that they can be used from any folder.
-
-    Raises:
-        InputError: where the data is not there.
-    """
-    data, root = config.data, config.data_root
-    if data is not None:
-        data, root = absolute(data, root)
-    policy, colon, argument = config.policy.partition(":")
-    return replace(
-        config,
-        data=data,
-        data_root=None if root is None else root.absolute(),
-        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
-        init=None if config.init is None else config.init.absolute(),
-        reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
-    )
-
-
-def run_stem(config: PretrainConfig) -> str:
-    """DATA-POLICY: what a run's folder is called unless its name is given."""
-    return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
 
 
 @dataclass
@@ -118,33 +92,20 @@ class Training:
     Args:
         config: the settings.
         fresh: whether there is no checkpoint that would overwrite the initial weights.
-        title: what the progress is called.
     """
 
-    def __init__(self, config: PretrainConfig, *, fresh: bool = True, title: str = "pretraining") -> None:
+    def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
         check_counts(config)
         check_reconstructor(config.policy, config.reconstructor, config.init)
         self.config = config
-        self.title = title
         self.device = pick_device(config.device)
-        image_size = image_size_of(config.image_size)
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
                 "`num_workers` above 1 shares weights in main memory: choose `device=cpu` or 1 worker."
             )
+        image_size = image_size_of(config.image_size)
         self.dataset = open_data(config.data, root=config.data_root, image_size=image_size)
-        autoencoder = build_autoencoder(
-            config.model,
-            image_size=image_size,
-            patch_size=config.patch_size,
-            channels=self.dataset.channels,
-            seed=config.seed,
-            normalise_target=config.normalise_target,
-        )
-        if config.init is not None and fresh:
-            print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
-        if config.reconstructor is not None and fresh:
-            load_autoencoder(autoencoder, config.reconstructor)
+        autoencoder = starting_autoencoder(config, self.dataset.channels, fresh=fresh)
         self.pretrainer = Pretrainer(
             autoencoder,
             num_steps=config.steps,
@@ -153,7 +114,7 @@ class Training:
             frozen=config.reconstructor is not None,
         )
         self.agent_options = agent_options(config.policy, config.agent_options, autoencoder, config.model)
-        self.actor: Agent = make_mask_source(
+        self.agent = make_mask_source(
             config.policy,
             autoencoder,
             num_workers=config.num_workers,
@@ -165,18 +126,21 @@ class Training:
         self._choose_masks()
         self.factory = self._env_factory(shared=False)
         self.env = self.factory()
-        indices = self.dataset.indices("val") or self.dataset.indices("train")
-        picked = np.linspace(0, len(indices) - 1, min(NUM_JUDGED, len(indices))).round().astype(int)
-        self.judged = self.dataset.resized([indices[i] for i in picked], image_size).to(self.device)
-        # With the final ratio from the beginning on, so that figures of one run can be compared over training.
-        self.num_judged_masked = count_masked(autoencoder.num_patches, config.mask_ratio)
+        self.inspection = Inspection(
+            self.dataset,
+            autoencoder,
+            self.agent,
+            mask_ratio=config.mask_ratio,
+            guided_fraction=self.guided_fraction,
+            spread_fraction=self.spread_fraction,
+        )
 
     def _choose_masks(self) -> None:
-        """The shares of the masks and what pays them: what was asked for, or else the policy's or the agent's own."""
+        """Shares and reward: those that were asked for, or else the policy's or the agent's own."""
         config = self.config
-        guided, spread, reward = self.actor.guided_fraction, self.actor.spread_fraction, self.actor.reward
+        guided, spread, reward = self.agent.guided_fraction, self.agent.spread_fraction, self.agent.reward
         if config.reconstructor is not None:
-            # It is the agent alone that learns: from every masked patch, and not by the progress of the autoencoder.
+            # Only the agent learns: from every masked patch, and not from the progress of the autoencoder.
             guided, spread, reward = 1.0, 0.0, Agent.reward
         self.reward = config.reward or reward
         self.guided_fraction = chosen_share(
@@ -195,17 +159,17 @@ class Training:
             "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
-            "weigh": self.actor.weigh,
+            "weigh": self.agent.weigh,
             "data_workers": count_data_workers(config.data_workers, self.device),
         }
-        if self.actor.takes_tensors:
+        if self.agent.takes_tensors:
             options["tensors"] = True
         if config.masking_steps != 1:
             options["masking_steps"] = config.masking_steps
-        return EnvFactory(self.actor.env_id, self.dataset, self.pretrainer, options, shared)
+        return EnvFactory(self.agent.env_id, self.dataset, self.pretrainer, options, shared)
 
     def describe(self) -> dict[str, Any]:
-        """What `config.json` holds: the settings, and what they came to."""
+        """What `config.json` holds: the settings, and what follows from them."""
         return {
             "kind": "pretrain",
             **to_json(self.config),
@@ -216,14 +180,55 @@ class Training:
             "std": list(self.dataset.std),
         }
 
-    def run(self, run: RunFolder, interrupt: Interrupt) -> None:
-        """Trains to the last step, from the newest checkpoint of `run` where it has one."""
-        found = run.load_checkpoint()
-        start = 0 if found is None else found[0]
-        if found is not None and "counts" not in found[1]:
-            raise InputError(
-                f"the checkpoint in {run.path} is of an older version: begin anew in another `run_dir`."
+    def run(self, run: RunFolder, interrupt: Interrupt, title: str = "pretraining") -> None:
+        """Trains to the last step, from the newest checkpoint of `run` if it has one.
+
+        The loop itself is `agent.learn`: it acts in the environment, whose steps update the autoencoder, and calls
+        the recorder after every update.
+        """
+        start, state = self._restored(run)
+        self._say_what_is_known(resumed=state is not None)
+        save = functools.partial(self.save, run)
+        recorder = Recorder(
+            self.config, run, self.inspection, save, start=start, title=title, interrupt=interrupt
+        )
+        if state is not None:
+            recorder.load_state_dict(state)
+        else:
+            recorder.inspect()
+            recorder.snapshot()
+        seed = self.config.seed if start == 0 else None
+        if self.config.num_workers > 1:
+            self._share()
+            # The workers' draws are not saved: continue with new ones instead of the same ones again.
+            seed = self.config.seed + start
+        if state is None:
+            self.env.reset(seed=self.config.seed)
+            recorder.checkpoint()
+        with interrupt, recorder.progress:
+            self.agent.learn(self._make_env, self.config.steps - start, seed=seed, callback=recorder)
+        if recorder.step < self.config.steps:
+            recorder.step = self.pretrainer.updates
+            recorder.checkpoint()
+            raise Interrupted(
+                f"stopped at step {recorder.step}; go on with: {resume_flags(run.path)}",
+                interrupt.signal or 2,
             )
+
+    def _restored(self, run: RunFolder) -> tuple[int, dict[str, Any] | None]:
+        """The step and the state of the newest checkpoint, loaded; step 0 and None without one."""
+        found = run.load_checkpoint()
+        if found is None:
+            return 0, None
+        step, state = found
+        if "counts" not in state:
+            raise InputError(
+                f"the checkpoint in {run.path} is of an older version: start again in another `run_dir`."
+            )
+        self.load_state_dict(state)
+        return step, state
+
+    def _say_what_is_known(self, *, resumed: bool) -> None:
         print(self.dataset, file=sys.stderr)
         if not self.dataset.indices("val"):
             print(
@@ -231,37 +236,22 @@ class Training:
                 "images.",
                 file=sys.stderr,
             )
-        recorder = Recorder(self, run, start)
-        if found is None:
-            recorder.judge()
-            recorder.snapshot()
-        else:
-            if not self.actor.resumes_exactly:
-                print(
-                    f"note: {self.config.policy} goes on with its weights and statistics, but without its stored "
-                    "experience: the run is a good one, not the same one.",
-                    file=sys.stderr,
-                )
-            self.load_state_dict(found[1])
-            recorder.sums.update(found[1]["sums"])
-            recorder.counts.update(found[1]["counts"])
-        seed = self.config.seed if start == 0 else None
-        if self.config.num_workers > 1:
-            self._share()
-            # The workers' draws are not saved: go on with new ones instead of the same ones again.
-            seed = self.config.seed + start
-        if found is None:
-            self.env.reset(seed=self.config.seed)
-            recorder.checkpoint()
-        with interrupt as recorder.interrupt, recorder.progress:
-            self.actor.learn(self._make_env, self.config.steps - start, seed=seed, callback=recorder)
-        if recorder.step < self.config.steps:
-            recorder.step = self.pretrainer.updates
-            recorder.checkpoint()
-            raise Interrupted(
-                f"stopped at step {recorder.step}; go on with: {resume_flags(run.path)}",
-                recorder.interrupt.signal or 2,
+        if resumed and not self.agent.resumes_exactly:
+            print(
+                f"note: {self.config.policy} continues with its weights and statistics, but without its stored "
+                "experience: the run is sound, but not the same as one without a stop.",
+                file=sys.stderr,
             )
+
+    def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:
+        """Exports the encoder and the agent, then writes the checkpoint: it never stands without them."""
+        autoencoder = self.pretrainer.autoencoder
+        statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
+        run.replace("encoder", lambda folder: export_encoder(autoencoder.encoder, folder, **statistics))
+        if not isinstance(self.agent, PolicyAgent):
+            made = (self.config.policy, self.agent_options, self.agent, self.config.model)
+            run.replace("agent", lambda folder: save_agent(folder, *made, autoencoder))
+        run.save_checkpoint(step, self.state_dict() | recorded)
 
     @property
     def _make_env(self) -> Any:
@@ -278,12 +268,12 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         return {
             "pretrainer": self.pretrainer.state_dict(),
-            "actor": self.actor.state_dict(),
+            "agent": self.agent.state_dict(),
             "env": None if self.factory.shared else self.env.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pretrainer.load_state_dict(state["pretrainer"])
-        self.actor.load_state_dict(state["actor"])
+        self.agent.load_state_dict(state["agent"])
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])

@@ -14,9 +14,9 @@ from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.mask_quality import (
     excess_loss,
     foreground_patches,
-    judge,
     mask_entropy,
     mask_overlap,
+    mask_quality,
     rank_correlation,
     reconstruction_psnr,
 )
@@ -61,8 +61,8 @@ def test_foreground_is_what_is_brighter_than_otsus_threshold():
 
 def test_a_judgement_brackets_the_best_and_the_worst_policy(autoencoder, images):
     truth = true_patch_loss(autoencoder, images, 12)
-    best = judge(lambda patches: truth, autoencoder, images, 12, 0.5)
-    worst = judge(lambda patches: -truth, autoencoder, images, 12, 0.5)
+    best = mask_quality(lambda patches: truth, autoencoder, images, 12, 0.5)
+    worst = mask_quality(lambda patches: -truth, autoencoder, images, 12, 0.5)
     assert best["val/spearman"] == pytest.approx(1.0) and worst["val/spearman"] == pytest.approx(-1.0)
     assert best["val/excess"] == pytest.approx(1.0) and worst["val/excess"] < 0
     assert set(best) == {

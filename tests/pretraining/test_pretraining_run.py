@@ -119,10 +119,10 @@ def test_the_mask_ratio_rises_over_the_run_whoever_masks(config, policy, monkeyp
 def test_the_mask_ratio_rises_with_the_updates_of_all_workers(config, tmp_path):
     path = pretrain(dataclasses.replace(config, num_workers=2, initial_mask_ratio=0.25, guided_fraction=1.0))
     state = final_state(path)
-    assert state["pretrainer"]["updates"] == state["actor"]["writes"] == 8
+    assert state["pretrainer"]["updates"] == state["agent"]["writes"] == 8
 
 
-def test_a_rising_mask_ratio_is_judged_at_its_final_value_from_the_beginning_on(config, tmp_path):
+def test_a_rising_mask_ratio_is_inspected_at_its_final_value_from_the_beginning_on(config, tmp_path):
     config = dataclasses.replace(config, policy="random", steps=1)
     constant = comparable(pretrain(config))
     rising = dataclasses.replace(config, initial_mask_ratio=0.1, run_dir=tmp_path / "rising")
@@ -163,7 +163,7 @@ def test_an_agent_learns_against_the_frozen_autoencoder_of_a_run_and_resumes(con
     shutil.rmtree(source)
     assert_same(final_state(pretrain(config, resume=True)), final_state(whole))
     assert_same(final_state(whole)["pretrainer"]["autoencoder"], expected)
-    assert final_state(whole)["pretrainer"]["updates"] == final_state(whole)["actor"]["writes"] == 8
+    assert final_state(whole)["pretrainer"]["updates"] == final_state(whole)["agent"]["writes"] == 8
     assert {row["guided"] for row in comparable(whole) if "guided" in row} == {1.0}
 
 
@@ -174,7 +174,7 @@ def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
     state = final_state(
         pretrain(dataclasses.replace(unet, policy="ahm2025", reconstructor=source, num_workers=2, steps=6))
     )
-    assert state["pretrainer"]["updates"] == state["actor"]["writes"] == 6
+    assert state["pretrainer"]["updates"] == state["agent"]["writes"] == 6
     assert_same(state["pretrainer"]["autoencoder"], final_state(source)["pretrainer"]["autoencoder"])
 
 
@@ -193,7 +193,7 @@ def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own,
 
 def test_options_of_the_agent_reach_it(config):
     config = dataclasses.replace(config, agent_options=("network=attention", "learning_rate=0.5"), steps=1)
-    network = final_state(pretrain(config))["actor"]["network"]
+    network = final_state(pretrain(config))["agent"]["network"]
     assert any(key.startswith("trunk.context.attn") for key in network)
 
 
@@ -433,9 +433,11 @@ def test_the_rate_counts_the_updates_of_its_own_session(config, monkeypatch):
     logged = []
     monkeypatch.setattr(RunFolder, "log", lambda self, step, row: logged.append((step, row)))
     training = Training(dataclasses.replace(config, steps=120))
-    recorder = Recorder(training, RunFolder(config.run_dir, {}), start=115)
-    recorder.log_every, recorder.judge_every, recorder.snapshot_steps = 7, 1000, set()
-    monkeypatch.setattr(recorder, "judge", lambda: None)
+    recorder = Recorder(
+        training.config, RunFolder(config.run_dir, {}), training.inspection, lambda *_: None, start=115
+    )
+    recorder.log_every, recorder.inspect_every, recorder.snapshot_steps = 7, 1000, set()
+    monkeypatch.setattr(recorder, "inspect", lambda: None)
     monkeypatch.setattr(recorder, "checkpoint", lambda: None)
     recorder.sums.update(loss=3.0)
     recorder.counts.update(loss=3)
@@ -516,7 +518,7 @@ def test_two_workers_stop_when_asked_save_what_they_did_and_go_on(config, monkey
     (folder,) = (config.run_dir / "checkpoint").iterdir()
     saved = final_state(config.run_dir)
     assert (
-        saved["pretrainer"]["updates"] == saved["actor"]["writes"] == int(folder.name.removeprefix("step-"))
+        saved["pretrainer"]["updates"] == saved["agent"]["writes"] == int(folder.name.removeprefix("step-"))
     )
     assert 8 <= saved["pretrainer"]["updates"] < 20
     path = pretrain(config, resume=True)

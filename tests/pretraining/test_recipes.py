@@ -72,7 +72,7 @@ def test_the_agent_learns_against_the_frozen_reconstructor_and_then_masks_for_a_
     _, path, _ = whole
     reconstructor, agent, pretraining = (final_state(path / stage) for stage in STAGES)
     assert_same(agent["pretrainer"]["autoencoder"], reconstructor["pretrainer"]["autoencoder"])
-    assert_same(pretraining["actor"]["policy"]["agent"], agent["actor"])
+    assert_same(pretraining["agent"]["policy"]["agent"], agent["agent"])
     weight = "encoder.conv_0.conv_0.conv.weight"
     assert not (
         pretraining["pretrainer"]["autoencoder"][weight] == agent["pretrainer"]["autoencoder"][weight]

@@ -1,0 +1,60 @@
+"""What the settings of a pretraining run name: data, weights to start from, and the run's folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.patches import image_size_of
+from ahm_gym.model.published import load_autoencoder, load_published
+from ahm_gym.model.vit import build_autoencoder
+from ahm_gym.pretraining.config import PretrainConfig
+
+
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The same settings, so that they can be used from any folder.
+
+    Raises:
+        InputError: where the data is not there.
+    """
+    data, root = config.data, config.data_root
+    if data is not None:
+        data, root = absolute(data, root)
+    policy, colon, argument = config.policy.partition(":")
+    return replace(
+        config,
+        data=data,
+        data_root=None if root is None else root.absolute(),
+        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
+        init=None if config.init is None else config.init.absolute(),
+        reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
+    )
+
+
+def run_stem(config: PretrainConfig) -> str:
+    """DATA-POLICY: what a run's folder is called unless its name is given."""
+    return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
+
+
+def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) -> Autoencoder:
+    """The autoencoder of the settings; with the published or reconstructor's weights where it starts `fresh`.
+
+    Raises:
+        InputError: for a model that does not exist, or weights that do not fit it.
+    """
+    autoencoder = build_autoencoder(
+        config.model,
+        image_size=image_size_of(config.image_size),
+        patch_size=config.patch_size,
+        channels=channels,
+        seed=config.seed,
+        normalise_target=config.normalise_target,
+    )
+    if config.init is not None and fresh:
+        print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
+    if config.reconstructor is not None and fresh:
+        load_autoencoder(autoencoder, config.reconstructor)
+    return autoencoder
