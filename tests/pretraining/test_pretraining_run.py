@@ -100,9 +100,9 @@ def counts_of_masked(config, monkeypatch):
     """Masked patches of an image in every update of a run; each update has the same number in all its images."""
     counts, step = [], Pretrainer.step
 
-    def counted(self, images, mask):
-        counts.append(mask.sum(dim=1).unique().tolist())
-        return step(self, images, mask)
+    def counted(self, images, masks):
+        counts.append(masks.masked.sum(dim=1).unique().tolist())
+        return step(self, images, masks)
 
     with monkeypatch.context() as patch:
         patch.setattr(Pretrainer, "step", counted)
