@@ -8,7 +8,10 @@ import ahm_gym._compat  # noqa: F401
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
+DRAW = Figure.savefig
 torch.set_num_threads(1)  # small shapes gain nothing from more, and worker processes would thrash
 
 
@@ -21,6 +24,20 @@ def shared_data() -> Path:
     if not (folder / "hc18_128.npz").is_file():
         pytest.skip(f"no images at {folder}: set AHM_DATA to the folder that holds hc18_128.npz")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    """Runs write blank pictures: drawing takes longer than the training of most tests. See `real_pictures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("L", (1, 1)).save(path))
+        yield
+
+
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their pictures, as they do for users."""
+    monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -20,6 +21,8 @@ MIN_INSPECT_EVERY = 5
 """Updates between two inspections, at least: a short run would inspect more than it trains otherwise."""
 SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 """When masks are kept for the picture, as shares of the run."""
+DRAW_EVERY = 30.0
+"""Seconds between two drawings of the pictures; one takes as long as many updates of a small model."""
 
 
 def off_the_clock(work: Callable[[Recorder], None]) -> Callable[[Recorder], None]:
@@ -72,6 +75,8 @@ class Recorder:
         self.timed = 0
         """Updates in the time since `since`; those of an earlier session count above, but not here."""
         self.since = time.monotonic()
+        self.drawn = -math.inf
+        """When the pictures were drawn, as `time.monotonic()` counts."""
 
     def __call__(self, metrics: dict[str, float]) -> bool:
         """Records one update; returns whether the run is to stop."""
@@ -128,12 +133,18 @@ class Recorder:
 
     @off_the_clock
     def checkpoint(self) -> None:
-        """Draws the pictures, then saves: a checkpoint always has its pictures beside it."""
+        """Saves a checkpoint; draws the pictures first, if they are due or the run stops here."""
+        stops = self.interrupt.requested or self.step == self.config.steps
+        if stops or time.monotonic() - self.drawn >= DRAW_EVERY:
+            self._draw()
+        self.save(self.step, {"sums": dict(self.sums), "counts": dict(self.counts)})
+
+    def _draw(self) -> None:
         snapshots = figures.load_snapshots(self._snapshots, self.step)
         title = f"{self.inspection.dataset.name}, {self.config.policy}"
         figures.draw_masks(snapshots, title).savefig(self.run.path / "figures" / "masks.png")
         figures.draw_curves(self.run.metrics()).savefig(self.run.path / "figures" / "curves.png")
-        self.save(self.step, {"sums": dict(self.sums), "counts": dict(self.counts)})
+        self.drawn = time.monotonic()
 
     @property
     def _snapshots(self) -> Path:

@@ -203,7 +203,7 @@ def test_options_of_the_agent_reach_it(config):
         ("a3c", "widht=3", "did you mean 'width'"),
         ("a3c", "width=2.5", "width=2.5: expected a value like 32"),
         ("a3c", "gamma=null", "gamma=None: expected a value like 1.0"),
-        ("a3c", "learning_rate=-1", "learning_rate is -1.0: choose a positive number"),
+        ("a3c", "learning_rate=-1", "`learning_rate` is -1.0: choose a positive number"),
         ("a3c", "seed=3", "unknown option of agent a3c 'seed'"),
         ("ppo", "policy=MlpPolicy", "unknown option of agent ppo 'policy'"),
         ("ppo", "device=cpu", "unknown option of agent ppo 'device'"),
@@ -220,7 +220,7 @@ def test_options_that_the_agent_cannot_take_are_refused_and_leave_no_folder(conf
     assert not config.run_dir.exists()
 
 
-def test_a_run_writes_what_it_promises(config):
+def test_a_run_writes_what_it_promises(config, real_pictures):
     path = pretrain(config)
     rows = comparable(path)
     logged = {key for row in rows for key in row}

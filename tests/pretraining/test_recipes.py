@@ -83,7 +83,7 @@ def test_the_agent_learns_against_the_frozen_reconstructor_and_then_masks_for_a_
     assert {config["spread_fraction"] for config in configs} == {0.0}
 
 
-def test_the_u_net_of_a_recipe_is_fine_tuned_and_probed(whole, tmp_path):
+def test_the_u_net_of_a_recipe_is_fine_tuned_and_probed(whole, tmp_path, real_pictures):
     _, path, _ = whole
     found = find_encoder(path)
     assert (found.model, found.path) == ("unet", path / "3-pretraining" / "encoder")

@@ -67,7 +67,7 @@ def assert_same(one, two):
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_a_few_labels_suffice_for_bright_discs(config):
+def test_a_few_labels_suffice_for_bright_discs(config, real_pictures):
     results = finetune(dataclasses.replace(config, steps=50, checkpoint_every=50))
     assert results["dice"] > 0.85
     assert (results["split"], results["labels"], results["num_cases"]) == ("test", 6, 8)

@@ -47,7 +47,7 @@ def test_classes_have_colours_of_their_own(num_classes):
     assert len(colours) == len(set(colours)) == 2
 
 
-def test_every_case_has_a_column(tmp_path):
+def test_every_case_has_a_column(tmp_path, real_pictures):
     overlays = [Overlay(f"case {i}", torch.zeros(1, 40, 60), square(), square()) for i in range(3)]
     figure = draw_overlays(overlays, 2, "title")
     assert [axis.get_title() for axis in figure.axes[:3]] == ["case 0", "case 1", "case 2"]
