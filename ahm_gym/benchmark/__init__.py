@@ -1,1 +1,1 @@
-"""Mask policies compared under one budget, and the report of that comparison."""
+"""Compares mask policies under one budget and writes a report."""

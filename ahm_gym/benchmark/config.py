@@ -10,16 +10,16 @@ from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.segmentation.config import FinetuneConfig
 
-TASKS = tuple(KINDS)
+TASKS: tuple[str, ...] = tuple(KINDS)
 PRETRAINING, FINETUNING = PretrainConfig(steps=300), FinetuneConfig(steps=100)
-SET_BY_THE_BENCHMARK = {
+SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
     "finetune": (
         "encoder", "data", "data_root", "labels", "model", "image_size", "patch_size", "seed", "device", "run_dir",
         "freeze",
     ),
 }  # fmt: skip
-"""Settings of the two programs that the benchmark chooses for each job."""
+"""Settings of pretraining and fine-tuning that the benchmark chooses for each job."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class BenchmarkConfig:
     """Compare mask policies under one budget.
 
     Every policy gets the same updates, images and labels; the untrained encoder and random masks are always included.
-    Finished work is never run again: the same command goes on, and more data, policies, labels or seeds add to it.
-    A setting of pretraining such as --pretrain.batch-size may be written --batch-size.
+    Finished work is never run again: the same command continues, and more data, policies, labels or seeds add to it.
+    Every setting of pretraining and fine-tuning can be given, such as --pretrain.steps and --finetune.steps. Short
+    forms are --pretrain-steps, --finetune-steps and, for pretraining alone, the bare name: --batch-size.
     """
 
     data: tuple[str, ...] = ()
-    """Labelled data sets, each as for pretraining. None given: the MNI152 brain."""
+    """Labelled data sets, each as for pretraining. Default: the MNI152 brain."""
     data_root: Path | None = None
-    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
+    """Folder in which relative names of data are looked up, before that of AHM_DATA and the current folder."""
     policies: tuple[str, ...] = ("random", "a3c")
     """Mask policies and agents to compare, by their names in pretraining."""
     labels: tuple[str, ...] = ("10",)
@@ -42,7 +43,7 @@ class BenchmarkConfig:
     seeds: int = 2
     """Number of seeds: 0, 1, ... of weights, images, masks and the choice of labels."""
     tasks: tuple[str, ...] = TASKS
-    """How encoders are evaluated: finetune, frozen (only the decoder learns), probe (a linear map)."""
+    """How encoders are evaluated: finetune, frozen (only the decoder is trained), probe (a linear map)."""
     pretrain: PretrainConfig = PRETRAINING
     """Pretraining, the same for every policy. Settings of agents apply to the learning agents only."""
     finetune: FinetuneConfig = FINETUNING
@@ -50,15 +51,19 @@ class BenchmarkConfig:
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     jobs: int = 1
-    """Encoders at a time, each in its own process; 1 starts no process."""
+    """Number of encoders trained at the same time, each in its own process; 1 starts no process."""
     time_budget: float | None = None
-    """Minutes after which nothing new is started and running work is saved. None: no limit."""
+    """Minutes after which no new work is started and running work is saved. Default: no limit."""
     out: Path = Path("runs/benchmark")
     """Folder of the rows, the pictures and the report."""
 
 
 def check(config: BenchmarkConfig) -> None:
-    """Raises InputError for settings that no benchmark can have."""
+    """Checks what can be checked without opening the data.
+
+    Raises:
+        InputError: if a setting is out of range, or is one that the benchmark chooses itself.
+    """
     check_numbers("count", seeds=config.seeds, jobs=config.jobs)
     for program in ("pretrain", "finetune"):
         nested = getattr(config, program)
@@ -67,8 +72,8 @@ def check(config: BenchmarkConfig) -> None:
         for name in SET_BY_THE_BENCHMARK[program]:
             if getattr(nested, name) != getattr(type(nested), name):
                 raise InputError(
-                    f"`{program}.{name}` is set by the benchmark for every encoder: leave it out, or set the "
-                    "benchmark's own `data`, `policies`, `labels`, `seeds`, `device` and `out`."
+                    f"`{program}.{name}` is set by the benchmark for each job: leave it out; `data`, `policies`, "
+                    "`labels`, `seeds`, `tasks`, `device` and `out` of the benchmark determine it."
                 )
     if config.time_budget is not None and not config.time_budget > 0:
         raise InputError(f"`time_budget` is {config.time_budget}: choose a number of minutes above 0.")

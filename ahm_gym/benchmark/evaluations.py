@@ -15,14 +15,14 @@ from ahm_gym.segmentation.probe import mean_dice
 Results: TypeAlias = dict[str, Any]
 
 NUM_DRAWS, DRAWS_APART = 25, 1000
-"""Draws of labelled images that a probe is averaged over, and how far their seeds lie apart."""
+"""Number of draws of labelled images that a probe is averaged over, and the distance between their seeds."""
 
 
 def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Results]:
-    """The results of the probe with each draw of labelled images, the first of which is that of fine-tuning.
+    """Runs the probe once for each draw of labelled images; the first draw is the one that fine-tuning uses.
 
-    Which images are labelled moves a probe far more than which mask its encoder had: with 10 of them by 0.05,
-    where masks differ by 0.01.
+    The choice of labelled images changes the score of a probe far more than the mask does: with 10 of them by 0.05,
+    while masks differ by 0.01.
 
     Raises:
         Interrupted: after a request to stop.
@@ -33,13 +33,13 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt) -> list[Results]
     draws = []
     for draw in range(1 if every_label else NUM_DRAWS):
         if interrupt.requested:
-            raise Interrupted("stopped in a probe, which begins again.", interrupt.signal or 2)
+            raise Interrupted("stopped in a probe, which will start again.", interrupt.signal or 2)
         draws.append(probe(labels=settings.labels, seed=settings.seed + DRAWS_APART * draw))
     return draws
 
 
 def scores_of_probe(draws: list[Results]) -> Results:
-    """The mean over the draws, case by case and class by class; their mean is the row's Dice."""
+    """The mean over the draws for each case and class, and the mean of these as the row's Dice."""
     cases = {
         case: [
             None if None in values else mean(values)
@@ -53,6 +53,7 @@ def scores_of_probe(draws: list[Results]) -> Results:
 
 
 def scores_of_finetuning(results: Results) -> Results:
+    """The scores of a row from the results of a fine-tuning run."""
     cases = {entry["case"]: {name: entry[name] for name in METRICS} for entry in results["cases"]}
-    taken = {name: results[name] for name in ("split", *METRICS, "hd95_unit")}
-    return {**taken, "num_classes": len(results["per_class"]) + 1, "cases": cases}
+    kept = {name: results[name] for name in ("split", *METRICS, "hd95_unit")}
+    return {**kept, "num_classes": len(results["per_class"]) + 1, "cases": cases}

@@ -38,12 +38,12 @@ from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import finetune
 
 HEALTH = ("loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
-"""What a pretraining run last said of its policy on val images."""
+"""Figures of the masks on validation images, as pretraining last recorded them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One pretraining, or one evaluation of its encoder; it yields one row."""
+    """One pretraining, or one evaluation of its encoder. A job yields one row."""
 
     kind: str
     """pretrain, finetune, frozen or probe."""
@@ -52,9 +52,9 @@ class Job:
     policy: str
     seed: int
     labels: int | None = None
-    """Labelled images of an evaluation."""
+    """Number of labelled images of an evaluation."""
     amount: str | None = None
-    """The same as requested: a count or a fraction."""
+    """That number as requested: a count or a fraction."""
 
     @property
     def key(self) -> tuple[str, str, str, int, int | None]:
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, and so yields no row."""
+    """A job that failed and so yields no row."""
 
     job: Job
     reason: str
@@ -75,30 +75,30 @@ class Failure:
 
 @dataclass(frozen=True)
 class Group:
-    """The missing jobs of one encoder; its pretraining comes first where it is missing too."""
+    """The jobs of one encoder that have no row yet; its pretraining comes first if it is among them."""
 
     pretraining: PretrainConfig
-    """With the run folder; its policy may be scratch."""
+    """Settings with the run folder; the policy may be scratch."""
     finetuning: FinetuneConfig
-    """What every encoder has in common; each job chooses the encoder, the images and the labels."""
+    """Settings that all encoders share; each job sets the encoder, the images and the labels."""
     data: str
     jobs: tuple[Job, ...]
     out: Path
     """Folder of the benchmark."""
     commit: str
-    """What runs, also in processes that start after files were changed."""
+    """The commit at the start, also in processes that start after files have changed."""
 
     def __str__(self) -> str:
         return f"{self.data}, {self.pretraining.policy}, seed {self.pretraining.seed}"
 
 
 def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
-    """Yields the row or the failure of every job of the group as it ends; nothing more after a request to stop.
+    """Yields the row or the failure of each job as it ends, and stops yielding after a request to stop.
 
-    A job that fails is reported and the others go on; without an encoder none of the rest can run.
+    If a job fails, the others continue; if pretraining fails, all jobs of the group fail.
 
     Raises:
-        Interrupted: with everything saved that is worth it.
+        Interrupted: after a request to stop, with the state of the pretraining saved.
     """
     jobs = list(group.jobs)
     try:
@@ -123,21 +123,21 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in one line; an unexpected error also prints its traceback on standard error."""
+    """The error in one line; the traceback of an unexpected error is also printed on standard error."""
     if not isinstance(error, (InputError, RunError)):
         traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def origin(group: Group) -> dict[str, Any]:
-    """Where the numbers of a row come from."""
+    """The commit and the hardware that a row comes from."""
     return {"commit": group.commit, "hardware": hardware(pick_device(group.pretraining.device))}
 
 
 def pretraining_row(group: Group, interrupt: Interrupt) -> PretrainRow:
-    """Pretrains the encoder of the group, unless that is done, and measures it.
+    """Pretrains and measures the encoder of the group, unless this has been done.
 
-    The row stays in the run folder, where it tells that the encoder is finished; the checkpoint goes.
+    The row is kept in the run folder and marks the encoder as finished; the checkpoint is deleted.
     """
     config = group.pretraining
     assert config.run_dir is not None, "the plan names it"
@@ -173,32 +173,33 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> PretrainRow:
 
 
 def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
-    """Pretrains, from where an earlier session stopped; returns the peak of memory, None for a finished run.
+    """Pretrains, or resumes an earlier session.
 
-    It is that of the whole process on a CPU.
+    Returns:
+        The peak memory in MiB, on a CPU that of the whole process; None if the run was finished already.
     """
     assert config.run_dir is not None, "the plan names it"
     begun = (config.run_dir / "config.json").exists()
     if not begun:
-        shutil.rmtree(config.run_dir, ignore_errors=True)  # what a crash has left of one that had not begun
+        shutil.rmtree(config.run_dir, ignore_errors=True)  # left by a crash before the run began
     elif RunFolder.open(config.run_dir, "pretrain").checkpoint_step() == config.steps:
         return None
     device = pick_device(config.device)
     reset_peak_memory(device)
-    # The run has its settings in its folder: where they may differ, as in the device, it keeps them.
+    # A run resumes with the settings in its folder, even if this session has others, such as another device.
     pretrain(PretrainConfig(run_dir=config.run_dir) if begun else config, resume=begun, interrupt=interrupt)
     return peak_memory_mib(device)
 
 
 def seconds_of(metrics: list[dict[str, Any]], batch_size: int) -> float:
-    """Seconds of training over all sessions of a run, without evaluating, drawing and saving."""
+    """Seconds of training over all sessions of a run, without evaluation, pictures and checkpoints."""
     logged = [row for row in metrics if "images_per_second" in row]
     steps = np.diff([0] + [row["step"] for row in logged])
     return float(sum(batch_size * n / row["images_per_second"] for n, row in zip(steps, logged, strict=True)))
 
 
 def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
-    """The autoencoder of a run, or an untrained one; how many patches it fills in, and its images."""
+    """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
     image_size = image_size_of(config.image_size)
     dataset = open_data(config.data, root=config.data_root, image_size=image_size)
     autoencoder = build_autoencoder(
@@ -216,13 +217,13 @@ def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDat
 
 
 def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float:
-    """How well it fills in test images under random masks, in dB."""
+    """PSNR of the reconstructions of test images under random masks, in dB."""
     indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
     return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
 
 
 def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
-    """Fine-tunes or probes the encoder; its row has the scores of every case."""
+    """Fine-tunes or probes the encoder; the row has the scores of every case."""
     began = time.perf_counter()
     config = group.pretraining
     assert config.run_dir is not None, "the plan names it"
@@ -241,7 +242,9 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
         freeze=job.kind == "frozen",
         run_dir=run_dir,
     )
-    shutil.rmtree(run_dir, ignore_errors=True)  # one that was interrupted: short enough to begin again
+    shutil.rmtree(
+        run_dir, ignore_errors=True
+    )  # of an interrupted evaluation, which is short enough to start again
     if job.kind == "probe":
         scores = scores_of_probe(probe_draws(settings, interrupt))
     else:
@@ -256,12 +259,12 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
 
 
 def picture_folder(group: Group) -> Path:
-    """Where the pictures of a policy on a data set are kept."""
+    """Folder of the pictures of a policy on a data set."""
     return group.out / "pictures" / group.data / file_name(group.pretraining.policy)
 
 
 def keep_masks(run_dir: Path, folder: Path) -> None:
-    """Writes what a run masked at several steps as pictures `step-N.png`, one image below the other."""
+    """Writes the masks of a run at several steps as pictures `step-N.png`, with the images below each other."""
     folder.mkdir(parents=True, exist_ok=True)
     for step, panels in figures.load_snapshots(run_dir / "figures" / "snapshots").items():
         content = io.BytesIO()

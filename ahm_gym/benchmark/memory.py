@@ -1,4 +1,4 @@
-"""The most memory that a part of a program takes."""
+"""Peak memory of a part of a program."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins to measure anew."""
+    """Starts a new measurement of the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
-        # Where a sandbox forbids it, the peak is that of the whole process.
+        # If a sandbox forbids it, the peak is that since the start of the process.
         with contextlib.suppress(OSError):
-            _CLEAR.write_text("5")  # sets the peak of the resident size back to its present value
+            _CLEAR.write_text("5")  # resets the peak resident size to the current size
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """MiB at the peak since then: of the GPU's allocations, or of the whole process; None off Linux."""
+    """Peak memory in MiB since the reset: GPU allocations, or on a CPU the whole process; None outside Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if not _STATUS.exists():

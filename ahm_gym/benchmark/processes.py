@@ -1,4 +1,4 @@
-"""Groups of jobs, one after another in this process, or several at a time in processes of their own."""
+"""Runs groups of jobs one after another in this process, or several at a time in their own processes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run_groups(groups: list[Group], num_processes: int, interrupt: Interrupt) ->
     """Yields the row or the failure of every job; ends early, with everything saved, after a request to stop.
 
     Args:
-        groups: in the order in which they begin.
-        num_processes: 1 spawns none; more run that many groups at a time, which share the processor's cores evenly.
-        interrupt: asks to stop; its deadline goes to the processes too.
+        groups: groups in the order in which they start.
+        num_processes: number of groups that run at the same time and share the cores evenly; 1 starts no process.
+        interrupt: request to stop; the processes get its deadline too.
     """
     if num_processes > 1:
         yield from Processes(groups, num_processes, interrupt).run()
@@ -40,47 +40,51 @@ def run_groups(groups: list[Group], num_processes: int, interrupt: Interrupt) ->
 
 
 class Processes:
-    """One process a group; one that dies takes the jobs of its group along, and no others."""
+    """Runs each group in its own process; if a process dies, only the jobs of its group fail."""
 
     def __init__(self, groups: list[Group], num_processes: int, interrupt: Interrupt) -> None:
-        self.waiting, self.num_processes, self.interrupt = deque(groups), num_processes, interrupt
+        self.waiting: deque[Group] = deque(groups)
+        self.num_processes: int = num_processes
+        self.interrupt: Interrupt = interrupt
         self.running: dict[Connection, tuple[BaseProcess, dict[Any, Any]]] = {}
-        self.context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("spawn")
 
     def run(self) -> Iterator[Row | Failure]:
-        told = False
+        """Yields the row or the failure of every job."""
+        stopping = False
         try:
             while self.running or (self.waiting and not self.interrupt.requested):
                 while (
                     self.waiting and len(self.running) < self.num_processes and not self.interrupt.requested
                 ):
                     self._start(self.waiting.popleft())
-                if self.interrupt.signal is not None and not told:
-                    told = True
+                if self.interrupt.signal is not None and not stopping:
+                    stopping = True
                     for process, _ in self.running.values():
                         process.terminate()
                 for connection in wait(list(self.running), timeout=0.5):
                     assert isinstance(connection, Connection)
-                    yield from self._receive(connection)
+                    yield from self.receive(connection)
         finally:
             for process, _ in self.running.values():
                 process.kill()
 
     def _start(self, group: Group) -> None:
-        reader, writer = self.context.Pipe(duplex=False)
+        reader, writer = self._context.Pipe(duplex=False)
         threads = max((os.cpu_count() or 1) // self.num_processes, 1)
-        process = self.context.Process(
+        process = self._context.Process(
             target=_work, args=(group, threads, self.interrupt.deadline, writer), name=str(group)
         )
         process.start()
         writer.close()
         self.running[reader] = process, {job.key: job for job in group.jobs}
 
-    def _receive(self, connection: Connection) -> Iterator[Row | Failure]:
+    def receive(self, connection: Connection) -> Iterator[Row | Failure]:
+        """Yields the next outcome of a process, or the failures of its remaining jobs if it has died."""
         process, jobs = self.running[connection]
         try:
             outcome = connection.recv()
-        except (EOFError, OSError):  # the latter where it was killed in the middle of a row
+        except (EOFError, OSError):  # OSError if the process was killed in the middle of a row
             process.join()
             del self.running[connection]
             connection.close()
@@ -93,7 +97,7 @@ class Processes:
 
 
 def _work(group: Group, threads: int, deadline: float, writer: Connection) -> None:
-    """One group; what it prints goes into a file of its own."""
+    """Runs one group; its output goes to its own log file."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     path = group.out / "logs" / f"{file_name(str(group))}.log"
@@ -105,7 +109,7 @@ def _work(group: Group, threads: int, deadline: float, writer: Connection) -> No
 
 
 def _end_with_the_parent() -> None:
-    """Without its parent a process cannot store rows, and it would block the run folder for the next one."""
+    """Exits with the parent: alone, the process could not store rows and would keep the run folder locked."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is a child"
     wait([parent.sentinel])

@@ -1,17 +1,17 @@
-"""The finished rows of a benchmark, and how far it is."""
+"""Stores the finished rows of a benchmark and shows its progress."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from ahm_gym.benchmark.jobs import Failure, Group
+from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.rows import UNTRAINED, Row, ScoreRow, read_lines
 from ahm_gym.runs.storage import sync
 
 
 def append_row(out: Path, row: Row) -> None:
-    """Adds a finished row; it is on the disk when this returns."""
+    """Appends a finished row and waits until it is on the disk."""
     path = out / "rows.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(row.line())
@@ -19,34 +19,35 @@ def append_row(out: Path, row: Row) -> None:
 
 
 class BenchmarkProgress:
-    """Prints every job as it ends, how many are left, and about how long they take."""
+    """Prints each job as it ends, the number of finished jobs, and an estimate of the time left."""
 
     def __init__(self, out: Path, groups: list[Group], num_processes: int) -> None:
         jobs = [job for group in groups for job in group.jobs]
-        self.missing = {job.key: job for job in jobs}
+        self.missing: dict[tuple[str, str, str, int, int | None], Job] = {job.key: job for job in jobs}
         rows = read_lines(out)
-        self.total = len(rows) + len(jobs)
-        self.num_processes = num_processes
+        self.total: int = len(rows) + len(jobs)
+        self.num_processes: int = num_processes
         self.seconds: dict[str, list[float]] = {}
         for row in rows:
             self._note(row)
 
     @property
     def left(self) -> int:
+        """Number of jobs without a row."""
         return len(self.missing)
 
     def show(self, outcome: Row | Failure) -> None:
-        """One line on standard error."""
+        """Prints one line on standard error."""
         if isinstance(outcome, Failure):
-            told = f"{outcome.job} FAILED: {outcome.reason}"
+            result = f"{outcome.job} FAILED: {outcome.reason}"
         else:
             job = self.missing.pop(outcome.key)
             self._note(outcome)
             dice = outcome.dice if isinstance(outcome, ScoreRow) else None
             score = "" if dice is None else f", Dice {dice:.3f}"
-            told = f"{job}{score}, {outcome.seconds:.0f} s"
+            result = f"{job}{score}, {outcome.seconds:.0f} s"
         done = self.total - self.left
-        print(f"{done} of {self.total} | {told} | {self._time_left()}", file=sys.stderr, flush=True)
+        print(f"{done} of {self.total} | {result} | {self._time_left()}", file=sys.stderr, flush=True)
 
     def _note(self, row: Row) -> None:
         if row.policy != UNTRAINED or row.kind != "pretrain":

@@ -1,11 +1,11 @@
-"""The finished rows of a benchmark: what a line of `rows.jsonl` holds, and how a folder of them is read."""
+"""The rows of a benchmark: the columns of `rows.jsonl`, and how the file is read."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic import field_validator as validator
@@ -13,11 +13,12 @@ from pydantic import field_validator as validator
 from ahm_gym.errors import InputError
 
 REFERENCE = "random"
-"""The policy that every other is compared with."""
+"""The policy that all others are compared with."""
 UNTRAINED = "scratch"
+"""The policy of an encoder without pretraining."""
 
-KINDS = {"finetune": "fine-tuned", "frozen": "frozen encoder", "probe": "probe"}
-"""Kinds of score in the order of the report, and their names in it."""
+KINDS: dict[str, str] = {"finetune": "fine-tuned", "frozen": "frozen encoder", "probe": "probe"}
+"""Kinds of score, with their names in the report, in the order of the report."""
 
 Metric: TypeAlias = Literal["dice", "iou", "hd95"]
 
@@ -25,7 +26,9 @@ Metric: TypeAlias = Literal["dice", "iou", "hd95"]
 class BaseRow(BaseModel):
     """The columns that every row has."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants"
+    )
 
     kind: str
     data: str
@@ -33,11 +36,11 @@ class BaseRow(BaseModel):
     policy: str
     seed: NonNegativeInt
     labels: int | None
-    """Labelled training images of an evaluation."""
+    """Number of labelled training images of an evaluation."""
     amount: str | None = None
-    """The same as requested: a count, or a fraction such as 0.1. Default: the count."""
+    """That number as requested: a count, or a fraction such as 0.1. Default: the count."""
     seconds: float
-    """Time that the job took; for pretraining that of the updates alone."""
+    """Duration of the job; for pretraining, of the updates alone."""
 
     @property
     def key(self) -> tuple[str, str, str, int, int | None]:
@@ -45,22 +48,22 @@ class BaseRow(BaseModel):
         return self.kind, self.data, self.policy, self.seed, self.labels
 
     def line(self) -> str:
-        """The row as a line of `rows.jsonl`, with floats of six digits."""
+        """The row as a line of `rows.jsonl`, with floats rounded to six significant digits."""
         return json.dumps(rounded(self.model_dump(exclude_unset=True))) + "\n"
 
 
 class PretrainRow(BaseRow):
-    """Cost and outcome of one pretraining; an untrained encoder has only `psnr`."""
+    """Cost and outcome of one pretraining; for an untrained encoder only `psnr` is known."""
 
     kind: Literal["pretrain"]
     labels: None = None
     amount: None = None
     images_per_second: float | None = None
     limit_share: float | None = None
-    """Matrix products a second as a share of the largest rate that the device reaches, 0 to 1."""
+    """Rate of the matrix products as a share of the largest rate that the device reaches, 0 to 1."""
     peak_memory_mib: float | None = None
     psnr: float | None = None
-    """Of test images under random masks, in dB."""
+    """PSNR of test images under random masks, in dB."""
     loss: float | None = None
     spearman: float | None = None
     excess: float | None = None
@@ -78,15 +81,15 @@ class ScoreRow(BaseRow):
     labels: PositiveInt
     split: str
     dice: float | None
-    """Mean over classes and cases, 0 to 1; of patches for the probe. None where it is undefined."""
+    """Mean over classes and cases, 0 to 1; for the probe, the patch Dice. None if it is undefined."""
     iou: float | None = None
     hd95: float | None = None
-    """In `hd95_unit`."""
+    """95 % Hausdorff distance in `hd95_unit`."""
     hd95_unit: str | None = None
     num_classes: PositiveInt | None = None
-    """With the background."""
+    """Number of classes, with the background."""
     cases: dict[str, dict[Metric, list[float | None]]] = {}
-    """Case -> metric -> one value per foreground class, None where it is undefined."""
+    """Case -> metric -> one value per foreground class, None if it is undefined."""
     commit: str | None = None
     hardware: str | None = None
 
@@ -99,6 +102,7 @@ class ScoreRow(BaseRow):
 
     @property
     def task(self) -> Task:
+        """The task that the row belongs to."""
         return Task(self.kind, self.amount or str(self.labels))
 
 
@@ -107,7 +111,7 @@ ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
 
 
 def rounded(value: Any) -> Any:
-    """The same with floats of six digits."""
+    """The value with all floats rounded to six significant digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -116,21 +120,21 @@ def rounded(value: Any) -> Any:
 
 
 def number_of(amount: str) -> int | float:
-    """A requested number of labels as a number: a fraction where it has a point, otherwise a count.
+    """Converts a requested number of labels: a fraction if it has a decimal point, a count otherwise.
 
     Raises:
-        ValueError: where it is neither.
+        ValueError: if it is neither.
     """
     return float(amount) if "." in amount else int(amount)
 
 
 @dataclass(frozen=True)
 class Task:
-    """How policies are compared on every data set: by one kind of score at one number of labels."""
+    """One kind of score at one number of labels; policies are compared within a task."""
 
     kind: str
     amount: str
-    """Labelled images as requested: a count, or a fraction such as 0.1."""
+    """Number of labelled images as requested: a count, or a fraction such as 0.1."""
 
     @property
     def labels(self) -> int | float:
@@ -139,19 +143,20 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The name in the report."""
         if "." in self.amount:
             return f"{KINDS[self.kind]}, {self.amount} of the labels"
         return f"{KINDS[self.kind]}, {self.amount} label{'s' * (self.amount != '1')}"
 
     @property
     def metric(self) -> str:
-        """The name of its Dice."""
+        """The name of the Dice score."""
         return "patch Dice" if self.kind == "probe" else "Dice"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The newest row of everything that has finished."""
+    """The newest row of each finished job."""
 
     config: dict[str, Any]
     pretraining: dict[tuple[str, str, int], PretrainRow]
@@ -161,32 +166,35 @@ class Rows:
 
     @property
     def tasks(self) -> list[Task]:
+        """The tasks, by kind of score and number of labels."""
         order = list(KINDS)
         found = {task for task, *_ in self.scores}
         return sorted(found, key=lambda task: (order.index(task.kind), task.labels))
 
     @property
     def data(self) -> list[str]:
+        """The names of the data sets."""
         return sorted({data for data, *_ in self.pretraining} | {data for _, data, *_ in self.scores})
 
     @property
     def policies(self) -> list[str]:
-        """With the untrained encoder and the reference first."""
+        """The policies; the untrained encoder and the reference come first."""
         found = {key[1] for key in self.pretraining} | {key[2] for key in self.scores}
         return sorted(found, key=lambda policy: (policy != UNTRAINED, policy != REFERENCE, policy))
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds, ascending."""
         return sorted({key[-1] for key in [*self.pretraining, *self.scores]})
 
 
 def read_lines(out: Path) -> list[Row]:
     """The rows in `rows.jsonl`, oldest first.
 
-    A last line without its end is still being written, or was torn by a crash, and is left out.
+    An incomplete last line is still being written, or was cut off by a crash, and is left out.
 
     Raises:
-        InputError: for a line that is not a row; it names the line and the field.
+        InputError: if a line is not a row; the message names the line and the field.
     """
     path = out / "rows.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -203,9 +211,9 @@ def read_lines(out: Path) -> list[Row]:
 
 
 def _reason(error: ValidationError) -> str:
-    """The first of what is wrong: the field, what it holds, and what was expected."""
+    """The first problem: the field, its value, and what was expected."""
     first = error.errors(include_url=False)[0]
-    # The first part of a place is the kind of the row.
+    # The first part of a location is the kind of the row.
     field = ".".join(map(str, first["loc"][1:])) or "the line"
     if first["type"] == "missing":
         return f"{field} is missing"
@@ -216,10 +224,10 @@ def _reason(error: ValidationError) -> str:
 
 
 def read_rows(out: Path) -> Rows:
-    """The contents of `rows.jsonl` and `config.json` in a benchmark's folder; the newest row of each job counts.
+    """Reads `rows.jsonl` and `config.json` in the folder of a benchmark, and keeps the newest row of each job.
 
     Raises:
-        InputError: where there is no finished row, or a line or `config.json` cannot be read.
+        InputError: if there is no finished row, or a line or `config.json` cannot be read.
     """
     pretraining, scores = {}, {}
     for row in read_lines(out):
@@ -229,11 +237,11 @@ def read_rows(out: Path) -> Rows:
             scores[row.task, row.data, row.policy, row.seed] = row
     if not pretraining and not scores:
         raise InputError(
-            f"{out / 'rows.jsonl'} holds no finished row: run the benchmark first, or name its folder."
+            f"{out / 'rows.jsonl'} holds no finished row: run the benchmark first, or give its folder."
         )
     config = out / "config.json"
     try:
         settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
     except ValueError as error:
-        raise InputError(f"{config} is not JSON ({error}): bring it back, or delete it.") from error
+        raise InputError(f"{config} is not JSON ({error}): restore it, or delete it.") from error
     return Rows(settings, pretraining, scores)

@@ -1,4 +1,4 @@
-"""Mask policies side by side under one budget: what is to be run, in which order, and what is kept."""
+"""Runs a benchmark: plans the jobs that are missing, runs them in order, and stores rows and settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ahm_gym.agents import agents
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig, check
@@ -31,29 +31,27 @@ from ahm_gym.runs.settings import to_json
 from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomically
 
 OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
-"""Settings that may differ from one session of a benchmark to the next: they say how much is run, not what."""
+"""Settings that may change between sessions of a benchmark: they affect how much is run, not the results."""
 WITHOUT_EFFECT = ("data_workers", "checkpoint_every")
-"""Settings of pretraining and fine-tuning that no result depends on."""
+"""Settings of pretraining and fine-tuning that do not affect results."""
 OF_AGENTS = ("agent_options", "masking_steps", "num_workers", "reconstructor")
 """Settings of pretraining that apply to learning agents only."""
 OF_SCORES = ("guided_fraction", "guided_ramp", "spread_fraction", "spread_ramp")
-"""Settings of pretraining that would change what the reference is."""
+"""Settings of pretraining that the reference ignores, so that it stays plain random masking."""
 
-
-Datasets = dict[str, tuple[str | None, ImageDataset]]
-"""Name to what was given as `data` and the opened data."""
+Datasets: TypeAlias = dict[str, tuple[str | None, ImageDataset]]
+"""Name -> the value given as `data`, and the opened data."""
 
 
 def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
-    """Runs what is missing, writes the report, and gives back its folder.
+    """Runs the jobs that are missing, writes the report, and returns its folder.
 
-    Finished rows stand in `rows.jsonl` and are never run again; the same call goes on where it was stopped.
-    The report names the `command` of every session, by which anyone can run it again.
+    Finished jobs are in `rows.jsonl` and are never run again; after a stop, the same call continues.
+    The report lists the `command` of every session, so that others can repeat the benchmark.
 
     Raises:
-        InputError: for settings or data that cannot be used, or a folder that holds another benchmark;
-            nothing is written.
-        RunError: where jobs failed, after everything else has been run and reported.
+        InputError: if settings or data cannot be used, or the folder holds another benchmark; nothing is written.
+        RunError: if jobs failed, after all others have been run and reported.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
@@ -64,7 +62,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     check_policies(plan(config, datasets))
     make_folder(config.out, "`out`")
     with locked(config.out):
-        groups = plan(config, datasets)  # what another session has finished by now is not missing any more
+        groups = plan(config, datasets)  # again: another session may have finished some jobs by now
         write_settings(config, datasets, command)
         return run_planned(config, groups, interrupt)
 
@@ -82,28 +80,28 @@ def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interru
             progress.show(outcome)
     if read_lines(config.out):
         write_report(config.out)
-    left = f"{progress.left} of {progress.total} jobs are left; the same command goes on"
+    left = f"{progress.left} of {progress.total} jobs are left; run the same command again to continue"
     if interrupt.signal is not None:
         raise Interrupted(f"stopped: {left}.", interrupt.signal)
     if failures:
-        told = "".join(f"\n  {failure.job}: {failure.reason}" for failure in failures)
-        raise RunError(f"{len(failures)} jobs failed, the rest is reported in {config.out}:{told}")
+        listed = "".join(f"\n  {failure.job}: {failure.reason}" for failure in failures)
+        raise RunError(f"{len(failures)} jobs failed, the rest is reported in {config.out}:{listed}")
     if progress.left:
         print(f"The time is up: {left}.", file=sys.stderr)
     return config.out
 
 
 def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
-    """What is missing, a group an encoder: seed by seed, and in each the untrained and the random one first.
+    """The missing jobs, grouped by encoder: seed by seed, the untrained encoder and random masks first.
 
     Raises:
-        InputError: for labels or policies that cannot be.
+        InputError: if `labels` do not fit the data, or two policies would share a folder.
     """
     done = {row.key for row in read_lines(config.out)}
     policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
     if len({file_name(policy) for policy in policies}) < len(policies):
         raise InputError(
-            f"`policies={','.join(policies)}`: two of them would be kept under one name; rename a run."
+            f"`policies={','.join(policies)}`: two of them would be stored under one name; rename a run."
         )
     groups = []
     for seed in range(config.seeds):
@@ -126,7 +124,7 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
 def pretraining_of(
     config: BenchmarkConfig, spec: str | None, name: str, policy: str, seed: int
 ) -> PretrainConfig:
-    """The pretraining of one encoder; all policies share everything that applies to them."""
+    """The settings of one pretraining; policies share all settings that apply to them."""
     left_out = set() if policy in agents() else set(OF_AGENTS)
     if policy == REFERENCE:
         left_out |= set(OF_SCORES)
@@ -143,10 +141,10 @@ def pretraining_of(
 
 
 def open_all(config: BenchmarkConfig) -> Datasets:
-    """Name to what was given and the opened data, prepared before workers ask for it.
+    """Opens, and if necessary prepares, all data sets before any job starts.
 
     Raises:
-        InputError: where data cannot be used, or two sets have one name.
+        InputError: if data cannot be used, or two sets have the same name.
     """
     datasets: Datasets = {}
     for given in config.data or (None,):
@@ -155,7 +153,7 @@ def open_all(config: BenchmarkConfig) -> Datasets:
         dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
         name = file_name(dataset.name)
         if name in datasets:
-            raise InputError(f"`data` has two sets that are called {name}: rename one of them.")
+            raise InputError(f"`data` has two sets with the name {name}: rename one of them.")
         if "probe" in config.tasks and not dataset.indices("val", labelled=True):
             raise InputError(
                 f"{name} has no labelled val images, which the probe needs: choose other `tasks`, or add some."
@@ -167,10 +165,10 @@ def open_all(config: BenchmarkConfig) -> Datasets:
 
 
 def count_labels(label: str, dataset: ImageDataset) -> int:
-    """Labelled training images from a count such as 10, or a fraction such as 0.1.
+    """The number of labelled training images for a count such as 10 or a fraction such as 0.1.
 
     Raises:
-        InputError: where it is neither, or the data has not so many.
+        InputError: if it is neither, or the data has fewer.
     """
     available = len(dataset.indices("train", labelled=True))
     try:
@@ -180,14 +178,18 @@ def count_labels(label: str, dataset: ImageDataset) -> int:
         value, count = math.nan, 0
     if not 1 <= count <= available or not value > 0:
         raise InputError(
-            f"`labels={label}`: {dataset.name} has {available} labelled training images; give a count from 1 to that, "
-            "or a fraction with a point, such as 0.1 or 1.0."
+            f"`labels={label}`: {dataset.name} has {available} labelled training images; choose a count from 1 to "
+            f"{available}, or a fraction with a decimal point, such as 0.1 or 1.0."
         )
     return count
 
 
 def check_policies(groups: list[Group]) -> None:
-    """Builds every pretraining once for each policy and data set, so that what cannot be is refused at once."""
+    """Builds the pretraining of each policy and data set once, so that bad settings are found before any job runs.
+
+    Raises:
+        InputError: if a policy or a setting of pretraining cannot be used.
+    """
     seen = set()
     for group in groups:
         policy = group.pretraining.policy
@@ -197,7 +199,11 @@ def check_policies(groups: list[Group]) -> None:
 
 
 def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
-    """Raises InputError for a folder of another kind, or one whose rows were made with other settings or data."""
+    """Checks that rows in the folder come from the same settings and data.
+
+    Raises:
+        InputError: if the folder is not of a benchmark, or has rows of other settings or data.
+    """
     saved = saved_settings(config.out)
     if saved is None:
         return
@@ -211,13 +217,13 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
         digest = dataset.digest()  # reads all labels
         if saved["data"].get(name, digest) != digest:
             raise InputError(
-                f"`data={name}` is not the {name} that the benchmark in {config.out} has rows of: bring that back, "
+                f"`data={name}` is not the {name} that the benchmark in {config.out} has rows of: restore that one, "
                 "rename this one, or choose another `out`."
             )
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with those of the two programs as `pretrain.steps`."""
+    """The settings with nested ones under names such as `pretrain.steps`."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
         nested = value if name in SET_BY_THE_BENCHMARK else None
@@ -226,9 +232,13 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_settings(out: Path) -> dict[str, Any] | None:
-    """What the `config.json` of a benchmark's folder holds; None of a new folder."""
+    """The `config.json` in the folder of a benchmark; None for a new folder.
+
+    Raises:
+        InputError: if the folder is not of a benchmark, or the file cannot be read.
+    """
     path = out / "config.json"
-    other = InputError(f"{out} holds something else than a benchmark: choose another `out`.")
+    other = InputError(f"{out} is not the folder of a benchmark: choose another `out`.")
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
             raise other
@@ -236,14 +246,14 @@ def saved_settings(out: Path) -> dict[str, Any] | None:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): bring it back, or choose another `out`.") from error
+        raise InputError(f"{path} is not JSON ({error}): restore it, or choose another `out`.") from error
     if not isinstance(saved, dict) or saved.get("kind") != "benchmark":
         raise other
     return saved
 
 
 def settings_of(config: BenchmarkConfig) -> dict[str, Any]:
-    """What all rows of a folder have in common."""
+    """The settings that all rows of a folder share."""
     values = {name: value for name, value in to_json(config).items() if name not in OPEN}
     for program, names in SET_BY_THE_BENCHMARK.items():
         left_out = (*names, *WITHOUT_EFFECT)
@@ -253,7 +263,7 @@ def settings_of(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def write_settings(config: BenchmarkConfig, datasets: Datasets, command: str) -> None:
-    """Makes the folder ready: settings, data and commands so far, and rows without a line that a crash has torn."""
+    """Writes the settings, the data and all commands so far, and removes an incomplete row left by a crash."""
     saved = {"data": {}, "patients": {}, "command": ""} | (saved_settings(config.out) or {})
     if (config.out / "rows.jsonl").exists():
         rows = "".join(row.line() for row in read_lines(config.out))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.stats import bootstrap, false_discovery_control, norm, rankdata, t, trim_mean
 
 Scores: TypeAlias = Mapping[int, Mapping[str, Sequence[float | None]]]
-"""Seed -> case -> one value a foreground class, None where it is undefined."""
+"""Seed -> case -> one value per foreground class, None if it is undefined."""
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -25,25 +25,26 @@ NO_DIFFERENCE = "no difference seen"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A policy minus its reference on the seeds and cases that both have."""
+    """The difference between a policy and its reference on the seeds and cases that both have."""
 
     difference: float
-    """Mean over the classes of the mean over all seeds and cases in which both are defined."""
+    """Policy minus reference: mean over classes of the mean over all seeds and cases with both scores defined."""
     interval: Interval | None
-    """95 % for new seeds and new patients; for one kind alone where the other has one, None where both have."""
+    """95 % interval for new seeds and new patients; for new patients alone with one seed, for new seeds alone with
+    one patient, None with one of each."""
     p: float | None
-    """Two-sided: one minus the level of the interval that just touches 0. None without an interval."""
+    """Two-sided p value: one minus the level of the interval that just touches 0. None without an interval."""
     seed_interval: Interval | None
     """The plain 95 % t interval over the means of the seeds; None with one seed."""
     win_probability: float
-    """Share of the pairs of seed and case in which the policy is better; a tie counts half."""
+    """Share of the pairs of seed and case in which the policy is better; a tie counts as half."""
     num_seeds: int
     num_cases: int
     num_patients: int
 
     @property
-    def tells(self) -> bool:
-        """Whether anything is known of other seeds and of other patients."""
+    def generalises(self) -> bool:
+        """Whether there are enough seeds and patients to say anything about new ones of both."""
         return self.num_seeds > 1 and self.num_patients > 1
 
 
@@ -55,38 +56,37 @@ def compare(
     empty_is_perfect: bool = False,
     patients: Mapping[str, str] = MappingProxyType({}),
 ) -> Comparison | None:
-    """The comparison of a policy with its reference; None where they share nothing defined.
+    """Compares a policy with its reference; returns None if they share no defined score.
 
-    The interval holds for seeds *and* cases that were not tried, which are crossed: every seed met every
+    The interval is for new seeds *and* new cases. Seeds and cases are crossed: every seed was evaluated on every
     case. With a difference m + a_s + b_c + e_sc, the error of its mean has the variance
     var(a)/S + var(b)/C + var(e)/SC. Seeds and cases are resampled independently (the pigeonhole bootstrap,
-    Owen 2007, Annals of Applied Statistics 1:386), on the estimated effects of each: their means over the
-    resampled seeds and cases are added. The e_sc stand in both effects, so they are counted twice and the
-    interval is on the safe side; resampling the whole matrix would count them three times. Cases of one patient are
-    resampled together.
+    Owen 2007, Annals of Applied Statistics 1:386). The resampled quantities are the estimated effects of each seed
+    and each case, and their means over the resampled seeds and cases are added. The e_sc are part of both effects,
+    so they are counted twice and the interval is conservative; resampling the whole matrix would count them three
+    times. Cases of one patient are resampled together.
 
-    Two corrections for few seeds or cases, on each factor of n of them:
-    resampled effects vary about their own mean, hence by (n - 1)/n too little: they are inflated by
-    sqrt(n/(n - 1)); and as their variance is estimated from n, the tails are those of t with n - 1 degrees
-    of freedom: inflated by t/z at the level asked for (Hesterberg 2015, American Statistician 69:371).
+    Each factor of n seeds or n cases has two corrections for small n. Resampled effects vary about their own mean,
+    so their variance is too small by (n - 1)/n: they are inflated by sqrt(n/(n - 1)). And because their variance is
+    estimated from n values, the tails are those of t with n - 1 degrees of freedom: they are inflated by t/z at the
+    given level (Hesterberg 2015, American Statistician 69:371).
 
-    Coverage of the nominal 95 %, in 1500 simulations of 60 cases each, where the seeds' effects have 0,
-    0.3 and 1 times the deviation of the cases' and of the noise: 0.98, 0.98, 0.95 with 3 seeds and
-    0.97, 0.97, 0.95 with 5. Without t/z it falls to 0.84 with 3 seeds and to 0.89 with 5. The t interval
-    over the means of the seeds, which asks nothing about other cases, covers 0.81, 0.93, 0.94 with 3
-    and 0.66, 0.89, 0.94 with 5.
+    Coverage of the nominal 95 % in 1500 simulations of 60 cases each, for seed effects with 0, 0.3 and 1 times the
+    deviation of the case effects and the noise: 0.98, 0.98, 0.95 with 3 seeds and 0.97, 0.97, 0.95 with 5. Without
+    t/z it falls to 0.84 with 3 seeds and to 0.89 with 5. The t interval over the means of the seeds, which ignores
+    that cases vary too, covers 0.81, 0.93, 0.94 with 3 and 0.66, 0.89, 0.94 with 5.
 
     Args:
-        scores: of the policy.
-        reference: of the policy that it is compared with.
-        larger_is_better: False for distances; it turns the win probability, not the difference.
-        empty_is_perfect: an undefined score is one of 1; see `paired_differences`.
-        patients: of the cases; one that is not named is a patient of its own.
+        scores: scores of the policy.
+        reference: scores of the reference policy.
+        larger_is_better: False for distances; it affects the win probability, not the difference.
+        empty_is_perfect: whether an undefined score counts as 1; see `paired_differences`.
+        patients: case -> patient; a case that is not listed is its own patient.
     """
     differences = paired_differences(scores, reference, empty_is_perfect=empty_is_perfect)
     if not np.isfinite(differences).any():
         return None
-    # What is undefined throughout is no seed, case or class of this comparison.
+    # Seeds, cases and classes without any defined difference are left out.
     defined = [np.isfinite(differences).any(axis=rest) for rest in ((1, 2), (0, 2), (0, 1))]
     differences = differences[np.ix_(*defined)]
     by_class = np.nanmean(differences, axis=(0, 1))
@@ -112,15 +112,15 @@ def compare(
 def paired_differences(
     scores: Scores, reference: Scores, *, empty_is_perfect: bool = False
 ) -> Float[np.ndarray, "S N K"]:
-    """Policy minus reference for the seeds, cases and classes that both have, NaN where undefined.
+    """Policy minus reference for the seeds, cases and classes that both have; NaN if undefined.
 
-    A case counts where every shared seed has it, in both. With `empty_is_perfect`, for Dice and IoU of pixels, an
-    undefined score counts as 1: the class is not there, and rightly nothing was found; where something is found
-    there, the score is 0. Left out, such errors would count for nothing, or for all of a class that hardly occurs. A
-    class is left out that no case has, that is where each has an undefined score.
+    Only cases that both have for every shared seed count. With `empty_is_perfect`, meant for Dice and IoU of pixels,
+    an undefined score counts as 1: the class is absent, and correctly nothing was found. If something was found, the
+    score is 0. Without such cases, false positives would count for nothing, or would decide the score of a class
+    that hardly occurs. A class that no case has, that is, with an undefined score in every case, is left out.
 
     Raises:
-        ValueError: where the numbers of classes differ.
+        ValueError: if the numbers of classes differ.
     """
     seeds, cases = shared(scores, reference)
     if not cases:
@@ -139,7 +139,7 @@ def paired_differences(
 
 
 def shared(scores: Scores, reference: Scores) -> tuple[list[int], list[str]]:
-    """The seeds that both have, ascending, and the cases that both have in every one of these, by name."""
+    """The seeds that both have, ascending, and the cases that both have for each of these seeds, by name."""
     seeds = sorted(set(scores) & set(reference))
     had = [set(side[seed]) for side in (scores, reference) for seed in seeds]
     return seeds, sorted(set.intersection(*had)) if had else []
@@ -148,9 +148,9 @@ def shared(scores: Scores, reference: Scores) -> tuple[list[int], list[str]]:
 def corrected(comparisons: Sequence[Comparison]) -> list[float | None]:
     """The p values corrected for the number of comparisons in this family (Benjamini and Hochberg 1995).
 
-    None for a comparison with one seed or one patient, which is none of the family: nothing is known of others.
+    None for a comparison with one seed or one patient, which does not belong to the family.
     """
-    tested = [i for i, comparison in enumerate(comparisons) if comparison.tells]
+    tested = [i for i, comparison in enumerate(comparisons) if comparison.generalises]
     values: list[float | None] = [None] * len(comparisons)
     if tested:
         for i, value in zip(tested, false_discovery_control([comparisons[i].p for i in tested]), strict=True):
@@ -171,7 +171,7 @@ def verdict(
 
 
 def interquartile_mean(scores: Scores) -> float | None:
-    """The mean of the middle half of all scores of a seed and case; None where none is defined."""
+    """The mean of the middle half of all scores by seed and case; None if none is defined."""
     values = [_mean_of_known(classes) for cases in scores.values() for classes in cases.values()]
     known = [value for value in values if value is not None]
     return float(trim_mean(known, 0.25)) if known else None
@@ -180,7 +180,7 @@ def interquartile_mean(scores: Scores) -> float | None:
 def mean_ranks(
     values: Mapping[str, Mapping[str, float]], *, larger_is_better: bool = True
 ) -> dict[str, float]:
-    """Policy -> mean over the data sets that have it of its rank, 1 for the best, ties shared.
+    """The mean rank of each policy over the data sets that have it; the best rank is 1, and ties share a rank.
 
     Args:
         values: data set -> policy -> mean score.
@@ -207,10 +207,10 @@ def _mean_over_classes(values: Float[np.ndarray, "S N K"]) -> Float[np.ndarray, 
 
 
 def _effects(differences: Float[np.ndarray, "S N K"], *, axis: int) -> Float[np.ndarray, "n"]:
-    """What each seed (axis 0) or case (axis 1) adds to the difference; the sum of all is 0.
+    """The effect of each seed (axis 0) or case (axis 1) on the difference; the effects sum to 0.
 
-    With every value defined it is the mean of the seed or case minus the mean of all. Where some are not,
-    it is the first-order effect of the seed's or case's weight on the mean of the means of the classes.
+    If every value is defined, the effect is the mean of the seed or case minus the overall mean. If some are not,
+    it is the first-order effect of the weight of the seed or case on the mean of the class means.
     """
     known = np.isfinite(differences)
     centred = np.where(known, differences - np.nanmean(differences, axis=(0, 1)), 0.0)
@@ -219,13 +219,13 @@ def _effects(differences: Float[np.ndarray, "S N K"], *, axis: int) -> Float[np.
 
 
 def _of_patients(effects: Float[np.ndarray, " N"], owners: Sequence[str]) -> Float[np.ndarray, " P"]:
-    """What each patient adds to the difference, from what the cases add; the mean over patients is that over cases."""
+    """The effect of each patient, from the effects of the cases; the mean over patients equals that over cases."""
     names, place = np.unique(owners, return_inverse=True)
     return np.bincount(place, weights=effects) * len(names) / len(effects)
 
 
 def _bootstrap(difference: float, effects: Sequence[np.ndarray]) -> tuple[Interval | None, float | None]:
-    """The 95 % interval and the p value from effects of seeds and patients; a factor of one has none."""
+    """The 95 % interval and the p value from effects of seeds and patients; a factor with one effect is left out."""
     factors = [effect for effect in effects if len(effect) > 1]
     if not factors:
         return None, None
@@ -240,7 +240,7 @@ def _bootstrap(difference: float, effects: Sequence[np.ndarray]) -> tuple[Interv
         batch=500,
         vectorized=True,
         method="percentile",
-        # scipy 1.15 calls it rng and takes both; 1.11 knows this name alone.
+        # scipy 1.15 renamed it to rng and accepts both names; 1.11 has only this one.
         random_state=np.random.default_rng(0),  # pyright: ignore[reportCallIssue]
     ).bootstrap_distribution
 
@@ -253,13 +253,13 @@ def _bootstrap(difference: float, effects: Sequence[np.ndarray]) -> tuple[Interv
 
 
 def _inflation(num: int, level: float) -> float:
-    """The factor on resampled effects of `num` seeds or cases; see `compare`."""
+    """The factor by which resampled effects of `num` seeds or cases are inflated; see `compare`."""
     tail = 1 - level / 2
     return float((num / (num - 1)) ** 0.5 * t.ppf(tail, num - 1) / norm.ppf(tail))
 
 
 def _level_that_touches_zero(interval: Callable[[float], Interval]) -> float:
-    """By bisection: intervals grow as the level falls. Not below what the resamples can tell."""
+    """The p value by bisection: intervals grow as the level falls. The resamples limit the smallest value."""
     low, high = 2 / (NUM_RESAMPLES + 1), 0.999
 
     def excludes_zero(level: float) -> bool:
@@ -277,7 +277,7 @@ def _level_that_touches_zero(interval: Callable[[float], Interval]) -> float:
 
 
 def _seed_interval(differences: Float[np.ndarray, "S N K"]) -> Interval | None:
-    """The t interval over the seeds, each by the mean over classes of its mean over cases."""
+    """The t interval over the seeds; the value of a seed is the mean over classes of its mean over cases."""
     num_seeds = differences.shape[0]
     if num_seeds < 2:
         return None

@@ -1,4 +1,4 @@
-"""How much of what a machine can compute the updates of an autoencoder use."""
+"""Operations of an update of the autoencoder, and the largest rate that the device reaches."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ahm_gym.model.autoencoder import Autoencoder
 def flops_per_image(autoencoder: Autoencoder, num_masked: int) -> float:
     """Floating-point operations of the forward and backward pass of one image with `num_masked` masked patches.
 
-    Matrix products, convolutions and attention count, a product and its sum as two; nothing else does.
+    Only matrix products, convolutions and attention count; a multiply-add counts as two operations.
     """
     device = autoencoder.device
     images = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=device)
     mask = torch.arange(autoencoder.num_patches)[None] < num_masked
-    # Attention as plain matrix products: the counter knows no formula for the fused one of a CPU.
+    # Attention as plain matrix products: the counter has no formula for the fused attention of a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with autoencoder.autocast():
             loss = autoencoder(images, mask).loss
@@ -28,7 +28,7 @@ def flops_per_image(autoencoder: Autoencoder, num_masked: int) -> float:
 
 
 def matmul_limit(device: torch.device) -> float:
-    """Floating-point operations a second of a large matrix product: in bfloat16 on a GPU, float32 on a CPU."""
+    """Floating-point operations per second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
     on_gpu = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)

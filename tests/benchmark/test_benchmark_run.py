@@ -257,7 +257,7 @@ def test_processes_yield_the_same_rows_as_one_after_another(config, tmp_path, mo
 
 def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
     killed = []
-    receive = processes.Processes._receive
+    receive = processes.Processes.receive
 
     def kill_first(self, connection):
         process, _ = self.running[connection]
@@ -272,7 +272,7 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
                     break
         return receive(self, connection)
 
-    monkeypatch.setattr(processes.Processes, "_receive", kill_first)
+    monkeypatch.setattr(processes.Processes, "receive", kill_first)
     with pytest.raises(RunError, match="exit code -9"):
         run_benchmark(dataclasses.replace(config, jobs=2))
     assert {row.policy for row in read_rows(config.out)} == {"scratch", "random"}
@@ -308,7 +308,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(config, change
 def test_two_data_sets_of_one_name_are_refused(config, tmp_path):
     (tmp_path / "more").mkdir()
     twin = write_discs(tmp_path / "more" / "discs.npz")
-    with pytest.raises(InputError, match="two sets that are called discs"):
+    with pytest.raises(InputError, match="two sets with the name discs"):
         run_benchmark(dataclasses.replace(config, data=(*config.data, str(twin))))
 
 
@@ -332,10 +332,10 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_
         run_benchmark(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=3)))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(InputError, match="holds something else than a benchmark"):
+    with pytest.raises(InputError, match="is not the folder of a benchmark"):
         run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
     (tmp_path / "photos" / "config.json").write_text('{"kind": "pretrain"}')
-    with pytest.raises(InputError, match="holds something else than a benchmark"):
+    with pytest.raises(InputError, match="is not the folder of a benchmark"):
         run_benchmark(dataclasses.replace(config, out=tmp_path / "photos"))
 
 
@@ -364,7 +364,7 @@ def test_fractions_of_two_data_sets_are_one_task(config, tmp_path):
 
 
 def test_policies_that_would_share_a_folder_are_refused(config, tmp_path):
-    with pytest.raises(InputError, match="kept under one name"):
+    with pytest.raises(InputError, match="stored under one name"):
         run_benchmark(dataclasses.replace(config, policies=("agent:a/b", "agent:a-b")))
 
 
@@ -385,7 +385,7 @@ def test_a_second_program_on_the_same_folder_is_refused(config):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(config):
     config.out.write_text("")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="is not the folder of a benchmark"):
         run_benchmark(config)
 
 

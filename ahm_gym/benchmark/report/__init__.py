@@ -1,4 +1,4 @@
-"""The report of a benchmark: a leaderboard as CSV and Markdown, and one page that needs no network."""
+"""The report of a benchmark: a leaderboard as CSV and Markdown, and an HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Report", "write_report"]
 
 @dataclass(frozen=True)
 class Report:
-    """Where the parts of a report were written."""
+    """The files of a report."""
 
     html: Path
     markdown: Path
@@ -21,17 +21,17 @@ class Report:
 
 
 def write_report(out: Path) -> Report:
-    """Writes report.html, leaderboard.md and leaderboard.csv into a benchmark's folder.
+    """Writes report.html, leaderboard.md and leaderboard.csv into the folder of a benchmark.
 
-    A benchmark that is still running is reported as far as it is, with what is missing.
+    The report of a running benchmark has all finished rows and lists what is missing.
 
     Args:
-        out: the folder, with `rows.jsonl`, and where there are any `config.json` and pictures.
+        out: folder with `rows.jsonl` and, optionally, `config.json` and pictures.
 
     Raises:
-        InputError: where the folder holds no finished row, or a line is not a row.
+        InputError: if the folder holds no finished row, or a line is not a row.
     """
-    # A benchmark that begins, and each of its processes, needs neither Jinja nor the statistics.
+    # Imported here: the start of a benchmark and its processes need neither Jinja nor the statistics.
     from ahm_gym.benchmark.report.leaderboard import leaderboard_csv, pretraining_cells, score_cells
     from ahm_gym.benchmark.report.markdown import leaderboard_markdown
     from ahm_gym.benchmark.report.page import page

@@ -1,6 +1,6 @@
-"""Charts as inline SVG; colours come from the page's style sheet, so they follow light and dark.
+"""Charts as inline SVG. Colours come from the style sheet of the page, so charts follow its light or dark scheme.
 
-They are drawn here because those of matplotlib have fixed colours and no titles, and are six times as large. `Markup`
+They are not drawn by matplotlib, whose SVG has fixed colours and no titles and is six times as large. `Markup`
 escapes every text that is formatted into it.
 """
 
@@ -25,7 +25,7 @@ NUM_COLOURS = 7
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` onto pixels from `start` to `end`."""
+    """Maps values from `low` to `high` linearly to pixels from `start` to `end`."""
 
     low: Number
     high: Number
@@ -37,7 +37,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, num: int) -> list[float]:
-        """About so many round values within."""
+        """About `num` round values within the scale."""
         raw = (self.high - self.low) / num
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
@@ -53,7 +53,7 @@ def padded(values: Sequence[Number], start: Number, end: Number) -> Scale:
 
 
 def style_of(policy: str, policies: Sequence[str]) -> str:
-    """The class that colours a policy: the reference and the untrained one are grey."""
+    """The CSS class with the colour of a policy; the reference and the untrained encoder are grey."""
     if policy in (REFERENCE, UNTRAINED):
         return f"is-{policy}"
     others = [name for name in policies if name not in (REFERENCE, UNTRAINED)]
@@ -61,7 +61,7 @@ def style_of(policy: str, policies: Sequence[str]) -> str:
 
 
 def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> Markup:
-    """A shape of about nine pixels; shapes differ where colours are hard to tell apart."""
+    """The marker of a policy, about nine pixels wide; shapes help if colours are hard to distinguish."""
     style = style_of(policy, policies)
     if policy == REFERENCE:
         shape = f"M{x - 5} {y}L{x} {y - 5}L{x + 5} {y}L{x} {y + 5}Z"
@@ -79,9 +79,9 @@ def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> Markup
 
 
 def forest(data: str, cells: Sequence[Cell]) -> Markup:
-    """Differences to the reference in Dice with their intervals, the best on top; empty where none is known.
+    """Differences to the reference in Dice with their intervals, the best on top; empty if none is known.
 
-    The untrained encoder is often far off: it does not widen the scale, and points out of the picture.
+    The untrained encoder is often far worse. It does not widen the scale; an arrow marks it at the edge instead.
     """
     rows = [(cell.policy, m, m.comparison) for cell in cells if (m := cell.measures.get("dice"))]
     known = sorted(((p, m, one) for p, m, one in rows if one), key=lambda row: -row[2].difference)
@@ -131,17 +131,17 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
         tip = x(inside[2])
         parts.append(_path("dot", f"M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"))
     parts.append(_text(x.end + 10, y + 4, numbers, "number"))
-    alone = " alone" * (not one.tells)
+    alone = " alone" * (not one.generalises)
     return _group(f"{policy}: {numbers}, {verdict}", parts, f"row {tone}{alone}")
 
 
 def _cut(x: Number, y: Number, side: int) -> Markup:
-    """An arrow head where an interval goes on beyond the picture."""
+    """An arrow head at the edge, for an interval that extends beyond it."""
     return _path("whisker cut", f"M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}")
 
 
 def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Markup:
-    """Mean Dice against the number of labels, one line a policy; empty where there is one number."""
+    """Mean Dice against the number of labels, one line per policy; empty with only one number of labels."""
     points = {
         policy: sorted((c.num_labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
         for policy in policies
@@ -173,7 +173,7 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Mark
 def by_seconds(
     data: str, cells: Sequence[Cell], seconds: Mapping[str, Number], policies: Sequence[str]
 ) -> Markup:
-    """Mean Dice against the seconds of pretraining; the whisker is a standard deviation over seeds."""
+    """Mean Dice against the seconds of pretraining; bars are ± one standard deviation over seeds."""
     found = {c.policy: c.measures["dice"] for c in cells if "dice" in c.measures and c.policy in seconds}
     if len(found) < 2:
         return Markup()
@@ -195,9 +195,9 @@ def by_seconds(
 
 
 def spread(places: Mapping[str, Number], gap: Number, top: Number, bottom: Number) -> dict[str, Number]:
-    """The places moved as little as possible to be `gap` apart, within top and bottom where they fit."""
+    """Moves the places as little as possible so that they are `gap` apart, within top and bottom if they fit."""
     order = sorted(places, key=lambda name: places[name])
-    # Less i gaps, labels may touch but not pass each other: neighbours that would are put at their mean.
+    # With i gaps subtracted, places must only be in order: neighbours that are not share the mean of both.
     groups: list[list[Number]] = []
     for i, name in enumerate(order):
         groups.append([places[name] - i * gap])
@@ -225,12 +225,12 @@ def _frame_y(y: Scale, end: Number) -> list[Markup]:
 
 
 def _places(ticks: Sequence[Number]) -> int:
-    """Decimals that tell neighbouring ticks apart, two at least."""
+    """The number of decimals at which neighbouring ticks differ, at least two."""
     return max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
 
 
 def shortened(name: str) -> str:
-    """The name as far as there is room beside a chart; the title holds all of it."""
+    """The name, cut to the room next to a chart; the title has the full name."""
     return name if len(name) <= 12 else f"{name[:11]}\u2026"
 
 
@@ -253,7 +253,7 @@ def _text(x: Number, y: Number, text: str, style: str) -> Markup:
 
 
 def _group(title: str, parts: Sequence[Markup], style: str = "series") -> Markup:
-    """Parts that a browser tells about by the title when one points at them."""
+    """Parts with a title that a browser shows as a tooltip."""
     return Markup('<g class="{}"><title>{}</title>{}</g>').format(style, title, Markup().join(parts))
 
 

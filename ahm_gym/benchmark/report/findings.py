@@ -1,4 +1,4 @@
-"""The findings, and what is still missing, in plain sentences."""
+"""The findings and the missing jobs in plain sentences."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ahm_gym.benchmark.report.text import decimals, p_value, plural, signed
 from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, Rows, Task
 from ahm_gym.benchmark.statistics import NO_DIFFERENCE, ONE_PATIENT, ONE_SEED
 
-OUTCOMES = {
+OUTCOMES: dict[str, str] = {
     f"better than {REFERENCE}": f"better than {REFERENCE}",
     f"worse than {REFERENCE}": f"worse than {REFERENCE}",
     NO_DIFFERENCE: f"with {NO_DIFFERENCE}",
     ONE_SEED: "with one seed and no verdict",
     ONE_PATIENT: "with one test patient and no verdict",
 }
-"""Verdicts in the order of the report, as they end a sentence."""
+"""Verdicts in the order of the report, with their wording at the end of a sentence."""
 
 
 def tally(task: Task, cells: list[Cell]) -> str:
-    """The number of comparisons of this task by their verdict; `cells` are those of the task."""
+    """The number of comparisons with each verdict; `cells` are those of the task."""
     counts = Counter(_verdict(cell) for cell in cells)
     parts = [f"{counts[words]} {said}" for words, said in OUTCOMES.items() if counts[words]]
     if not parts:
@@ -30,7 +30,7 @@ def tally(task: Task, cells: list[Cell]) -> str:
 
 
 def by_data(cells: list[Cell]) -> list[str]:
-    """One sentence per data set: the policies by their verdict, with their differences in Dice."""
+    """One sentence per data set: the policies with each verdict and their differences in Dice."""
     found = []
     for data in sorted({cell.data for cell in cells}):
         parts = []
@@ -49,16 +49,16 @@ def sentence(cell: Cell) -> str:
     """One comparison of Dice: "a3c against random on hc18_128, fine-tuned, 10 labels: ...".
 
     Raises:
-        KeyError: where the cell has no Dice.
+        KeyError: if the cell has no Dice.
     """
     measure = cell.measures["dice"]
     opening = f"{cell.policy} against {REFERENCE} on {cell.data}, {cell.task.name}: "
     one = measure.comparison
     if one is None:
-        return opening + f"not compared, as they share no finished seed; mean {decimals(measure.mean)}."
+        return opening + f"not compared, because they share no finished seed; mean {decimals(measure.mean)}."
     details = [f"{cell.task.metric} {signed(one.difference)}"]
     if one.interval:
-        over = "" if one.tells else f" over {'cases' if one.num_seeds == 1 else 'seeds'} alone"
+        over = "" if one.generalises else f" over {'cases' if one.num_seeds == 1 else 'seeds'} alone"
         details.append(f"95 % interval{over} {signed(one.interval[0])} to {signed(one.interval[1])}")
     if measure.corrected_p is not None:
         details.append(f"corrected p {p_value(measure.corrected_p)}")
@@ -77,9 +77,9 @@ MISSING = "Missing seeds"
 
 
 def missing(rows: Rows) -> list[str]:
-    """One entry for every data set and policy with missing rows, naming their seeds.
+    """One entry for every data set and policy with missing rows, with the seeds that are missing.
 
-    Expected is every seed of any row, for every policy and data set of any row, in every task of any row.
+    Every seed that occurs in any row is expected for every policy, data set and task that occurs in any row.
     """
     lacking: dict[tuple[str, str], dict[tuple[int, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
     for data in rows.data:

@@ -14,7 +14,7 @@ class Gallery:
     """Masks of every policy on a data set."""
 
     number: int
-    """Of the data set; it makes ids on the page unique."""
+    """Number of the data set, which makes the ids on the page unique."""
     data: str
     steps: list[int]
     """Training steps at which any policy has masks, ascending."""
@@ -24,21 +24,22 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Segmentations on a data set; two policies are shown, one above the other."""
+    """Segmentations on a data set, of two policies at a time."""
 
     number: int
     data: str
     labels: list[int]
     """Numbers of labels with any segmentation, ascending."""
     first: str
-    """The two policies that are shown at first."""
+    """The policy that is shown above when the page opens."""
     second: str
+    """The policy that is shown below when the page opens."""
     segmentations: dict[str, dict[int, Picture]]
     """By policy and number of labels."""
 
 
 def mask_galleries(rows: Rows, pictures: dict[tuple[str, str], Pictures]) -> list[Gallery]:
-    """One for each data set with pictures of masks."""
+    """One gallery for each data set with pictures of masks."""
     galleries = []
     for number, data in enumerate(rows.data):
         found = {p: pictures[data, p].masks for p in rows.policies if (data, p) in pictures}
@@ -52,7 +53,7 @@ def mask_galleries(rows: Rows, pictures: dict[tuple[str, str], Pictures]) -> lis
 def segmentation_choosers(
     rows: Rows, scores: list[Cell], pictures: dict[tuple[str, str], Pictures]
 ) -> list[Chooser]:
-    """One for each data set with pictures of segmentations; at first it shows the best policy and the reference."""
+    """One chooser for each data set with segmentations; it opens with the best policy and the reference."""
     choosers = []
     for number, data in enumerate(rows.data):
         found = {p: pictures[data, p].segmentations for p in rows.policies if (data, p) in pictures}

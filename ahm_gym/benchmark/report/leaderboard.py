@@ -1,4 +1,4 @@
-"""Every number of a benchmark: means over seeds, and comparisons with the reference."""
+"""All numbers of a benchmark: means over seeds, and comparisons with the reference."""
 
 from __future__ import annotations
 
@@ -34,44 +34,45 @@ class Measure:
 
     mean: float
     deviation: float | None
-    """Standard deviation over the seeds; None with one."""
+    """Standard deviation over the seeds; None with one seed."""
     iqm: float | None
+    """Interquartile mean: the mean of the middle half of all scores by seed and case."""
     comparison: Comparison | None = None
-    """With the reference; None for itself, and where it shares no seed and case with it."""
+    """Comparison with the reference; None for the reference itself, and if no seed and case is shared."""
     corrected_p: float | None = None
     verdict: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A policy on a data set in one task, over the seeds that have finished."""
+    """The scores of a policy on a data set in one task, over the finished seeds."""
 
     task: Task
     data: str
     policy: str
     seeds: list[int]
     num_labels: int
-    """Labelled images, where the task may name a fraction."""
+    """Number of labelled images, also if the task names a fraction."""
     num_cases: int
     split: str
     seconds: float | None
     hd95_unit: str | None
     measures: dict[str, Measure]
     mean_rank: float = float("nan")
-    """By the paired difference of Dice, over the data sets that have the policy."""
+    """Mean rank by the paired difference in Dice, over the data sets that have the policy."""
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A policy's pretraining on a data set; means over the seeds that report a value."""
+    """Pretraining with a policy on a data set: means over the seeds that report a value."""
 
     data: str
     policy: str
     seeds: list[int]
     values: dict[str, float]
-    """By the names in COST and HEALTH; those that no seed reports are left out."""
+    """Values by the names in COST and HEALTH; values that no seed reports are left out."""
     seconds_ratio: float | None
-    """To the reference, over the seeds that both have."""
+    """Seconds relative to the reference, over the seeds that both have."""
 
 
 def score_cells(rows: Rows) -> list[Cell]:
@@ -85,7 +86,7 @@ def score_cells(rows: Rows) -> list[Cell]:
 
 
 def pretraining_cells(rows: Rows) -> list[Pretraining]:
-    """One cell for every data set and policy whose pretraining has finished with some seed."""
+    """One cell for every data set and policy with at least one finished pretraining."""
     cells = []
     for data in rows.data:
         reference = _by_seed(rows.pretraining, data, REFERENCE)
@@ -102,9 +103,9 @@ def pretraining_cells(rows: Rows) -> list[Pretraining]:
 
 
 def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
-    """One line for every cell with all its numbers; an empty field where there is none.
+    """One line per cell with all its numbers; fields without a value are empty.
 
-    A text that a spreadsheet would run as a formula begins with an apostrophe instead.
+    A text that a spreadsheet would execute as a formula gets an apostrophe in front.
     """
     trained = {(one.data, one.policy): one for one in pretraining}
     lines = []
@@ -166,7 +167,7 @@ def _csv_measure(name: str, measure: Measure | None) -> dict[str, object]:
     }
 
 
-def _by_seed(table: dict, *key: object) -> dict[int, Any]:
+def _by_seed(table: Mapping[Any, Any], *key: object) -> dict[int, Any]:
     return {found[-1]: row for found, row in table.items() if found[:-1] == key}
 
 
@@ -202,7 +203,7 @@ def _cell(rows: Rows, task: Task, data: str, policy: str) -> Cell | None:
 
 
 def _scores(rows: dict[int, ScoreRow], metric: Metric) -> Scores:
-    """Seed -> case -> values; the mean stands for all cases where a row lists none."""
+    """Seed -> case -> values; if a row lists no cases, its mean counts as one case."""
     scores = {}
     for seed, row in rows.items():
         cases = {case: values[metric] for case, values in row.cases.items() if metric in values}
@@ -213,7 +214,7 @@ def _scores(rows: dict[int, ScoreRow], metric: Metric) -> Scores:
 
 
 def _compared(rows: Rows, cells: list[Cell]) -> list[Cell]:
-    """The cells of one task with their comparisons, corrected over all of one metric."""
+    """The cells of one task with their comparisons; p values are corrected over all comparisons of one metric."""
     results = [dict(cell.measures) for cell in cells]
     for metric, larger in LARGER_IS_BETTER.items():
         family: dict[int, Comparison] = {}
@@ -237,7 +238,7 @@ def _comparison(rows: Rows, cell: Cell, metric: Metric) -> Comparison | None:
         own,
         other,
         larger_is_better=larger,
-        # A probe's Dice is undefined by the label alone, that of pixels only where nothing is found as well.
+        # For the probe, Dice is undefined whenever the label is empty; for pixels only if the prediction is too.
         empty_is_perfect=larger and cell.task.kind != "probe",
         patients=rows.config.get("patients", {}).get(cell.data, {}),
     )
@@ -252,16 +253,16 @@ def _ranked(cells: list[Cell]) -> list[Cell]:
             values.setdefault(cell.data, {})[cell.policy] = strength
     ranks = mean_ranks(values)
     ranked = [replace(cell, mean_rank=ranks.get(cell.policy, float("nan"))) for cell in cells]
-    # One with nothing to compare has no rank, and comes last.
+    # Policies without a comparison have no rank and come last.
     return sorted(
         ranked, key=lambda cell: (np.nan_to_num(cell.mean_rank, nan=np.inf), cell.policy, cell.data)
     )
 
 
 def _strength(cell: Cell, *, referred: bool) -> float | None:
-    """How much better than the reference, on the seeds and cases that both have; None where these are none.
+    """The value to rank by: the difference to the reference on shared seeds and cases; None if there are none.
 
-    Means over different seeds do not compare: they are used only where the reference has not been run.
+    Means over different seeds cannot be compared, so the mean is used only if the reference has not been run.
     """
     dice = cell.measures.get("dice")
     if dice is None or not referred:

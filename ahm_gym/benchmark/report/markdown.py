@@ -11,37 +11,37 @@ from ahm_gym.benchmark.rows import Rows
 
 METHOD = (
     "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the mean "
-    "over seeds and cases. In a difference of Dice or IoU a structure that a case does not have scores 1 where none "
-    "was found either; means leave it out, and the probe knows true structures alone. HD95 is of the cases in which "
-    "both found the structure: what was missed shows in Dice. The 95 % interval and the p value of a difference hold "
-    "for new seeds and new cases (both are resampled, the cases of a patient together; with one seed or one patient "
-    "there is no verdict); the t interval beside it is over seeds alone, on these cases. Wins is the share of pairs "
-    "of seed and case in which the policy is better, a tie half of one. The corrected p controls the false "
-    "discoveries among all data sets and policies of one kind of score and number of labels, and gives the verdict at "
-    "0.05. IQM is the mean of the middle half of all scores. ± is a standard deviation over seeds."
+    "over seeds and cases. In differences of Dice or IoU, a structure that a case does not have scores 1 if none was "
+    "found; means leave it out, and the probe only counts structures that are there. HD95 covers the cases in which "
+    "both policies found the structure; missed structures show in Dice. The 95 % interval and the p value of a "
+    "difference are for new seeds and new cases: both are resampled, with the cases of a patient together, and with "
+    "one seed or one patient there is no verdict. The t interval is over seeds alone, on these cases. Wins is the "
+    "share of pairs of seed and case in which the policy is better; a tie counts as half. The corrected p controls "
+    "the false discovery rate over all data sets and policies of one kind of score and number of labels; the verdict "
+    "uses a threshold of 0.05. IQM is the mean of the middle half of all scores. ± is a standard deviation over seeds."
 )
 """How to read the scores."""
 
 RANKING = (
-    "▲ better than random, ▼ worse than random, by the corrected p. Ranks are those of the differences to random on "
-    "the seeds that both have."
+    "▲ better than random, ▼ worse than random, by the corrected p. Policies are ranked by their difference to random "
+    "on the seeds that both have."
 )
 """How to read the tables by mean rank."""
 
 PRETRAINING = (
-    "The time of pretraining is that of the updates, without evaluation and saving. The limit is the rate of one large "
-    "matrix product on the same device, in bfloat16 on a GPU and float32 on a CPU; what is shown of it is the rate "
-    "of the autoencoder's matrix products, convolutions and attention. Figures of masks are of masks that follow "
-    "the policy's scores alone, on val images at the end: the Spearman correlation of the scores with the true "
-    "patch loss; excess, the loss above that of random masks as a share of the same for the hardest patches; "
-    "overlap, the share of masked patches that two images have in common; entropy, 1 where masks differ from image "
-    "to image and 0 where all are alike; and the share of bright foreground patches that is masked."
+    "The time of pretraining is that of the updates, without evaluation and saving. “Of the limit” is the rate of the "
+    "autoencoder's matrix products, convolutions and attention, as a share of the rate of one large matrix product on "
+    "the same device, in bfloat16 on a GPU and float32 on a CPU. The other columns are about masks that follow only "
+    "the policy's scores, on validation images at the end of training: the Spearman correlation of the scores with the "
+    "true patch loss; excess, the loss above that of random masks, divided by the same for the hardest patches; "
+    "overlap, the share of masked patches that two images have in common; entropy, 1 if masks differ from image to "
+    "image and 0 if all are the same; and the share of bright foreground patches that is masked."
 )
 """How to read the table of pretraining."""
 
 
 def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretraining]) -> str:
-    """Findings, a summary by mean rank, then one table for each data set and task."""
+    """The findings, a summary by mean rank, and one table for each data set and task."""
     by_task = {task: [cell for cell in scores if cell.task == task] for task in rows.tasks}
     blocks = ["# Leaderboard", "## What was found"]
     for task, cells in by_task.items():

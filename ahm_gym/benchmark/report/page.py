@@ -1,6 +1,6 @@
-"""The report as one HTML page: style, script, charts and pictures are inside it.
+"""The report as one HTML page, with style, script, charts and pictures inside.
 
-The markup is in `templates/`; here is what they are filled with. Jinja escapes every text.
+The markup is in `templates/`; this file prepares their content. Jinja escapes every text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ahm_gym.benchmark.rows import Rows, Task
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, written by the template of its name."""
+    """A part of the page, rendered by the template with its name."""
 
     name: str
     title: str
@@ -41,9 +41,11 @@ class TaskScores:
     overview: Table
     numbers: list[Table]
     differences: dict[str, Markup]
-    """Charts by data set, as are the others."""
+    """Forest plots by data set."""
     by_labels: dict[str, Markup]
+    """Charts of Dice against labels, by data set."""
     by_seconds: dict[str, Markup]
+    """Charts of Dice against seconds, by data set."""
 
 
 def page(
@@ -52,7 +54,7 @@ def page(
     pretraining: list[Pretraining],
     pictures: dict[tuple[str, str], Pictures],
 ) -> str:
-    """The whole page; sections without any content are left out."""
+    """Renders the page; sections without content are left out."""
     sections = [
         Section("findings", "What was found", _findings(rows, scores)),
         Section("scores", "Against random masking", _scores(rows, scores, pretraining)),
@@ -147,7 +149,7 @@ def _pretraining(rows: Rows, cells: list[Pretraining]) -> dict[str, Any] | None:
 
 
 def _settings(rows: Rows) -> dict[str, Any] | None:
-    """The command, the settings, and which machine and which commit the rows come from."""
+    """The command, the settings, and the machine and commits that the rows come from."""
     left_out = ("kind", "machine", "command", "patients")
     settings = {name: value for name, value in rows.config.items() if name not in left_out}
     machine = {name: value for name, value in (rows.config.get("machine") or {}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark, small enough to be part of the page."""
+"""The pictures of a benchmark, small enough to embed in the page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image
 from ahm_gym.runs.storage import file_name
 
 BUDGET = 9_000_000
-"""Bytes of all pictures; base64 adds a third."""
+"""Limit for all pictures together, in bytes before base64, which adds a third."""
 SIZES = ((1200, 12), (900, 12), (640, 8), (480, 6), (320, 4))
-"""Widest picture in pixels and most steps a policy, tried in this order until the budget holds them."""
+"""Largest width in pixels and largest number of steps per policy, tried in this order until pictures fit the budget."""
 
 CRISP = 640
-"""Smaller pictures are enlarged to about this width, so that the edges of patches stay sharp."""
+"""Width in pixels to which smaller pictures are enlarged, so that the edges of patches stay sharp."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data address, with its size in pixels."""
+    """A picture as a data URL, with its size in pixels."""
 
     source: str
     width: int
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one policy on one data set."""
+    """The pictures of one policy on one data set."""
 
     masks: dict[int, Picture]
     """By training step, ascending."""
@@ -41,7 +41,7 @@ class Pictures:
 
 
 def read_pictures(out: Path, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Pictures]:
-    """The pictures of these data sets and policies, without those that have none."""
+    """The pictures by data set and policy, for the pairs that have any."""
     paths = {pair: _paths(out / "pictures" / file_name(pair[0]) / file_name(pair[1])) for pair in pairs}
     paths = {pair: found for pair, found in paths.items() if any(found)}
     result: dict[tuple[str, str], Pictures] = {}
@@ -68,7 +68,7 @@ def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
 
 
 def _thinned(paths: dict[int, Path], num: int) -> dict[int, Path]:
-    """At most so many, evenly, with the first and the last."""
+    """At most `num` of the pictures, evenly spaced, with the first and the last."""
     steps = list(paths)
     places = np.linspace(0, len(steps) - 1, min(num, len(steps))).round().astype(int)
     return {steps[place]: paths[steps[place]] for place in places}

@@ -1,4 +1,4 @@
-"""Tables of the report, in one form for Markdown and HTML."""
+"""Tables of the report, for both Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ahm_gym.benchmark.report.text import (
 from ahm_gym.benchmark.rows import Task
 from ahm_gym.benchmark.statistics import Interval
 
-MARKS = {"better": "▲", "worse": "▼"}
-"""By the first word of a verdict."""
+MARKS: dict[str, str] = {"better": "▲", "worse": "▼"}
+"""Signs by the first word of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
+        """The table in Markdown, with the caption above."""
         lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
         cells = (
             "| " + " | ".join(markdown_line(entry).replace("|", "\\|") for entry in line) + " |"
@@ -40,7 +41,7 @@ class Table:
 
 
 def overview(task: Task, cells: list[Cell]) -> Table:
-    """Mean Dice of every policy on every data set, by mean rank of the paired differences; `cells` are the task's."""
+    """Mean Dice of every policy on every data set, in the order of `cells`, which are those of the task."""
     data = sorted({cell.data for cell in cells})
     most = max((len(cell.seeds) for cell in cells), default=0)
     rows = []
@@ -55,7 +56,7 @@ def overview(task: Task, cells: list[Cell]) -> Table:
 
 
 def scores(data: str, task: Task, cells: list[Cell]) -> Table:
-    """The policies on one data set in one task, the best first, with their differences to the reference."""
+    """The policies on one data set in one task, the best first, with differences to the reference."""
     own = [cell for cell in cells if cell.data == data and "dice" in cell.measures]
     own.sort(key=lambda cell: -cell.measures["dice"].mean)
     unit = next((cell.hd95_unit for cell in own if cell.hd95_unit), None)
@@ -71,7 +72,7 @@ def scores(data: str, task: Task, cells: list[Cell]) -> Table:
 
 
 def pretraining(data: str, cells: list[Pretraining]) -> Table:
-    """What pretraining cost on one data set, and the health of the masks."""
+    """The cost of pretraining on one data set, and the health of the masks."""
     rows = []
     for cell in cells:
         if cell.data == data:
@@ -90,6 +91,7 @@ def pretraining(data: str, cells: list[Pretraining]) -> Table:
 
 
 def interval_text(interval: Interval | None, places: int = 3) -> str:
+    """The interval in brackets; a dash for None."""
     return f"[{signed(interval[0], places)}, {signed(interval[1], places)}]" if interval else NOTHING
 
 
@@ -130,7 +132,7 @@ def _difference(measure: Measure | None, places: int) -> str:
 
 
 def tone(entry: str) -> str:
-    """The class of an entry that shows a verdict: better or worse; empty for any other."""
+    """The CSS class of an entry that shows a verdict, `better` or `worse`; empty for any other entry."""
     for word, mark in MARKS.items():
         if entry.startswith(f"{word} than") or entry.endswith(mark):
             return word

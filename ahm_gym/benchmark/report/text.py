@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers and texts for the report."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ MINUS = "\u2212"
 
 
 def decimals(value: Number | None, places: int = 3) -> str:
-    """The value with so many decimals; a dash where there is none."""
+    """The value with `places` decimals; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return NOTHING
     return f"{value:.{places}f}".replace("-", MINUS)
 
 
 def signed(value: Number | None, places: int = 3) -> str:
-    """Likewise with its sign, unless it is rounded to 0."""
+    """The value with its sign, unless it rounds to 0; a dash for None and NaN."""
     if value is None or math.isnan(value) or not round(value, places):
         return decimals(None if value is None else abs(value), places)
     return f"{value:+.{places}f}".replace("-", MINUS)
 
 
 def percent(share: Number | None) -> str:
-    """The share in whole hundredths."""
+    """The share, 0 to 1, in whole percent; a dash for None."""
     return NOTHING if share is None else f"{100 * share:.0f} %"
 
 
 def p_value(value: Number | None) -> str:
-    """With three decimals, or two from 0.1 on."""
+    """The p value with three decimals below 0.1 and two from there on; a dash for None."""
     if value is None:
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def duration(seconds: Number | None) -> str:
-    """In seconds, minutes or hours."""
+    """The time in seconds, minutes or hours; a dash for None."""
     if seconds is None:
         return NOTHING
     if seconds < 120:
@@ -48,10 +48,11 @@ def duration(seconds: Number | None) -> str:
 
 
 def plural(num: int, word: str) -> str:
+    """The number with the word, which gets an s unless the number is 1."""
     return f"{num} {word}{'s' * (num != 1)}"
 
 
 def markdown_line(text: str) -> str:
-    """The text as one line of Markdown in which no tag, link or picture of its own is live."""
+    """The text as one line of Markdown, with tags, links and pictures in it made inactive."""
     text = re.sub(r"[\r\n]+", " ", text)
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", "]\\(").replace("][", "]\\[")
