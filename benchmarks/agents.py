@@ -1,7 +1,7 @@
-"""Learning agents side by side: on the identity task, on scans, and by the cost of a step.
+"""Compares learning agents on the identity task, on scans, and by the cost of a step.
 
-`python benchmarks/agents.py` runs every part for every agent, task and seed, one thread each, keeps what is
-finished in `--out`, and prints the tables. `--parts identity` (or scans, cost, masking-steps) picks.
+`python benchmarks/agents.py` runs every part for every agent, task and seed, one thread each, keeps finished results
+in `--out`, and prints tables. `--parts identity` (or scans, cost, masking-steps) selects parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from programs import interval, last_metric, run
+from programs import interval, last_metric, pretrain
 
 from ahm_gym.agents import make_agent
 from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
@@ -38,17 +38,17 @@ class Arguments:
     agents: tuple[str, ...] = ("a3c", "ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo")
     """Names in the table of agents."""
     data: tuple[str, ...] = ("hc18_128.npz", "hippocampus_128.npz")
-    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    """Data sets, as for `ahm-gym pretrain`."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     steps: int = 500
-    """Updates of the autoencoder on scans, 32 images each."""
+    """Updates of the autoencoder on scans, with 32 images each."""
     jobs: int = 2
-    """Runs on scans at a time, one thread each; the identity task and the cost run one after another."""
+    """Runs on scans at the same time, one thread each; the other parts run one after another."""
     rounds: int = 3
     """Measurements of the cost of an update."""
     out: Path = Path("runs/agents")
-    """Where finished parts are kept."""
+    """Folder of finished parts."""
 
 
 def main() -> None:
@@ -69,14 +69,14 @@ LEVELS = {
 
 
 def identity(arguments: Arguments) -> None:
-    """Environment steps and seconds of learning until so much of the way to the best choice is reached.
+    """Environment steps and seconds of learning until the agent reaches each share of the best reward.
 
-    Acting is what the agent does while it learns, exploration and all, averaged over ten batches; greedy is
-    its best guess on new images, looked at every five batches.
+    Acting is the agent with its exploration while it learns, averaged over ten batches; greedy is its best guess on
+    new images, measured every five batches.
     """
     print(f"\nidentity task, median over seeds: environment steps (seconds) to {', '.join(LEVELS)}")
     for name, num_patches in itertools.product(arguments.agents, (16, 64)):
-        rows = [identity_cell(arguments.out, name, num_patches, seed) for seed in range(arguments.seeds)]
+        rows = [identity_run(arguments.out, name, num_patches, seed) for seed in range(arguments.seeds)]
         shown = []
         for level in LEVELS:
             reached = [row[level] for row in rows if row[level] is not None]
@@ -88,7 +88,7 @@ def identity(arguments: Arguments) -> None:
         print(f"| {name} | {num_patches} patches | {' | '.join(shown)} |", flush=True)
 
 
-def identity_cell(out: Path, name: str, num_patches: int, seed: int) -> dict[str, Any]:
+def identity_run(out: Path, name: str, num_patches: int, seed: int) -> dict[str, Any]:
     path = out / f"identity-{name}-{num_patches}-{seed}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -118,7 +118,7 @@ def identity_cell(out: Path, name: str, num_patches: int, seed: int) -> dict[str
 
 
 def greedy(agent: Any, env: IdentityTask) -> float:
-    """Share of the way to the best choice, of the agent's best guess on new images."""
+    """The share of the best reward that the agent's best guess reaches on new images."""
     observation, _ = env.reset(seed=12345)
     ended, reward = False, np.zeros(1)
     while not ended:
@@ -144,7 +144,7 @@ def scans(arguments: Arguments) -> None:
 
 
 def masking_steps(arguments: Arguments) -> None:
-    """The same for masks that are built up in several steps, on the first data set."""
+    """The same correlation for masks that are built up in several steps, on the first data set."""
     data, names, parts = arguments.data[0], ("a3c", "ppo"), (1, 4, 8)
     values = pretrain_all(arguments, list(itertools.product([data], names, range(arguments.seeds), parts)))
     print(f"\n{Path(data).stem}: Spearman correlation by steps of a mask, {arguments.steps} updates")
@@ -166,13 +166,13 @@ def pretrain_all(arguments: Arguments, runs: list[Key]) -> dict[Key, float]:
         data, name, seed, count = key
         folder = arguments.out / f"{Path(data).stem}-{name}-{seed}-{count}"
         options = [
-            *("--data", data, "--policy", name, "--seed", str(seed), "--steps", str(arguments.steps)),
+            *("--data", data, "--policy", name, "--seed", str(seed)),
             *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1", "--spread-fraction", "0"),
             *(["--masking-steps", str(count)] if count > 1 else []),
         ]
         path = folder.with_name(f"{folder.name}-{arguments.steps}.json")
         if not path.exists():
-            run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+            pretrain(folder, arguments.steps, options)
             write_atomically(path, json.dumps(last_metric(folder, "val/spearman")))
         return json.loads(path.read_text())
 
@@ -182,19 +182,20 @@ def pretrain_all(arguments: Arguments, runs: list[Key]) -> dict[Key, float]:
 
 
 def cost(arguments: Arguments) -> None:
-    """Seconds of an update with each agent over those with a random mask just before and after."""
+    """Seconds of an update with each agent, divided by those with a random mask just before and after."""
     print(f"\ncost of an update, tiny at 64 px, batch 32, one thread, median of {arguments.rounds} rounds")
     for name in arguments.agents:
         seconds = [
-            [seconds_an_update(who) for who in ("random", name, "random")] for _ in range(arguments.rounds)
+            [seconds_per_update(policy) for policy in ("random", name, "random")]
+            for _ in range(arguments.rounds)
         ]
         before, own, after = np.array(seconds).T
         ratio = float(np.median(2 * own / (before + after)))
         print(f"| {name} | {1e3 * np.median(own):.0f} ms | {ratio:.2f} |", flush=True)
 
 
-def seconds_an_update(name: str, warm: int = 16, updates: int = 64) -> float:
-    """Of one long learning session, so that whole rollouts and stored experience count."""
+def seconds_per_update(name: str, warm: int = 16, updates: int = 64) -> float:
+    """Seconds per update in one long learning session, so that whole rollouts and stored experience count."""
     pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(64, 64), patch_size=8), num_steps=1000)
     learner = (
         PolicyAgent(make_policy("random", pretrainer.autoencoder))

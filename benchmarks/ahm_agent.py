@@ -1,9 +1,9 @@
-"""The agent of AHM against ours at the same shapes: 320 px, 16 px patches, batch 12, 75 % masked.
+"""Compares the cost of AHM's agent with ours at the same shapes: 320 px, 16 px patches, batch 12, 75 % masked.
 
-`python benchmarks/ahm_agent.py` measures a forward pass and an update of both agents, and whole steps: the
-published one (agent, forward pass of the frozen U-Net, rewards, update of the agent) and ours (A3C in the
-environment, with an update of a ViT-S masked autoencoder). The published network is written from the
-paper's description. Steps are interleaved; the last line is JSON.
+`python benchmarks/ahm_agent.py` measures a forward pass and an update of both agents, and whole steps: AHM's (agent,
+forward pass of the frozen U-Net, rewards, update of the agent) and ours (A3C in the environment, with an update of a
+ViT-S masked autoencoder). AHM's network is written from the paper's description. Steps are interleaved; the last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ IMAGE_SIZE, PATCH_SIZE, BATCH = 320, 16, 12
 
 @dataclass(frozen=True)
 class Arguments:
-    """Cost of the agents and of whole steps, as ratios in one run."""
+    """Measure the agents and whole steps in one run, and print ratios."""
 
     rounds: int = 20
     """Steps of each kind."""
     threads: int = 0
-    """Threads of torch; 0 leaves its own choice."""
+    """Threads of torch; 0 keeps its default."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def published(images: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The agent alone, and the whole step against a frozen U-Net."""
+    """AHM's agent alone, and its whole step with a frozen U-Net."""
     env = environment("unet", images, frozen=True, reward="ahm2025:20")
     autoencoder = env.pretrainer.autoencoder
     agent = AHM2025(
@@ -90,13 +90,13 @@ def environment(model: str, images: torch.Tensor, *, frozen: bool, reward: str) 
 
 
 def update_alone(agent: A3C, env: MaskingVectorEnv) -> Callable[[], object]:
-    """Forward pass, loss, backward pass and update on one kept step of the environment."""
+    """Forward pass, loss, backward pass and update of the agent on one recorded step of the environment."""
     learner = Learner(agent, agent.network, Replay(env), agent.generator, 0)
     return learner.episode
 
 
 class Replay(VectorEnv):
-    """Answers every step with the same outcome, at no cost."""
+    """An environment that returns the same outcome at every step, at no cost."""
 
     def __init__(self, env: MaskingVectorEnv) -> None:
         self.metadata, self.num_envs = env.metadata, env.num_envs

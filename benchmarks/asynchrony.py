@@ -1,8 +1,8 @@
-"""What asynchronous workers gain and lose: reward against updates and against time, and staleness.
+"""Measures what asynchronous workers gain and lose: reward over updates and over time, and staleness.
 
-`python benchmarks/asynchrony.py` trains A3C with 1, 2 and 4 workers of one thread each on the identity task
-and on scans, one run after another, keeps what is finished in `--out`, prints tables and draws curves.png.
-Staleness is the number of updates by others between a worker's read of the weights and its write.
+`python benchmarks/asynchrony.py` trains A3C with 1, 2 and 4 workers of one thread each on the identity task and on
+scans, one run after another, keeps finished results in `--out`, prints tables and draws curves.png. Staleness is the
+number of updates by other workers between a worker's read of the weights and its write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
-from programs import run
+from programs import pretrain
 
 from ahm_gym.agents import make_agent
 from ahm_gym.runs.storage import write_atomically
@@ -24,7 +24,7 @@ from ahm_gym.testing import IdentityTask, solved
 
 IDENTITY_UPDATES = 400
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""When the curves on scans are read, as shares of the run."""
+"""Points at which the curves on scans are read, as shares of the run."""
 Curve = dict[str, list[float]]
 
 
@@ -35,13 +35,13 @@ class Arguments:
     workers: tuple[int, ...] = (1, 2, 4)
     """Numbers of workers."""
     data: str = "hc18_128.npz"
-    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    """Images, as for ahm-gym pretrain."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     steps: int = 500
-    """Updates of the autoencoder on scans, 32 images each."""
+    """Updates of the autoencoder on scans, with 32 images each."""
     out: Path = Path("runs/asynchrony")
-    """Where finished parts are kept."""
+    """Folder of finished parts."""
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def identity_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
 
 @dataclass(frozen=True)
 class MakeTask:
-    """The task of a worker; picklable."""
+    """Makes the identity task of a worker; picklable."""
 
     def __call__(self) -> IdentityTask:
         return IdentityTask(num_patches=64, num_targets=16)
@@ -114,11 +114,11 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
     if path.exists():
         return json.loads(path.read_text())
     options = [
-        *("--data", arguments.data, "--steps", str(arguments.steps), "--seed", str(seed)),
+        *("--data", arguments.data, "--seed", str(seed)),
         *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1", "--spread-fraction", "0"),
         *("--num-workers", str(num_workers)),
     ]
-    run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+    pretrain(folder, arguments.steps, options)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if "images_per_second" in row]
     spearman = {row["step"]: row["val/spearman"] for row in rows if "val/spearman" in row}

@@ -1,9 +1,9 @@
-"""Which rewards chase noise: A3C on images whose background is noise that nobody can predict.
+"""Measures which rewards chase noise: A3C on images with unpredictable noise in the background.
 
-`python benchmarks/noisy_background.py --data hc18_128.npz` takes contrast from the images, so that noise fits in, adds
-it to every pixel of class 0, pretrains with each reward and seed, one thread each, and prints which share of the
-patches that the agent scores highest (a quarter of each val image) is noise. Chance is the share of noise among all
-patches. Finished runs are kept.
+`python benchmarks/noisy_background.py --data hc18_128.npz` reduces the contrast of the images to make room for noise,
+adds noise to every pixel of class 0, and pretrains with each reward and seed, one thread each. It prints the share of
+noise among the patches that the agent scores highest (a quarter of each validation image). Chance is the share of noise
+among all patches. Finished runs are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from programs import interval, last_metric, run
+from programs import interval, last_metric, pretrain
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import SPLITS
@@ -31,7 +31,7 @@ from ahm_gym.segmentation.probe import label_fractions
 
 SIZE, PATCH_SIZE = (64, 64), 8
 CONTRAST = 0.15
-"""What is left of the range of the images."""
+"""Factor on the range of the images."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Arguments:
     """A3C with several rewards on a noisy background."""
 
     data: str = "hc18_128.npz"
-    """Labelled images, as --data of the programs; AHM_DATA names the folder of relative names."""
+    """Labelled images, as for ahm-gym pretrain."""
     rewards: tuple[str, ...] = ("loss", "progress")
-    """Rewards to compare; the differences are to the first."""
+    """Rewards to compare; differences are to the first."""
     deviation: float = 0.1
-    """Of the noise, where the image has a range of 0.15; much more than 0.1 is cut off."""
+    """Standard deviation of the noise, on images with a range of 0.15; much more than 0.1 is clipped."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     steps: int = 500
-    """Updates of the autoencoder, 32 images each, half of the masked patches guided."""
+    """Updates of the autoencoder, with 32 images each and half of the masked patches guided."""
     jobs: int = 2
-    """Runs at a time, one thread each."""
+    """Runs at the same time, one thread each."""
     out: Path = Path("runs/noisy-background")
-    """Where images and runs are kept."""
+    """Folder of the images and runs."""
 
 
 def main() -> None:
@@ -63,22 +63,21 @@ def main() -> None:
         write_noisy(open_data(arguments.data, image_size=SIZE, need_labels=True), noisy, arguments.deviation)
     runs = list(itertools.product(range(arguments.seeds), arguments.rewards))
 
-    def pretrain(key: tuple[int, str]) -> Path:
+    def run(key: tuple[int, str]) -> Path:
         seed, reward = key
         folder = arguments.out / f"{noisy.stem}-{arguments.steps}-{reward}-{seed}"
         options = ["--data", str(noisy), "--policy", "a3c", "--reward", reward, "--seed", str(seed)]
-        options += ["--steps", str(arguments.steps), "--batch-size", "32"]
-        options += ["--guided-fraction", "0.5", "--spread-fraction", "0"]
-        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+        options += ["--batch-size", "32", "--guided-fraction", "0.5", "--spread-fraction", "0"]
+        pretrain(folder, arguments.steps, options)
         return folder
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = dict(zip(runs, pool.map(pretrain, runs), strict=True))
+        folders = dict(zip(runs, pool.map(run, runs), strict=True))
     report(arguments, open_data(str(noisy), image_size=SIZE), folders)
 
 
 def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
-    """Saves the images around grey, with noise on all pixels of class 0, the same at every look."""
+    """Saves the images around grey, with fixed noise on all pixels of class 0."""
     rng = np.random.default_rng(0)
     arrays: dict[str, list[np.ndarray]] = {}
     for split in SPLITS:
@@ -91,7 +90,7 @@ def write_noisy(dataset: ImageDataset, path: Path, deviation: float) -> None:
             )
             label = label[0, 0].numpy().astype(np.uint8)
             image = sample.image.permute(1, 2, 0).numpy()
-            # Around grey: of noise on black, half would be cut off.
+            # Around grey: half of the noise on black would be clipped.
             image = 0.5 + CONTRAST * (image - 0.5)
             image = image + deviation * rng.standard_normal(image.shape) * (label == 0)[..., None]
             arrays.setdefault(f"{split}_images", []).append(
@@ -133,7 +132,7 @@ def report(arguments: Arguments, dataset: ImageDataset, folders: dict[tuple[int,
 
 
 def share_of_noise(folder: Path, dataset: ImageDataset, val: list[int], noise: torch.Tensor) -> float:
-    """Share of noise among the quarter of patches that the trained agent scores highest."""
+    """The share of noise among the quarter of the patches that the trained agent scores highest."""
     autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=PATCH_SIZE, channels=dataset.channels)
     load_autoencoder(autoencoder, folder)
     images = dataset.resized(val, SIZE)

@@ -1,7 +1,7 @@
-"""A plain reading of "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022), to measure against.
+"""A plain implementation of "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022), for comparison.
 
-Written from the paper alone, out of torch's own layers: embed every patch by a convolution, keep a random
-subset, encode it, put mask tokens in its gaps, decode all, regress the masked pixels.
+It is written from the paper alone, with torch's own layers: embed every patch by a convolution, encode a random subset,
+fill the gaps with mask tokens, decode all tokens, and regress the masked pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 
 class PlainMAE(nn.Module):
+    """A masked autoencoder; `encoder` and `decoder` are width, number of blocks and number of heads."""
+
     def __init__(
         self,
         image_size: int,
@@ -19,7 +21,6 @@ class PlainMAE(nn.Module):
         encoder: tuple[int, int, int],
         decoder: tuple[int, int, int],
     ) -> None:
-        """`encoder` and `decoder` are width, blocks and heads."""
         super().__init__()
         dim, decoder_dim = encoder[0], decoder[0]
         self.patch_size = patch_size
@@ -38,7 +39,7 @@ class PlainMAE(nn.Module):
         self.predict = nn.Linear(decoder_dim, patch_size**2 * channels)
 
     def forward(self, images: Tensor, shuffle: Tensor, num_visible: int) -> Tensor:
-        """Loss (scalar) where the first `num_visible` patches of each row of `shuffle` (B, L) are shown."""
+        """The loss (scalar) with the first `num_visible` patches of each row of `shuffle` (B, L) visible."""
         batch = len(images)
         tokens = self.embed(images).flatten(2).transpose(1, 2) + self.position[:, 1:]  # B L D
         restore = shuffle.argsort(dim=1)

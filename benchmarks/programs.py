@@ -1,4 +1,4 @@
-"""Runs the programs of examples/, each once; intervals over seeds."""
+"""Runs pretraining in a process of its own, reads its metrics, and computes intervals over seeds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
+def pretrain(folder: Path, steps: int, options: list[str]) -> None:
+    """Runs `ahm-gym pretrain` with one thread into `folder`, or resumes it, unless it is finished.
 
-def run(program: str, folder: Path, finished: Path, options: list[str]) -> None:
-    """Runs a program of examples/ with one thread into `folder`, unless `finished` is there already."""
-    if finished.exists():
+    It is a process and not a call of `ahm_gym.pretrain`, so that several can run at a time.
+
+    Args:
+        folder: run folder; the output goes to a `.log` file next to it.
+        steps: updates of the autoencoder.
+        options: further flags.
+    """
+    if (folder / "checkpoint" / f"step-{steps}").exists():
         return
     started = (folder / "config.json").exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:
         subprocess.run(
-            [sys.executable, str(EXAMPLES / program), *options, "--run-dir", str(folder)]
+            [sys.executable, "-m", "ahm_gym", "pretrain", *options]
+            + ["--steps", str(steps), "--run-dir", str(folder)]
             + ["--resume"] * started,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
@@ -38,7 +45,7 @@ def last_metric(folder: Path, name: str) -> float:
 
 
 def interval(differences: list[float]) -> str:
-    """Mean paired difference and its 95 % t interval over seeds."""
+    """The mean paired difference and its 95 % t interval over seeds, as text."""
     mean = float(np.mean(differences))
     if len(differences) < 2:
         return f"{mean:+.4f}"

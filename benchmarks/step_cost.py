@@ -1,11 +1,12 @@
-"""What a step costs: a plain MAE, our bare update, the environment with random masks, and a learning agent.
+"""Measures the cost of a step: of a plain MAE, our bare update, the environment with random masks, and A3C.
 
-`python benchmarks/step_cost.py` measures the tiny preset at 64 px in batches of 64, with the two rewards that need
-another forward pass, and ViT-S/16 at 224 px in batches of 16, or on a GPU ViT-S/8 at 128 px in batches of 256, on
-random images; `--quick` the tiny size alone, without those rewards and the plain MAE. A3C has its default recipe, as
-it is at the beginning of a run, where it chooses most, and in the second half, where it chooses nothing; "a3c run" is
-the mean of both. Steps are interleaved, so that a slow moment of the machine falls on all alike, on a GPU in blocks
-of 10, each of which ends when the GPU has done its work. The last line is JSON: ratios of the tiny size.
+`python benchmarks/step_cost.py` measures two sizes on random images: the tiny preset at 64 px in batches of 64, also
+with the two rewards that need another forward pass, and ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px
+in batches of 256). `--quick` measures the tiny size alone, without those rewards and the plain MAE. A3C has its default
+recipe at two points: at the beginning of a run, when it chooses most, and in the second half, when it chooses nothing;
+"a3c run" is the mean of both. Steps are interleaved, so that slow moments of the machine affect all kinds equally; on a
+GPU they are timed in blocks of 10, with a synchronisation after each block. The last line is JSON: ratios of the tiny
+size.
 """
 
 from __future__ import annotations
@@ -40,28 +41,31 @@ SHARES = {"guided_fraction": A3C.guided_fraction, "spread_fraction": A3C.spread_
 
 @dataclass(frozen=True)
 class Arguments:
-    """Cost of a step, as ratios in one run."""
+    """Measure the cost of a step in one run, and print ratios."""
 
     quick: bool = False
-    """The tiny size alone, without the plain MAE and the dear rewards, for at most 36 seconds."""
+    """Measure the tiny size alone, without the plain MAE and the expensive rewards, for at most 36 seconds."""
     rounds: int = 100
     """Steps of each kind; --quick may end with fewer."""
     threads: int = 0
-    """Threads of torch; 0 leaves its own choice."""
+    """Threads of torch; 0 keeps its default."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
 
 @dataclass(frozen=True)
 class Size:
+    """The shapes of one measurement."""
+
     name: str
     model: str
     image_size: int
     patch_size: int
     batch: int
     encoder: tuple[int, int, int]
-    """Width, blocks and heads, for the plain MAE."""
+    """Width, blocks and heads of the plain MAE's encoder."""
     decoder: tuple[int, int, int]
+    """Width, blocks and heads of its decoder."""
 
 
 TINY = Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4), (64, 2, 4))
@@ -70,7 +74,7 @@ SMALL = {
     "cuda": Size("ViT-S/8, 128 px", "small", 128, 8, 256, (384, 12, 6), (192, 4, 6)),
 }
 BLOCK = {"cpu": 1, "cuda": 10}
-"""Steps that are timed together: a GPU is still at one while the next is prepared."""
+"""Steps that are timed together: a GPU still computes one step while the next is prepared."""
 
 
 def main() -> None:
@@ -94,7 +98,7 @@ def main() -> None:
 
 
 def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
-    """One function a kind of step; all see the same images."""
+    """One function for each kind of step, all with the same images."""
     images = random_images(size)
     batch = images[: size.batch].to(device)
     bare = pretrainer(size, device)
@@ -130,7 +134,7 @@ def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def reward_steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The environment with random masks, paid by the rewards that need another forward pass."""
+    """The environment with random masks and the rewards that need another forward pass."""
     images = random_images(size)
     return {
         reward: random_step(environment(size, images, device, reward=reward))
@@ -156,7 +160,7 @@ def pretrainer(size: Size, device: torch.device) -> Pretrainer:
 
 
 def flops(size: Size) -> float:
-    """Of an update of one batch."""
+    """Floating-point operations of an update with one batch."""
     autoencoder = pretrainer(size, torch.device("cpu")).autoencoder
     return size.batch * flops_per_image(autoencoder, round(autoencoder.num_patches * MASK_RATIO))
 
@@ -185,7 +189,7 @@ def environment(
 def measure(
     kinds: dict[str, Callable[[], object]], rounds: int, limit: float, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Seconds of every step, by kind; the order within a round is drawn anew."""
+    """Seconds of every step, by kind; the order within a round is random."""
     block = BLOCK[device.type]
     rng = np.random.default_rng(0)
     began = time.perf_counter()
@@ -208,9 +212,12 @@ def measure(
 
 
 def report(size: Size, seconds: dict[str, np.ndarray], least: float) -> dict[str, float]:
-    """Prints medians and ratios with 95 % bootstrap intervals; gives back the ratios.
+    """Prints medians and ratios with 95 % bootstrap intervals, and returns the ratios.
 
-    `least` is the time of an update's matrix products at the limit of the machine, in seconds.
+    Args:
+        size: shapes of the steps.
+        seconds: seconds of every step, by kind.
+        least: seconds that the matrix products of an update take at the peak rate of the machine.
     """
     seconds = seconds | {"a3c run": (seconds["a3c"] + seconds["a3c late"]) / 2}
     print(f"\n{size.name}, batch {size.batch}, {len(seconds['bare'])} times each, interleaved")
@@ -239,7 +246,7 @@ def report(size: Size, seconds: dict[str, np.ndarray], least: float) -> dict[str
 
 
 def interval(statistic: Callable[..., float], *samples: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval; the samples are paired by round."""
+    """The 95 % bootstrap interval of a statistic; samples are paired by round."""
     result = bootstrap(
         samples, statistic, paired=True, vectorized=False, method="percentile", n_resamples=2000,
         rng=np.random.default_rng(0),

@@ -1,11 +1,12 @@
-"""Variants of pretraining against random masks, evaluated on validation images by the probe.
+"""Compares variants of pretraining with random masks, by the probe on validation images.
 
 `python benchmarks/variants.py --data hc18_128.npz --variants "half: --policy a3c" "none: --policy a3c
---guided-fraction 0"` pretrains every variant and every seed, one thread each, and prints what a ridge regression from
-frozen features knows of validation images: the variance of their label fractions that it explains with all training
-labels, and its patch Dice with few of them, the mean over many draws; each with the paired difference to random masks.
-A variant is a name and flags of examples/pretrain.py; `random` is always there. Test scores are neither kept nor
-shown. Finished parts are not run again.
+--guided-fraction 0"` pretrains every variant with every seed, one thread each. It prints two scores of a ridge
+regression from frozen features on validation images: the share of the variance of the label fractions that it explains
+with all training labels, and its patch Dice with few labels, averaged over many draws; each with the paired difference
+to random masks. A variant is a name and flags of `ahm-gym pretrain`; `random` is always included. Unlike
+`ahm-gym benchmark`, variants may differ in any setting, and test scores are neither stored nor shown. Finished runs are
+not run again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from programs import interval, last_metric, run
+from programs import interval, last_metric, pretrain
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.model.encoders import find_encoder, load_encoder
@@ -32,16 +33,16 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compare settings of pretraining before anything is reported on test images."""
+    """Compare settings of pretraining before results on test images are reported."""
 
     variants: tuple[str, ...]
-    """NAME: FLAGS of examples/pretrain.py, a string each."""
+    """Variants as "NAME: FLAGS", with flags of ahm-gym pretrain."""
     data: str = "hc18_128.npz"
-    """What --data of the programs takes; AHM_DATA names the folder of relative names."""
+    """Labelled images, as for ahm-gym pretrain."""
     flags: str = ""
-    """Flags of examples/pretrain.py for all, random too, written with an equals sign: "--flags=--batch-size 32"."""
+    """Flags of ahm-gym pretrain for all variants, random too, with an equals sign: "--flags=--batch-size 32"."""
     steps: int = 1000
-    """Updates of the autoencoder, 64 images each."""
+    """Updates of the autoencoder, with 64 images each by default."""
     seeds: int = 2
     """Seeds 0, 1, ..."""
     labels: int = 20
@@ -49,9 +50,9 @@ class Arguments:
     draws: int = 25
     """Draws of labelled images that the probe is averaged over."""
     jobs: int = 2
-    """Runs at a time, one thread each."""
+    """Runs at the same time, one thread each."""
     out: Path = Path("runs/variants")
-    """Where the runs are kept, in a folder for every set of images and flags."""
+    """Folder of the runs, with one subfolder for each set of images and flags."""
 
 
 def main() -> None:
@@ -60,16 +61,15 @@ def main() -> None:
     variants = dict(line.split(":", 1) for line in (RANDOM, *arguments.variants))
     runs = [(seed, name) for seed in range(arguments.seeds) for name in variants]
 
-    def pretrain(key: tuple[int, str]) -> Path:
+    def run(key: tuple[int, str]) -> Path:
         seed, name = key
         folder = folder_of(arguments) / f"{name}-{seed}"
-        options = [*shlex.split(arguments.flags), *shlex.split(variants[name]), "--seed", str(seed)]
-        options += ["--data", arguments.data, "--steps", str(arguments.steps)]
-        run("pretrain.py", folder, folder / "checkpoint" / f"step-{arguments.steps}", options)
+        options = [*shlex.split(arguments.flags), *shlex.split(variants[name])]
+        pretrain(folder, arguments.steps, [*options, "--seed", str(seed), "--data", arguments.data])
         return folder
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        folders = dict(zip(runs, pool.map(pretrain, runs), strict=True))
+        folders = dict(zip(runs, pool.map(run, runs), strict=True))
     datasets: dict[tuple[int, int], ImageDataset] = {}
     scores = {key: evaluate(folder, arguments, datasets) for key, folder in folders.items()}
     print(
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def compared(name: str, key: str, scores: dict[tuple[int, str], Scores], seeds: int) -> str:
-    """Two columns: the mean of a score over the seeds, and its paired difference to random masks."""
+    """Two columns of the table: the mean of a score over the seeds, and its paired difference to random masks."""
     own = [scores[seed, name][key] for seed in range(seeds)]
     paired = [score - scores[seed, "random"][key] for seed, score in enumerate(own)]
     return f"{np.mean(own):.4f} | {interval(paired)}"
@@ -103,7 +103,7 @@ def folder_of(arguments: Arguments) -> Path:
 
 
 def evaluate(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
-    """The scores of a run's encoder on validation images; kept in its folder."""
+    """The scores of a run's encoder on validation images, which are also stored in its folder."""
     path = run_dir / f"evaluated-{arguments.labels}-{arguments.draws}.json"
     if path.exists():
         return json.loads(path.read_text())

@@ -1,7 +1,7 @@
-"""Images per second of A3C with 1 worker and more, one thread each.
+"""Measures images per second of A3C with one and more workers, one thread each.
 
-`python benchmarks/workers.py` pretrains the tiny preset at 64 px on random images. A run's rate is taken
-from its second half, when all workers are at work; runs are interleaved. The last line is JSON.
+`python benchmarks/workers.py` pretrains the tiny preset at 64 px on random images. The rate of a run is that of its
+second half, when all workers are running; runs are interleaved. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Arguments:
-    """How well asynchronous workers scale."""
+    """Measure how asynchronous workers scale."""
 
     workers: tuple[int, ...] = (1, 2)
-    """Numbers of workers to compare with the first."""
+    """Numbers of workers; the first is the one to compare with."""
     updates: int = 160
     """Updates of the autoencoder in a run."""
     rounds: int = 3
-    """Runs of each number of workers."""
+    """Runs with each number of workers."""
 
 
 @dataclass(frozen=True)
 class MakeEnv:
-    """A worker's environment around the shared autoencoder."""
+    """Makes the environment of a worker around the shared autoencoder."""
 
     pretrainer: Pretrainer
     shared: bool

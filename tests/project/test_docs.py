@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import ROOT
+from programs import ROOT, add_command
 
 PACKAGE = ROOT / "tests" / "support" / "plugin_package"
 SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "plug-in.md").read_text(), re.M | re.S)
@@ -24,11 +24,11 @@ def reader(tmp_path_factory):
     names = [PACKAGE / "ahm_bright.py", PACKAGE / "pyproject.toml"]
     for path in names:
         shutil.copy(path, folder)
-    (folder / "examples").symlink_to(ROOT / "examples")
+    programs = add_command(tmp_path_factory.mktemp("bin"))
     installed = folder / "installed"
-    paths = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(installed), str(ROOT)]
     return folder, os.environ | {
-        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(programs), os.path.dirname(sys.executable), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "PIP_TARGET": str(installed),
@@ -57,7 +57,7 @@ def test_the_commands_install_the_package_and_pretrain_with_it(reader):
     for run in ("bright", "bandit", "frozen"):
         assert (folder / "runs" / run / "checkpoint" / "step-10").is_dir()
     done = subprocess.run(
-        ["python", "examples/pretrain.py", "--policy", "brigth"],
+        ["ahm-gym", "pretrain", "--policy", "brigth"],
         cwd=folder, env=variables, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2 and "did you mean 'bright'" in done.stderr

@@ -7,20 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from programs import ROOT
+from programs import ROOT, add_command
 
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / "tutorial.md").read_text(), re.M | re.S)
-AHM_GYM = f'#!/bin/sh\nexec "{sys.executable}" -m ahm_gym "$@"\n'
-"""The command, whether or not the package is installed where the tests run."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a reader who has run every command."""
     folder = tmp_path_factory.mktemp("tutorial")
-    programs = tmp_path_factory.mktemp("bin")
-    (programs / "ahm-gym").write_text(AHM_GYM)
-    (programs / "ahm-gym").chmod(0o755)
+    programs = add_command(tmp_path_factory.mktemp("bin"))
     paths = [str(programs), os.path.dirname(sys.executable), os.environ["PATH"]]
     variables = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for code in COMMANDS:

@@ -95,3 +95,11 @@ def assert_same(one: Any, two: Any) -> None:
         assert torch.equal(one, two)
     else:
         assert one == two
+
+
+def add_command(folder: Path) -> Path:
+    """Writes the command `ahm-gym` into a folder, whether or not the package is installed; returns the folder."""
+    command = folder / "ahm-gym"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ahm_gym "$@"\n')
+    command.chmod(0o755)
+    return folder
