@@ -1,4 +1,4 @@
-# make install | pretrain | test | check | docs; CPU=1 takes the small builds without a GPU.
+# make install | pretrain | test | lint | check | docs; CPU=1 installs small builds without GPU support.
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -12,7 +12,7 @@ REQUIREMENTS := pyproject.toml constraints/cpu.txt
 install: $(VENV)/.installed-all
 
 pretrain: $(VENV)/.installed
-	$(BIN)/python examples/pretrain.py $(ARGS)
+	$(BIN)/python -m ahm_gym pretrain $(ARGS)
 
 test: $(VENV)/.installed-all
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -25,17 +25,16 @@ lint: $(VENV)/.installed-all
 
 check: lint test
 
-# Into site/; a broken link or an unknown name in the reference is an error.
+# Builds into site/. A broken link or an unknown name in the reference is an error.
 docs: $(VENV)/.installed-all
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-# A venv that could not be completed is removed: half of one would pass for whole the next time.
+# An incomplete environment is removed: otherwise the next call would take it for complete.
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	touch $@
 
-# What the larger installation holds need not be installed again for the smaller one. The tests use the
-# libraries of contrib, too.
+# The larger installation includes the smaller one. The tests also use the libraries of contrib.
 $(VENV)/.installed: $(REQUIREMENTS) | $(VENV)/.made
 	$(PIP) -e .
 	touch $@
