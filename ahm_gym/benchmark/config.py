@@ -53,7 +53,7 @@ class BenchmarkConfig:
     jobs: int = 1
     """Number of encoders trained at the same time, each in its own process; 1 starts no process."""
     time_budget: float | None = None
-    """Minutes after which no new work is started and running work is saved. Default: no limit."""
+    """Minutes after which no new work is started and running work is saved. None: no limit."""
     out: Path = Path("runs/benchmark")
     """Folder of the rows, the pictures and the report."""
 

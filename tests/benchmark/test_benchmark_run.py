@@ -32,7 +32,7 @@ def discs(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def few_draws():
-    """Draws of a probe in this process; others make all of theirs."""
+    """Reduces the draws of a probe in this process; other processes make all of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluations, "NUM_DRAWS", 2)
         yield
@@ -63,7 +63,7 @@ def probed(discs, tmp_path_factory):
 
 @pytest.fixture
 def ended(config, probed):
-    """Settings of a benchmark that has ended, in a folder of its own."""
+    """Settings of a finished benchmark, in its own folder."""
     shutil.copytree(probed, config.out)
     return config
 
@@ -90,7 +90,7 @@ def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished
     assert len(keys) == len(expected) and set(keys) == expected
 
 
-def test_a_row_says_how_good_how_long_and_where_it_comes_from(finished):
+def test_a_row_has_scores_seconds_and_its_origin(finished):
     rows = {row.key: row for row in read_rows(finished)}
     learned = rows["pretrain", "discs", "a3c", 0, None]
     assert learned.seconds > 0 and learned.psnr > 0 and learned.peak_memory_mib > 50
@@ -117,13 +117,13 @@ def test_all_policies_of_a_seed_are_evaluated_with_the_same_labels(finished, dis
         jobs, "finetune", lambda settings, **_: asked.append((settings.seed, settings.labels))
     )
     for policy in ("scratch", "random"):
-        group = next(g for g in plan_anew(finished, discs) if g.pretraining.policy == policy)
+        group = next(g for g in plan_elsewhere(finished, discs) if g.pretraining.policy == policy)
         with pytest.raises(TypeError):
             jobs.evaluate(group, jobs.Job("finetune", "discs", policy, 0, 4), jobs.Interrupt())
     assert asked == [(0, 4), (0, 4)]
 
 
-def plan_anew(finished, discs):
+def plan_elsewhere(finished, discs):
     config = dataclasses.replace(settings_of(discs, finished.with_name("other")), seeds=2)
     return benchmark.plan(config, benchmark.open_all(config))
 
@@ -133,7 +133,7 @@ def test_policies_share_everything_in_pretraining_but_their_name(finished, discs
         tuple(
             (key, value) for key, value in vars(group.pretraining).items() if key not in ("policy", "run_dir")
         )
-        for group in plan_anew(finished, discs)
+        for group in plan_elsewhere(finished, discs)
         if group.pretraining.seed == 1
     }
     assert len(shared) == 1
@@ -146,7 +146,7 @@ def test_pictures_of_masks_and_segmentations_are_kept_and_run_folders_stay_small
     assert not (finished / "runs" / "discs" / "a3c-0" / "checkpoint").exists()
 
 
-def test_what_is_finished_is_never_run_again(ended, monkeypatch):
+def test_finished_jobs_are_never_run_again(ended, monkeypatch):
     before = (ended.out / "rows.jsonl").read_text()
     monkeypatch.setattr(jobs, "pretrain", None)
     monkeypatch.setattr(jobs, "finetune", None)
@@ -167,7 +167,7 @@ def test_more_policies_and_labels_add_only_what_is_missing(ended, monkeypatch):
     assert ("probe", "discs", "random", 0, 8) in scores(read_rows(ended.out))
 
 
-def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_tasks(ended, tmp_path):
+def test_rows_alone_are_enough_to_continue_and_the_encoder_is_trained_again_for_new_tasks(ended, tmp_path):
     other = tmp_path / "clone"
     other.mkdir()
     for name in ("rows.jsonl", "config.json"):
@@ -179,7 +179,7 @@ def test_rows_alone_are_enough_to_go_on_and_the_encoder_is_made_again_for_new_ta
     assert len(read_rows(other)) == len(scores(read_rows(other)))
 
 
-def test_a_failing_job_is_reported_the_rest_goes_on_and_only_it_is_tried_again(config, monkeypatch):
+def test_a_failing_job_is_reported_the_rest_continues_and_only_that_job_is_tried_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
         patch.setattr(jobs, "probe_draws", lambda settings, interrupt: 1 / 0)
         run_benchmark(config)
@@ -191,7 +191,7 @@ def test_a_failing_job_is_reported_the_rest_goes_on_and_only_it_is_tried_again(c
     assert len(read_rows(config.out)) == 6
 
 
-def test_a_pretraining_that_fails_takes_its_own_evaluations_along_and_no_others(config, monkeypatch):
+def test_if_a_pretraining_fails_only_its_own_evaluations_fail_too(config, monkeypatch):
     pretrain = jobs.pretrain
 
     def falls(settings, **options):
@@ -205,9 +205,7 @@ def test_a_pretraining_that_fails_takes_its_own_evaluations_along_and_no_others(
     assert {row.policy for row in read_rows(config.out)} == {"scratch", "a3c"}
 
 
-def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
-    config, tmp_path, monkeypatch
-):
+def test_a_benchmark_interrupted_in_a_pretraining_resumes_to_the_same_rows(config, tmp_path, monkeypatch):
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=6))
     run_benchmark(config)
     other = dataclasses.replace(config, out=tmp_path / "other")
@@ -227,7 +225,7 @@ def test_interrupted_in_the_middle_of_a_pretraining_it_goes_on_to_the_same_rows(
     assert scores(read_rows(other.out)) == scores(read_rows(config.out))
 
 
-def test_no_more_is_begun_when_the_time_is_up(config, capsys):
+def test_no_job_starts_when_the_time_is_up(config, capsys):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     assert "The time is up: 6 of 6 jobs are left" in capsys.readouterr().err
     assert not (config.out / "rows.jsonl").exists()
@@ -255,7 +253,7 @@ def test_processes_yield_the_same_rows_as_one_after_another(config, tmp_path, mo
     assert list((side_by_side.out / "logs").glob("*.log"))
 
 
-def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
+def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch):
     killed = []
     receive = processes.Processes.receive
 
@@ -265,7 +263,7 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
             killed.append(process.pid)
             process.kill()
             process.join()
-            while connection.poll():  # what it had sent before is lost with it
+            while connection.poll():  # outcomes that it had sent are lost
                 try:
                     connection.recv()
                 except EOFError:
@@ -298,7 +296,7 @@ def test_a_killed_process_is_reported_and_the_rest_goes_on(config, monkeypatch):
         ({"device": "tpu"}, "`device=tpu`"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_is_written(config, change, message):
+def test_bad_settings_are_refused_before_anything_is_written(config, change, message):
     with pytest.raises(InputError) as refusal:
         run_benchmark(dataclasses.replace(config, **change))
     assert message in str(refusal.value)
@@ -315,7 +313,7 @@ def test_two_data_sets_of_one_name_are_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("split", "needs"), [("val", "the probe needs: choose other"), ("test", "a benchmark")]
 )
-def test_labels_that_a_task_needs_are_asked_for(config, discs, tmp_path, split, needs):
+def test_a_task_without_the_labels_that_it_needs_is_refused(config, discs, tmp_path, split, needs):
     arrays = dict(np.load(discs))
     del arrays[f"{split}_label"]
     np.savez(tmp_path / "part.npz", **arrays)
@@ -326,7 +324,7 @@ def test_labels_that_a_task_needs_are_asked_for(config, discs, tmp_path, split, 
         assert benchmark.open_all(dataclasses.replace(part, tasks=("finetune", "frozen")))
 
 
-def test_a_folder_of_other_settings_or_of_something_else_is_refused(config, tmp_path):
+def test_a_folder_with_other_settings_or_other_contents_is_refused(config, tmp_path):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     with pytest.raises(InputError, match="`pretrain.steps=3` differs from the 2 of the benchmark in"):
         run_benchmark(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=3)))
@@ -347,7 +345,7 @@ def test_a_damaged_row_is_named(ended):
         run_benchmark(ended)
 
 
-def test_what_is_asked_for_twice_is_run_once(config):
+def test_jobs_that_are_requested_twice_run_once(config):
     run_benchmark(dataclasses.replace(config, labels=("1", "0.01", "1"), tasks=("probe", "probe"), seeds=1))
     rows = read_rows(config.out)
     assert len(rows) == len(scores(rows)) == 6
@@ -389,7 +387,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(config):
         run_benchmark(config)
 
 
-def test_what_a_crash_has_left_of_run_folders_is_no_obstacle(config):
+def test_run_folders_left_by_a_crash_are_replaced(config):
     folder = config.out / "runs" / "discs"
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     (folder / "a3c-0").mkdir(parents=True)
@@ -417,7 +415,7 @@ def test_the_settings_name_the_command_of_every_session(config):
     assert json.loads((config.out / "config.json").read_text())["command"] == "python one\npython two"
 
 
-def test_the_settings_keep_which_scans_are_of_one_patient(config, tmp_path):
+def test_the_settings_record_the_patient_of_every_scan(config, tmp_path):
     rng = np.random.default_rng(0)
     scans = [f"{patient}_{phase}" for patient in ("a", "b", "c") for phase in ("ed", "es")]
     for scan, folder in itertools.product(scans, ("images", "labels")):
@@ -446,7 +444,7 @@ def test_the_program_ends_with_two_on_bad_input(tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("error: there is no data at")
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(discs, tmp_path):
+def test_after_a_kill_at_any_moment_the_same_command_continues(discs, tmp_path):
     arguments = [
         "--data", discs, "--policies", "block", "--labels", "4", "--seeds", 1, "--pretrain-steps", 4,
         "--finetune-steps", 2, "--batch-size", 8, "--image-size", 32, "--tasks", "probe", "--out", "out",

@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from Linux's /proc")
-def test_the_peak_is_that_since_the_reset():
+def test_the_peak_is_measured_from_the_reset_on():
     reset_peak_memory(CPU)
     before = peak_memory_mib(CPU)
     held = torch.ones(64, 2**20)  # 256 MiB

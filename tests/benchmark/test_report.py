@@ -85,7 +85,7 @@ def test_markdown_tables_have_as_many_entries_in_every_line(out):
         assert len({line.count("|") for line in table}) == 1
 
 
-def test_a_running_benchmark_says_what_is_not_finished(tmp_path):
+def test_the_report_of_a_running_benchmark_lists_what_is_missing(tmp_path):
     rows = [
         row
         for row in make_rows(("hc18_128",), FEW, seeds=3, cases=4)
@@ -98,7 +98,7 @@ def test_a_running_benchmark_says_what_is_not_finished(tmp_path):
         assert "grid on hc18_128: every seed of probe, 10 labels and probe, 50 labels" in found
 
 
-def test_an_interval_that_goes_on_beyond_the_picture_ends_in_an_arrow(tmp_path):
+def test_an_interval_that_extends_beyond_the_chart_ends_in_an_arrow(tmp_path):
     def rows_of(untrained):
         scores = {"random": (0.5, 0.5), "a3c": (0.51, 0.49), "scratch": untrained}
         return [
@@ -170,7 +170,7 @@ def test_cases_of_a_patient_are_resampled_together(tmp_path):
     assert float(found[0]["dice_low"]) > float(found[1]["dice_low"]), "two patients are fewer than eight"
 
 
-def test_cases_that_are_undefined_or_not_listed_are_no_obstacle(tmp_path):
+def test_cases_may_be_undefined_or_not_listed(tmp_path):
     rows = [row for row in make_rows(("monusac_128",), FEW, seeds=2, cases=5) if row["kind"] != "frozen"]
     for row in rows:
         if row["kind"] == "finetune":
@@ -228,7 +228,7 @@ def test_pictures_are_made_smaller_until_the_page_is_small_enough(tmp_path, monk
     assert {0, 19} <= set(masks) and len(masks) < 12
 
 
-def test_labels_beside_lines_keep_apart_and_near_their_lines():
+def test_labels_of_lines_keep_apart_and_near_their_lines():
     places = charts.spread({"a": 50, "b": 52, "c": 54, "d": 120}, 10, 0, 200)
     assert places == {"a": 42, "b": 52, "c": 62, "d": 120}
     assert charts.spread({"a": 2, "b": 3}, 10, 0, 200) == {"a": 0, "b": 10}
@@ -240,7 +240,7 @@ def test_ticks_are_round_values_within_the_scale():
     assert charts.Scale(-0.02, 0.03, 0, 100).ticks(3) == pytest.approx([-0.02, 0, 0.02])
 
 
-def test_numbers_read_as_people_write_them():
+def test_numbers_are_formatted_for_readers():
     assert [signed(value) for value in (0.0123, -0.0001, None)] == ["+0.012", "0.000", NOTHING]
     assert signed(-0.0123) == f"{MINUS}0.012" and decimals(-1.0) == f"{MINUS}1.000"
     assert [decimals(value) for value in (0.5, None, float("nan"))] == ["0.500", NOTHING, NOTHING]
@@ -254,7 +254,7 @@ def test_numbers_read_as_people_write_them():
     assert [duration(value) for value in (0, 90, 600, 9000)] == ["0 s", "90 s", "10.0 min", "2.5 h"]
 
 
-def test_eight_policies_have_colours_and_shapes_of_their_own():
+def test_eight_policies_have_different_colours_and_shapes():
     drawn = [
         re.sub(r"[\d.]+", "", charts.marker(p, POLICIES, 0, 0)) + charts.style_of(p, POLICIES)
         for p in POLICIES

@@ -21,7 +21,7 @@ def out(tmp_path_factory):
 
 
 class Outline(HTMLParser):
-    """The tags of a page with their attributes; raises nothing, counts what is left open."""
+    """Collects the tags of a page with their attributes, and counts those that are left open."""
 
     def __init__(self, text):
         super().__init__()
@@ -49,7 +49,7 @@ def test_the_page_asks_for_nothing_from_outside_and_names_everything(out):
     assert "0123abc" in page and "python examples/benchmark.py" in page and "Intel Xeon" in page
 
 
-def test_text_and_marks_can_be_told_from_the_page_in_light_and_dark():
+def test_text_and_marks_have_enough_contrast_in_light_and_dark():
     style = files("ahm_gym.benchmark.report").joinpath("templates", "page.css").read_text()
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in style.split("@media", 2)[:2])
 

@@ -26,7 +26,7 @@ def test_the_newest_row_counts_and_a_torn_last_line_does_not(tmp_path):
     assert float(found["dice"]) == pytest.approx((0.123 + first["dice"]) / 2, abs=1e-4)
 
 
-def test_what_is_no_benchmark_is_refused(tmp_path):
+def test_a_folder_without_rows_or_with_other_lines_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no finished row"):
         write_report(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"kind": "finetune"}\n')

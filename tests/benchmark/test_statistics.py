@@ -74,7 +74,7 @@ def test_the_same_comparison_gives_the_same_numbers():
     assert compare(scores(matrix), zeros(3, 20)) == compare(scores(matrix), zeros(3, 20))
 
 
-def test_equal_scores_differ_by_nothing_with_p_one():
+def test_equal_scores_have_no_difference_and_p_one():
     same = scores([[0.5, 0.7], [0.6, 0.8]])
     found = compare(same, same)
     assert (found.difference, found.interval, found.p, found.win_probability) == (0, (0, 0), 1, 0.5)
@@ -103,7 +103,7 @@ def test_seeds_and_cases_that_only_one_side_has_are_left_out():
     assert (found.num_seeds, found.num_cases, found.difference) == (2, 1, pytest.approx(0.15))
 
 
-def test_nothing_shared_is_no_comparison():
+def test_without_shared_scores_there_is_no_comparison():
     assert compare({0: {"a": [0.5]}}, {1: {"a": [0.5]}}) is None
     assert compare({0: {"a": [0.5]}}, {0: {"b": [0.5]}}) is None
     assert compare({0: {"a": [None]}}, {0: {"a": [0.5]}}, larger_is_better=False) is None
@@ -124,7 +124,7 @@ def test_the_difference_is_the_mean_of_the_means_of_the_classes():
     assert found.seed_interval is not None
 
 
-def test_the_interval_with_undefined_values_is_near_the_one_without():
+def test_an_interval_with_undefined_values_is_near_one_without():
     rng = np.random.default_rng(0)
     matrix = np.stack([crossed(rng, 5, 300, 0.2, 1, 1) for _ in range(2)], axis=2)
     holes = np.where(rng.random((1, 300, 2)) < 0.1, np.nan, matrix)
@@ -159,7 +159,7 @@ def test_cases_of_one_patient_are_resampled_together():
     assert blind.interval[0] > twice.interval[0] and blind.interval[1] < twice.interval[1]
 
 
-def test_patients_of_unlike_many_cases_weigh_as_many_cases_as_they_have():
+def test_patients_count_by_their_number_of_cases():
     policy = {0: {"a": [0.9], "b": [0.1], "c": [0.2]}, 1: {"a": [0.9], "b": [0.1], "c": [0.2]}}
     reference = {seed: {case: [0.0] for case in "abc"} for seed in (0, 1)}
     found = compare(policy, reference, patients={"b": "twin", "c": "twin"})

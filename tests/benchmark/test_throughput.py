@@ -27,6 +27,6 @@ def test_a_u_net_counts_its_convolutions_whatever_is_masked():
     assert flops_per_image(autoencoder, 4) == flops_per_image(autoencoder, 12) > 1e8
 
 
-def test_a_machine_has_a_limit():
+def test_the_limit_of_a_machine_is_plausible():
     limit = matmul_limit(torch.device("cpu"))
     assert 1e8 < limit < 1e15

@@ -1,4 +1,4 @@
-"""A benchmark's folder as it would be left, with made-up numbers and pictures."""
+"""The folder of a benchmark with made-up numbers and pictures."""
 
 from __future__ import annotations
 

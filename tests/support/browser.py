@@ -29,7 +29,7 @@ class Browser:
     def call(self, path: str, body: dict[str, Any] | None = None, *, method: str = "POST") -> Any:
         content = json.dumps(body or {}).encode() if method == "POST" else None
         request = Request(self.session + path, content, {"Content-Type": "application/json"}, method=method)
-        # A proxy of the environment does not lead to this machine.
+        # Proxies of the environment do not reach this machine.
         with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
@@ -39,7 +39,7 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=scheme)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.command("Emulation.setDeviceMetricsOverride", **size)
-        # Away from the page first: a busy browser answers for the page of before where the address is the same.
+        # Leave the page first: with the same address a busy browser may still answer for the old page.
         self.call("/url", {"url": "about:blank"})
         self.call("/url", {"url": path.as_uri()})
         for _ in range(100):
@@ -52,22 +52,22 @@ class Browser:
         return self.call("/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def run(self, script: str) -> Any:
-        """The value that the script returns in the page."""
+        """Runs a script in the page and returns its value."""
         return self.call("/execute/sync", {"script": script, "args": []})
 
     def press(self, selector: str, keys: str) -> None:
-        """Types into the element, as a person who has moved the focus to it."""
+        """Types into the element, as after moving the focus to it."""
         element = self.call("/element", {"using": "css selector", "value": selector})[ELEMENT]
         self.call(f"/element/{element}/value", {"text": keys})
 
     def console(self) -> list[str]:
-        """What the page has written or raised since the last call."""
+        """Messages and errors of the page since the last call."""
         return [entry["message"] for entry in self.call("/se/log", {"type": "browser"})]
 
 
 @contextmanager
 def headless_chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile; the test is skipped where it is not installed."""
+    """A browser with an empty profile; the test is skipped if none is installed."""
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if not driver or not chromium:
         pytest.skip("no chromium and chromedriver on the path: install both to test the page in a browser")
