@@ -1,7 +1,7 @@
 """What short runs of every policy and agent give, compared with what the same runs gave before.
 
 A change that is not meant to alter results must leave `digests.json` as it is. After one that is, record the runs
-again with `RECORD_DIGESTS=1 python -m pytest tests/test_digests.py` and say in the commit why they differ.
+again with `RECORD_DIGESTS=1 python -m pytest tests/project/test_digests.py` and say in the commit why they differ.
 """
 
 from __future__ import annotations
