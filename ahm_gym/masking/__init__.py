@@ -1,1 +1,1 @@
-"""From one score a patch to the patches that are masked."""
+"""Turns one score for each patch into masks."""

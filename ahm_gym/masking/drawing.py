@@ -1,4 +1,4 @@
-"""Masks drawn from scores: step by step, or all at once."""
+"""Draws masks from scores, in one step or in several."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from ahm_gym.masking.spread import Spread, draw_spread
 
 
 class GrowingMask:
-    """The masks of a batch so far, and how many patches the coming steps take.
+    """The masks of a batch, drawn over the steps of an episode.
+
+    In every step, `choose` selects patches by their scores and `grow` adds them to the masks.
 
     Args:
-        num_images: in the batch.
+        num_images: number of images in the batch.
         grid: rows and columns of patches.
-        steps: (num_new, num_guided) of every step.
-        spread_fraction: chance of an image that each of its windows keeps some visible patch.
-        generator: for every draw; the first is made by the first step.
+        steps: (num_new, num_guided) for every step: the patches to mask, and how many of them the scores choose.
+        spread_fraction: probability that an image gets a spread mask; see `Spread`.
+        generator: generator of all random draws; the first is made in the first step.
     """
 
     def __init__(
@@ -32,37 +34,40 @@ class GrowingMask:
         spread_fraction: float,
         generator: torch.Generator,
     ) -> None:
-        self.grid, self.steps, self.generator = grid, steps, generator
-        self.spread_fraction = spread_fraction
-        self.masks = Masks.of(torch.zeros(num_images, grid[0] * grid[1], dtype=torch.bool))
-        self.num_done = 0
+        self.grid: tuple[int, int] = grid
+        self.steps: list[tuple[int, int]] = steps
+        self.spread_fraction: float = spread_fraction
+        self.generator: torch.Generator = generator
+        self.masks: Masks = Masks.of(torch.zeros(num_images, grid[0] * grid[1], dtype=torch.bool))
+        self.num_done: int = 0
         self._spread: Spread | None = None
 
     @property
     def complete(self) -> bool:
+        """Whether all steps are done."""
         return self.num_done == len(self.steps)
 
     @property
     def num_guided(self) -> int:
-        """Patches that the coming step chooses; 0 once the mask is complete."""
+        """Number of patches that the scores choose in the next step; 0 once the masks are complete."""
         return 0 if self.complete else self.steps[self.num_done][1]
 
     @property
     def available(self) -> Bool[Tensor, "B L"]:
-        """True where a patch can still be masked: it is not yet, and its window may lose one more."""
+        """True for patches that can still be masked: visible ones, except in windows that must keep theirs."""
         masked = self.masks.masked
         return ~(masked if self._spread is None else masked | self._spread.full(masked))
 
     def choose(self, scores: Float[Tensor, "B L"]) -> Masks:
-        """What the coming step masks; see `select_patches`.
+        """The patches that the next step masks; see `select_patches`.
 
         Raises:
-            InputError: for scores of another shape, or a NaN in them.
+            InputError: if the scores have another shape or contain NaN.
         """
         masked = self.masks.masked
         if scores.shape != masked.shape:
             raise InputError(
-                f"actions of shape {tuple(scores.shape)}: one score a patch is expected, {tuple(masked.shape)}."
+                f"the actions have shape {tuple(scores.shape)}: expected one score a patch, {tuple(masked.shape)}."
             )
         if self.num_done == 0:
             num_masked = sum(num_new for num_new, _ in self.steps)
@@ -73,7 +78,7 @@ class GrowingMask:
         return Masks.of(*select_patches(scores, num_new, num_guided, self.generator, masked, self._spread))
 
     def grow(self, new: Masks) -> None:
-        """Adds what a step has chosen."""
+        """Adds the patches that `choose` returned and ends the step."""
         self.masks = Masks.of(self.masks.masked | new.masked, self.masks.guided | new.guided)
         self.num_done += 1
 
@@ -87,18 +92,18 @@ def draw_masks(
     guided_fraction: float = 1.0,
     spread_fraction: float = 0.0,
 ) -> Masks:
-    """Masks of `num_masked` patches in every image, as the environment draws them in an episode of one step.
+    """Masks with `num_masked` patches in every image, drawn in one step.
 
     Args:
-        scores: one a patch, in main memory; the highest are masked first.
+        scores: one score a patch, in main memory; the patches with the highest scores are masked first.
         grid: rows and columns of patches.
-        num_masked: masked patches of an image.
-        generator: for every draw.
-        guided_fraction: share of the masked patches that follow the scores; the rest is drawn uniformly.
-        spread_fraction: share of the images whose visible patches are spread over the grid.
+        num_masked: number of masked patches in each image.
+        generator: generator of all random draws.
+        guided_fraction: share of the masked patches that the scores choose; the rest is drawn uniformly.
+        spread_fraction: probability that an image gets a spread mask; see `Spread`.
 
     Raises:
-        InputError: where a score is not finite, or a share is out of range.
+        InputError: if a score is not finite or a share is out of range.
     """
     num_guided = round(check_share(guided_fraction, "guided fraction") * num_masked)
     mask = GrowingMask(len(scores), grid, [(num_masked, num_guided)], spread_fraction, generator)

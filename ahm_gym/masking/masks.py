@@ -1,4 +1,4 @@
-"""The masks of a batch: which patches are hidden, and how much each counts in the loss."""
+"""The masks of a batch: which patches are hidden, and how much each of them counts in the loss."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from ahm_gym.errors import InputError
 class Masks:
     """Which patches of a batch are hidden, which of them the scores chose, and how much each counts in the loss.
 
-    Masks belong in main memory: they are checked where they are made, which would wait for a GPU.
+    Masks belong in main memory: creating them checks their weights, which would wait for a GPU.
 
     Raises:
-        InputError: for a weight that is negative, not finite or on a visible patch, and where no masked patch has
-            a positive one.
+        InputError: if a weight is negative, not finite or on a visible patch, or no masked patch has a positive one.
     """
 
     masked: Bool[Tensor, "B L"]
     """True where a patch is hidden from the encoder."""
     guided: Bool[Tensor, "B L"]
-    """True where the scores chose the patch; the other masked patches were drawn at random."""
+    """True if the scores chose the patch; the other masked patches were drawn at random."""
     weight: Float[Tensor, "B L"]
-    """How much a patch counts in the loss, which is the weighted mean of the patch losses.
+    """How much each patch counts in the loss, the weighted mean of the patch losses.
 
-    A masked patch of weight 0 is hidden but not reconstructed: it adds nothing to the loss or the gradient.
+    A masked patch with weight 0 is hidden but not reconstructed: it adds nothing to the loss or the gradient.
     """
 
     def __post_init__(self) -> None:
@@ -37,31 +36,31 @@ class Masks:
         if bool((weight.isfinite() & (weight >= 0) & (self.masked | (weight == 0))).all()):
             if bool(weight.any()) or not bool(self.masked.any()):
                 return
-            raise InputError("every masked patch has weight 0: leave at least one with a positive weight.")
+            raise InputError("every masked patch has weight 0: give at least one a positive weight.")
         if not bool(weight.isfinite().all()):
-            raise InputError("the weights contain NaN or infinity: every patch needs a finite number.")
+            raise InputError("the weights contain NaN or infinity: every patch needs a finite weight.")
         if bool((weight < 0).any()):
             raise InputError(f"a patch has weight {float(weight.min()):g}: choose 0 or a positive number.")
         raise InputError("a visible patch has a weight: only masked patches count in the loss; set it to 0.")
 
     @classmethod
     def of(cls, masked: Bool[Tensor, "B L"], guided: Bool[Tensor, "B L"] | None = None) -> Masks:
-        """Masks in which every masked patch counts 1; where `guided` is None the scores chose none."""
+        """Masks in which every masked patch has weight 1; if `guided` is None, the scores chose none of them."""
         return cls(masked, torch.zeros_like(masked) if guided is None else guided, masked.float())
 
     def weighted(self, weight: Float[Tensor, "B L"]) -> Masks:
         """The same masks with other weights.
 
         Raises:
-            InputError: for weights of another shape, or that `Masks` refuses.
+            InputError: if the weights have another shape, or `Masks` refuses them.
         """
         if weight.shape != self.masked.shape:
             raise InputError(
-                f"weights of shape {tuple(weight.shape)}: expected one a patch, {tuple(self.masked.shape)}."
+                f"the weights have shape {tuple(weight.shape)}: expected one a patch, {tuple(self.masked.shape)}."
             )
         return Masks(self.masked, self.guided, weight.detach().to(self.masked.device, torch.float32))
 
 
 def as_masks(masks: Masks | Bool[Tensor, "B L"]) -> Masks:
-    """Masks from themselves, or from a plain mask (True = masked), in which every masked patch counts 1."""
+    """The masks themselves, or those of a plain mask (True = masked) in which every masked patch has weight 1."""
     return masks if isinstance(masks, Masks) else Masks.of(masks)

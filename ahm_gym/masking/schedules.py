@@ -1,4 +1,4 @@
-"""Shares and ratios that may change over training."""
+"""Shares and ratios that may change during training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from ahm_gym.errors import InputError
 
 Share = float | Callable[[float], float]
-"""A share from 0 to 1, of patches or of images, or a function of training progress, 0 to 1."""
+"""A share of patches or images, 0 to 1, or a function that returns one for the progress of training, 0 to 1."""
 
 
 def ramp(progress: float, start: float, end: float, top: float) -> float:
-    """0 up to `start`, `top` from `end` on, linear between: the share of guided patches over training."""
+    """A linear rise over training: 0 up to progress `start`, `top` from progress `end` on."""
     return top * min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)
 
 
 def check_mask_ratio(mask_ratio: float, name: str = "mask ratio") -> float:
+    """The ratio itself; raises InputError unless it is strictly between 0 and 1."""
     if not 0.0 < mask_ratio < 1.0:
         raise InputError(
             f"{name} {mask_ratio} is out of range: choose a value between 0 and 1, such as 0.75."
@@ -26,13 +27,13 @@ def check_mask_ratio(mask_ratio: float, name: str = "mask ratio") -> float:
 
 @dataclass(frozen=True)
 class RisingMaskRatio:
-    """The mask ratio at a progress of training, 0 to 1: it rises linearly from `initial` to `final`.
+    """A mask ratio that rises linearly from `initial` to `final` with the progress of training, 0 to 1.
 
-    After the adaptive masking ratio of AMLP (Wang et al., "Adaptive Masking Lesion Patches for
-    Self-supervised Medical Image Segmentation"): the task grows harder as the autoencoder gets better.
+    The task becomes harder as the autoencoder improves. After the adaptive masking ratio of AMLP (Wang et al.,
+    "Adaptive Masking Lesion Patches for Self-supervised Medical Image Segmentation").
 
     Raises:
-        InputError: where a ratio is not strictly between 0 and 1, or the initial one above the final one.
+        InputError: if a ratio is not strictly between 0 and 1, or the initial one is above the final one.
     """
 
     initial: float
@@ -43,21 +44,21 @@ class RisingMaskRatio:
         check_mask_ratio(self.final)
         if self.initial > self.final:
             raise InputError(
-                f"initial mask ratio {self.initial} is above the final mask ratio {self.final}, and the ratio only "
-                "rises: choose one that is not above it."
+                f"initial mask ratio {self.initial} is above the final mask ratio {self.final}: the ratio only rises, "
+                "choose an initial one up to the final one."
             )
 
     def __call__(self, progress: float) -> float:
-        # In this form rounding neither misses the final ratio nor moves one that is constant.
+        # This form is exact at the end, and for a constant ratio.
         return max(self.initial, self.final - (self.final - self.initial) * (1.0 - progress))
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A share at a progress of training: `first` up to `start`, `last` from `end` on, linear between.
+    """A share that changes linearly over training: `first` up to progress `start`, `last` from progress `end` on.
 
     Raises:
-        InputError: where the shares or the progress are not between 0 and 1, or the latter not in order.
+        InputError: if a number is not between 0 and 1, or `start` is above `end`.
     """
 
     first: float
@@ -70,8 +71,8 @@ class Ramp:
         check_share(self.last)
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise InputError(
-                f"a ramp from progress {self.start} to {self.end} is out of range: give where it begins and where it "
-                "ends, in order, from 0 to 1."
+                f"a ramp from progress {self.start} to {self.end} is out of range: give its start and its end, in this "
+                "order, from 0 to 1."
             )
 
     def __call__(self, progress: float) -> float:
@@ -79,16 +80,17 @@ class Ramp:
 
 
 def check_share(share: float, name: str = "share") -> float:
+    """The share itself; raises InputError unless it is from 0 to 1."""
     if not 0.0 <= share <= 1.0:
         raise InputError(f"{name} {share} is out of range: choose a value from 0 to 1.")
     return share
 
 
 def share_at(share: Share, progress: float, name: str) -> float:
-    """The share at that progress of training; `name` tells what it is of.
+    """The value of a share at this progress of training; `name` names it in the error message.
 
     Raises:
-        InputError: where it is not from 0 to 1.
+        InputError: if the value is not from 0 to 1.
     """
     return check_share(share(progress) if callable(share) else share, name)
 
@@ -96,22 +98,22 @@ def share_at(share: Share, progress: float, name: str) -> float:
 def chosen_share(
     name: str, share: float | None, ramp: tuple[float, float] | None, own: Share, *, falls: bool
 ) -> Share:
-    """What the settings --NAME-fraction and --NAME-ramp ask for; `own` where they leave it open.
+    """The share that the settings `NAME_fraction` and `NAME_ramp` ask for, or else `own`.
 
     Args:
-        name: of the settings.
-        share: at the end of the ramp, or at its beginning where it `falls`; constant without a ramp.
-        ramp: progress of training from which to which the share changes.
-        own: of whoever chooses the masks.
-        falls: whether a ramp goes down to 0, or up from it.
+        name: NAME of the settings.
+        share: value of NAME_fraction; None if it was not given.
+        ramp: value of NAME_ramp, the progress at which the ramp starts and ends; None keeps the share constant.
+        own: share of the policy or agent that chooses the masks.
+        falls: whether the ramp falls from `share` to 0, instead of rising from 0 to `share`.
 
     Raises:
-        InputError: where one is out of range, or a ramp has no share.
+        InputError: if a setting is out of range, or there is a ramp but no share.
     """
     if share is None:
         if ramp is not None:
             raise InputError(
-                f"--{name}-ramp has no share to go {'from' if falls else 'to'}: give --{name}-fraction."
+                f"`{name}_ramp` has no share to {'fall from' if falls else 'rise to'}: give `{name}_fraction`."
             )
         return own
     check_share(share, f"{name} fraction")
@@ -120,4 +122,4 @@ def chosen_share(
     try:
         return Ramp(share, 0.0, *ramp) if falls else Ramp(0.0, share, *ramp)
     except InputError as error:
-        raise InputError(f"--{name}-ramp: {error}") from error
+        raise InputError(f"`{name}_ramp`: {error}") from error

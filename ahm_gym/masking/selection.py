@@ -1,4 +1,4 @@
-"""From one score a patch to the patches that are masked."""
+"""Selects the patches to mask: first those with the highest scores, then random ones."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from ahm_gym.masking.spread import Spread
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """What a mask policy may look at."""
+    """What a mask policy knows about a batch."""
 
     images: Float[Tensor, "B C H W"]
-    """Normalised images, as the encoder sees them."""
+    """Normalised images, as the encoder receives them."""
     embeddings: Float[Tensor, "B L D"]
-    """Patch plus position embedding of every patch."""
+    """Patch embedding plus position embedding of every patch."""
     grid: tuple[int, int]
     """Rows and columns of patches; rows * columns == L."""
     progress: float
-    """Share of pretraining done, 0 to 1."""
+    """Share of pretraining that is done, 0 to 1."""
     mask_ratio: float = 0.75
     """Share of the patches that will be masked."""
 
     @property
     def num_masked(self) -> int:
-        """Masked patches of an image."""
+        """Number of patches that will be masked in each image."""
         return count_masked(self.embeddings.shape[1], self.mask_ratio)
 
 
 Weigh = Callable[[PatchBatch, Masks, torch.Generator], Tensor]
-"""Gives the weights (B, L) of complete masks: how much each patch counts in the loss, 0 on visible ones."""
+"""Returns the weights (B, L) of complete masks: how much each patch counts in the loss, 0 for visible ones."""
 
 
 def count_masked(num_patches: int, mask_ratio: float) -> int:
-    """Number of masked patches: `mask_ratio` of them, at least one masked and one visible.
+    """Number of patches to mask at this ratio; at least one is masked and one visible.
 
     Raises:
-        InputError: where the ratio is not strictly between 0 and 1.
+        InputError: if the ratio is not strictly between 0 and 1, or there are fewer than two patches.
     """
     check_mask_ratio(mask_ratio)
     if num_patches < 2:
         raise InputError(
-            f"the image has {num_patches} patch, and masking needs at least 2: choose a smaller patch size."
+            f"the image has only {num_patches} patch: masking needs at least 2, choose a smaller patch size."
         )
     return min(max(round(num_patches * mask_ratio), 1), num_patches - 1)
 
@@ -59,13 +59,13 @@ def count_masked(num_patches: int, mask_ratio: float) -> int:
 def random_scores(
     shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
 ) -> Float[Tensor, "B L"]:
-    """Uniform scores in [0, 1), drawn on the generator's device."""
+    """Uniform scores in [0, 1), drawn on the generator's device and moved to `device`."""
     drawn = torch.rand(shape, generator=generator, device=generator.device)
     return to_device(drawn, device or generator.device)
 
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
-    """Patch indices from the highest to the lowest score; equal scores in random order."""
+    """Patch indices from the highest to the lowest score, with equal scores in random order."""
     shuffle = sorting_order(random_scores((scores.shape[0], scores.shape[1]), generator, scores.device))
     by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     return shuffle.gather(1, by_score)
@@ -79,18 +79,18 @@ def select_patches(
     masked: Bool[Tensor, "B L"] | None = None,
     spread: Spread | None = None,
 ) -> tuple[Bool[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """The newly masked patches and those of them that follow the scores.
+    """The patches to mask (True = selected), and those of them that the scores chose.
 
     Args:
-        scores: one a patch; the highest are masked first.
-        num_masked: patches to mask now, in every image.
-        num_guided: how many of them follow the scores; the rest is drawn uniformly.
-        generator: for the random rest and for equal scores.
-        masked: patches that are masked already; they are not chosen again.
-        spread: windows that each keep some visible patch, whatever the scores say; None lets any patch be masked.
+        scores: one score a patch; the patches with the highest scores are masked first.
+        num_masked: number of patches to mask in each image.
+        num_guided: how many of them the scores choose; the rest is drawn uniformly.
+        generator: generator of the rest and of the order of equal scores.
+        masked: patches that are masked already; they are not selected again.
+        spread: windows that must each keep some patches visible; None allows every patch to be masked.
 
     Raises:
-        InputError: where a score is not finite.
+        InputError: if a score is not finite.
     """
     if not bool(torch.isfinite(scores).all()):
         raise InputError(
@@ -99,7 +99,7 @@ def select_patches(
     shape = (scores.shape[0], scores.shape[1])
     guided = torch.zeros_like(scores, dtype=torch.bool)
     if num_guided == 0:
-        random_scores(shape, generator)  # what follows is drawn alike, whoever chooses
+        random_scores(shape, generator)  # as many draws as `order_by_score` makes: later ones stay the same
     else:
         order = order_by_score(
             scores if masked is None else scores.masked_fill(masked, -torch.inf), generator
@@ -124,13 +124,13 @@ def mask_top_k(
     guided_fraction: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Bool[Tensor, "B L"]:
-    """Masks (True = masked) with exactly `num_masked` patches in every image.
+    """A plain mask (True = masked) with exactly `num_masked` masked patches in every image.
 
-    The first `round(guided_fraction * num_masked)` are those of the highest scores, equal scores in
-    random order; the rest is drawn uniformly from the others.
+    `round(guided_fraction * num_masked)` of them have the highest scores, with equal scores in random order; the
+    rest is drawn uniformly from the other patches. Without a generator the draws differ from call to call.
 
     Raises:
-        InputError: where a score is not finite, or a count or share is out of range.
+        InputError: if a score is not finite, or a count or share is out of range.
     """
     if not 0 < num_masked < scores.shape[1]:
         raise InputError(f"num_masked is {num_masked}: choose from 1 to {scores.shape[1] - 1} patches.")

@@ -1,4 +1,4 @@
-"""Visible patches all over the image: windows of the grid that each keep some."""
+"""Spread masks: windows of the grid that each keep some patches visible."""
 
 from __future__ import annotations
 
@@ -17,63 +17,66 @@ from ahm_gym.masking.sorting import sorting_order
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Windows of which each keeps some visible patch, whatever the scores say.
+    """Windows of the grid that each keep some patches visible, whatever the scores are.
 
-    Masks that follow difficulty cluster, and far from everything visible an autoencoder can only guess. Windows
-    keep its context: the scores decide which patches of a window it sees. Random choices in the windows are the
-    uniform sampling of UM-MAE (Li et al., 2022), without its secondary masking.
+    Masks that follow difficulty form clusters, and far from all visible patches an autoencoder can only guess.
+    Windows keep context everywhere; the scores decide which patches of a window are visible. With random scores
+    this is the uniform sampling of UM-MAE (Li et al., 2022), without its secondary masking.
     """
 
     window: Int[Tensor, " L"]
-    """The window of every patch."""
+    """Index of the window that each patch belongs to."""
     allowed: Bool[Tensor, "*B L"]
-    """Whether the first, second, ... patch of a window may be masked; window after window, of each image or of all."""
+    """Whether the first, second, ... patch of a window may be masked, in the order of masking; window after window.
+
+    A 2x2 window with True, True, True, False keeps one patch visible. One row for each image, or one for all of them.
+    """
 
     def allowed_first(
         self, order: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"] | None = None
     ) -> Int[Tensor, "B L"]:
-        """The same order with those patches last that may not be masked, or are masked already.
+        """The same order, with the patches that may not be masked at the end.
 
         Args:
-            order: patch indices, those to be masked first.
-            masked: they count as the first of their windows.
+            order: patch indices in the order in which they would be masked.
+            masked: patches that are masked already; they count as the first of their windows, and go to the end too.
         """
         if masked is not None:
-            order = _first(order, masked.gather(1, order))
+            order = _chosen_first(order, masked.gather(1, order))
         by_window = sorting_order(to_device(self.window, order.device)[order], stable=True)
-        # A window has as many patches in every image, and so the same places once the order is sorted by window.
-        places = to_device(self.allowed, order.device).expand(order.shape)
-        allowed = torch.zeros_like(order, dtype=torch.bool).scatter(1, by_window, places)
+        # Windows have the same size in every image, so after sorting by window `allowed` lines up with the patches.
+        allowed_by_window = to_device(self.allowed, order.device).expand(order.shape)
+        allowed = torch.zeros_like(order, dtype=torch.bool).scatter(1, by_window, allowed_by_window)
         if masked is not None:
             allowed = allowed & ~masked.gather(1, order)
-        return _first(order, allowed)
+        return _chosen_first(order, allowed)
 
     def full(self, masked: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-        """Patches of windows in which no more may be masked once these are."""
-        none = torch.zeros(len(masked), int(self.window.max()) + 1)
-        most = none.index_add(1, self.window.sort().values, self.allowed.expand(masked.shape).float())
-        return (none.index_add(1, self.window, masked.float()) >= most)[:, self.window]
+        """True for patches in windows with as many masked patches as they may have."""
+        zeros = torch.zeros(len(masked), int(self.window.max()) + 1)
+        limit = zeros.index_add(1, self.window.sort().values, self.allowed.expand(masked.shape).float())
+        return (zeros.index_add(1, self.window, masked.float()) >= limit)[:, self.window]
 
 
-SPREAD_FALL = Ramp(first=1.0, last=0.0, start=0.0, end=0.5)
-"""A share of images with spread masks: all at first, none from the middle of training on.
+SPREAD_FALL: Ramp = Ramp(first=1.0, last=0.0, start=0.0, end=0.5)
+"""Share of images with spread masks over training: all of them at first, none from the middle on.
 
-Spread masks are easy, and teach more early on; later random ones do.
+Spread masks are easier and teach more in the beginning; later, random masks do.
 """
 
 
 @lru_cache(maxsize=64)
 def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
-    """Square windows, as small as they can be for a random mask to show one patch of each on average.
+    """The smallest square windows that have at least one visible patch on average.
 
-    Each keeps at least its part of the visible patches, rounded down. At a ratio of 0.75 these are windows of
-    2x2 of which one patch stays visible; those at the edge may be smaller, and keep none.
+    Each window keeps at least its share of the visible patches, rounded down. At a mask ratio of 0.75 the windows
+    are 2x2 patches and each keeps one; smaller windows at the edge keep none.
     """
     rows, columns = grid
-    # In halves of a patch, and half a patch more: the count of masked ones was rounded, and a window must not lose
-    # its own by that.
+    # Counted in half patches, with half a patch more visible: the number of masked patches was rounded, and this
+    # rounding must not cost a window its visible patch.
     whole, visible = 2 * rows * columns, 2 * (rows * columns - num_masked) + 1
-    side = math.isqrt(-(-whole // visible) - 1) + 1  # the least whose square times visible is the whole
+    side = math.isqrt(-(-whole // visible) - 1) + 1  # sqrt(whole / visible), rounded up
     down, across = torch.arange(rows) // side, torch.arange(columns) // side
     window = (down[:, None] * math.ceil(columns / side) + across).flatten()
     sizes = torch.bincount(window)
@@ -85,7 +88,7 @@ def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
 def draw_spread(
     share: float, grid: tuple[int, int], num_masked: int, num_images: int, generator: torch.Generator
 ) -> Spread | None:
-    """The spread of a batch, each image of which has it by a chance of `share`; None where none has."""
+    """Windows for a batch in which each image gets a spread mask with probability `share`; None for share 0."""
     if share == 0.0:
         return None
     spread = spread_over(grid, num_masked)
@@ -95,6 +98,6 @@ def draw_spread(
     return Spread(spread.window, spread.allowed | ~drawn[:, None])
 
 
-def _first(order: Int[Tensor, "B L"], chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """The chosen entries of an order before the others."""
+def _chosen_first(order: Int[Tensor, "B L"], chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The same order, with the chosen entries before the others; `chosen[:, i]` belongs to `order[:, i]`."""
     return order.gather(1, sorting_order(~chosen, stable=True))
