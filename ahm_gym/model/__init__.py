@@ -1,3 +1,3 @@
-"""The masked autoencoder: patches, encoders, decoders, and the one place that updates it."""
+"""The masked autoencoder: patches, encoders, decoders, and the one class that updates it."""
 
 import ahm_gym._compat  # noqa: F401

@@ -1,7 +1,7 @@
-"""What every encoder offers, whatever its architecture.
+"""The interface of encoders of every architecture.
 
-A new architecture is one module with its network (registered with `as_encoder`), its autoencoder, `build` and
-`load`, and a line in `ARCHITECTURES`.
+A new architecture is a module with its network (registered with `as_encoder`), its autoencoder, `build` and `load`,
+and a line in `ARCHITECTURES`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 
-ARCHITECTURES = {"unet": "ahm_gym.model.unet"}
-"""Modules of the models that are not timm's, by name: `build(seed, ...)` returns an autoencoder, `load(folder, ...)` an
-exported encoder. They are imported when needed: MONAI takes a second."""
-NUM_MAPS = 4
-"""Feature maps of an encoder without a decoder of its own."""
+ARCHITECTURES: dict[str, str] = {"unet": "ahm_gym.model.unet"}
+"""Modules of the models that do not come from timm, by name.
+
+`build(seed, ...)` returns an autoencoder, `load(folder, ...)` an exported encoder. The modules are imported only when
+they are needed, because importing MONAI takes a second.
+"""
+NUM_MAPS: int = 4
+"""Number of feature maps of an encoder without a decoder of its own."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What the probe, the segmenter, mask policies and exports use of an encoder.
+    """The interface through which the probe, the segmenter, mask policies and exports use an encoder.
 
-    `as_encoder` returns it for a network. The network itself stays what timm or MONAI define: `autoencoder.encoder`
-    has their names of weights and their methods.
+    `as_encoder` returns it for a network. The network itself stays as timm or MONAI define it: `autoencoder.encoder`
+    keeps their methods and the names of their weights.
     """
 
     image_size: tuple[int, int]
@@ -35,9 +38,9 @@ class Encoder(Protocol):
     patch_size: int
     """Side of a patch in pixels."""
     channels: int
-    """Of the images."""
+    """Number of image channels."""
     width: int
-    """Channels of a feature map."""
+    """Number of channels of a feature map."""
     has_decoder: bool
     """Whether the network itself returns to full resolution, so that a segmenter only adds a head."""
 
@@ -46,15 +49,15 @@ class Encoder(Protocol):
         ...
 
     def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """`NUM_MAPS` maps with one value a patch, the shallowest first; one map of the image's size with a decoder."""
+        """`NUM_MAPS` maps with one position a patch, the shallowest first; with a decoder, one map of the image size."""
         ...
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of trained parameters for an optimiser; `lr_scale`, default: 1, multiplies the learning rate."""
+        """Groups of trainable parameters for an optimiser; `lr_scale` multiplies the learning rate (default: 1)."""
         ...
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
-        """Writes the weights and a `config.json` that `find_encoder` reads; `statistics` of the images go into it."""
+        """Writes the weights, and a `config.json` for `find_encoder` that includes the `statistics` of the images."""
         ...
 
 
@@ -63,7 +66,7 @@ def as_encoder(network: nn.Module) -> Encoder:
     """The network as an `Encoder`.
 
     Raises:
-        InputError: for a network of a class that is not registered.
+        InputError: if the class of the network is not registered.
     """
     raise InputError(
         f"{type(network).__name__} is not a known encoder: use timm's plain VisionTransformer or a U-Net, or register "

@@ -1,4 +1,4 @@
-"""Finding, loading and exporting encoders."""
+"""Finds, loads and exports encoders."""
 
 from __future__ import annotations
 
@@ -26,22 +26,26 @@ class EncoderFolder:
     """An exported encoder, and default settings for runs that start from it."""
 
     path: Path
-    """Loads with `timm.create_model("local-dir:PATH", pretrained=True)`, or, of a U-Net, with `load_encoder`."""
+    """Folder for `timm.create_model("local-dir:PATH", pretrained=True)`, or for `load_encoder` if it is a U-Net."""
     model: str
-    """unet, the preset, else timm's name."""
+    """unet, the name of a preset, or timm's name of the model."""
     image_size: tuple[int, int]
+    """Height and width in pixels."""
     patch_size: int
+    """Side of a patch in pixels."""
     channels: int
+    """Number of image channels."""
     data: str | None
-    """What the encoder was pretrained on, as its run names it; None if unknown."""
+    """The data that the encoder was pretrained on, as in the settings of its run; None if unknown."""
     data_root: Path | None
+    """Folder in which a relative name of the data is looked up; None if unknown."""
 
 
 def find_encoder(spec: Path) -> EncoderFolder:
-    """The encoder of a pretraining run, given as the run folder or as the `encoder` folder itself.
+    """Finds the encoder of a pretraining run, given the run folder or its `encoder` folder.
 
     Raises:
-        InputError: if the folder is neither, or the run has exported no encoder yet.
+        InputError: if the folder is neither, or the run has not exported an encoder yet.
     """
     if not spec.is_dir():
         raise InputError(f"`encoder={spec}` does not exist: give the folder of a pretraining run, or none.")
@@ -62,11 +66,11 @@ def find_encoder(spec: Path) -> EncoderFolder:
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
-    """The encoder that the last stage of a recipe's run exported."""
+    """The encoder that the last stage of a recipe exported."""
     stage = spec / str(config["stages"][-1])
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
-            f"`encoder={spec}` has not come to its last stage yet: resume it with pretrain {resume_flags(spec)}."
+            f"`encoder={spec}` has not reached its last stage yet: resume it with pretrain {resume_flags(spec)}."
         )
     return find_encoder(stage)
 
@@ -76,13 +80,13 @@ def export_encoder(
 ) -> None:
     """Writes an encoder for `load_encoder`.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads a vision transformer, too.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` can load a vision transformer, too.
 
     Args:
-        encoder: what to write.
-        folder: created if it is missing.
+        encoder: encoder to write.
+        folder: folder to write to; created if it is missing.
         mean: mean of each channel of the training images; saved with the encoder.
-        std: their standard deviation.
+        std: standard deviation of each channel.
     """
     with as_os_error(folder):
         as_encoder(encoder).export(folder, {"mean": mean, "std": std})
@@ -97,16 +101,18 @@ def load_encoder(
     channels: int | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The encoder that `spec` names, or an untrained one, identical to that with which pretraining starts.
+    """Loads the encoder of a pretraining run, or builds the untrained one with which pretraining starts.
 
     Args:
-        spec: see `find_encoder`; None for an untrained encoder.
-        model: preset or timm's name, default: that of `spec`, or tiny.
-        image_size: height and width in pixels, default: those of `spec`, or 64 by 64. The position embedding is
-            resampled if they differ from those of `spec`.
-        patch_size: side of a patch in pixels, default: that of `spec`, or 8. The patch embedding is resampled too.
-        channels: of the images, default: those of `spec`, or 1. The patch embedding is converted too.
-        seed: of the weights of an untrained encoder.
+        spec: folder, see `find_encoder`; None for an untrained encoder.
+        model: preset or timm name; default: that of `spec`, or tiny.
+        image_size: height and width in pixels; default: those of `spec`, or 64 by 64. The position embedding is
+            resampled if the size differs from that of `spec`.
+        patch_size: side of a patch in pixels; default: that of `spec`, or 8. The patch embedding is resampled if
+            it differs.
+        channels: number of image channels; default: that of `spec`, or 1. The patch embedding is converted if it
+            differs.
+        seed: seed of the weights of an untrained encoder.
 
     Raises:
         InputError: if the folder holds no encoder, one of another model, or one that cannot be read.
@@ -133,12 +139,12 @@ def load_encoder(
     grid_of(shape["image_size"], shape["patch_size"])
     module = import_module(ARCHITECTURES.get(found.model, "ahm_gym.model.vit_encoder"))
     try:
-        # What is loaded is initialised first; that must not disturb the global generator.
+        # The network is initialised before its weights are loaded; this must not change the global generator.
         with torch.random.fork_rng(devices=[]):
             return module.load(found.path, **shape)
     except (OSError, RuntimeError, LookupError, SafetensorError) as error:
         raise InputError(
-            f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
+            f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another one."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How hard the patches of an image are: for the autoencoder, and by their pixels alone."""
+"""How hard the patches of an image are: for the autoencoder, and as estimated from their pixels alone."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def true_patch_loss(
     num_masks: int = 4,
     seed: int = 0,
 ) -> Float[Tensor, "B L"]:
-    """Mean reconstruction loss of every patch over random masks, each counted where it is masked.
+    """Mean reconstruction loss of every patch over the random masks that hide it.
 
-    Every patch is masked at least once: patches that no draw has masked yet are masked first.
+    Every patch is masked at least once: the last masks start with the patches that were never masked before.
 
     Args:
-        autoencoder: evaluated as it is.
-        images: normalised.
-        num_masked: masked patches of an image.
-        num_masks: number of random masks; more are drawn where a small ratio needs them.
-        seed: of the masks.
+        autoencoder: autoencoder to evaluate; its training mode is not changed.
+        images: normalised images.
+        num_masked: number of masked patches in each image.
+        num_masks: number of random masks; more are drawn if a small mask ratio needs them.
+        seed: seed of the masks.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (len(images), autoencoder.num_patches)
@@ -48,5 +48,5 @@ def true_patch_loss(
 
 
 def local_variance(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L"]:
-    """Variance of the pixels of every patch: what a policy knows that only sees texture."""
+    """Variance of the pixels of every patch: the difficulty as far as texture alone shows it."""
     return patchify(images, patch_size).var(dim=-1)

@@ -1,4 +1,4 @@
-"""Images to patches and back, and which of them a mask leaves visible."""
+"""Splits images into patches and back, and finds the patches that a mask leaves visible."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ahm_gym.errors import InputError
 
 
 def image_size_of(sizes: int | tuple[int, ...]) -> tuple[int, int]:
-    """Height and width in pixels from one number (a square) or two.
+    """Height and width in pixels, from one number (a square) or two.
 
     Raises:
-        InputError: for another count, or a size below 1.
+        InputError: if there are more or fewer numbers, or one is below 1.
     """
     sizes = (sizes,) if isinstance(sizes, int) else sizes
     if len(sizes) not in (1, 2) or min(sizes) < 1:
@@ -23,10 +23,10 @@ def image_size_of(sizes: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches of an image of `image_size` (height, width in pixels).
+    """Rows and columns of patches in an image of `image_size` (height and width in pixels).
 
     Raises:
-        InputError: where the patch size does not divide the image size.
+        InputError: if the patch size does not divide the image size.
     """
     height, width = image_size
     if (
@@ -44,7 +44,7 @@ def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L P"]:
-    """Patches in reading order; the values of a patch are ordered row, column, channel."""
+    """The patches in reading order; the P values of a patch are ordered by row, column and channel."""
     rows, columns = grid_of((images.shape[2], images.shape[3]), patch_size)
     patches = images.unflatten(2, (rows, patch_size)).unflatten(4, (columns, patch_size))
     return patches.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * columns, -1)
@@ -53,23 +53,23 @@ def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor,
 def unpatchify(
     patches: Float[Tensor, "B L P"], grid: tuple[int, int], patch_size: int
 ) -> Float[Tensor, "B C H W"]:
-    """Images whose patches these are: the inverse of `patchify`."""
+    """The images that consist of these patches: the inverse of `patchify`."""
     rows, columns = grid
     images = patches.reshape(patches.shape[0], rows, columns, patch_size, patch_size, -1)
     return images.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:
-    """Indices of the visible patches of every image, ascending; waits for the GPU where the mask is on one.
+    """Indices of the visible patches of every image, ascending; waits for the GPU if the mask is on one.
 
     Raises:
-        InputError: where the images differ in their number of masked patches, or one has none left to show.
+        InputError: if the images differ in their number of masked patches, or all or none of the patches are masked.
     """
     counts = mask.sum(dim=1)
     masked = int(counts[0])
     if not bool((counts == masked).all()) or not 0 < masked < mask.shape[1]:
         raise InputError(
-            f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: every image "
-            "needs the same number, at least one masked and one visible; see mask_top_k."
+            f"the mask hides {int(counts.min())} to {int(counts.max())} of {mask.shape[1]} patches: mask the same "
+            "number in every image, at least one, and leave at least one visible; see mask_top_k."
         )
     return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), mask.shape[1] - masked))

@@ -1,4 +1,4 @@
-"""The optimiser of the autoencoder: the only place where an autoencoder is updated."""
+"""The pretrainer: the only class that updates an autoencoder."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ from ahm_gym.masking.masks import Masks, as_masks
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.vit import build_autoencoder
 
-WEIGHT_DECAY = 0.05
-"""Of matrices only."""
-WARMUP = 0.05
-"""Share of the updates in which the learning rate rises."""
-MAX_GRAD_NORM = 1.0
-"""The gradient is scaled down to it."""
+WEIGHT_DECAY: float = 0.05
+"""Weight decay of the matrices; other parameters have none."""
+WARMUP: float = 0.05
+"""Share of the updates during which the learning rate rises."""
+MAX_GRAD_NORM: float = 1.0
+"""Gradients with a larger norm are scaled down to this norm."""
 
 
 @dataclass(frozen=True)
-class Unchecked:
-    """An update that has not been checked for finite numbers yet."""
+class _Unchecked:
+    """An update whose loss and gradient norm have not been checked for finite numbers yet."""
 
     loss_and_norm: Fetch
     images: Tensor
     number: int
-    """Updates before it."""
+    """Number of updates before this one."""
 
 
 class Pretrainer:
-    """Updates a masked autoencoder: AdamW, warm-up, cosine decay, clipped gradients.
+    """Updates a masked autoencoder with AdamW, warm-up, cosine decay and clipped gradients.
 
     Args:
-        autoencoder: the one to update.
-        num_steps: length of the schedule in updates.
-        learning_rate: at the end of the warm-up.
-        device: where the autoencoder lives; autocast to bfloat16 on a GPU, where its weights must stay the same
-            tensors from then on, and its passes are recorded.
-        frozen: never update the autoencoder; a step only reconstructs, and counts.
+        autoencoder: autoencoder to update; it is moved to `device`.
+        num_steps: length of the learning-rate schedule in updates.
+        learning_rate: peak learning rate, at the end of the warm-up.
+        device: device to train on. On a GPU the passes run in bfloat16 and are recorded as CUDA graphs, so the
+            weights must stay the same tensors from then on.
+        frozen: never update the autoencoder; steps only reconstruct and are counted.
+
+    Raises:
+        InputError: if the number of steps is below 1 or the learning rate is not positive and finite.
     """
 
     def __init__(
@@ -64,27 +67,29 @@ class Pretrainer:
             raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise InputError(f"the learning rate is {learning_rate}: choose a positive value such as 0.001.")
-        self.device = torch.device(device)
-        self.autoencoder = autoencoder.to(self.device)
-        self.num_steps = num_steps
-        self.learning_rate = learning_rate
-        self.frozen = frozen
+        self.device: torch.device = torch.device(device)
+        self.autoencoder: Autoencoder = autoencoder.to(self.device)
+        self.num_steps: int = num_steps
+        self.learning_rate: float = learning_rate
+        self.frozen: bool = frozen
         groups = param_groups_weight_decay(self.autoencoder, WEIGHT_DECAY)[::-1]  # matrices first
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
+            groups, lr=learning_rate, betas=(0.9, 0.95), fused=True
+        )
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
         self._local: Autoencoder | None = None
-        self._unchecked: Unchecked | None = None
+        self._unchecked: _Unchecked | None = None
         self._passes = Replay(self._forward_and_backward, records=autoencoder.records)
         self._parameters = list(self.autoencoder.parameters())
-        """Of `model`; to find them in it anew would take an update some time."""
+        """The parameters of `model`; collecting them again would slow down every update."""
         self._gradients: list[Tensor | None] = []
-        self.checks_late = self.device.type == "cuda"
-        """Whether `step` leaves the check of its numbers to `check`: then it never waits for the GPU."""
+        self.checks_late: bool = self.device.type == "cuda"
+        """Whether `step` leaves the check for finite numbers to `check`, so that it never waits for the GPU."""
 
     @property
     def updates(self) -> int:
-        """Number of steps so far, over all processes that share this pretrainer."""
+        """Number of steps so far, in all processes that share this pretrainer."""
         return int(self._updates)
 
     @property
@@ -94,18 +99,18 @@ class Pretrainer:
 
     @property
     def model(self) -> Autoencoder:
-        """The autoencoder as this process last read it."""
+        """The autoencoder that this process computes with: its own snapshot, or else the shared one."""
         return self.autoencoder if self._local is None else self._local
 
     def step(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
-        """One update, unless frozen; returns the reconstruction before it, detached.
+        """Makes one update, unless frozen; returns the reconstruction from before the update, detached.
 
-        A plain mask (True = masked) counts every masked patch 1. Gradients are switched on here, whatever the
-        caller has switched off. On a GPU nothing is waited for where the masks are in main memory.
+        In a plain mask (True = masked) every masked patch has weight 1. Gradients are enabled here even if the
+        caller has disabled them. If the masks are in main memory, a step does not wait for the GPU.
 
         Raises:
-            RunError: where the loss or its gradient is not finite; the weights stay as they were. On a GPU it
-                is `check` that raises it, or else the next step.
+            RunError: if the loss or its gradient is not finite; the weights then stay unchanged. On a GPU, `check`
+                or the next step raises it.
         """
         with torch.inference_mode(False), torch.enable_grad():
             self._refresh()
@@ -118,7 +123,7 @@ class Pretrainer:
         return result
 
     def check(self) -> None:
-        """Raises RunError if the last update was not finite, in which case it changed nothing. Waits for the GPU."""
+        """Waits for the GPU; raises RunError if the last update was not finite and was therefore skipped."""
         update, self._unchecked = self._unchecked, None
         if update is None:
             return
@@ -139,12 +144,12 @@ class Pretrainer:
         )
 
     def forward(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
-        """The reconstruction without an update."""
+        """Reconstructs images without an update."""
         with torch.no_grad(), self.autocast():
             return self.model(images, masks)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """Patch plus position embedding by the current autoencoder."""
+        """The embedding of every patch by the current autoencoder; see `Autoencoder.embed`."""
         with torch.no_grad():
             self._refresh()
             return self.model.embed(images)
@@ -152,8 +157,8 @@ class Pretrainer:
     def share_memory(self, lock: Any) -> Pretrainer:
         """Lets several processes update this autoencoder.
 
-        Every process computes its gradients on a snapshot and applies them to the shared weights and
-        optimiser state under `lock` (a process-shared lock).
+        Each process computes gradients on its own snapshot. It applies them to the shared weights and the shared
+        state of the optimiser while it holds `lock`, a lock between processes.
         """
         share(self.autoencoder, self.optimizer)
         self._updates.share_memory_()
@@ -161,12 +166,13 @@ class Pretrainer:
         return self
 
     def attach(self) -> Pretrainer:
-        """Gives this process a snapshot of its own; called once in each worker process."""
+        """Gives this process its own snapshot of the weights; call it once in each worker process."""
         self._local = copy.deepcopy(self.autoencoder)
         self._parameters = list(self._local.parameters())
         return self
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of the autoencoder and the optimiser, and the number of updates."""
         self.check()
         with self.locked():
             state = {
@@ -177,6 +183,7 @@ class Pretrainer:
             return copy.deepcopy(state) if self._lock else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._updates.fill_(state["updates"])
@@ -188,7 +195,7 @@ class Pretrainer:
                 read(self._local, self.autoencoder)
 
     def locked(self) -> AbstractContextManager[None]:
-        """Holds the shared weights still; does nothing where they are not shared."""
+        """A context in which no other process changes the shared weights; empty if they are not shared."""
         return held(self._lock) if self._lock else nullcontext()
 
     def _backward(self, images: Tensor, masks: Masks) -> Reconstruction:
@@ -198,12 +205,12 @@ class Pretrainer:
         *result, norm = self._passes(images, *places)
         result = Reconstruction(*result)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient  # where a recording writes it, even if another was assigned since
-        self.check()  # the update before: its numbers have come while this one was prepared
+            parameter.grad = gradient  # the tensor that a recording writes to, even if it was replaced since
+        self.check()  # of the previous update: its numbers arrived while this one was prepared
         loss_and_norm = torch.stack((result.loss, norm))
-        self._unchecked = Unchecked(Fetch(loss_and_norm), images, self.updates)
+        self._unchecked = _Unchecked(Fetch(loss_and_norm), images, self.updates)
         if self.checks_late:
-            # The fused optimiser looks at it on the GPU, as it does for a GradScaler, and skips the update.
+            # The fused optimiser reads this flag on the GPU, as with a GradScaler, and skips the update.
             failed = (~loss_and_norm.isfinite().all()).float()
             self.optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]
         else:
@@ -211,7 +218,7 @@ class Pretrainer:
         return result
 
     def _forward_and_backward(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
-        """Leaves clipped gradients; returns the reconstruction and the norm of the gradient before clipping."""
+        """Computes clipped gradients; returns the reconstruction and the norm of the gradient before clipping."""
         for parameter in self._parameters:
             parameter.grad = None
         with self.autocast():
@@ -230,7 +237,7 @@ class Pretrainer:
         self.optimizer.step()
 
     def autocast(self) -> torch.autocast:
-        """The precision of the forward pass."""
+        """The precision of the forward pass; see `Autoencoder.autocast`."""
         return self.autoencoder.autocast()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def build_pretrainer(
     *,
     seed: int,
 ) -> Pretrainer:
-    """One with the default settings, of a freshly initialised autoencoder; see `build_autoencoder`."""
+    """A pretrainer with default settings for a newly initialised autoencoder; see `build_autoencoder`."""
     autoencoder = build_autoencoder(
         model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
     )
@@ -260,7 +267,7 @@ def build_pretrainer(
 
 
 def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:
-    """Factor on the learning rate: a linear warm-up over a share `warmup` of the steps, then a cosine to 0."""
+    """Factor of the learning rate: a linear warm-up for a share `warmup` of the steps, then a cosine decay to 0."""
     warm = max(round(warmup * num_steps), 1)
     if step < warm:
         return (step + 1) / warm

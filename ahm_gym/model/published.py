@@ -1,4 +1,4 @@
-"""Published weights into an autoencoder of any size and channel count."""
+"""Loads published weights, and those of other runs, into an autoencoder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from ahm_gym.runs.storage import load_state
 
 @dataclass
 class LoadReport:
-    """Which weights of a published checkpoint were used."""
+    """Which weights of a published checkpoint were used, by name."""
 
     matched: list[str] = field(default_factory=list)
+    """Copied as they are."""
     resized: list[str] = field(default_factory=list)
+    """Converted to another size."""
     left_out: list[str] = field(default_factory=list)
+    """In the checkpoint, but not used."""
     missing: list[str] = field(default_factory=list)
+    """Not in the checkpoint: the autoencoder keeps its initial values."""
 
     def __str__(self) -> str:
         lines = [
@@ -44,11 +48,11 @@ class LoadReport:
 def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     """Copies the weights of `path` into the autoencoder and reports which matched, were resized or left out.
 
-    Takes MAE checkpoints and timm vision transformers, `.pth`, `.pt` or `.safetensors`. Other image,
-    patch and channel sizes go through timm's converters.
+    Accepts MAE checkpoints and timm's vision transformers (`.pth`, `.pt` or `.safetensors`). Weights for another
+    image size, patch size or number of channels are converted with timm.
 
     Raises:
-        InputError: for a U-Net, or where the file is missing or unreadable, or no encoder weight fits.
+        InputError: if the autoencoder is a U-Net, the file is missing or unreadable, or no encoder weight fits.
     """
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError(
@@ -82,10 +86,10 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
 
 
 def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
-    """Copies the weights of a pretraining run's last checkpoint.
+    """Copies the weights of a pretraining run's last checkpoint into the autoencoder.
 
     Raises:
-        InputError: where the folder is no pretraining run, has no checkpoint, or trained another autoencoder.
+        InputError: if the folder is not a pretraining run, has no checkpoint, or trained another autoencoder.
     """
     folder = RunFolder.open(run, "pretrain")
     step = folder.checkpoint_step()
@@ -99,8 +103,8 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
     if own != saved or next(shapes) != next(shapes):
         raise InputError(
-            f"the autoencoder of {run} (`model={folder.config.get('model')}`, {_plain(saved)}) is another one than "
-            f"that of this run ({_plain(own)}): choose the same `model` and sizes."
+            f"the autoencoder of {run} (`model={folder.config.get('model')}`, {_plain(saved)}) differs from that of "
+            f"this run ({_plain(own)}): choose the same `model` and sizes."
         )
     autoencoder.load_state_dict(weights)
 
@@ -113,7 +117,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name; only tensors are unpickled.
 
     Raises:
-        InputError: where the file is missing or holds no weights.
+        InputError: if the file is missing, cannot be read or holds no tensors.
     """
     if not path.is_file():
         wrong = "is a folder" if path.is_dir() else "does not exist"

@@ -1,4 +1,4 @@
-"""What an autoencoder learns to predict of a patch."""
+"""What an autoencoder learns to predict for each patch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PixelTarget:
-    """The pixels of a patch.
+    """The pixels of a patch, raw or standardised by its own mean and variance.
 
-    Standardising each patch by its own mean and variance is the normalised target of He et al. ("Masked
-    Autoencoders Are Scalable Vision Learners", CVPR 2022).
+    The standardised pixels are the normalised target of He et al. ("Masked Autoencoders Are Scalable Vision
+    Learners", CVPR 2022).
     """
 
     normalise: bool = False
-    """Whether each patch has zero mean and unit variance (unbiased) instead of its raw pixels."""
+    """Whether to standardise each patch to zero mean and unit (unbiased) variance."""
 
     def of(self, patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
-        """The target of these patches."""
+        """The targets of these patches."""
         if not self.normalise:
             return patches
         mean, deviation = _statistics(patches)
@@ -30,7 +30,7 @@ class PixelTarget:
     def to_pixels(
         self, prediction: Float[Tensor, "B L P"], patches: Float[Tensor, "B L P"]
     ) -> Float[Tensor, "B L P"]:
-        """A prediction of these patches in the scale of their pixels, the inverse of `of`."""
+        """Predictions of these patches in the scale of their pixels: the inverse of `of`."""
         if not self.normalise:
             return prediction
         mean, deviation = _statistics(patches)
@@ -38,6 +38,6 @@ class PixelTarget:
 
 
 def _statistics(patches: Float[Tensor, "B L P"]) -> tuple[Float[Tensor, "B L 1"], Float[Tensor, "B L 1"]]:
-    """Mean and standard deviation of each patch; the latter is never 0."""
+    """Mean and standard deviation of each patch; the deviation is never 0."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

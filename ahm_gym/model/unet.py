@@ -1,4 +1,4 @@
-"""The U-Net: MONAI's, and the autoencoder that fills in masked patches with it."""
+"""MONAI's U-Net, and the autoencoder that reconstructs masked patches with it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.patches import patchify
 
-FEATURES = (32, 32, 64, 128, 256, 32)
-"""Channels of the five resolutions going down, and those of the last feature map."""
-STRIDE = 16
-"""Pixels of the image to one of the coarsest resolution."""
+FEATURES: tuple[int, ...] = (32, 32, 64, 128, 256, 32)
+"""Channels at the five resolutions going down, and of the last feature map."""
+STRIDE: int = 16
+"""Side, in pixels of the image, of a pixel at the coarsest resolution."""
 
 
 class UNet(BasicUNet):
-    """MONAI's U-Net without a head: a feature map of the image's own size.
+    """MONAI's U-Net without a head: it returns a feature map of the image's own size.
 
     After "U-Net: Deep Learning for Cell Counting, Detection, and Morphometry" (Falk et al., Nature
-    Methods 2019). It goes down and up again, so pretraining and segmentation share all but the last layer.
+    Methods 2019). The network has a decoder, so pretraining and segmentation share all layers but the last.
 
     Args:
-        image_size: height and width in pixels that it is meant for; the weights fit any.
+        image_size: height and width in pixels of the images to train on; the weights fit any size.
         patch_size: side of a patch in pixels, for masks and `patch_features`.
-        channels: of the images.
-        features: channels of the five resolutions, and of the feature map.
+        channels: number of image channels.
+        features: channels at the five resolutions, and of the feature map.
 
     Raises:
-        InputError: for an image size that four halvings do not divide, or leave a single pixel of.
+        InputError: if the image size cannot be halved four times, or only a single pixel would be left.
     """
 
-    has_decoder = True
+    has_decoder: bool = True
 
     def __init__(
         self,
@@ -55,24 +55,26 @@ class UNet(BasicUNet):
         if height % STRIDE or width % STRIDE or height * width <= STRIDE**2:
             raise InputError(
                 f"image size {height}x{width} does not fit the U-Net, which halves it four times: choose multiples "
-                f"of {STRIDE}, such as 64, and more than one of them."
+                f"of {STRIDE} such as 64, at least one of them above {STRIDE}."
             )
         super().__init__(spatial_dims=2, in_channels=channels, features=features)
-        self.final_conv = nn.Identity()
-        self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
-        self.features = features
-        self.width = features[-1]
+        self.final_conv: nn.Module = nn.Identity()
+        self.image_size: tuple[int, int] = image_size
+        self.patch_size: int = patch_size
+        self.channels: int = channels
+        self.features: tuple[int, ...] = features
+        self.width: int = features[-1]
 
     def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """The feature map averaged over every patch, in reading order."""
+        """The feature map averaged over each patch, in reading order."""
         return nn.functional.avg_pool2d(self(images), self.patch_size).flatten(2).transpose(1, 2)
 
     def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D H W"]]:
-        """The one feature map, of the images' own size."""
+        """A single feature map, of the images' own size."""
         return [self(images)]
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """All at one learning rate."""
+        """Groups with the same learning rate for all parameters."""
         return param_groups_weight_decay(self, weight_decay)
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
@@ -94,23 +96,23 @@ as_encoder.register(UNet, lambda network: network)
 
 
 class UNetAutoencoder(Autoencoder):
-    """A U-Net that sees the image with its masked patches filled with zeros, and predicts every pixel.
+    """Sets masked patches to zero, the mean of normalised images, and predicts every pixel with a U-Net.
 
-    The reconstructor of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025). Zero is the mean of normalised
-    images. What an agent observes are the raw pixels, patch by patch: `unpatchify` makes the image of them.
+    The reconstructor of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025). An agent observes the raw pixels of each
+    patch; `unpatchify` puts the image together again.
 
     Args:
         image_size: height and width in pixels, multiples of 16 and of the patch size.
         patch_size: side of a patch in pixels.
-        channels: of the images.
-        features: of the `UNet`.
+        channels: number of image channels.
+        features: channels of the `UNet`.
         normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
 
     Raises:
-        InputError: for an image size that does not fit.
+        InputError: if the image size does not fit.
     """
 
-    embeds_pixels = True
+    embeds_pixels: bool = True
 
     def __init__(
         self,
@@ -131,14 +133,14 @@ class UNetAutoencoder(Autoencoder):
         self.encoder: UNet = UNet(
             image_size=image_size, patch_size=patch_size, channels=channels, features=features
         )
-        self.head = nn.Conv2d(self.encoder.width, channels, 1)
+        self.head: nn.Conv2d = nn.Conv2d(self.encoder.width, channels, 1)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """The pixels of every patch, in the order of `patchify`."""
+        """The pixels of each patch, in the order of `patchify`."""
         return patchify(self._checked(images), self.patch_size)
 
     def embedding_state(self) -> dict[str, Tensor]:
-        """Empty: the pixels depend on no weights."""
+        """Empty, because the pixels do not depend on weights."""
         return {}
 
     def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
@@ -148,20 +150,20 @@ class UNetAutoencoder(Autoencoder):
         return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), weight)
 
     def _hidden(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 H W"]:
-        """True on the pixels of masked patches."""
+        """True for the pixels of masked patches."""
         pixels = mask.unflatten(1, self.grid)[:, None]
         return pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
 
 
 def build(seed: int = 0, **options: Any) -> UNetAutoencoder:
-    """A freshly initialised `UNetAutoencoder`; the global generator is left as it was."""
+    """A newly initialised `UNetAutoencoder`; the global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return UNetAutoencoder(**options)
 
 
 def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> UNet:
-    """An exported U-Net; its first convolution is converted where the number of channels differs."""
+    """Loads an exported U-Net; its first convolution is converted if the number of channels differs."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     features = tuple(config["model_args"].get("features", ()))
     unet = UNet(image_size=image_size, patch_size=patch_size, channels=channels, features=features)

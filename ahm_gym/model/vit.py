@@ -1,4 +1,4 @@
-"""The masked autoencoder: a timm ViT, a light decoder, and a mask that comes from outside."""
+"""The masked autoencoder: a vision transformer from timm, a light decoder, and a mask given from outside."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ahm_gym.model.vit_encoder import PRESETS, Preset, ViTEncoder, build_encoder
 class MaskedAutoencoder(Autoencoder):
     """Reconstructs masked patches from the visible ones.
 
-    After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is an
-    argument, always. `state_dict()` has the keys of the published checkpoints: the encoder's as timm
-    names them, without prefix, and `decoder_*` and `mask_token` beside them.
+    After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is always an argument.
+    `state_dict()` has the keys of the published checkpoints: timm's names for the encoder, without a prefix, and
+    `decoder_*` and `mask_token` for the rest.
 
     Args:
         encoder: timm's plain VisionTransformer, without a head.
         decoder_dim: width of the decoder.
-        decoder_depth: number of its blocks.
-        decoder_heads: number of its attention heads.
+        decoder_depth: number of blocks of the decoder.
+        decoder_heads: number of attention heads in each block of the decoder.
         normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
-        norm_eps: epsilon of every LayerNorm; None keeps the encoder's own and 1e-6 in the decoder.
+        norm_eps: epsilon of every LayerNorm; None keeps that of the encoder, and 1e-6 in the decoder.
     """
 
-    records = True
+    records: bool = True
 
     def __init__(
         self,
@@ -60,37 +60,37 @@ class MaskedAutoencoder(Autoencoder):
         self.encoder: VisionTransformer = encoder
         self.num_prefix: int = encoder.num_prefix_tokens
 
-        self.decoder_embed = nn.Linear(self.dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        self.decoder_pos_embed = nn.Parameter(
+        self.decoder_embed: nn.Linear = nn.Linear(self.dim, decoder_dim)
+        self.mask_token: nn.Parameter = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_pos_embed: nn.Parameter = nn.Parameter(
             position_embedding(decoder_dim, self.grid, self.num_prefix), requires_grad=False
         )
-        self.decoder_blocks = nn.ModuleList(
+        self.decoder_blocks: nn.ModuleList = nn.ModuleList(
             Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * self.channels)
+        self.decoder_norm: nn.LayerNorm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_pred: nn.Linear = nn.Linear(decoder_dim, self.patch_size**2 * self.channels)
         self._initialise(norm_eps)
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """Patch plus position embedding of every patch: what an agent observes."""
+        """Patch embedding plus position embedding of every patch: what an agent observes."""
         return self._place(self._project(patchify(self._checked(images), self.patch_size)))
 
     def embedding_state(self) -> dict[str, Tensor]:
-        """The weights of the patch and position embedding."""
+        """The weights of the patch embedding and the position embedding."""
         weights = self.state_dict()
         return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
 
     def encode(
         self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Encoded prefix tokens and, after them, encoded visible patches in reading order.
+        """The encoded prefix tokens, followed by the encoded visible patches in reading order.
 
         Args:
-            images: normalised images of `image_size`.
-            mask: True where masked, the same number in every image; None shows everything.
+            images: normalised images of size `image_size`.
+            mask: True where masked, with the same number in every image; None encodes all patches.
         """
         patches = patchify(self._checked(images), self.patch_size)
         visible = None if mask is None else to_device(visible_indices(mask), patches.device)
@@ -108,7 +108,7 @@ class MaskedAutoencoder(Autoencoder):
 
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed
-        # The convolution of a patch by its own size is a matrix product: cheaper, and it can skip masked patches.
+        # A convolution with the size of a patch is a matrix product, which is cheaper and can skip masked patches.
         weight = embedder.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return embedder.norm(functional.linear(patches, weight, embedder.proj.bias))
 
@@ -183,26 +183,26 @@ def build_autoencoder(
     seed: int = 0,
     **options: Any,
 ) -> Autoencoder:
-    """A freshly initialised autoencoder.
+    """A newly initialised autoencoder.
 
     Args:
-        model: tiny, small, base, the name of one of timm's plain vision transformers, or unet.
+        model: tiny, small, base, unet, or the name of one of timm's plain vision transformers.
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch in pixels.
-        channels: of the images.
-        seed: of the weights; the global generator is left as it was.
-        options: keyword arguments of `MaskedAutoencoder`, where they override the preset's, or of
+        channels: number of image channels.
+        seed: seed of the initial weights; the global generator is not changed.
+        options: more keyword arguments of `MaskedAutoencoder`, which override those of the preset, or of
             `UNetAutoencoder`.
 
     Raises:
-        InputError: for an unknown model or a patch size that does not divide the image size.
+        InputError: if the model is unknown or the patch size does not divide the image size.
     """
     shape: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
     if model in ARCHITECTURES:
         return import_module(ARCHITECTURES[model]).build(seed, **shape, **options)
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of GPUs
         encoder = build_encoder(model, **shape)
         decoder: dict[str, Any] = {
             "decoder_dim": preset.decoder_dim,
@@ -213,21 +213,27 @@ def build_autoencoder(
 
 
 def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Float[Tensor, "1 N D"]:
-    """Fixed sine-cosine position embedding of the grid, zeros for the prefix tokens before it."""
+    """The fixed sine-cosine position embedding of the grid, after zeros for the prefix tokens.
+
+    Raises:
+        InputError: if `dim` is not a multiple of 4.
+    """
     if dim % 4:
         raise InputError(
-            f"width {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
+            f"a width of {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
         )
     patches = build_sincos2d_pos_embed(list(grid), dim=dim)
     return torch.cat([torch.zeros(num_prefix, dim), patches])[None]
 
 
-def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _drop_encoder_prefix(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}encoder.")]:
         state[prefix + key[len(prefix) + len("encoder.") :]] = state.pop(key)
 
 
-def _add_encoder_prefix(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+def _add_encoder_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     own = ("decoder_", "mask_token", "encoder.")
     for key in [key for key in state if key.startswith(prefix)]:
         name = key[len(prefix) :]

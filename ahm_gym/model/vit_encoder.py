@@ -1,4 +1,4 @@
-"""The vision transformer as an encoder: timm's own, by preset or name."""
+"""timm's plain vision transformers as encoders, by preset or by name."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.encoder_base import ARCHITECTURES, NUM_MAPS, as_encoder
 from ahm_gym.model.patches import grid_of
 
-LAYER_DECAY = 0.75
-"""Learning rate of a block as a share of the one after it, in fine-tuning."""
+LAYER_DECAY: float = 0.75
+"""Learning rate of a block in fine-tuning, as a share of that of the next block."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """An encoder by its timm name, and the decoder that goes with it."""
+    """A vision transformer of timm, and the decoder for its pretraining."""
 
     name: str
+    """timm's name of the encoder."""
     encoder: dict[str, Any]
+    """Keyword arguments for timm that change its size."""
     decoder_dim: int
+    """Width of the decoder."""
     decoder_depth: int
+    """Number of blocks of the decoder."""
     decoder_heads: int
+    """Number of attention heads in each block of the decoder."""
 
 
-PRESETS = {
+PRESETS: dict[str, Preset] = {
     "tiny": Preset("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 6, "num_heads": 4}, 64, 2, 4),
     "small": Preset("vit_small_patch16_224", {}, 192, 4, 6),
     "base": Preset("vit_base_patch16_224", {}, 512, 8, 16),
@@ -41,24 +46,24 @@ PRESETS = {
 
 
 class ViTEncoder:
-    """timm's plain vision transformer as an `Encoder`; holds the network, and adds no weights."""
+    """timm's plain vision transformer as an `Encoder`: it wraps the network and adds no weights."""
 
-    has_decoder = False
+    has_decoder: bool = False
 
     def __init__(self, network: VisionTransformer) -> None:
         (rows, columns), patch_size = network.patch_embed.grid_size, network.patch_embed.patch_size[0]
-        self.network = network
+        self.network: VisionTransformer = network
         self.image_size: tuple[int, int] = (rows * patch_size, columns * patch_size)
         self.patch_size: int = patch_size
         self.channels: int = network.patch_embed.proj.in_channels
         self.width: int = network.embed_dim
 
     def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """The normed patch tokens of the last block."""
+        """The patch tokens of the last block, after the final LayerNorm."""
         return self.network.forward_features(images)[:, self.network.num_prefix_tokens :]
 
     def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """The normed patch tokens of four depths."""
+        """The patch tokens at `NUM_MAPS` depths, after the final LayerNorm."""
         depths = feature_depths(len(self.network.feature_info))
         taken = sorted(set(depths))
         maps: Any = self.network.forward_intermediates(
@@ -67,7 +72,7 @@ class ViTEncoder:
         return [maps[taken.index(depth)] for depth in depths]
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Learning rates decay from the last block down to the patch embedding."""
+        """Groups whose learning rates decay from the last block down to the patch embedding."""
         return param_groups_layer_decay(
             self.network,
             weight_decay=weight_decay,
@@ -76,7 +81,7 @@ class ViTEncoder:
         )
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
-        """Writes what `timm.create_model("local-dir:FOLDER", pretrained=True)` loads."""
+        """Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
         save_for_hf(self.network, str(folder), safe_serialization=True, data_config=statistics)
 
 
@@ -84,17 +89,17 @@ as_encoder.register(VisionTransformer, ViTEncoder)
 
 
 def feature_depths(num_blocks: int) -> list[int]:
-    """Indices of the blocks whose outputs are the feature maps: evenly spaced, the last block included."""
+    """Indices of the blocks that yield the feature maps: evenly spaced, up to the last block."""
     return [max(round(num_blocks * (part + 1) / NUM_MAPS), 1) - 1 for part in range(NUM_MAPS)]
 
 
 def build_encoder(
     model: str = "tiny", *, image_size: tuple[int, int] = (64, 64), patch_size: int = 8, channels: int = 1
 ) -> VisionTransformer:
-    """timm's vision transformer of that name or preset, untrained, without a head.
+    """An untrained vision transformer of timm without a head, by preset or by timm's name.
 
     Raises:
-        InputError: for a name that timm does not know or that is not a plain vision transformer.
+        InputError: if timm does not know the name, or it is not a plain vision transformer.
     """
     grid_of(image_size, patch_size)
     preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
@@ -123,10 +128,10 @@ def build_encoder(
 
 
 def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> VisionTransformer:
-    """An exported vision transformer; position and patch embedding are resampled where the sizes differ.
+    """Loads an exported vision transformer; position and patch embedding are resampled if the sizes differ.
 
     Raises:
-        InputError: where it is another of timm's models.
+        InputError: if the folder holds another kind of model.
     """
     encoder = timm.create_model(
         f"local-dir:{folder}",

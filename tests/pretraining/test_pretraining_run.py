@@ -186,7 +186,7 @@ def test_two_workers_learn_against_one_frozen_autoencoder(config, tmp_path):
 def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own, tmp_path):
     source = dataclasses.replace(config, policy="random", model=other, steps=1, run_dir=tmp_path / "source")
     pretrain(source)
-    with pytest.raises(InputError, match=f"`model={other}`, .* is another one than that of this run"):
+    with pytest.raises(InputError, match=f"`model={other}`, .* differs from that of this run"):
         pretrain(dataclasses.replace(config, reconstructor=tmp_path / "source", **own))
     assert not config.run_dir.exists()
 

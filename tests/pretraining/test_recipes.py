@@ -146,7 +146,7 @@ def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch
     (config.run_dir / "1-reconstructor").mkdir()
     (config.run_dir / "1-reconstructor" / ".config.json.tmp").write_text("{")
     assert is_recipe_run(config.run_dir)
-    with pytest.raises(InputError, match="has not come to its last stage yet: .*`resume`"):
+    with pytest.raises(InputError, match="has not reached its last stage yet: .*`resume`"):
         resolve(FinetuneConfig(encoder=str(config.run_dir)))
     run_recipe(None, PretrainConfig(run_dir=config.run_dir), resume=True)
 
