@@ -49,7 +49,7 @@ class Encoder(Protocol):
         ...
 
     def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """`NUM_MAPS` maps with one position a patch, the shallowest first; with a decoder, one map of the image size."""
+        """`NUM_MAPS` maps with one position a patch, the shallowest first; with a decoder, one of the image size."""
         ...
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:

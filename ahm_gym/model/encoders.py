@@ -144,7 +144,7 @@ def load_encoder(
             return module.load(found.path, **shape)
     except (OSError, RuntimeError, LookupError, SafetensorError) as error:
         raise InputError(
-            f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another one."
+            f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Labelled images: which ones are used for training, and batches of them."""
+"""Chooses the labelled images for training, and yields batches of them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
 from ahm_gym.segmentation.segmenter import working_size
 
-CROP_SCALE = (0.5, 1.0)
-"""Share of the area that the segmenter sees at once which a random crop covers."""
-CROP_ASPECT = (3 / 4, 4 / 3)
-"""Range of the factor by which a random crop's aspect differs from the training size's."""
+CROP_SCALE: tuple[float, float] = (0.5, 1.0)
+"""Range of the area of a random crop, as a share of the area that the segmenter covers at once."""
+CROP_ASPECT: tuple[float, float] = (3 / 4, 4 / 3)
+"""Range of the aspect ratio of a random crop, relative to that of the training size."""
 
 
 def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> list[int]:
-    """Indices of `labels` labelled training images (None: of all), the first of the seed's permutation.
+    """Indices of `labels` labelled training images, or of all if it is None.
 
-    The choice depends on nothing else, so encoders are compared on the same images, and a smaller choice is part of
-    a larger one.
+    They are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
+    and a smaller choice is part of a larger one.
 
     Raises:
-        InputError: if there are fewer.
+        InputError: if there are fewer labelled images.
     """
     available = dataset.indices("train", labelled=True)
     if labels is None:
@@ -37,25 +37,25 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
     if not 1 <= labels <= len(available):
         raise InputError(
             f"`labels={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
-            "images, choose from 1 to that, or leave it out for all."
+            "images; choose a number from 1 to that, or leave it out to use all."
         )
     order = torch.randperm(len(available), generator=torch.Generator().manual_seed(derive_seed(seed, 2)))
     return [available[place] for place in order[:labels].tolist()]
 
 
 class LabelledBatches:
-    """Training batches by their number, cropped and flipped at random, each a pure function of the seed.
+    """Training batches, cropped and flipped at random; each is a pure function of the seed and its number.
 
-    Every image is shown once before one is shown again; fewer images than the batch size are fine.
+    Every image is used once before any is used again. There may be fewer images than the batch size.
 
     Args:
-        dataset: that has the images.
-        indices: the labelled images to train with.
-        batch_size: images in a batch.
+        dataset: dataset of the images.
+        indices: indices of the labelled images to train with.
+        batch_size: number of images in a batch.
         image_size: rows and columns of the crops.
-        seed: of the order, the crops and the flips.
-        native_resolution: crop windows of about `image_size` out of the image as it is, instead of
-            out of the image shrunk to cover `image_size`.
+        seed: seed of the order, the crops and the flips.
+        native_resolution: crop from the image at its full resolution, instead of from the image shrunk until it
+            just covers `image_size`.
     """
 
     def __init__(
@@ -68,14 +68,15 @@ class LabelledBatches:
         seed: int,
         native_resolution: bool = False,
     ) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        self.batch_size = batch_size
-        self.image_size = image_size
-        self.seed = seed
-        self.native_resolution = native_resolution
+        self.dataset: ImageDataset = dataset
+        self.indices: list[int] = indices
+        self.batch_size: int = batch_size
+        self.image_size: tuple[int, int] = image_size
+        self.seed: int = seed
+        self.native_resolution: bool = native_resolution
 
     def __getitem__(self, number: int) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, "B 1 H W"]]:
+        """The normalised images and the labels of a batch, counted from 0."""
         size = len(self.indices)
         first = number * self.batch_size
         places = [
@@ -83,7 +84,7 @@ class LabelledBatches:
             for at in range(first, first + self.batch_size)
         ]
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators, whose state is not forked here.
+            # torch.manual_seed would also seed the GPUs, and their state is not restored here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 3, number))
             pairs = [self._crop(self.indices[place]) for place in places]
         images, labels = zip(*pairs, strict=True)

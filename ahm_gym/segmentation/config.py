@@ -1,4 +1,4 @@
-"""The settings of a probe and of a fine-tuning run."""
+"""The settings of the probe and of fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ EncoderPath = Annotated[
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Evaluate a frozen encoder in seconds: a linear map from its patch features to the labels."""
+    """Evaluate a frozen encoder in seconds, by a linear map from its patch features to the labels."""
 
     encoder: EncoderPath = "none"
     """Folder of a pretraining run, or none for an untrained encoder."""
     data: str | None = None
     """Labelled images, as for pretraining. None uses the images of the encoder's run, or the MNI152 brain."""
     data_root: Path | None = None
-    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
+    """Folder in which relative names of data are looked up first, like the environment variable AHM_DATA."""
     labels: int | None = None
-    """Number of labelled training images. None uses all."""
+    """Number of labelled training images. None uses all of them."""
     model: str | None = None
     """tiny, small, base, unet, or the name of a plain vision transformer of timm. None: the encoder's, or tiny."""
     image_size: int | tuple[int, ...] | None = None
@@ -34,11 +34,11 @@ class ProbeConfig:
     patch_size: int | None = None
     """Side of a patch in pixels. None: the encoder's, or 8."""
     seed: int = 0
-    """Seed of the choice of labelled images, their order and crops, and the weights."""
+    """Seed of the initial weights, and of the choice, the order and the crops of the labelled images."""
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
-    """Folder of the run. None takes the first free runs/ENCODER-finetune-N, or runs/ENCODER-probe-N."""
+    """Folder of the run. None uses the first free runs/ENCODER-finetune-N, or runs/ENCODER-probe-N."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", os.fspath(self.encoder))
@@ -49,25 +49,25 @@ class FinetuneConfig(ProbeConfig):
     """Segmentation with a pretrained encoder, or from scratch, on a number of labelled images."""
 
     steps: int = 300
-    """Updates of the segmenter."""
+    """Number of updates of the segmenter."""
     batch_size: int = 8
-    """Images in an update."""
+    """Number of images in an update."""
     learning_rate: float = 3e-3
-    """Peak learning rate of the decoder; it decreases towards the encoder's first layers."""
+    """Peak learning rate of the decoder; it decreases towards the first layers of the encoder."""
     freeze: bool = False
-    """Keep the encoder as it is and train only the decoder."""
+    """Keep the encoder unchanged and train only the decoder."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100
-    """Updates between two checkpoints."""
+    """Number of updates between two checkpoints."""
 
 
 @dataclass(frozen=True)
 class Finetune(FinetuneConfig):
-    """Fine-tune an encoder for segmentation and score it.
+    """Fine-tune an encoder for segmentation and evaluate it.
 
     Segmentation with a pretrained encoder, or from scratch, on a number of labelled images.
     """
 
     resume: bool = False
-    """Go on with the run in the run folder, with its own settings."""
+    """Continue the run in the run folder, with its own settings."""

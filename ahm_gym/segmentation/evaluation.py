@@ -1,4 +1,4 @@
-"""Evaluation of a segmenter on a whole split: scores by case, and a picture of a few cases."""
+"""Evaluates a segmenter on a split: scores of every case, and a picture of a few cases."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from ahm_gym.segmentation.metrics import (
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
 from ahm_gym.segmentation.segmenter import Segmenter, predict
 
-NUM_SHOWN = 8
+NUM_SHOWN: int = 8
+"""Maximum number of cases in the picture."""
 
 
 def choose_split(dataset: ImageDataset) -> Split:
-    """The split to report on: test, or val if no test image has a label.
+    """The split to evaluate on: test, or val if no test image has a label.
 
     Raises:
-        InputError: if neither has labels.
+        InputError: if neither split has labels.
     """
     splits: tuple[Split, ...] = ("test", "val")
     for split in splits:
         if dataset.indices(split, labelled=True):
             return split
     raise InputError(
-        f"{dataset.name} has no labelled test or val images to score: add some (test_images and test_label in an .npz "
-        "file; in a folder a split.csv can name them)."
+        f"{dataset.name} has no labelled test or val images to evaluate on: add some (test_images and test_label in "
+        "an .npz file; in a folder, a split.csv can name them)."
     )
 
 
@@ -50,7 +51,7 @@ def evaluate(
     """Scores of every case of a split, and their means; see `summarise`.
 
     A class that occurs in no label of the split is left out and listed in `absent_classes`. `hd95_unit` is mm if
-    every image has a spacing, and pixels (of the label) otherwise.
+    every image has a spacing, and pixels of the label otherwise.
     """
     cases = group_cases(dataset, split)
     indices = dataset.indices(split, labelled=True)
@@ -76,12 +77,12 @@ def evaluate(
 def draw_cases(
     segmenter: Segmenter, dataset: ImageDataset, results: dict[str, Any], *, native_resolution: bool = False
 ) -> Figure:
-    """A few cases from the worst to the best by Dice, each by its image with the largest label.
+    """Draws a few cases, from the worst to the best Dice; each is shown by its image with the largest label.
 
     Args:
         segmenter: as given to `evaluate`.
         dataset: as given to `evaluate`.
-        results: of `evaluate`, with the `split`.
+        results: what `evaluate` returned, and the `split`.
         native_resolution: as given to `evaluate`.
     """
     members = group_cases(dataset, results["split"])
@@ -95,12 +96,12 @@ def draw_cases(
         index = max(members[case], key=lambda index: int((_label(dataset.sample(index)) > 0).sum()))
         sample, prediction = _segment(segmenter, dataset, index, native_resolution)
         overlays.append(Overlay(f"{sample.id}\nDice {score:.3f}", sample.image, _label(sample), prediction))
-    title = f"{dataset.name}, {results['split']}: from the worst case to the best of {len(ranked)}"
+    title = f"{dataset.name}, {results['split']}: from the worst to the best of {len(ranked)} cases"
     return draw_overlays(overlays, dataset.num_classes, title)
 
 
 def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
-    """Indices of the labelled images of every case of a split."""
+    """Indices of the labelled images in a split, by case."""
     cases: dict[str, list[int]] = defaultdict(list)
     for index in dataset.indices(split, labelled=True):
         cases[dataset.sample(index).case].append(index)

@@ -1,4 +1,4 @@
-"""Fine-tuning for segmentation: the run, its evaluation, and the probe's run."""
+"""Fine-tuning for segmentation: a run with its loop and its evaluation; also the run of a probe."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from monai.losses.dice import DiceCELoss
 from torch import nn
 
+from ahm_gym.data import ImageDataset
 from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import Interrupted, RunError
@@ -37,9 +38,18 @@ from ahm_gym.segmentation.inputs import (
     with_run_dir,
 )
 from ahm_gym.segmentation.probe import Probe
-from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, parameter_groups, save_segmenter
+from ahm_gym.segmentation.segmenter import (
+    Segmenter,
+    build_segmenter,
+    load_segmenter,
+    parameter_groups,
+    save_segmenter,
+)
 
-WARMUP, MAX_GRAD_NORM = 0.1, 1.0
+WARMUP: float = 0.1
+"""Share of the updates during which the learning rate rises."""
+MAX_GRAD_NORM: float = 1.0
+"""Gradients with a larger norm are scaled down to this norm."""
 
 
 def finetune(
@@ -49,16 +59,20 @@ def finetune(
     given: Container[str] = (),
     interrupt: Interrupt | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes a segmenter and scores it; gives back what `results.json` holds.
+    """Fine-tunes a segmenter and evaluates it; returns the content of `results.json`.
 
-    With `resume` the run in `config.run_dir` goes on with its own settings, exactly where its last
-    checkpoint stands; a finished run only gives back its results. Settings that differ from the defaults,
-    or are named in `given`, must be its own. `interrupt` may have a deadline.
+    Args:
+        config: settings of the run.
+        resume: continue the run in `config.run_dir` exactly from its last checkpoint, with its own settings. If the
+            run is finished, only its results are returned.
+        given: names of settings that were given explicitly. When resuming, they must have the values of the run, and
+            so must all settings that differ from the defaults.
+        interrupt: what can stop the run; it may have a deadline.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
-        RunError: where the loss is not finite; the last checkpoint is good.
-        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+        InputError: if settings or data cannot be used; no folder is left behind.
+        RunError: if the loss is not finite; the last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     run = None
     if resume:
@@ -78,15 +92,15 @@ def finetune(
 
 
 def is_finished(run_dir: Path | None) -> bool:
-    """Whether the run in that folder has its results."""
+    """Whether the run in this folder has written its results."""
     return run_dir is not None and (run_dir / "results.json").is_file()
 
 
 def run_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Probes the encoder with `config.labels` images; gives back what `results.json` holds.
+    """Probes the encoder with `config.labels` labelled images; returns the content of `results.json`.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
+        InputError: if settings or data cannot be used; no folder is left behind.
     """
     config = resolve(with_run_dir(config, "probe"))
     assert config.run_dir is not None, "chosen above"
@@ -99,29 +113,29 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
 
 
 def build_probe(config: ProbeConfig) -> Probe:
-    """The probe of the encoder that the settings name; `resolve` them before.
+    """The probe of the encoder that the settings name; they must have been through `resolve`.
 
     Raises:
-        InputError: for settings or data that cannot be used.
+        InputError: if settings or data cannot be used.
     """
     dataset = open_labelled(config)
     return Probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
 
 
 class Finetuning:
-    """The parts of a fine-tuning run; building them checks all settings and writes nothing.
+    """The parts of a fine-tuning run; creating them checks all settings and writes nothing.
 
     Args:
-        config: resolved.
-        exported: segmenter folder of the run to resume; its original encoder is then not needed.
+        config: settings that have been through `resolve`.
+        exported: segmenter folder of the run to resume, which then does not need its original encoder.
     """
 
     def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
-        self.config = config
-        self.device = pick_device(config.device)
-        self.dataset = open_labelled(config)
+        self.config: FinetuneConfig = config
+        self.device: torch.device = pick_device(config.device)
+        self.dataset: ImageDataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset)
-        self.batches = LabelledBatches(
+        self.batches: LabelledBatches = LabelledBatches(
             self.dataset,
             choose_labelled(self.dataset, config.labels, config.seed),
             batch_size=config.batch_size,
@@ -138,14 +152,17 @@ class Finetuning:
                 freeze=config.freeze,
                 seed=config.seed,
             )
-        self.segmenter = segmenter.to(self.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.segmenter), fused=True)
-        # Over the batch: one image alone often lacks a class.
-        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        self.segmenter: Segmenter = segmenter.to(self.device)
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(parameter_groups(self.segmenter), fused=True)
+        # The Dice is taken over the whole batch, because a single image often lacks a class.
+        self.loss: DiceCELoss = DiceCELoss(
+            softmax=True, to_onehot_y=True, include_background=False, batch=True
+        )
         self.losses: list[float] = []
+        """Losses since the last line of the log."""
 
     def describe(self) -> dict[str, Any]:
-        """The content of `config.json`: the settings and the properties of the data."""
+        """The content of `config.json`: the settings, and the properties of the data."""
         return {
             "kind": "finetune",
             **to_json(self.config),
@@ -156,7 +173,7 @@ class Finetuning:
         }
 
     def train(self, run: RunFolder, interrupt: Interrupt) -> None:
-        """Trains to the last step, from the newest checkpoint of `run` where it has one."""
+        """Trains to the last step, starting from the newest checkpoint of `run` if it has one."""
         config = self.config
         found = run.load_checkpoint()
         start = 0 if found is None else found[0]
@@ -180,15 +197,15 @@ class Finetuning:
                     self._checkpoint(run, step)
                 if stop:
                     raise Interrupted(
-                        f"stopped at step {step}; go on with: {resume_flags(run.path)}",
+                        f"stopped at step {step}; continue with: {resume_flags(run.path)}",
                         interrupt.signal or 2,
                     )
 
     def update(self, step: int) -> float:
-        """One update, the `step`-th, counted from 1; returns the loss before it.
+        """Makes update number `step`, counted from 1; returns the loss before it.
 
         Raises:
-            RunError: where the loss or its gradient is not finite; the weights stay as they were.
+            RunError: if the loss or its gradient is not finite; the weights then stay unchanged.
         """
         config = self.config
         images, labels = self.batches[step - 1]
@@ -199,7 +216,7 @@ class Finetuning:
         loss = self.loss(logits.float(), labels.to(self.device))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.segmenter.parameters(), MAX_GRAD_NORM)
-        value, size = torch.stack((loss.detach(), norm)).tolist()  # one wait for a GPU
+        value, size = torch.stack((loss.detach(), norm)).tolist()  # waits for a GPU only once
         if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
                 f"the loss is {value} (gradient norm {size}) at step {step}: lower "
@@ -212,7 +229,7 @@ class Finetuning:
         return value
 
     def score(self, run: RunFolder) -> dict[str, Any]:
-        """Scores the segmenter, and writes `figures/overlays.png` and `results.json`."""
+        """Evaluates the segmenter; writes `figures/overlays.png` and `results.json`, and returns the latter."""
         native = self.config.native_resolution
         results = {
             "split": self.split,

@@ -1,4 +1,4 @@
-"""What the settings of a probe or a fine-tuning run name: labelled images and the encoder to start from."""
+"""Completes the settings of a probe or a fine-tuning run, and opens the data and the encoder that they name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Config = TypeVar("Config", bound=ProbeConfig)
 
 
 def resolve(config: Config) -> Config:
-    """The settings with what was left out taken from the encoder's run, or from the defaults.
+    """The settings, with missing ones taken from the encoder's run or from the defaults.
 
     Raises:
-        InputError: where a number is out of range, or the encoder cannot be found.
+        InputError: if a number is out of range or the encoder cannot be found.
     """
     check_seed(config.seed)
     if config.labels is not None:
@@ -53,7 +53,7 @@ def resolve(config: Config) -> Config:
 
 
 def spelled_out(config: Config) -> Config:
-    """The same settings as `config.json` holds them: two image sizes, absolute paths."""
+    """The same settings as they are written to `config.json`: a height and a width, and absolute paths."""
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
     size = None if config.image_size is None else image_size_of(config.image_size)
@@ -61,9 +61,9 @@ def spelled_out(config: Config) -> Config:
 
 
 def with_run_dir(config: Config, what: str) -> Config:
-    """The settings with a run folder: if none is given, the first free `runs/ENCODER-WHAT-N`.
+    """The settings with a run folder: the given one, or else the first free `runs/ENCODER-WHAT-N`.
 
-    ENCODER is the folder of the encoder's run, or DATA-scratch where there is none.
+    ENCODER is the name of the encoder's run folder, or DATA-scratch without an encoder.
     """
     if config.encoder == "none":
         start = f"{stem_of(config.data)}-scratch"
@@ -91,7 +91,7 @@ def open_labelled(config: ProbeConfig) -> ImageDataset:
 
 
 def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> nn.Module:
-    """The encoder of resolved settings, in the shape that the images need."""
+    """The encoder of resolved settings, for images of their size and the dataset's channels."""
     image_size, patch_size = shape_of(config)
     return load_encoder(
         None if config.encoder == "none" else Path(config.encoder),

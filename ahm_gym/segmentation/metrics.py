@@ -1,4 +1,4 @@
-"""Dice, IoU and Hausdorff distance of predicted label maps, by case."""
+"""Dice, IoU and Hausdorff distance of predicted label maps, for each case."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ from monai.metrics.meandice import compute_dice
 from monai.metrics.meaniou import compute_iou
 from torch import Tensor
 
-METRICS = ("dice", "iou", "hd95")
+METRICS: tuple[str, ...] = ("dice", "iou", "hd95")
 
 Value = float | None
+"""A score; None if it is undefined."""
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """A predicted label map beside the true one."""
+    """A predicted label map and the true one."""
 
     prediction: Int[Tensor, "H W"]
     label: Int[Tensor, "H W"]
     spacing: tuple[float, float] | None
-    """Size of a pixel (row, column) in the unit of the distances; None counts pixels."""
+    """Size of a pixel (row, column) in the unit of the distances; None measures them in pixels."""
 
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Scores of one patient or volume; one value a foreground class, None where it is undefined."""
+    """Scores of one patient or volume, with one value for each foreground class."""
 
     case: str
     images: int
+    """Number of images of the case."""
     dice: list[Value]
-    """0 to 1, over all pixels of the case; None where label and prediction are both empty."""
+    """0 to 1, over all pixels of the case; None if label and prediction are both empty."""
     iou: list[Value]
-    """0 to 1, over all pixels of the case; None where label and prediction are both empty."""
+    """0 to 1, over all pixels of the case; None if label and prediction are both empty."""
     hd95: list[Value]
-    """The larger of the two directed 95th percentiles of the distance between the outlines, mean over
-    the images; None where label or prediction is empty in every one."""
+    """The larger of the two directed 95th percentiles of the distance between the outlines, as the mean over the
+    images; None if label or prediction is empty in every image."""
 
 
 def score_case(case: str, images: Sequence[ScoredImage], num_classes: int) -> CaseScores:
-    """Scores of the images of one case; the background (class 0) is left out."""
+    """The scores of one case; the background (class 0) is left out."""
     prediction = torch.cat([image.prediction.flatten() for image in images])
     label = torch.cat([image.label.flatten() for image in images])
     dice: list[Value] = []
@@ -65,10 +67,10 @@ def score_case(case: str, images: Sequence[ScoredImage], num_classes: int) -> Ca
 
 
 def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> list[CaseScores]:
-    """The scores with None for the classes that occur in no label of any case.
+    """The same scores, with None for the classes that occur in no label.
 
-    False pixels of such a class already lower the scores of the true classes; one of them alone would give it a Dice
-    of 0.
+    Pixels that are falsely predicted as such a class already lower the scores of the true classes; a single one would
+    also add a Dice of 0 for the absent class.
     """
 
     def known(values: list[Value]) -> list[Value]:
@@ -80,8 +82,8 @@ def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> l
 def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
     """Means over the cases for every class, and over the classes; undefined values are left out and counted.
 
-    The keys: `dice`, `iou` and `hd95` (None where no case defines them), `per_class` with the same for
-    every class, `undefined` with counts, `num_cases`, and `cases` with one entry a case.
+    The keys are `dice`, `iou` and `hd95` (None if no case defines them), `per_class` with the same for every class,
+    `undefined` with the counts, `num_cases`, and `cases` with one entry for each case.
     """
     summary: dict[str, Any] = {}
     per_class: dict[str, dict[str, Value]] = {str(index): {} for index in range(1, num_classes)}
@@ -104,7 +106,7 @@ def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
 
 
 def mean(values: Sequence[Value]) -> Value:
-    """The mean; None without values."""
+    """The mean of the values; None if there are none."""
     return math.fsum(value for value in values if value is not None) / len(values) if values else None
 
 
@@ -114,7 +116,7 @@ def _distance(image: ScoredImage, index: int) -> Value:
         return None
     spacing = list(image.spacing or (1.0, 1.0))
     with warnings.catch_warnings():
-        # MONAI itself passes an argument that it has deprecated.
+        # MONAI itself passes an argument that it deprecated.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
         distance = compute_hausdorff_distance(
             found, true, include_background=True, percentile=95, spacing=spacing

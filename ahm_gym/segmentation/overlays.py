@@ -1,4 +1,4 @@
-"""The picture of a segmentation: outlines of labels and predictions over their images."""
+"""Draws segmentations: the outlines of labels and predictions over their images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-ROWS = ("image", "label", "prediction")
-MIN_WIDTH = 4.5
+ROWS: tuple[str, ...] = ("image", "label", "prediction")
+MIN_WIDTH: float = 4.5
 """Inches that the title needs."""
-RIM = withStroke(linewidth=2.4, foreground="black")
-"""Keeps an outline visible on tissue of the same colour."""
+RIM: withStroke = withStroke(linewidth=2.4, foreground="black")
+"""Black rim that keeps an outline visible on tissue of the same colour."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Overlay:
 
     title: str
     image: Float[Tensor, "C H W"]
-    """In [0, 1]; three channels are shown as colour, of other counts the first one."""
+    """Pixels in [0, 1]; three channels are shown in colour, otherwise only the first channel is shown."""
     label: Int[Tensor, "H0 W0"]
     prediction: Int[Tensor, "H0 W0"]
 
 
 def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> Figure:
-    """One column an image: the image alone, with the label's outlines, with the prediction's."""
+    """One column for each image: the image alone, with the outlines of the label, and with those of the prediction."""
     figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 6.6), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(ROWS), len(overlays), squeeze=False)
@@ -55,7 +55,7 @@ def _show(axis: Axes, overlay: Overlay) -> None:
     rows, columns = overlay.label.shape
     image = overlay.image if overlay.image.shape[0] == 3 else overlay.image[:1]
     pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
-    # The label may be larger than the image: its pixels are the coordinates.
+    # The label may be larger than the image, so the axes are in pixels of the label.
     axis.imshow(
         pixels, cmap="gray", vmin=0, vmax=1, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), aspect="equal"
     )

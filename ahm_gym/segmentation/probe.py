@@ -1,4 +1,4 @@
-"""The probe: evaluates frozen patch features by a linear map, in seconds."""
+"""The probe: evaluates frozen patch features with a linear map, in seconds."""
 
 from __future__ import annotations
 
@@ -11,36 +11,42 @@ from torch import Tensor, nn
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
-from ahm_gym.model.encoders import as_encoder
+from ahm_gym.model.encoder_base import Encoder, as_encoder
 from ahm_gym.model.patches import patchify
 from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
 
-PENALTIES = torch.logspace(-4, 6, 41, dtype=torch.float64)
-"""Ridge penalties to choose from; the squared error is summed over all training patches."""
-BACKGROUND_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
-"""Factors on the predicted share of background to choose from. A ridge regression shrinks towards the mean, so that
-small structures would never be the largest class of a patch."""
-BATCH_SIZE = 64
+PENALTIES: Tensor = torch.logspace(-4, 6, 41, dtype=torch.float64)
+"""Ridge penalties to choose from, for a squared error that is summed over all training patches."""
+BACKGROUND_WEIGHTS: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+"""Factors of the predicted share of background to choose from.
+
+Ridge regression shrinks towards the mean: without such a factor, small structures would never be the largest class
+of a patch.
+"""
+BATCH_SIZE: int = 64
 
 
 class Probe:
-    """A ridge regression from frozen patch features to label fractions, for any draw of labelled images.
+    """A ridge regression from frozen patch features to label fractions, for any choice of labelled images.
 
-    Each image is encoded once, even if several draws contain it.
+    Each image is encoded only once, even if several choices contain it.
 
     Args:
-        encoder: frozen; a network that `as_encoder` knows. Whole images are fitted to its image size, and its patch
-            features are standardised over the training patches.
-        dataset: with labels in all three splits.
+        encoder: frozen network of a class that `as_encoder` knows. Images are fitted to its image size as a whole,
+            and its patch features are standardised over the training patches.
+        dataset: images with labels in all three splits.
 
     Raises:
-        InputError: where val or test has no labels, or no patch of val is mostly foreground.
+        InputError: if val or test has no labels.
     """
 
     def __init__(self, encoder: nn.Module, dataset: ImageDataset) -> None:
-        self.network, self.encoder, self.dataset = encoder, as_encoder(encoder), dataset
-        self.val, self.test = (dataset.indices(split, labelled=True) for split in ("val", "test"))
+        self.network: nn.Module = encoder
+        self.encoder: Encoder = as_encoder(encoder)
+        self.dataset: ImageDataset = dataset
+        self.val: list[int] = dataset.indices("val", labelled=True)
+        self.test: list[int] = dataset.indices("test", labelled=True)
         for split, indices in (("val", self.val), ("test", self.test)):
             if not indices:
                 raise InputError(
@@ -51,27 +57,27 @@ class Probe:
         self._patches: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
-        """Patch Dice on the test split of the regression from one draw of labelled images.
+        """Fits the regression to one choice of labelled images and measures its patch Dice on the test split.
 
         Args:
-            labels: number of labelled training images; None takes all.
-            seed: which ones; see `choose_labelled`.
+            labels: number of labelled training images; None uses all of them.
+            seed: seed of their choice; see `choose_labelled`.
 
         Returns:
-            `patch_dice` on test, `per_class` the same for every class, `cases` the same for every case and class,
-            `lambda` the ridge penalty and `background_weight` the factor on the predicted share of background with
-            the best `val_patch_dice`, `val_r2` the share of the label fractions' variance on val that the best
-            penalty explains, `labels` and `num_images`: the numbers of training and of test images.
+            `patch_dice` on test, also `per_class` and, in `cases`, for every case and class; `lambda`, the ridge
+            penalty, and `background_weight`, the factor of the predicted share of background, with the best
+            `val_patch_dice`; `val_r2`, the largest share of the variance of the label fractions on val that any
+            penalty explains; and `labels` and `num_images`, the numbers of training and test images.
 
         Raises:
-            InputError: if there are too few labels.
+            InputError: if there are too few labels, or no patch of val is mostly foreground.
         """
         train = choose_labelled(self.dataset, labels, seed)
         features, targets = self.patches(train)
         deviation, centre = torch.std_mean(features, dim=(0, 1))
         deviation = deviation.clamp(min=1e-6)
         weights, bias = ridge((features - centre) / deviation, targets, PENALTIES)  # N D K, N K
-        # Standardised by the maps themselves: there are many more features than weights.
+        # The weights include the standardisation: there are far fewer of them than of features.
         weights = weights / deviation[:, None]
         bias = bias - centre @ weights
         features, targets = self.patches(self.val)
@@ -80,8 +86,8 @@ class Probe:
         best, weight, score = choose_map(predictions, targets, self.cases(self.val))
         if score is None:
             raise InputError(
-                f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe is chosen "
-                "by such: add val images with the structure, choose a smaller `patch_size`, or fine-tune."
+                f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe needs some "
+                "to choose its penalty: add val images with the structure, choose a smaller `patch_size`, or fine-tune."
             )
         r2 = max(explained(predicted, targets) for predicted in predictions)
         features, targets = self.patches(self.test)
@@ -100,7 +106,7 @@ class Probe:
         }
 
     def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
-        """Features and label fractions of every patch of these samples, in double precision."""
+        """Features and label fractions of all patches of these images, in double precision."""
         missing = [index for index in indices if index not in self._patches]
         was_training = self.network.training
         self.network.eval()
@@ -123,12 +129,12 @@ class Probe:
             self._patches[index] = tokens, shares.double()
 
     def cases(self, indices: list[int]) -> list[str]:
-        """The cases of val or test images."""
+        """Names of the cases of these val or test images."""
         return [self._cases[index] for index in indices]
 
 
 def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
-    """Predicted shares of the classes, that of the background (class 0) times this factor."""
+    """The predicted shares of the classes, with that of the background (class 0) multiplied by this factor."""
     factors = torch.ones(predicted.shape[2], dtype=predicted.dtype)
     factors[0] = background_weight
     return predicted * factors
@@ -137,9 +143,9 @@ def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Flo
 def choose_map(
     predictions: list[Float[Tensor, "B L K"]], targets: Float[Tensor, "B L K"], cases: list[str]
 ) -> tuple[int, float, Value]:
-    """Place of the best prediction, the factor on its background, and the patch Dice that they give.
+    """Index of the best prediction, the best factor of its background, and the resulting patch Dice.
 
-    The latter is None if no target is mostly foreground: then the predictions cannot be compared.
+    The Dice is None if no target is mostly foreground, because the predictions cannot be compared then.
     """
     scores = {
         (index, weight): mean_dice(patch_dice(weighted(predicted, weight), targets, cases))
@@ -151,10 +157,7 @@ def choose_map(
 
 
 def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"]) -> float:
-    """Share of the variance of the label fractions that is explained (R squared).
-
-    The mean over the foreground classes that occur.
-    """
+    """R squared of predicted label fractions: the explained share of variance, mean over the foreground classes."""
     error = (predicted - fractions).square().sum(dim=(0, 1))[1:]
     variance = (fractions - fractions.mean(dim=(0, 1))).square().sum(dim=(0, 1))[1:]
     there = variance > 0
@@ -164,13 +167,13 @@ def explained(predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K
 def ridge(
     features: Float[Tensor, "B L D"], targets: Float[Tensor, "B L K"], penalties: Float[Tensor, " N"]
 ) -> tuple[Float[Tensor, "N D K"], Float[Tensor, "N K"]]:
-    """Weights and bias of a ridge regression for every penalty; the bias is not penalised."""
+    """Weights and bias of the ridge regression for every penalty; the bias is not penalised."""
     inputs, outputs = features.flatten(0, 1), targets.flatten(0, 1)
     centre, bias = inputs.mean(dim=0), outputs.mean(dim=0)
     inputs, outputs = inputs - centre, outputs - bias
     values, vectors = torch.linalg.eigh(inputs.T @ inputs)
     projected = vectors.T @ (inputs.T @ outputs)  # D K
-    # Rounding leaves tiny negative eigenvalues.
+    # Rounding can make eigenvalues slightly negative.
     values = values.clamp(min=0.0)
     weights = vectors @ (projected / (values + penalties[:, None])[..., None])  # N D K
     return weights, bias - centre @ weights
@@ -179,14 +182,15 @@ def ridge(
 def patch_dice(
     predicted: Float[Tensor, "B L K"], fractions: Float[Tensor, "B L K"], cases: list[str]
 ) -> dict[str, list[Value]]:
-    """Dice of every foreground class over the patches of each case, each patch counted as its largest class.
+    """Dice of every foreground class over the patches of each case; a patch belongs to its largest class.
 
-    None where a case has no true patch of the class, even if some are predicted: so it is None for every encoder.
+    It is None if a case has no true patch of the class, even if some are predicted, so that it is None for every
+    encoder.
 
     Args:
-        predicted: of every image.
+        predicted: predicted shares of the classes.
         fractions: true shares of the classes.
-        cases: names of the images' cases.
+        cases: name of the case of each image.
     """
     classes = torch.arange(1, fractions.shape[2])
     found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
@@ -202,19 +206,19 @@ def patch_dice(
 
 
 def class_dice(cases: dict[str, list[Value]]) -> list[Value]:
-    """The mean of every class over the cases that have it."""
+    """The mean Dice of every class over the cases that define it."""
     return [mean([v for v in column if v is not None]) for column in zip(*cases.values(), strict=True)]
 
 
 def mean_dice(cases: dict[str, list[Value]]) -> Value:
-    """The mean over the classes that have a Dice."""
+    """The mean over the classes of `class_dice`, without undefined ones."""
     return mean([value for value in class_dice(cases) if value is not None])
 
 
 def label_fractions(
     label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], patch_size: int
 ) -> Float[Tensor, "L K"]:
-    """Area share of every class in every patch, the label fitted to `image_size` as its image is."""
+    """Share of the area of each patch that each class covers, with the label fitted to `image_size` like its image."""
     one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
     fitted = cover(one_hot, image_size)  # K H W
     return patchify(fitted[:, None], patch_size).mean(dim=2).T

@@ -1,4 +1,4 @@
-"""The segmenter: an encoder with a light UNETR decoder, or with a head where it has a decoder of its own."""
+"""The segmenter: an encoder with a light UNETR decoder, or only with a head if it has its own decoder."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
 from ahm_gym.model.patches import grid_of
 from ahm_gym.runs.storage import as_os_error
 
-WEIGHT_DECAY = 0.05
-"""Of matrices only."""
+WEIGHT_DECAY: float = 0.05
+"""Weight decay of the matrices; other parameters have none."""
 
 
 class Segmenter(nn.Module):
-    """Class logits for every pixel, from the features of an encoder.
+    """Computes class logits for every pixel from the features of an encoder.
 
     Args:
-        encoder: a network that `as_encoder` knows; its own image size, patch size and channels hold.
-        num_classes: with the background, at least 2.
-        feature_size: width of the UNETR decoder at full resolution; it doubles with every halving, up to 8
-            times. An encoder with a decoder of its own does not use it.
-        freeze: train the decoder alone.
+        encoder: network of a class that `as_encoder` knows; it sets the image size, patch size and channels.
+        num_classes: number of classes including the background, at least 2.
+        feature_size: width of the UNETR decoder at full resolution. It doubles each time the resolution is halved,
+            up to 8 times this width. Not used if the encoder has its own decoder.
+        freeze: train only the decoder.
+
+    Raises:
+        InputError: if there are fewer than 2 classes.
     """
 
     def __init__(
@@ -48,14 +51,15 @@ class Segmenter(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise InputError(
-                f"the number of classes is {num_classes}: expected background and at least one more."
+                f"the number of classes is {num_classes}: expected the background and at least one more."
             )
-        self.encoder = encoder.requires_grad_(not freeze)
-        self.num_classes = num_classes
-        self.feature_size = feature_size
-        self.freeze = freeze
+        self.encoder: nn.Module = encoder.requires_grad_(not freeze)
+        self.num_classes: int = num_classes
+        self.feature_size: int = feature_size
+        self.freeze: bool = freeze
         described = as_encoder(encoder)
-        self.image_size, self.channels = described.image_size, described.channels
+        self.image_size: tuple[int, int] = described.image_size
+        self.channels: int = described.channels
         self.decoder: UnetrDecoder | PixelHead
         if described.has_decoder:
             self.decoder = PixelHead(described.width, num_classes)
@@ -79,14 +83,14 @@ class Segmenter(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def train(self, mode: bool = True) -> Segmenter:
-        """Switches to training; a frozen encoder stays in evaluation mode."""
+        """Sets the training mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.freeze:
             self.encoder.eval()
         return self
 
     def features(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """The encoder's feature maps, the shallowest first."""
+        """The feature maps of the encoder, the shallowest first."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return as_encoder(self.encoder).feature_maps(images)
 
@@ -95,11 +99,11 @@ class Segmenter(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Class logits from a feature map of the image's size, pixel by pixel."""
+    """Computes class logits from a feature map of the image's size, pixel by pixel."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        self.out = nn.Conv2d(width, num_classes, 1)
+        self.out: nn.Conv2d = nn.Conv2d(width, num_classes, 1)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
@@ -108,11 +112,11 @@ class PixelHead(nn.Module):
 
 
 class UnetrDecoder(nn.Module):
-    """From a pyramid of upsampled features and the image itself back to full resolution.
+    """Computes class logits at full resolution from the feature maps and the image itself.
 
-    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in
-    two dimensions. Each level doubles the resolution, as often as it goes into the patch size; what
-    is left (patch sizes that are no power of two) is interpolated.
+    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two dimensions.
+    Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power of two,
+    the rest is interpolated.
     """
 
     def __init__(
@@ -127,18 +131,19 @@ class UnetrDecoder(nn.Module):
     ) -> None:
         super().__init__()
         levels = max(patch_size.bit_length() - 1, 1)
-        self.size = (grid[0] << levels, grid[1] << levels)
-        self.first = min(levels, NUM_MAPS) - 1
-        """The features from here on are the deepest ones: they enter at the resolution of the grid."""
-        self.sources = [max(self.first - level, 0) for level in range(1, levels)]
+        self.size: tuple[int, int] = (grid[0] << levels, grid[1] << levels)
+        self.first: int = min(levels, NUM_MAPS) - 1
+        """The feature maps from this index on, the deepest ones, enter at the resolution of the grid."""
+        self.sources: list[int] = [max(self.first - level, 0) for level in range(1, levels)]
+        """Index of the feature map that enters at each further level."""
         widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
         inputs = [dim * (NUM_MAPS - self.first), *widths]
-        common = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
-        self.up = nn.ModuleList(
+        common: dict[str, Any] = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
+        self.up: nn.ModuleList = nn.ModuleList(
             UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
             for before, width in zip(inputs, widths, strict=False)
         )
-        self.skips = nn.ModuleList(
+        self.skips: nn.ModuleList = nn.ModuleList(
             UnetrPrUpBlock(
                 in_channels=dim,
                 out_channels=width,
@@ -149,8 +154,10 @@ class UnetrDecoder(nn.Module):
             )
             for depth, width in enumerate(widths[:-1])
         )
-        self.stem = UnetrBasicBlock(in_channels=channels, out_channels=feature_size, stride=1, **common)
-        self.out = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
+        self.stem: nn.Module = UnetrBasicBlock(
+            in_channels=channels, out_channels=feature_size, stride=1, **common
+        )
+        self.out: nn.Module = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
@@ -166,16 +173,16 @@ class UnetrDecoder(nn.Module):
 def build_segmenter(
     encoder: nn.Module, num_classes: int, *, freeze: bool = False, seed: int = 0
 ) -> Segmenter:
-    """A segmenter whose decoder is initialised from the seed alone."""
+    """A segmenter with a decoder that is initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, 4))
         return Segmenter(encoder, num_classes, freeze=freeze)
 
 
 def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
-    """Groups for the optimiser; the learning rate of a group is multiplied by its `lr_scale`.
+    """Parameter groups for the optimiser; `lr_scale` of a group multiplies its learning rate.
 
-    Learning rates decay from the decoder down to the patch embedding of a vision transformer.
+    In a vision transformer the learning rates decay from the decoder down to the patch embedding.
     """
     groups = [
         *as_encoder(segmenter.encoder).parameter_groups(WEIGHT_DECAY),
@@ -185,7 +192,7 @@ def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
 
 
 def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:
-    """The images, bilinearly resized to `size` (rows, columns), smoothed where that shrinks them."""
+    """The images, resized bilinearly to `size` (rows, columns), with antialiasing."""
     if (images.shape[2], images.shape[3]) == size:
         return images
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
@@ -194,7 +201,7 @@ def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Ten
 def working_size(
     size: tuple[int, int], image_size: tuple[int, int], native_resolution: bool
 ) -> tuple[int, int]:
-    """Rows and columns at which an image of `size` is segmented: never smaller than the training size."""
+    """Rows and columns at which an image of this size is segmented; never smaller than the training size."""
     if native_resolution and size[0] >= image_size[0] and size[1] >= image_size[1]:
         return size
     return covering_size(size, image_size)
@@ -203,14 +210,14 @@ def working_size(
 def predict(
     segmenter: Segmenter, image: Float[Tensor, "C H W"], sample: Sample, *, native_resolution: bool = False
 ) -> Int[Tensor, "H0 W0"]:
-    """The class of every pixel of a sample, at the resolution of its label (of its image without one).
+    """The class of every pixel of a sample, at the resolution of its label, or of its image if it has none.
 
     An image larger than the segmenter's size is covered by overlapping windows.
 
     Args:
-        segmenter: in evaluation mode.
-        image: the sample's image, normalised, on the segmenter's device.
-        sample: its label, or else its image, gives the size of the result.
+        segmenter: segmenter in evaluation mode.
+        image: normalised image of the sample, on the segmenter's device.
+        sample: sample whose label, or else whose image, sets the size of the result.
         native_resolution: do not shrink the image to the segmenter's size.
     """
     stored = (image.shape[1], image.shape[2])
@@ -235,13 +242,13 @@ def predict(
 def save_segmenter(
     segmenter: Segmenter, folder: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Writes a segmenter for `load_segmenter`; its `encoder` folder is what `export_encoder` writes.
+    """Writes a segmenter for `load_segmenter`, with its encoder in the subfolder `encoder`; see `export_encoder`.
 
     Args:
-        segmenter: what to write.
-        folder: created if it is missing.
+        segmenter: segmenter to write.
+        folder: folder to write to; created if it is missing.
         mean: mean of each channel of the training images; saved with the encoder.
-        std: their standard deviation.
+        std: standard deviation of each channel.
     """
     folder.mkdir(parents=True, exist_ok=True)
     export_encoder(segmenter.encoder, folder / "encoder", mean=mean, std=std)
@@ -257,10 +264,10 @@ def save_segmenter(
 
 
 def load_segmenter(folder: Path) -> Segmenter:
-    """The segmenter that a fine-tuning run exported to `RUN_DIR/segmenter`.
+    """Loads the segmenter that a fine-tuning run exported to `RUN_DIR/segmenter`.
 
     Raises:
-        InputError: where the folder holds none.
+        InputError: if the folder holds no segmenter.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no segmenter: give the segmenter folder of a fine-tuning run.")

@@ -558,7 +558,7 @@ def test_the_program_survives_a_signal(number, uninterrupted, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
-        assert "go on with: --resume --run-dir run" in err
+        assert "continue with: --resume --run-dir run" in err
         assert "Traceback" not in err
     resumed = run("pretrain.py", "--resume", "--run-dir", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

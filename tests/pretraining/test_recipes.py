@@ -52,7 +52,7 @@ def test_the_program_goes_on_exactly_in_the_stage_where_it_was_stopped(whole, st
     _, err = process.communicate(timeout=60)
     if number == signal.SIGTERM:
         assert process.returncode == 143
-        assert f"stopped in stage {stage}; go on with: --resume --run-dir run" in err
+        assert f"stopped in stage {stage}; continue with: --resume --run-dir run" in err
     later = STAGES[STAGES.index(stage) + 1 :]
     assert not any((tmp_path / "run" / name).exists() for name in later)
     resumed = run("pretrain.py", "--resume", "--run-dir", "run", cwd=tmp_path)
