@@ -24,7 +24,7 @@ from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
-from ahm_gym.pretraining.run import Training
+from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
 from ahm_gym.runs.settings import to_json

@@ -15,29 +15,29 @@ class PretrainConfig:
 
     data: str | None = None
     """Images: a folder, an .npz file, medsegbench:NAME or medmnist:NAME.
-    None uses one averaged brain (MNI152) that comes with nilearn, for trying things out."""
+    None uses an averaged brain (MNI152) that comes with nilearn, to try things out."""
     data_root: Path | None = None
-    """Folder in which relative names of data are looked up first; the variable AHM_DATA does the same."""
+    """Folder in which relative names of data are looked up first, like the environment variable AHM_DATA."""
     policy: str = "a3c"
-    """What chooses the masks.
+    """The policy or the learning agent that chooses the masks.
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
     adamae, curriculum. Controls: oracle_hard, low_loss, textured, flat.
     Learning agents: a3c, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra contrib.
     agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more."""
     steps: int = 1200
-    """Updates of the autoencoder."""
+    """Number of updates of the autoencoder."""
     batch_size: int = 64
-    """Images in an update."""
+    """Number of images in an update."""
     image_size: int | tuple[int, ...] = 64
     """Side of the training images in pixels, or height and width."""
     patch_size: int = 8
     """Side of a patch in pixels."""
     model: str = "tiny"
-    """The autoencoder: tiny, small or base (vision transformers), unet, or the name of one of timm's plain ones."""
+    """The autoencoder: tiny, small, base, unet, or the name of a plain vision transformer of timm."""
     init: Path | None = None
     """Published weights to start from: an MAE or timm checkpoint, .pth or .safetensors. None: random weights."""
     reconstructor: Path | None = None
-    """A pretraining run whose autoencoder is used and never updated, so that only the agent learns.
+    """A pretraining run from which the autoencoder is taken. It is never updated, so only the agent learns.
     The number of steps then counts batches."""
     agent_options: tuple[str, ...] = ()
     """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
@@ -48,34 +48,34 @@ class PretrainConfig:
     mask_ratio: float = 0.75
     """Share of the patches that are masked, between 0 and 1."""
     initial_mask_ratio: float | None = None
-    """Mask ratio at the start, from which it rises linearly to the mask ratio. None keeps it constant."""
+    """Mask ratio at the start of training, which rises linearly to mask_ratio. None keeps the ratio constant."""
     reward: str | None = None
     """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
-    None: the agent's own, which is progress for a3c, and relative for the others and with a reconstructor."""
+    None uses that of the agent: progress for a3c, relative for the others and with a reconstructor."""
     guided_fraction: float | None = None
-    """Share of the masked patches that follow the scores, 0 to 1; the rest is random.
+    """Share of the masked patches that the scores choose, 0 to 1; the rest is random.
     None: the policy's own schedule."""
     guided_ramp: tuple[float, float] | None = None
-    """Start and end, as shares of training, of a linear rise of that fraction from 0. None keeps it constant."""
+    """Start and end, as shares of training, of a linear rise of this fraction from 0. None keeps it constant."""
     spread_fraction: float | None = None
     """Share of the images whose visible patches are spread over the whole image, whatever the scores are.
-    At a mask ratio of 0.75 that is one of every 2x2 patches. None: the policy's own schedule."""
+    At a mask ratio of 0.75, one of every 2x2 patches is visible. None: the policy's own schedule."""
     spread_ramp: tuple[float, float] | None = None
-    """Start and end, as shares of training, of a linear fall of that fraction to 0. None keeps it constant."""
+    """Start and end, as shares of training, of a linear fall of this fraction to 0. None keeps it constant."""
     masking_steps: int = 1
-    """Steps in which an agent builds up each mask."""
+    """Number of steps in which an agent builds each mask."""
     num_workers: int = 1
-    """Worker processes of the agent, one thread each. Only 1 is deterministic."""
+    """Number of worker processes of the agent, with one thread each. Only 1 is deterministic."""
     data_workers: int | None = None
-    """Processes that load images; 0 loads them between the updates. None: up to 8 with a GPU, 0 without."""
+    """Number of processes that load images; 0 loads them between updates. None: up to 8 with a GPU, 0 without."""
     seed: int = 0
-    """Seed of the weights, the masks and the order of the images."""
+    """Seed of the initial weights, the masks and the order of the images."""
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
-    """Folder of the run. None takes the first free runs/DATA-POLICY-N."""
+    """Folder of the run. None uses the first free runs/DATA-POLICY-N."""
     checkpoint_every: int = 200
-    """Updates between two checkpoints."""
+    """Number of updates between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Pretrain(PretrainConfig):
     """
 
     recipe: str | None = None
-    """A published method in several stages. ahm2025: a U-Net, an agent against it, and a U-Net again.
-    Each stage takes the given number of steps, if one is given."""
+    """A published method with several stages. ahm2025 trains a U-Net, then an agent against it, then a new U-Net.
+    If a number of steps is given, it is that of each stage."""
     resume: bool = False
-    """Go on with the run in the run folder, with its own settings."""
+    """Continue the run in the run folder, with its own settings."""
 
 
 def check_counts(config: PretrainConfig) -> None:
-    """Raises InputError for numbers that no run can have."""
+    """Raises InputError if a count or the seed is out of range."""
     names = ("steps", "batch_size", "checkpoint_every", "num_workers")
     check_numbers("count", **{name: getattr(config, name) for name in names})
     if config.data_workers is not None and config.data_workers < 0:
@@ -101,6 +101,6 @@ def check_counts(config: PretrainConfig) -> None:
     most = 4 * (os.cpu_count() or 1)
     if config.num_workers > most:
         raise InputError(
-            f"`num_workers={config.num_workers}` is too many for this machine: choose up to {most}."
+            f"`num_workers={config.num_workers}` is too many for this machine: choose at most {most}."
         )
     check_seed(config.seed)

@@ -1,4 +1,4 @@
-"""Pictures of a pretraining run: its masks over time and its curves."""
+"""Pictures of a pretraining run: its masks at several steps, and its curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ahm_gym.envs.rendering import GAP
 from ahm_gym.runs.storage import write_atomically
 
-CURVES = {
+CURVES: dict[str, tuple[str, ...]] = {
     "reconstruction loss": ("loss", "val/loss"),
     "reward": ("reward",),
     "correlation with the true patch loss": ("val/spearman", "val/spearman_variance"),
@@ -25,10 +25,11 @@ CURVES = {
         "guided",
     ),
 }
+"""Titles of the plots, and the metrics that each one shows."""
 
 
 def save_snapshot(folder: Path, step: int, panels: np.ndarray) -> None:
-    """Writes the panels (N, h, w, 3) of the same few images at this step."""
+    """Saves the panels (N, h, w, 3) of N images at this step; all snapshots show the same images."""
     content = io.BytesIO()
     np.savez_compressed(content, panels=panels)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def save_snapshot(folder: Path, step: int, panels: np.ndarray) -> None:
 
 
 def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.ndarray]:
-    """Step to panels, ascending; snapshots after `last_step` belong to a part that is run again."""
+    """The panels by step, in ascending order; later steps than `last_step` are left out."""
     paths = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
     return {
         step: np.load(paths[step])["panels"]
@@ -46,7 +47,7 @@ def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.n
 
 
 def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
-    """One row an image, one block of columns a snapshot: image | mask | reconstruction | scores."""
+    """One row for each image and one block for each snapshot: image | mask | reconstruction | scores."""
     images, height, width = next(iter(snapshots.values())).shape[:3]
     down, right = height + 2 * GAP, width + 8 * GAP
     mosaic = np.full((images * down, len(snapshots) * right, 3), 255, dtype=np.uint8)
@@ -58,7 +59,7 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
     head = 0.75 / (high + 0.75)
     figure = Figure(figsize=(wide, high + 0.75), dpi=110)
     FigureCanvasAgg(figure)
-    axis = figure.add_axes((0, 0, 1, 1 - head))  # placed by hand: a layout engine would draw everything twice
+    axis = figure.add_axes((0, 0, 1, 1 - head))  # a layout engine would draw everything twice
     axis.imshow(mosaic, interpolation="nearest")
     axis.set_axis_off()
     for column, step in enumerate(snapshots):
@@ -72,7 +73,7 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
 
 
 def draw_curves(rows: list[dict[str, Any]]) -> Figure:
-    """Loss, reward, correlation and health of the masks over the steps of a run."""
+    """Plots the loss, the reward, the correlation and the health of the masks over the steps of a run."""
     figure = Figure(figsize=(11, 7), dpi=110)
     FigureCanvasAgg(figure)
     last = max((row["step"] for row in rows), default=0)

@@ -1,4 +1,4 @@
-"""Trained agents on disk, and a trained agent as a mask policy."""
+"""Saves and loads trained agents, and uses them as mask policies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ahm_gym.agents import make_agent
 from ahm_gym.agents.base import Agent
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
+from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import build_autoencoder
@@ -21,20 +22,21 @@ from ahm_gym.runs.storage import load_state, save_state
 
 
 class FrozenAgent(MaskPolicy):
-    """A trained agent, frozen, as a mask policy with the shares of the agent's class.
+    """A trained agent, frozen, as a mask policy with the shares of the agent.
 
-    It embeds images through the patch and position embedding that it was trained with: that of another
-    autoencoder would mean nothing to it.
+    It embeds images with the patch and position embedding that the agent was trained with, because the agent cannot
+    interpret the embedding of another autoencoder.
 
     Args:
-        agent: the trained agent.
-        embedder: holds the patch and position embedding of its training.
+        agent: trained agent.
+        embedder: autoencoder with the patch and position embedding from the agent's training.
     """
 
     def __init__(self, agent: Agent, embedder: Autoencoder) -> None:
-        self.agent = agent
-        self.guided_fraction, self.spread_fraction = agent.guided_fraction, agent.spread_fraction
-        self.embedder = embedder.eval()
+        self.agent: Agent = agent
+        self.guided_fraction: Share = agent.guided_fraction
+        self.spread_fraction: Share = agent.spread_fraction
+        self.embedder: Autoencoder = embedder.eval()
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         with torch.no_grad():
@@ -45,7 +47,7 @@ class FrozenAgent(MaskPolicy):
         return self.agent.weigh(patches, masks, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """The agent itself: its run may have gone on when this one is resumed."""
+        """The weights of the agent itself, because its run may have changed by the time this one is resumed."""
         return {"agent": self.agent.state_dict(), "embedding": self.embedder.embedding_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,7 +58,7 @@ class FrozenAgent(MaskPolicy):
 def save_agent(
     folder: Path, name: str, options: dict[str, Any], agent: Agent, model: str, autoencoder: Autoencoder
 ) -> None:
-    """Writes what `from_run` needs: the agent and the patch embedding that it knows."""
+    """Writes an agent for `from_run`, with the patch embedding that it was trained with."""
     save_state(
         folder,
         {
@@ -75,24 +77,24 @@ def save_agent(
 
 
 def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
-    """The trained agent of a pretraining run, to mask images for `autoencoder`.
+    """Loads the trained agent of a pretraining run as a mask policy for `autoencoder`.
 
     Raises:
-        InputError: where the folder holds no agent, or its agent knows another grid or channel count.
+        InputError: if the folder holds no agent, or the agent was trained with another grid or number of channels.
     """
     folder = Path(run) / "agent"
     if not (folder / "state.json").is_file():
         raise InputError(
-            f"{run} holds no trained agent: give the folder of a run that was pretrained with `policy=a3c`."
+            f"{run} holds no trained agent: give the folder of a run with a learning agent, such as `policy=a3c`."
         )
     saved = load_state(folder)
     own = (saved["grid"], saved["patch_size"], saved["channels"])
     wanted = (list(autoencoder.grid), autoencoder.patch_size, autoencoder.channels)
     if own != wanted:
         raise InputError(
-            f"the agent in {run} knows a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with {own[2]} "
-            f"channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: choose the "
-            "same `image_size` and `patch_size`, and data of as many channels."
+            f"the agent in {run} was trained with a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with "
+            f"{own[2]} channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: "
+            "choose the same `image_size` and `patch_size`, and data with as many channels."
         )
     rows, columns = saved["grid"]
     num_patches, dim = saved["observation_shape"]

@@ -1,4 +1,4 @@
-"""What the settings of a pretraining run name: data, weights to start from, and the run's folder."""
+"""Resolves what the settings of a pretraining run name: data, initial weights and the run folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ahm_gym.pretraining.config import PretrainConfig
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """The same settings, so that they can be used from any folder.
+    """The same settings with absolute paths, so that they are valid in any working directory.
 
     Raises:
-        InputError: where the data is not there.
+        InputError: if the data does not exist.
     """
     data, root = config.data, config.data_root
     if data is not None:
@@ -35,15 +35,20 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
 
 
 def run_stem(config: PretrainConfig) -> str:
-    """DATA-POLICY: what a run's folder is called unless its name is given."""
+    """DATA-POLICY, the start of the default name of a run folder."""
     return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
 
 
 def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) -> Autoencoder:
-    """The autoencoder of the settings; with the published or reconstructor's weights where it starts `fresh`.
+    """Builds the autoencoder of the settings.
+
+    Args:
+        config: settings of the run.
+        channels: number of image channels.
+        fresh: load the weights of `init` or `reconstructor`; not needed if a checkpoint replaces them.
 
     Raises:
-        InputError: for a model that does not exist, or weights that do not fit it.
+        InputError: if the model is unknown or the weights do not fit it.
     """
     autoencoder = build_autoencoder(
         config.model,

@@ -1,9 +1,10 @@
-"""The same few validation images over a whole run: how good their masks are, and what they look like."""
+"""Measures and draws the masks of the same few validation images throughout a run."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset
@@ -14,24 +15,24 @@ from ahm_gym.masking.selection import PatchBatch, count_masked
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.pretraining.mask_quality import mask_quality
 
-NUM_MEASURED = 64
-"""Images whose masks are measured."""
-NUM_SHOWN = 4
-"""Those of them that are drawn."""
+NUM_MEASURED: int = 64
+"""Number of images whose masks are measured."""
+NUM_SHOWN: int = 4
+"""Number of them that are drawn."""
 
 
 class Inspection:
-    """Measures and draws the masks of validation images (of training images where there are none).
+    """Measures and draws the masks of validation images, or of training images if there are none.
 
-    Both use the mask ratio of the end of the run from the start on, so that they compare over training.
+    The mask ratio is always that of the end of the run, so that results from different steps can be compared.
 
     Args:
-        dataset: where the images lie.
-        autoencoder: inspected as it is at the time.
-        agent: what scores the patches.
-        mask_ratio: share of masked patches.
-        guided_fraction: share of the masked patches that follow the scores, in the pictures.
-        spread_fraction: share of the images with spread masks, in the pictures.
+        dataset: dataset of the images.
+        autoencoder: autoencoder to inspect, in its current state.
+        agent: agent that scores the patches.
+        mask_ratio: share of the patches to mask.
+        guided_fraction: share of the masked patches that the scores choose; used in the pictures.
+        spread_fraction: share of the images with spread masks; used in the pictures.
     """
 
     def __init__(
@@ -44,20 +45,23 @@ class Inspection:
         guided_fraction: Share,
         spread_fraction: Share,
     ) -> None:
-        self.dataset, self.autoencoder, self.agent = dataset, autoencoder, agent
-        self.guided_fraction, self.spread_fraction = guided_fraction, spread_fraction
-        self.num_masked = count_masked(autoencoder.num_patches, mask_ratio)
+        self.dataset: ImageDataset = dataset
+        self.autoencoder: Autoencoder = autoencoder
+        self.agent: Agent = agent
+        self.guided_fraction: Share = guided_fraction
+        self.spread_fraction: Share = spread_fraction
+        self.num_masked: int = count_masked(autoencoder.num_patches, mask_ratio)
         indices = dataset.indices("val") or dataset.indices("train")
         places = np.linspace(0, len(indices) - 1, min(NUM_MEASURED, len(indices))).round().astype(int)
         images = dataset.resized([indices[place] for place in places], autoencoder.image_size)
-        self.images = images.to(autoencoder.device)
+        self.images: Tensor = images.to(autoencoder.device)
 
     def quality(self, progress: float) -> dict[str, float]:
-        """How well the scores match the true patch loss, and the health of the masks; see `mask_quality`."""
+        """How well the scores agree with the true patch loss, and the health of the masks; see `mask_quality`."""
         return mask_quality(self.agent.score, self.autoencoder, self.images, self.num_masked, progress)
 
     def panels(self, progress: float) -> np.ndarray:
-        """Pictures (N, h, w, 3) of a few images, masked as the run would mask them at this progress."""
+        """Pictures (N, h, w, 3) of a few images with the masks of this progress of training, 0 to 1."""
         autoencoder = self.autoencoder.eval()
         images = self.images[:: max(1, len(self.images) // NUM_SHOWN)][:NUM_SHOWN]
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How good a mask policy is: its scores against the true patch loss, and the health of its masks."""
+"""Measures a mask policy: how its scores agree with the true patch loss, and the health of its masks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patch_difficulty import local_variance, true_patch_loss
 from ahm_gym.model.patches import patchify
 
-BATCH_SIZE = 64
+BATCH_SIZE: int = 64
 
 
 def rank_correlation(scores: Float[Tensor, "B L"], truth: Float[Tensor, "B L"]) -> float:
-    """Spearman correlation over the patches of an image, averaged over images, -1 to 1.
+    """Spearman correlation over the patches of each image, -1 to 1, averaged over the images.
 
-    Images whose scores or truth are all equal count as 0.
+    An image in which all scores or all true values are equal counts as 0.
     """
     first, second = (rankdata(value.cpu().numpy(), axis=1) for value in (scores, truth))
     first, second = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (first, second))
@@ -35,7 +35,7 @@ def rank_correlation(scores: Float[Tensor, "B L"], truth: Float[Tensor, "B L"]) 
 
 
 def foreground_patches(images: Float[Tensor, "B C H W"], patch_size: int) -> Bool[Tensor, "B L"]:
-    """True where most pixels of a patch are brighter than Otsu's threshold of its image."""
+    """True for patches in which most pixels are brighter than Otsu's threshold of the image."""
     grey = images.mean(dim=1).cpu().numpy()
     low, high = grey.min(axis=(1, 2), keepdims=True), grey.max(axis=(1, 2), keepdims=True)
     eight_bit = (255 * (grey - low) / np.maximum(high - low, 1e-6)).astype(np.uint8)
@@ -47,7 +47,7 @@ def foreground_patches(images: Float[Tensor, "B C H W"], patch_size: int) -> Boo
 def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
     """Mean share of masked patches that two images have in common, 0 to 1.
 
-    The mask ratio for independent random masks, 1 where all images are masked alike.
+    It equals the mask ratio for independent random masks, and 1 if all images have the same mask.
     """
     hits = mask.float()
     pairs = hits @ hits.T / hits.sum(dim=1)
@@ -56,9 +56,9 @@ def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
 
 
 def mask_entropy(mask: Bool[Tensor, "B L"]) -> float:
-    """Entropy of how often each position is masked, as a share of that of random masks of the same ratio.
+    """Entropy of how often each position is masked, relative to random masks of the same ratio.
 
-    About 1 for masks that differ from image to image, 0 where all images are masked alike.
+    It is about 1 for masks that differ from image to image, and 0 if all images have the same mask.
     """
     frequency, ratio = mask.double().mean(dim=0), mask.double().mean()
     largest = torch.special.entr(ratio) + torch.special.entr(1 - ratio)
@@ -71,16 +71,16 @@ def excess_loss(
     mask: Bool[Tensor, "B L"],
     truth: Float[Tensor, "B L"],
 ) -> float:
-    """How much harder masks are than random ones, as a share of what the hardest patches come to.
+    """How much harder masks are than random ones, relative to masks of the hardest patches.
 
-    0 for random masks, 1 for those of the highest true patch loss, negative for easy ones; not a number while the
-    hardest patches are no harder than random ones.
+    It is 0 for random masks, 1 for masks of the patches with the highest true loss, negative for easier masks, and
+    NaN if the hardest patches are no harder than random ones.
 
     Args:
-        autoencoder: evaluated as it is.
-        images: normalised.
-        mask: True where masked.
-        truth: the true patch loss.
+        autoencoder: autoencoder to evaluate; its training mode is not changed.
+        images: normalised images.
+        mask: True where masked, with the same number in every image.
+        truth: true patch loss; see `true_patch_loss`.
     """
     num_masked = int(mask[0].sum())
     generator = torch.Generator().manual_seed(1)
@@ -96,15 +96,15 @@ def excess_loss(
 def reconstruction_psnr(
     autoencoder: Autoencoder, dataset: ImageDataset, indices: list[int], num_masked: int
 ) -> float:
-    """Peak signal-to-noise ratio of masked pixels under random masks, in dB; the mean over the images.
+    """Peak signal-to-noise ratio of the masked pixels under random masks, in dB; mean over the images.
 
-    The peak is the range of a prepared image, 0 to 1.
+    The peak is 1, the range of prepared images.
 
     Args:
-        autoencoder: evaluated as it is.
-        dataset: where the images lie.
-        indices: of the images.
-        num_masked: masked patches of an image.
+        autoencoder: autoencoder to evaluate; it is set to evaluation mode.
+        dataset: dataset of the images.
+        indices: indices of the images.
+        num_masked: number of masked patches in each image.
     """
     generator = torch.Generator().manual_seed(0)
     device = autoencoder.device
@@ -132,11 +132,11 @@ def mask_quality(
     num_masked: int,
     progress: float,
 ) -> dict[str, float]:
-    """How good the scores of a policy are on validation images.
+    """Metrics of a policy's scores on validation images, with names that start with `val/`.
 
-    `spearman` is their correlation with the true patch loss, `spearman_variance` that of local variance;
-    `excess`, `overlap`, `entropy` and `masked_foreground` (share of foreground patches that is masked) are of
-    the masks that follow the scores alone.
+    `loss` is the mean true patch loss. `spearman` is the correlation of the scores with the true patch loss, and
+    `spearman_variance` that of local variance. `excess`, `overlap`, `entropy` and `masked_foreground`, the share of
+    foreground patches that are masked, describe masks that the scores alone choose.
     """
     autoencoder.eval()
     with torch.no_grad():

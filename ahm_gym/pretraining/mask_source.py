@@ -1,4 +1,4 @@
-"""The agent that chooses the masks of a run, by name, and the settings that go with it."""
+"""Creates the agent that chooses the masks of a run, by name, and checks the settings that go with it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 
+GIVEN: set[str] = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
+"""Parameters of an agent's class that are not options."""
+
 
 def make_mask_source(
     name: str,
@@ -27,20 +30,20 @@ def make_mask_source(
     masking_steps: int = 1,
     options: dict[str, Any] | None = None,
 ) -> Agent:
-    """The agent of that name, or the mask policy of that name as an agent.
+    """The agent with this name, or the mask policy with this name as an agent.
 
     Args:
-        name: of `--policy`.
-        autoencoder: whose images it masks.
-        num_workers: of a learning agent.
-        seed: of the agent's initial weights.
-        device: of the agent.
-        masking_steps: of an episode.
+        name: value of the setting `policy`.
+        autoencoder: autoencoder for which the agent masks images.
+        num_workers: number of worker processes of a learning agent.
+        seed: seed of the agent's initial weights.
+        device: device of the agent.
+        masking_steps: number of steps in an episode.
         options: what `agent_options` returned.
 
     Raises:
-        InputError: for a name in neither table, options that the agent refuses, or several workers, several
-            masking steps or options for a policy, which takes none.
+        InputError: if the name is unknown, the agent refuses the options, or there are settings for a policy that
+            only a learning agent accepts.
     """
     if not is_agent(name):
         check_policy_name(name, num_workers, masking_steps, options)
@@ -58,40 +61,41 @@ def make_mask_source(
 
 
 def is_agent(name: str) -> bool:
-    """Whether the name is that of a learning agent; mask policies of this project win over agents of others."""
+    """Whether this is the name of a learning agent; this project's policies take precedence over installed agents."""
     return name in agents() and name not in POLICIES
 
 
 def check_policy_name(
     name: str, num_workers: int, masking_steps: int, options: dict[str, Any] | None
 ) -> None:
-    """Refuses an unknown name, and the settings of learning agents for a mask policy.
+    """Checks the name of a mask policy and that no setting of learning agents was given.
 
     Raises:
-        InputError: with the nearest name, or the setting to leave out.
+        InputError: with the nearest name, or with the setting to leave out.
     """
     if name.partition(":")[0] not in policies():
         raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
         raise InputError(
-            f"`num_workers={num_workers}` goes with a learning agent such as a3c; policy {name} takes 1."
+            f"`num_workers={num_workers}` needs a learning agent such as a3c: policy {name} takes 1."
         )
     if masking_steps != 1:
         raise InputError(
-            f"`masking_steps={masking_steps}` goes with a learning agent such as a3c, which looks again after every "
-            f"step; policy {name} scores an image once: leave it out."
+            f"`masking_steps={masking_steps}` goes with a learning agent such as a3c, which scores an image in every "
+            f"step; policy {name} scores it only once: leave it out."
         )
     if options:
         raise InputError(
-            f"`agent_options={' '.join(options)}` goes with a learning agent such as a3c, not with policy {name}."
+            f"`agent_options={' '.join(options)}` goes with a learning agent such as a3c, not with policy {name}: "
+            "leave it out."
         )
 
 
 def agent_options(name: str, pairs: tuple[str, ...], autoencoder: Autoencoder, model: str) -> dict[str, Any]:
-    """What an agent is made with: the options NAME=VALUE of `--agent-options`, checked, and what it must know.
+    """Keyword arguments for the agent: the checked NAME=VALUE pairs of `agent_options`, and `pixel_options`.
 
     Raises:
-        InputError: for an option that it does not take, or an autoencoder that it cannot look through.
+        InputError: if the agent does not accept an option or does not fit the autoencoder.
     """
     options = read_options(pairs)
     return (
@@ -100,10 +104,10 @@ def agent_options(name: str, pairs: tuple[str, ...], autoencoder: Autoencoder, m
 
 
 def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Options from NAME=VALUE; a value that is JSON, such as a number, is read as that.
+    """Options from NAME=VALUE pairs; values that are valid JSON, such as numbers, are parsed.
 
     Raises:
-        InputError: where there is no equals sign.
+        InputError: if the name or the equals sign is missing.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -118,10 +122,10 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, whole numbers as floats where the agent wants these; each is one that it takes.
+    """The same options, with whole numbers converted to floats if the agent expects floats.
 
     Raises:
-        InputError: with the nearest one that it takes.
+        InputError: if the agent does not accept an option or its value; the message names the nearest option.
     """
     taken = inspect.signature(agent_class(name)).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
@@ -137,12 +141,8 @@ def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {option: float(value) if option in wants_float else value for option, value in options.items()}
 
 
-GIVEN = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
-"""What an agent's class is given besides its options."""
-
-
 def fits(value: Any, default: Any) -> bool:
-    """Whether a value from the command line can stand in for a default."""
+    """Whether a value from the command line has a type that can replace the default."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if default is None:
         return not isinstance(value, str)
@@ -156,10 +156,10 @@ def fits(value: Any, default: Any) -> bool:
 
 
 def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, Any]:
-    """What an agent that sees raw images must know to put them together; nothing for any other agent.
+    """The number of channels for an agent that puts images together from raw pixels; empty for other agents.
 
     Raises:
-        InputError: where it would see a vision transformer's embeddings instead.
+        InputError: if such an agent would observe the embeddings of a vision transformer instead.
     """
     if not sees_pixels(agent_class(name)):
         return {}
@@ -172,10 +172,10 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
 
 
 def check_reconstructor(policy: str, reconstructor: Path | None, init: Path | None) -> None:
-    """Refuses what a frozen autoencoder leaves without sense.
+    """Checks the settings that go with a frozen autoencoder.
 
     Raises:
-        InputError: for a policy that learns nothing, or two sources of weights.
+        InputError: if the policy does not learn, or there are two sources of weights.
     """
     if reconstructor is None:
         return
@@ -185,4 +185,4 @@ def check_reconstructor(policy: str, reconstructor: Path | None, init: Path | No
             "agent such as a3c, or leave it out."
         )
     if init is not None:
-        raise InputError("`init` and `reconstructor` both bring weights: leave one of them out.")
+        raise InputError("`init` and `reconstructor` both set the initial weights: leave one of them out.")

@@ -13,22 +13,27 @@ from ahm_gym.agents.base import Agent, Callback, update_metrics
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
+from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.policies.base import MaskPolicy
 
 
 class PolicyAgent(Agent):
-    """A mask policy as an agent: it masks batch after batch, and learns what the policy learns.
+    """A mask policy as an agent: the simplest loop of pretraining.
 
-    A policy looks at images, which observations do not hold: it scores the environment's `patches`.
+    A policy scores images, which observations do not contain, so it is given the environment's `patches`.
+
+    Args:
+        policy: mask policy; it learns from every update if it overrides `observe`.
     """
 
-    takes_tensors = True
+    takes_tensors: bool = True
 
     def __init__(self, policy: MaskPolicy) -> None:
-        self.policy = policy
-        self.guided_fraction, self.spread_fraction = policy.guided_fraction, policy.spread_fraction
-        self.generator = torch.Generator()
+        self.policy: MaskPolicy = policy
+        self.guided_fraction: Share = policy.guided_fraction
+        self.spread_fraction: Share = policy.spread_fraction
+        self.generator: torch.Generator = torch.Generator()
 
     def learn(
         self,
@@ -56,7 +61,7 @@ class PolicyAgent(Agent):
                 return
 
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
-        raise InputError("a mask policy scores images, which an observation does not hold: call score().")
+        raise InputError("a mask policy scores images, which an observation does not contain: call score().")
 
     def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
         return self.policy.score(patches, torch.Generator().manual_seed(0))

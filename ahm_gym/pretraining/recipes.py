@@ -1,4 +1,4 @@
-"""Named recipes: several pretraining runs, one after the other, in one run folder."""
+"""Recipes: several pretraining runs, one after the other, in one run folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
-from ahm_gym.pretraining.run import Training, pretrain
+from ahm_gym.pretraining.run import pretrain
+from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.settings import as_config, from_json, to_json
@@ -21,14 +22,14 @@ from ahm_gym.runs.storage import recover_all, write_atomically
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a recipe. Its policy and its reconstructor may name an earlier stage."""
+    """One run of a recipe; its policy and its reconstructor may name an earlier stage."""
 
     name: str
     config: PretrainConfig
 
 
-UNET = PretrainConfig(model="unet", batch_size=12, guided_fraction=1.0, spread_fraction=0.0)
-"""What the stages of ahm2025 share: every masked patch is chosen by the policy, as published."""
+UNET: PretrainConfig = PretrainConfig(model="unet", batch_size=12, guided_fraction=1.0, spread_fraction=0.0)
+"""Settings of all stages of ahm2025; as published, the policy chooses every masked patch."""
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "ahm2025": (
@@ -42,33 +43,32 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         Stage("3-pretraining", replace(UNET, policy="agent:2-agent", steps=1000)),
     )
 }
-"""ahm2025 is that of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025): docs/ahm2025.md."""
+"""ahm2025 is the method of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025); see docs/ahm2025.md."""
 
-SET_BY_RECIPE = (
+SET_BY_RECIPE: tuple[str, ...] = (
     "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "guided_ramp",
     "spread_fraction", "spread_ramp", "masking_steps",
 )  # fmt: skip
-OF_THE_AGENT = ("reward", "num_workers", "agent_options")
-"""Settings that only the stage with a learning agent takes."""
+"""Settings that the recipe makes itself."""
+OF_THE_AGENT: tuple[str, ...] = ("reward", "num_workers", "agent_options")
+"""Settings that apply only to the stage with a learning agent."""
 
 
 def run_recipe(
     name: str | None, config: PretrainConfig, *, resume: bool = False, given: Container[str] = ()
 ) -> Path:
-    """Runs the stages of a recipe in order; gives back the run folder, with one folder a stage.
-
-    With `resume` it goes on in the stage where it stopped, exactly where that one's last checkpoint stands.
+    """Runs the stages of a recipe in order; returns the run folder, which has one folder for each stage.
 
     Args:
-        name: in `RECIPES`; on resuming None takes that of the run.
-        config: settings for all stages; those that are given take the place of the recipe's.
-        resume: go on with the run in `config.run_dir`.
-        given: names of settings that were given although they may be defaults.
+        name: name in `RECIPES`; None uses that of the run to resume.
+        config: settings for all stages; those that were given replace the recipe's own.
+        resume: continue the run in `config.run_dir` exactly from the last checkpoint of its current stage.
+        given: names of settings that were given explicitly, even if they have their default values.
 
     Raises:
-        InputError: for settings that cannot be used or that the recipe sets; no folder is left behind.
-        RunError: where a stage cannot go on; its last checkpoint is good.
-        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+        InputError: if settings cannot be used, or the recipe sets them itself; no folder is left behind.
+        RunError: if a stage cannot continue; its last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     config = with_absolute_paths(config)
     chosen = _chosen(config, given)
@@ -89,12 +89,12 @@ def run_recipe(
 
 
 def run_program(settings: Pretrain, given: Container[str]) -> Path:
-    """Runs what the settings ask for, a single pretraining or a recipe; returns the run folder.
+    """Runs a recipe or a single pretraining, as the settings ask for; returns the run folder.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
-        RunError: where the run cannot go on; its last checkpoint is good.
-        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+        InputError: if settings or data cannot be used; no folder is left behind.
+        RunError: if the run cannot continue; its last checkpoint is good.
+        Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     config = as_config(PretrainConfig, settings)
     if settings.recipe is not None or (settings.resume and is_recipe_run(settings.run_dir)):
@@ -103,7 +103,7 @@ def run_program(settings: Pretrain, given: Container[str]) -> Path:
 
 
 def is_recipe_run(path: Path | None) -> bool:
-    """Whether that is the folder of a recipe's run."""
+    """Whether this is the run folder of a recipe."""
     if path is None or not (path / "config.json").is_file():
         return False
     try:
@@ -114,10 +114,10 @@ def is_recipe_run(path: Path | None) -> bool:
 
 
 def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]:
-    """The stages of a recipe in a run folder, with these settings (JSON values) in place of its own.
+    """The stages of a recipe in a run folder, with these settings (JSON values) in place of the recipe's own.
 
     Raises:
-        InputError: for an unknown recipe, or a setting that it makes itself.
+        InputError: if the recipe is unknown or sets one of the settings itself.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
@@ -161,7 +161,7 @@ def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
 
 
 def _follow_move(saved: Path, config: PretrainConfig) -> None:
-    """Lets a stage find the earlier ones where the folder of the recipe is now."""
+    """Updates the paths to earlier stages, in case the run folder was moved."""
     kept = json.loads(saved.read_text())
     now = {key: to_json(config)[key] for key in ("policy", "reconstructor")}
     if kept | now != kept:
@@ -169,18 +169,18 @@ def _follow_move(saved: Path, config: PretrainConfig) -> None:
 
 
 def _stopped(stage: Stage, path: Path, signal_number: int) -> Interrupted:
-    return Interrupted(f"stopped in stage {stage.name}; go on with: {resume_flags(path)}", signal_number)
+    return Interrupted(f"stopped in stage {stage.name}; continue with: {resume_flags(path)}", signal_number)
 
 
 def _rehearse(stages: list[Stage]) -> None:
-    """Builds what can be built before the first stage has run, so that bad settings leave no folder behind."""
+    """Creates the parts of every stage that needs no earlier one, so that bad settings leave no folder behind."""
     for stage in stages:
         if ":" not in stage.config.policy:
             Training(replace(stage.config, reconstructor=None))
 
 
 def _chosen(config: PretrainConfig, given: Container[str]) -> dict[str, Any]:
-    """The settings that differ from the defaults or were given, as JSON values."""
+    """The settings that differ from the defaults or were given explicitly, as JSON values."""
     values = to_json(config)
     return {
         item.name: list(value) if isinstance(value := values[item.name], tuple) else value
@@ -199,6 +199,6 @@ def _check_agreement(chosen: dict[str, Any], kept: dict[str, Any]) -> None:
     for key, value in chosen.items():
         if key not in kept or kept[key] != value:
             raise InputError(
-                f"`{key}` differs from what this run was started with, and it keeps its settings: "
+                f"`{key}` differs from what this run was started with, and a run keeps its settings: "
                 "leave it out, or start a new run in another `run_dir`."
             )

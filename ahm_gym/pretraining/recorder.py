@@ -1,4 +1,4 @@
-"""What a pretraining run writes while it trains: metrics, pictures and checkpoints."""
+"""Writes the metrics, the pictures and the checkpoints of a pretraining run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
 
-MIN_INSPECT_EVERY = 5
-"""Updates between two inspections, at least: a short run would inspect more than it trains otherwise."""
-SNAPSHOTS = (0.0, 0.1, 0.3, 0.6, 1.0)
-"""When masks are kept for the picture, as shares of the run."""
-DRAW_EVERY = 30.0
-"""Seconds between two drawings of the pictures; one takes as long as many updates of a small model."""
+MIN_INSPECT_EVERY: int = 5
+"""Minimum number of updates between two inspections; otherwise a short run would inspect more than it trains."""
+SNAPSHOTS: tuple[float, ...] = (0.0, 0.1, 0.3, 0.6, 1.0)
+"""When snapshots of the masks are saved for the picture, as shares of the run."""
+DRAW_EVERY: float = 30.0
+"""Minimum number of seconds between two drawings of the pictures: one takes as long as many small updates."""
 
 
 def off_the_clock(work: Callable[[Recorder], None]) -> Callable[[Recorder], None]:
-    """The same work, whose time does not count as time of training."""
+    """Decorates a method of the recorder so that its time does not count as training time."""
 
     @functools.wraps(work)
     def timed(recorder: Recorder) -> None:
@@ -38,17 +38,17 @@ def off_the_clock(work: Callable[[Recorder], None]) -> Callable[[Recorder], None
 
 
 class Recorder:
-    """The callback of a run: logs, inspects, draws and saves at the steps where each is due.
+    """The callback of a run: it logs, inspects, draws and saves when each is due.
 
     Args:
-        config: the run's settings.
-        run: its folder.
-        inspection: measures and draws masks.
-        save: exports the encoder and the agent and writes a checkpoint of this step, with what the recorder itself
-            needs to go on.
-        start: the step that the run starts from.
-        title: names the progress bar and the picture of the masks.
-        interrupt: asks the run to stop.
+        config: settings of the run.
+        run: folder of the run.
+        inspection: measures and draws the masks.
+        save: function that exports the encoder and the agent and writes a checkpoint; it is called with the step and
+            the state of the recorder.
+        start: step from which the run starts.
+        title: title of the progress bar.
+        interrupt: reports whether the run has to stop.
     """
 
     def __init__(
@@ -62,24 +62,32 @@ class Recorder:
         title: str = "pretraining",
         interrupt: Interrupt | None = None,
     ) -> None:
-        self.config, self.run, self.inspection, self.save = config, run, inspection, save
-        self.step = self.start = start
-        self.interrupt = interrupt or Interrupt()
-        self.log_every = max(1, min(config.steps // 100, 20))
-        self.inspect_every = max(MIN_INSPECT_EVERY, config.steps // 20)
-        self.snapshot_steps = {round(share * config.steps) for share in SNAPSHOTS}
+        self.config: PretrainConfig = config
+        self.run: RunFolder = run
+        self.inspection: Inspection = inspection
+        self.save: Callable[[int, dict[str, Any]], None] = save
+        self.start: int = start
+        self.step: int = start
+        self.interrupt: Interrupt = interrupt or Interrupt()
+        self.log_every: int = max(1, min(config.steps // 100, 20))
+        self.inspect_every: int = max(MIN_INSPECT_EVERY, config.steps // 20)
+        self.snapshot_steps: set[int] = {round(share * config.steps) for share in SNAPSHOTS}
         self.sums: dict[str, float] = defaultdict(float)
+        """Sum of each metric since the last line of the log."""
         self.counts: Counter[str] = Counter()
-        """Updates since the last line that reported each metric: not every update reports every one."""
-        self.progress = Progress(title, total=config.steps, start=start, images_per_step=config.batch_size)
-        self.timed = 0
-        """Updates in the time since `since`; those of an earlier session count above, but not here."""
-        self.since = time.monotonic()
-        self.drawn = -math.inf
-        """When the pictures were drawn, as `time.monotonic()` counts."""
+        """Number of updates in each sum; not every update reports every metric."""
+        self.progress: Progress = Progress(
+            title, total=config.steps, start=start, images_per_step=config.batch_size
+        )
+        self.timed: int = 0
+        """Number of updates since `since`; unlike `counts`, without those before the run was resumed."""
+        self.since: float = time.monotonic()
+        """When the present interval of the log started, in seconds."""
+        self.drawn: float = -math.inf
+        """When the pictures were last drawn, in seconds."""
 
     def __call__(self, metrics: dict[str, float]) -> bool:
-        """Records one update; returns whether the run is to stop."""
+        """Records one update; returns whether the run has to stop."""
         self.step += 1
         self.timed += 1
         for name, value in metrics.items():
@@ -99,7 +107,7 @@ class Recorder:
         return self.interrupt.requested and not last
 
     def next_pause(self, done: int) -> int:
-        """Updates of this session after which workers must rest, so that what is saved and drawn belongs together."""
+        """Number of updates since the start after which workers must pause, for a consistent state to save and draw."""
         step = self.start + done
         regular = [
             every * (step // every + 1) for every in (self.inspect_every, self.config.checkpoint_every)
@@ -107,7 +115,7 @@ class Recorder:
         return min(*regular, *(s for s in self.snapshot_steps if s > step)) - self.start
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the sums of a checkpoint."""
+        """Restores the sums of a checkpoint."""
         self.sums.update(state["sums"])
         self.counts.update(state["counts"])
 
@@ -127,7 +135,7 @@ class Recorder:
 
     @off_the_clock
     def snapshot(self) -> None:
-        """Keeps pictures of the masks of a few validation images."""
+        """Saves pictures of the masks of a few validation images."""
         panels = self.inspection.panels(self.step / self.config.steps)
         figures.save_snapshot(self._snapshots, self.step, panels)
 

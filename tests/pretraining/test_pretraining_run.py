@@ -13,14 +13,16 @@ import timm
 import torch
 from programs import assert_same, final_state, run, start, wait_for, write_discs
 
+from ahm_gym.cli import command_line
 from ahm_gym.device.choice import count_data_workers
-from ahm_gym.errors import InputError, Interrupted, RunError, command_line
+from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.flags import flags_in
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.recorder import Recorder
-from ahm_gym.pretraining.run import Training, pretrain
+from ahm_gym.pretraining.run import pretrain
+from ahm_gym.pretraining.training import Training
 from ahm_gym.runs import folder as runs
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.storage import locked
@@ -249,7 +251,7 @@ def test_figures_of_training_images_are_called_so(config, discs, tmp_path, capsy
     assert "validation" not in said
     pretrain(dataclasses.replace(short, data=str(tmp_path / "alone.npz"), run_dir=tmp_path / "alone"))
     assert (
-        "alone has no validation images: pictures and figures of val/ are of training"
+        "alone has no validation images: pictures and metrics under val/ show training"
         in capsys.readouterr().err
     )
 
@@ -343,7 +345,7 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"model": "unet", "init": "nothing.pth"}, "a U-Net takes no published weights"),
         ({"reconstructor": Path("nowhere")}, "there is no folder"),
         ({"reconstructor": Path("nowhere"), "policy": "random"}, "policy random learns nothing"),
-        ({"reconstructor": Path("nowhere"), "init": "nothing.pth"}, "both bring weights"),
+        ({"reconstructor": Path("nowhere"), "init": "nothing.pth"}, "both set the initial weights"),
         ({"agent_options": ("critic",)}, "write NAME=VALUE"),
         ({"agent_options": ("gama=1",)}, "did you mean 'gamma'"),
         ({"agent_options": ("gamma=high",)}, "gamma=high: expected a value like 1.0"),
