@@ -178,7 +178,8 @@ def test_a_frozen_agent_is_part_of_the_state_of_the_run_that_it_masks_for(run, p
 def test_an_agent_of_another_grid_is_refused(run):
     other = build_autoencoder("tiny", image_size=(32, 32), patch_size=8)
     with pytest.raises(
-        InputError, match="was trained with a grid of 4x6 patches of 8 px with 1 channels, and this run has 4x4"
+        InputError,
+        match="was trained with a grid of 4x6 patches of 8 px with 1 channels, and this run has 4x4",
     ):
         make_policy(f"agent:{run[0]}", other)
 

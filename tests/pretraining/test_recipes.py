@@ -65,7 +65,7 @@ def test_the_progress_names_the_stage_and_the_end_says_what_comes_next(whole):
     _, path, result = whole
     for number, name in enumerate(("reconstructor", "agent", "pretraining"), start=1):
         assert f"ahm2025 {number}/3 {name} 16/16 (100%)" in result.stderr
-    assert f"Next: python examples/segment.py --encoder {path.name}" in result.stdout
+    assert f"Next: ahm-gym finetune --encoder {path.name}" in result.stdout
 
 
 def test_the_agent_learns_against_the_frozen_reconstructor_and_then_masks_for_a_new_u_net(whole):
@@ -125,7 +125,7 @@ def test_a_recipe_goes_on_exactly_in_another_folder(config, monkeypatch, tmp_pat
     call = Recorder.__call__
 
     def interrupted(self, metrics):
-        if self.step == 0 and self.path.name == "3-pretraining":
+        if self.step == 0 and self.run.path.name == "3-pretraining":
             signal.raise_signal(signal.SIGINT)
         return call(self, metrics)
 
@@ -176,19 +176,19 @@ def test_every_recipe_differs_in_its_stages_names(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "random"}, "--policy does not go with --recipe ahm2025"),
-        ({"model": "small"}, "--model does not go with --recipe ahm2025"),
-        ({"guided_fraction": 0.5}, "--guided-fraction does not go with"),
-        ({"guided_ramp": (0.0, 0.5)}, "--guided-ramp does not go with"),
-        ({"spread_fraction": 1.0}, "--spread-fraction does not go with"),
-        ({"spread_ramp": (0.0, 0.5)}, "--spread-ramp does not go with"),
+        ({"policy": "random"}, "`policy` does not go with `recipe=ahm2025`"),
+        ({"model": "small"}, "`model` does not go with `recipe=ahm2025`"),
+        ({"guided_fraction": 0.5}, "`guided_fraction` does not go with"),
+        ({"guided_ramp": (0.0, 0.5)}, "`guided_ramp` does not go with"),
+        ({"spread_fraction": 1.0}, "`spread_fraction` does not go with"),
+        ({"spread_ramp": (0.0, 0.5)}, "`spread_ramp` does not go with"),
         (
             {"patch_size": 1, "image_size": (48,), "agent_options": ("critic=cubic",)},
             "unknown critic 'cubic'",
         ),
         ({"image_size": (36,), "patch_size": 12}, "does not fit the U-Net"),
         ({"image_size": (48,), "patch_size": 12}, "agent ahm2025 sees the raw image"),
-        ({"steps": 0}, "--steps is 0"),
+        ({"steps": 0}, "`steps` is 0"),
         ({"initial_mask_ratio": 0.9}, "initial mask ratio 0.9 is above"),
         ({"reward": "progres"}, "did you mean 'progress'"),
     ],

@@ -1,0 +1,21 @@
+import pytest
+from programs import write_discs
+
+from ahm_gym.pretraining.config import PretrainConfig
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture
+def config(discs, tmp_path):
+    return PretrainConfig(
+        data=str(discs),
+        image_size=(32,),
+        steps=8,
+        batch_size=8,
+        checkpoint_every=4,
+        run_dir=tmp_path / "run",
+    )
