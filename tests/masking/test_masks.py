@@ -10,7 +10,7 @@ from ahm_gym.masking.spread import draw_spread
 MASKED = torch.tensor([[True, True, False, False], [False, True, True, False]])
 
 
-def test_every_masked_patch_counts_one_unless_weights_are_given():
+def test_every_masked_patch_has_weight_one_by_default():
     masks = as_masks(MASKED)
     assert torch.equal(masks.weight, MASKED.float()) and not masks.guided.any()
     assert as_masks(masks) is masks
@@ -19,7 +19,7 @@ def test_every_masked_patch_counts_one_unless_weights_are_given():
     assert weighted.guided is MASKED
 
 
-def test_one_masked_patch_with_a_weight_is_enough_and_no_mask_needs_none():
+def test_one_masked_patch_needs_a_weight_unless_none_is_masked():
     weight = torch.zeros(2, 4)
     weight[1, 2] = 0.5
     Masks.of(MASKED).weighted(weight)
@@ -36,7 +36,7 @@ def test_one_masked_patch_with_a_weight_is_enough_and_no_mask_needs_none():
         (slice(None), 0.0, "every masked patch has weight 0"),
     ],
 )
-def test_weights_that_mean_nothing_are_refused(place, value, sentence):
+def test_invalid_weights_are_refused(place, value, sentence):
     weight = MASKED.float()
     weight[place] = value
     with pytest.raises(InputError, match=sentence):
@@ -50,7 +50,7 @@ def test_weights_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("spread_fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("guided_fraction", [0.0, 0.5, 1.0])
-def test_masks_are_drawn_as_their_parts_are(guided_fraction, spread_fraction):
+def test_drawing_masks_equals_its_single_steps(guided_fraction, spread_fraction):
     scores = torch.rand(6, 16, generator=torch.Generator().manual_seed(1))
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     shares = {"guided_fraction": guided_fraction, "spread_fraction": spread_fraction}

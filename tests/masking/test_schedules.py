@@ -26,7 +26,7 @@ def test_a_rising_mask_ratio_never_falls_and_stays_between_its_ends(ratios, prog
 
 @settings(deadline=None, max_examples=50)
 @given(ratio=st.floats(1e-6, 1, exclude_max=True), progress=st.floats(0, 1))
-def test_a_mask_ratio_that_rises_by_nothing_is_the_constant_one(ratio, progress):
+def test_a_mask_ratio_with_equal_ends_is_constant(ratio, progress):
     assert RisingMaskRatio(ratio, ratio)(progress) == ratio
 
 
@@ -36,7 +36,7 @@ def test_a_mask_ratio_that_rises_by_nothing_is_the_constant_one(ratio, progress)
      (float("nan"), 0.75, "initial mask ratio nan"), (0.5, 1.0, "^mask ratio 1.0"),
      (0.5, float("nan"), "^mask ratio nan"), (0.8, 0.75, "0.8 is above the final mask ratio 0.75")],
 )  # fmt: skip
-def test_a_rising_mask_ratio_that_cannot_be_or_falls_is_refused(initial, final, message):
+def test_a_rising_mask_ratio_that_is_out_of_range_or_falls_is_refused(initial, final, message):
     with pytest.raises(InputError, match=message):
         RisingMaskRatio(initial, final)
 
@@ -53,16 +53,16 @@ def test_a_ramp_goes_up_or_down_between_its_ends():
     assert [down(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
 
 
-def test_an_agent_without_shares_of_its_own_is_paid_throughout():
+def test_an_agent_guides_half_of_the_patches_of_spread_masks_by_default():
     assert (Agent.guided_fraction, Agent.spread_fraction) == (0.5, 1.0)
 
 
-def test_a3c_guides_half_at_first_all_spread_and_nothing_from_the_middle_on():
+def test_a3c_starts_with_half_guided_in_spread_masks_and_ends_with_random_masks():
     assert [GUIDED_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.5, 0.25, 0, 0])
     assert [SPREAD_FALL(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1, 0.5, 0, 0])
 
 
-def test_a_share_that_is_given_is_taken_and_one_that_is_not_is_the_policys_own():
+def test_a_given_share_is_used_and_otherwise_that_of_the_policy():
     assert chosen_share("guided", None, None, 0.3, falls=False) == 0.3
     assert chosen_share("guided", 0.2, None, 0.3, falls=False) == 0.2
     rises = chosen_share("guided", 0.2, (0.0, 0.5), 0.3, falls=False)

@@ -25,7 +25,7 @@ def test_the_highest_scored_patches_are_masked():
     assert mask_top_k(scores, 2).tolist() == [[False, True, False, True]]
 
 
-def test_equal_scores_break_at_random_and_not_by_index():
+def test_ties_are_broken_at_random_and_not_by_index():
     generator = torch.Generator().manual_seed(0)
     mask = mask_top_k(torch.zeros(4000, 4), 1, generator=generator)
     assert torch.allclose(mask.float().mean(dim=0), torch.full((4,), 0.25), atol=0.03)

@@ -40,7 +40,7 @@ def visible_of_windows(mask, side):
     rows=st.integers(2, 9), columns=st.integers(2, 9), ratio=st.floats(0.3, 0.9), share=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_every_whole_window_keeps_its_part_of_the_visible_patches(rows, columns, ratio, share, seed):
+def test_every_whole_window_keeps_its_share_of_the_visible_patches(rows, columns, ratio, share, seed):
     num_masked = count_masked(rows * columns, ratio)
     visible = Fraction(2 * (rows * columns - num_masked) + 1, 2 * rows * columns)
     side = next(side for side in itertools.count(1) if side * side * visible >= 1)

@@ -1,4 +1,4 @@
-"""What every encoder offers, and that a new one needs no change elsewhere."""
+"""The interface of encoders: a new one needs no change elsewhere."""
 
 import json
 import sys
@@ -74,7 +74,7 @@ def noise(*shape):
 
 
 @pytest.mark.parametrize("model", ["tiny", "unet", "averages"])
-def test_an_encoder_tells_its_shapes_and_keeps_to_them(model):
+def test_an_encoder_reports_the_shapes_that_it_returns(model):
     network = build(model).eval()
     encoder = as_encoder(network)
     assert isinstance(encoder, Encoder)

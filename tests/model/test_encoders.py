@@ -30,7 +30,7 @@ def test_a_run_folder_and_its_encoder_folder_load_exactly(pretrained, part):
 
 
 @pytest.mark.parametrize("part", ["", "encoder"])
-def test_a_run_tells_its_shapes_and_its_data(pretrained, part):
+def test_a_run_reports_its_shapes_and_its_data(pretrained, part):
     found = find_encoder(pretrained[0] / part)
     assert (found.model, found.image_size, found.patch_size, found.channels) == ("tiny", (32, 48), 8, 2)
     assert (found.data, str(found.data_root)) == ("brain.npz", "/scans")
@@ -61,14 +61,14 @@ def test_an_untrained_encoder_is_the_one_that_pretraining_starts_from():
     assert all(torch.equal(value, start[name]) for name, value in encoder.state_dict().items())
 
 
-def test_loading_leaves_the_global_generator_alone(pretrained):
+def test_loading_does_not_change_the_global_generator(pretrained):
     before = torch.get_rng_state()
     load_encoder(pretrained[0])
     load_encoder(None)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_model_than_the_encoders_is_refused(pretrained):
+def test_a_model_that_differs_from_the_encoders_is_refused(pretrained):
     with pytest.raises(InputError, match=r"`model=small` does not fit `encoder=.* is tiny"):
         load_encoder(pretrained[0], model="small")
 

@@ -40,7 +40,7 @@ def test_the_position_embedding_stays_fixed():
     assert torch.equal(before, pretrainer.autoencoder.encoder.pos_embed)
 
 
-def test_going_on_from_a_saved_state_is_exact():
+def test_continuing_from_a_saved_state_is_exact():
     first, second = build(), build()
     for seed in range(3):
         first.step(*batch(seed))
@@ -51,7 +51,7 @@ def test_going_on_from_a_saved_state_is_exact():
         assert torch.equal(one, two)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_batch_named_and_leaves_the_weights():
+def test_a_loss_that_is_not_finite_names_the_step_and_the_batch_and_leaves_the_weights():
     pretrainer = build()
     pretrainer.step(*batch())
     before = pretrainer.autoencoder.decoder_pred.weight.clone()
@@ -85,7 +85,7 @@ def test_settings_out_of_range_are_refused(options, message):
         build(**options)
 
 
-def test_a_frozen_autoencoder_reconstructs_and_counts_and_stays_as_it_is():
+def test_a_frozen_autoencoder_reconstructs_and_counts_steps_but_does_not_change():
     frozen, trained = build(frozen=True), build()
     expected = trained.forward(*batch())
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_a_snapshot_applies_its_gradients_to_the_shared_weights():
         assert two.is_shared()
 
 
-def test_a_lock_that_never_comes_free_ends_the_run():
+def test_a_lock_that_is_never_released_ends_the_run():
     lock = torch.multiprocessing.get_context("spawn").Lock()
     lock.acquire()
     with pytest.raises(RunError, match="stayed locked"), held(lock, seconds=0.05):

@@ -19,7 +19,7 @@ def test_a_normalised_target_has_zero_mean_and_unit_variance_in_every_patch():
     torch.testing.assert_close(target.var(dim=2), torch.ones(2, 5), atol=1e-4, rtol=0)
 
 
-def test_a_patch_of_one_value_has_a_finite_target():
+def test_a_constant_patch_has_a_finite_target():
     assert torch.equal(PixelTarget(normalise=True).of(torch.full((1, 1, 16), 7.0)), torch.zeros(1, 1, 16))
 
 

@@ -77,7 +77,7 @@ def test_gradients_reach_every_parameter():
     assert silent == []
 
 
-def test_building_is_reproducible_and_leaves_the_global_generator_alone():
+def test_building_is_reproducible_and_does_not_change_the_global_generator():
     before = torch.get_rng_state()
     first, second, other = build(seed=3), build(seed=3), build(seed=4)
     assert torch.equal(before, torch.get_rng_state())

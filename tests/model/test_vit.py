@@ -77,7 +77,7 @@ def test_the_state_dict_has_the_keys_of_published_mae_checkpoints():
     assert len({key.split(".")[1] for key in own if key.startswith("decoder_blocks")}) == 8
 
 
-def test_the_state_dict_loads_back_literally():
+def test_the_state_dict_loads_back_unchanged():
     first, second = build(seed=1), build(seed=2)
     second.load_state_dict(first.state_dict())
     images, mask = images_and_mask()
@@ -123,7 +123,7 @@ def test_a_perfect_prediction_reconstructs_the_image(normalise):
     torch.testing.assert_close(autoencoder.reconstruct(images, mask, perfect), images, atol=1e-4, rtol=0)
 
 
-def test_visible_patches_stay_in_a_reconstruction():
+def test_a_reconstruction_keeps_the_visible_patches():
     autoencoder = build()
     images, mask = images_and_mask()
     filled = autoencoder.reconstruct(images, mask, torch.zeros(3, 24, 128))
@@ -132,7 +132,7 @@ def test_visible_patches_stay_in_a_reconstruction():
     assert patchify(filled, 8)[mask].abs().sum() == 0
 
 
-def test_the_embedding_is_what_timms_patch_embedding_and_position_give():
+def test_the_embedding_is_the_sum_of_timms_patch_and_position_embedding():
     autoencoder = with_random_biases(build())
     images, _ = images_and_mask()
     encoder = autoencoder.encoder
@@ -140,7 +140,7 @@ def test_the_embedding_is_what_timms_patch_embedding_and_position_give():
     torch.testing.assert_close(autoencoder.embed(images), expected, atol=1e-5, rtol=0)
 
 
-def test_building_is_reproducible_and_leaves_the_global_generator_alone():
+def test_building_is_reproducible_and_does_not_change_the_global_generator():
     before = torch.get_rng_state()
     first, second, other = build(seed=3), build(seed=3), build(seed=4)
     assert torch.equal(before, torch.get_rng_state())
@@ -165,7 +165,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]
 )
-def test_a_model_that_is_no_plain_vision_transformer_is_refused(name):
+def test_a_model_that_is_not_a_plain_vision_transformer_is_refused(name):
     with pytest.raises(InputError, match="plain vision transformers"):
         build_encoder(name, image_size=(224, 224), patch_size=16, channels=3)
 

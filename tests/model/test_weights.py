@@ -96,7 +96,7 @@ def test_an_update_does_not_depend_on_the_pixels_of_patches_of_weight_0(model):
 
 
 @MODELS
-def test_weights_made_in_inference_mode_do_not_stop_an_update(model):
+def test_weights_created_in_inference_mode_can_be_used_in_an_update(model):
     pretrainer = Pretrainer(build(model), num_steps=10)
     with torch.inference_mode():
         images, masks = images_and_masks()

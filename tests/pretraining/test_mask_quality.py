@@ -38,7 +38,7 @@ def test_the_rank_correlation_is_scipys_averaged_over_images():
     assert rank_correlation(scores, truth) == pytest.approx(expected)
 
 
-def test_scores_that_are_all_equal_correlate_with_nothing():
+def test_equal_scores_have_a_correlation_of_zero():
     assert rank_correlation(torch.zeros(2, 8), torch.rand(2, 8)) == 0.0
 
 
@@ -59,7 +59,7 @@ def test_foreground_is_what_is_brighter_than_otsus_threshold():
     assert torch.equal(foreground_patches(images, 8), expected.flatten(1))
 
 
-def test_a_judgement_brackets_the_best_and_the_worst_policy(autoencoder, images):
+def test_the_best_and_the_worst_policy_get_the_extreme_values(autoencoder, images):
     truth = true_patch_loss(autoencoder, images, 12)
     best = mask_quality(lambda patches: truth, autoencoder, images, 12, 0.5)
     worst = mask_quality(lambda patches: -truth, autoencoder, images, 12, 0.5)
@@ -71,7 +71,7 @@ def test_a_judgement_brackets_the_best_and_the_worst_policy(autoencoder, images)
     }  # fmt: skip
 
 
-def test_the_excess_of_random_masks_is_about_nothing(autoencoder, images):
+def test_the_excess_of_random_masks_is_about_zero(autoencoder, images):
     many = images.repeat(20, 1, 1, 1) + 0.1 * torch.randn(120, 1, 32, 32)
     truth = true_patch_loss(autoencoder, many, 12)
     drawn = mask_top_k(torch.rand(120, 16, generator=torch.Generator().manual_seed(3)), 12)
@@ -83,7 +83,7 @@ def test_the_excess_is_undefined_while_the_hardest_patches_are_no_harder(autoenc
     assert math.isnan(excess_loss(autoencoder, images, mask, -true_patch_loss(autoencoder, images, 12)))
 
 
-def test_entropy_is_nothing_for_equal_masks_and_one_for_random_ones():
+def test_entropy_is_zero_for_equal_masks_and_one_for_random_ones():
     generator = torch.Generator().manual_seed(0)
     assert mask_entropy(mask_top_k(torch.rand(1, 64), 48).expand(20, 64)) == pytest.approx(0.0, abs=1e-12)
     assert mask_entropy(mask_top_k(torch.rand(400, 64, generator=generator), 48)) == pytest.approx(

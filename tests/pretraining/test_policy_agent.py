@@ -1,4 +1,4 @@
-"""A mask policy as an agent, and an agent as a mask policy: what each hands on to the other."""
+"""A mask policy as an agent, and an agent as a mask policy."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_a_frozen_agent_weighs_and_shares_as_its_agent_does(monkeypatch):
     assert back.guided_fraction is agent.guided_fraction and back.spread_fraction is agent.spread_fraction
 
 
-def test_a_policy_as_an_agent_says_that_it_scores_images_not_observations():
+def test_a_policy_as_an_agent_refuses_to_score_observations():
     agent = PolicyAgent(make_policy("random", build_autoencoder("tiny", image_size=(32, 32))))
     assert (agent.guided_fraction, agent.spread_fraction, agent.reward) == (1.0, 0.0, "relative")
     with pytest.raises(InputError, match="call score"):

@@ -26,7 +26,7 @@ def test_too_little_memory_is_one_sentence(error, code, capsys):
         )
 
 
-def test_what_may_not_be_opened_is_named(capsys):
+def test_a_file_without_permission_is_named(capsys):
     with pytest.raises(SystemExit, match="2"), command_line():
         raise PermissionError(13, "Permission denied", "/scans/a.png")
     assert capsys.readouterr().err.startswith("error: /scans/a.png: Permission denied: expected")
@@ -34,7 +34,7 @@ def test_what_may_not_be_opened_is_named(capsys):
 
 @pytest.fixture(scope="module")
 def uninterrupted(discs, tmp_path_factory):
-    """A run of the program that nothing disturbs, and its arguments."""
+    """The arguments and the final state of an uninterrupted run of the program."""
     arguments = (
         "--data",
         discs,

@@ -37,9 +37,7 @@ from ahm_gym.runs.storage import locked
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_a_run_that_fell_over_and_was_resumed_ends_bit_for_bit_as_one_that_was_not(
-    config, options, monkeypatch, tmp_path
-):
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(config, options, monkeypatch, tmp_path):
     config = dataclasses.replace(config, **options)
     whole = pretrain(dataclasses.replace(config, run_dir=tmp_path / "whole"))
     for update in (2, 6):
@@ -66,7 +64,7 @@ def counts_of_masked(config, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["random", "block", "a3c", "ppo", "sac", "dqn"])
-def test_the_mask_ratio_rises_over_the_run_whoever_masks(config, policy, monkeypatch):
+def test_the_mask_ratio_rises_over_the_run_with_every_policy(config, policy, monkeypatch):
     rising = dataclasses.replace(config, policy=policy, initial_mask_ratio=0.25, guided_fraction=1.0)
     assert counts_of_masked(rising, monkeypatch) == [[4 + i] for i in range(8)]
 
@@ -77,7 +75,7 @@ def test_the_mask_ratio_rises_with_the_updates_of_all_workers(config, tmp_path):
     assert state["pretrainer"]["updates"] == state["agent"]["writes"] == 8
 
 
-def test_a_rising_mask_ratio_is_inspected_at_its_final_value_from_the_beginning_on(config, tmp_path):
+def test_a_rising_mask_ratio_is_always_inspected_at_its_final_value(config, tmp_path):
     config = dataclasses.replace(config, policy="random", steps=1)
     constant = comparable(pretrain(config))
     rising = dataclasses.replace(config, initial_mask_ratio=0.1, run_dir=tmp_path / "rising")
@@ -236,7 +234,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monke
     assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
 
 
-def test_two_workers_stop_when_asked_save_what_they_did_and_go_on(config, monkeypatch):
+def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monkeypatch):
     config = dataclasses.replace(config, num_workers=2, data_workers=1, steps=20, checkpoint_every=5)
     call = Recorder.__call__
 
@@ -259,13 +257,13 @@ def test_two_workers_stop_when_asked_save_what_they_did_and_go_on(config, monkey
     assert comparable(path)[-1]["step"] == 20
 
 
-def test_a_checkpoint_that_was_being_written_is_passed_over(config, tmp_path):
+def test_a_half_written_checkpoint_is_ignored(config, tmp_path):
     path = pretrain(config)
     shutil.copytree(path / "checkpoint" / "step-8", path / "checkpoint" / ".step-99.tmp")
     assert runs.RunFolder.open(path, "pretrain").checkpoint_step() == 8
 
 
-def test_a_run_goes_on_without_the_variable_that_named_its_data(config, discs, monkeypatch):
+def test_a_run_continues_without_the_environment_variable_for_its_data(config, discs, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setenv("AHM_DATA", str(discs.parent))
         stop_at(patch, 5)

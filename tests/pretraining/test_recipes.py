@@ -31,7 +31,7 @@ def config(discs, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(discs, tmp_path_factory):
-    """A run of the program that nothing disturbs, its arguments and what it printed."""
+    """The arguments, the folder and the output of an uninterrupted run of the program."""
     arguments = ("--recipe", NAME, "--data", discs, "--image-size", 32, "--steps", 16, "--batch-size", 4,
                  "--checkpoint-every", 4)  # fmt: skip
     folder = tmp_path_factory.mktemp("programs")
@@ -44,7 +44,7 @@ def whole(discs, tmp_path_factory):
 @pytest.mark.parametrize(
     ("stage", "number"), [("2-agent", signal.SIGTERM), ("3-pretraining", signal.SIGKILL)]
 )
-def test_the_program_goes_on_exactly_in_the_stage_where_it_was_stopped(whole, stage, number, tmp_path):
+def test_the_program_continues_exactly_in_the_stage_where_it_was_stopped(whole, stage, number, tmp_path):
     arguments, expected, _ = whole
     process = start("pretrain.py", *arguments, "--run-dir", "run", cwd=tmp_path)
     wait_for((tmp_path / "run" / stage / "checkpoint" / "step-4").exists, process)
@@ -61,7 +61,7 @@ def test_the_program_goes_on_exactly_in_the_stage_where_it_was_stopped(whole, st
         assert_same(final_state(tmp_path / "run" / name), final_state(expected / name))
 
 
-def test_the_progress_names_the_stage_and_the_end_says_what_comes_next(whole):
+def test_the_progress_names_the_stage_and_the_output_ends_with_the_next_command(whole):
     _, path, result = whole
     for number, name in enumerate(("reconstructor", "agent", "pretraining"), start=1):
         assert f"ahm2025 {number}/3 {name} 16/16 (100%)" in result.stderr
@@ -121,7 +121,7 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next(config, monk
     assert (config.run_dir / "3-pretraining" / "encoder" / "model.safetensors").is_file()
 
 
-def test_a_recipe_goes_on_exactly_in_another_folder(config, monkeypatch, tmp_path):
+def test_a_recipe_continues_exactly_in_another_folder(config, monkeypatch, tmp_path):
     call = Recorder.__call__
 
     def interrupted(self, metrics):
@@ -139,7 +139,7 @@ def test_a_recipe_goes_on_exactly_in_another_folder(config, monkeypatch, tmp_pat
         assert_same(final_state(moved / name), final_state(tmp_path / "whole" / name))
 
 
-def test_a_stage_folder_that_was_hardly_begun_is_begun_again(config, monkeypatch):
+def test_a_stage_without_a_config_is_started_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("ahm_gym.pretraining.recipes.pretrain", lambda *_, **__: 1 / 0)
         run_recipe(NAME, config)
@@ -225,7 +225,7 @@ def test_a_recipe_that_cannot_be_used_ends_with_2_and_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipes_run_is_no_run_of_another_kind(whole, tmp_path):
+def test_the_run_of_a_recipe_is_recognised_among_other_folders(whole, tmp_path):
     _, path, _ = whole
     assert is_recipe_run(path)
     assert not is_recipe_run(path / "2-agent")

@@ -11,7 +11,7 @@ from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder
 
 
-def test_figures_of_training_images_are_called_so(config, discs, tmp_path, capsys):
+def test_metrics_of_training_images_are_announced_as_such(config, discs, tmp_path, capsys):
     np.savez(tmp_path / "alone.npz", train_images=np.load(discs)["train_images"])
     short = dataclasses.replace(config, policy="random", steps=1)
     pretrain(short)
@@ -38,7 +38,7 @@ def test_events_are_cut_back_with_the_metrics(config, monkeypatch):
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
-def test_the_rate_counts_the_updates_of_its_own_session(config, monkeypatch):
+def test_the_rate_counts_only_updates_since_the_run_was_resumed(config, monkeypatch):
     logged = []
     monkeypatch.setattr(RunFolder, "log", lambda self, step, row: logged.append((step, row)))
     training = Training(dataclasses.replace(config, steps=120))

@@ -89,7 +89,7 @@ def test_a_refused_run_leaves_no_folder_behind(config, options, message, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_flag_that_was_given_counts_even_where_it_is_the_default(config):
+def test_a_given_flag_counts_even_if_it_has_the_default_value(config):
     path = pretrain(config)
     given = flags_in(["--resume", "--steps", str(PretrainConfig.steps), "--no-normalise-target"])
     assert {"steps", "normalise_target"} <= given
@@ -105,7 +105,7 @@ def test_an_existing_folder_is_refused_and_left_alone(config):
     assert [p.name for p in config.run_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_resuming_what_is_no_run_is_refused(config, tmp_path):
+def test_resuming_a_folder_that_is_not_a_run_is_refused(config, tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         pretrain(config, resume=True)
     (tmp_path / "run").mkdir()

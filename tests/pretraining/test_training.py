@@ -44,7 +44,7 @@ def test_a_run_can_start_from_published_weights(config, tmp_path):
         torch.testing.assert_close(saved[key], value, atol=1e-6, rtol=0)
 
 
-def test_normalised_targets_give_another_loss(config, tmp_path):
+def test_normalised_targets_change_the_loss(config, tmp_path):
     config = dataclasses.replace(config, policy="random", steps=1)
     raw = comparable(pretrain(config))
     normalised = comparable(
@@ -53,7 +53,7 @@ def test_normalised_targets_give_another_loss(config, tmp_path):
     assert raw[0]["val/loss"] != normalised[0]["val/loss"]
 
 
-def test_an_agent_is_paid_what_is_asked_for_or_else_its_own_reward(config, tmp_path):
+def test_an_agent_gets_the_given_reward_or_else_its_own(config, tmp_path):
     def reward_of(**options):
         return Training(dataclasses.replace(config, **options)).describe()["reward"]
 
@@ -68,7 +68,7 @@ def test_an_agent_is_paid_what_is_asked_for_or_else_its_own_reward(config, tmp_p
     ("asked", "device", "threads", "expected"),
     [(None, "cpu", 16, 0), (None, "cuda", 16, 8), (None, "cuda", 3, 3), (2, "cpu", 1, 2), (0, "cuda", 16, 0)],
 )
-def test_images_are_loaded_beside_a_gpu_and_between_the_updates_of_a_cpu(
+def test_extra_processes_load_images_only_for_a_gpu_unless_asked_for(
     asked, device, threads, expected, monkeypatch
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -47,7 +47,7 @@ def test_images_of_a_patient_are_one_case(tmp_path):
     assert group_cases(dataset, "test") == {"p1": [first, second], "p2": [third]}
 
 
-def test_a_segmenter_that_knows_the_answer_scores_high_at_the_labels_resolution(segmenter, tmp_path):
+def test_a_perfect_segmenter_scores_high_at_the_resolution_of_the_label(segmenter, tmp_path):
     results = evaluate(segmenter, archive(tmp_path / "squares.npz"), "test")
     assert [(entry["case"], entry["images"]) for entry in results["cases"]] == [("p1", 2), ("p2", 1)]
     assert results["dice"] > 0.97 and results["iou"] > 0.95
@@ -100,7 +100,7 @@ def test_val_stands_in_for_a_test_split_without_labels(tmp_path):
     assert choose_split(open_data(str(tmp_path / "val.npz"), image_size=(32, 32))) == "val"
 
 
-def test_data_with_nothing_to_score_is_refused(tmp_path):
+def test_data_without_labels_to_evaluate_on_is_refused(tmp_path):
     np.savez(tmp_path / "train.npz", train_images=squares(2), train_label=(squares(2) > 0).astype(np.uint8))
     dataset = open_data(str(tmp_path / "train.npz"), image_size=(32, 32))
     with pytest.raises(InputError, match="train has no labelled test or val images"):

@@ -47,7 +47,7 @@ class Stop(Exception):
 
 
 def stop_at(monkeypatch, step):
-    """Lets the process fall over in the middle of that step, as a kill would."""
+    """Ends the process in the middle of this step, as a kill would."""
     update = Finetuning.update
 
     def falls_over(self, number):
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(config, tm
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_run_that_was_cut_off_ends_like_one_that_was_not(config, tmp_path, monkeypatch, step):
+def test_a_resumed_run_ends_like_one_that_was_not_stopped(config, tmp_path, monkeypatch, step):
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     expected = finetune(whole)
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -107,7 +107,7 @@ def test_a_run_that_was_cut_off_ends_like_one_that_was_not(config, tmp_path, mon
     assert metrics[0] == metrics[1]
 
 
-def test_a_run_goes_on_without_the_encoder_that_it_started_from(pretrained, config, monkeypatch, tmp_path):
+def test_a_run_continues_without_the_encoder_that_it_started_from(pretrained, config, monkeypatch, tmp_path):
     copy = shutil.copytree(pretrained, tmp_path / "encoder_run")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, 3)
@@ -116,7 +116,7 @@ def test_a_run_goes_on_without_the_encoder_that_it_started_from(pretrained, conf
     assert finetune(FinetuneConfig(run_dir=config.run_dir), resume=True)["labels"] == 6
 
 
-def test_a_finished_run_gives_back_its_results(config, monkeypatch):
+def test_a_finished_run_returns_its_results(config, monkeypatch):
     config = dataclasses.replace(config, steps=1)
     results = finetune(config)
     stop_at(monkeypatch, 1)

@@ -50,13 +50,13 @@ def test_a_batch_is_a_pure_function_of_the_seed_and_its_number(dataset):
     assert not torch.equal(first[0], batches(dataset, indices, seed=1)[5][0])
 
 
-def test_batches_leave_the_global_generator_alone(dataset):
+def test_batches_do_not_change_the_global_generator(dataset):
     before = torch.get_rng_state()
     batches(dataset, [0, 1])[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_image_is_shown_once_before_one_is_shown_again(dataset, monkeypatch):
+def test_every_image_is_used_once_before_any_is_used_again(dataset, monkeypatch):
     shown = []
     own = dataset.sample
     monkeypatch.setattr(dataset, "sample", lambda index: shown.append(index) or own(index))

@@ -111,7 +111,7 @@ def test_val_images_without_a_patch_of_foreground_are_refused(tmp_path):
         Probe(untrained(), dots)(labels=4)
 
 
-def test_every_image_is_encoded_once_however_many_draws_ask_for_it(dataset, monkeypatch):
+def test_every_image_is_encoded_only_once_for_several_choices(dataset, monkeypatch):
     encoded = []
     probe = Probe(untrained(), dataset)
     own = probe._encode
@@ -130,7 +130,7 @@ def test_the_explained_variance_is_that_of_scikit_learn():
     assert explained(true, true) == 1.0  # of the class that is there
 
 
-def test_features_that_know_nothing_get_a_low_patch_dice(dataset):
+def test_uninformative_features_get_a_low_patch_dice(dataset):
     encoder = untrained()
     for parameter in encoder.patch_embed.parameters():
         torch.nn.init.zeros_(parameter)

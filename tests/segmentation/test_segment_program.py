@@ -5,7 +5,7 @@ import time
 from programs import run, start, write_discs
 
 
-def test_a_run_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path):
+def test_a_stopped_run_says_how_to_continue_and_can_continue(tmp_path):
     data = write_discs(tmp_path / "discs.npz")
     folder = tmp_path / "runs" / "discs-scratch-finetune-1"
     flags = ["--data", data, "--image-size", 32, "--batch-size", 4, "--labels", 4, "--steps", 80]
@@ -44,7 +44,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_encoder_is_judged_again_and_again_without_naming_a_folder(tmp_path):
+def test_one_encoder_is_evaluated_repeatedly_without_naming_a_folder(tmp_path):
     data = write_discs(tmp_path / "discs.npz")
     assert run("pretrain.py", "--data", data, "--image-size", 32, "--steps", 1, cwd=tmp_path).returncode == 0
     encoder = ["--encoder", "runs/discs-a3c-1", "--labels", 4, "--steps", 2]

@@ -158,7 +158,7 @@ def test_a_prediction_has_the_size_of_the_label():
     assert predict(segmenter, image, Sample(image, None, "a", "a", None)).shape == (40, 60)
 
 
-def test_an_image_of_the_training_size_is_segmented_at_once():
+def test_an_image_of_the_training_size_is_segmented_in_one_pass():
     segmenter = build_segmenter(untrained(), 3).eval()
     image = noise(1, 32, 32)
     expected = segmenter(image[None]).argmax(dim=1)[0]

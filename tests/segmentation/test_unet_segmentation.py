@@ -71,7 +71,7 @@ def test_an_untrained_u_net_is_the_one_that_pretraining_starts_from():
     assert all(torch.equal(value, unet[name]) for name, value in untrained(seed=3).state_dict().items())
 
 
-def test_a_vision_transformer_where_a_u_net_is_asked_for_is_refused_and_the_reverse(pretrained, tmp_path):
+def test_a_vision_transformer_is_refused_for_a_u_net_and_the_reverse(pretrained, tmp_path):
     with pytest.raises(InputError, match=r"`model=tiny` does not fit `encoder=.* is unet"):
         load_encoder(pretrained[0], model="tiny")
     export_encoder(build_autoencoder("tiny", channels=2).encoder, tmp_path / "vit", **STATISTICS)

@@ -16,15 +16,15 @@ class Stop(Exception):
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
-    """Lets the process fall over in the middle of this update, as a kill would."""
+    """Ends the process in the middle of this update, as a kill would."""
     step = Pretrainer.step
 
-    def falls_over(self, images, mask):
+    def killed(self, images, mask):
         if self.updates == update:
             raise Stop
         return step(self, images, mask)
 
-    monkeypatch.setattr(Pretrainer, "step", falls_over)
+    monkeypatch.setattr(Pretrainer, "step", killed)
 
 
 def comparable(path: Path) -> list[dict[str, Any]]:
