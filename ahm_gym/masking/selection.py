@@ -99,22 +99,23 @@ def select_patches(
     shape = (scores.shape[0], scores.shape[1])
     guided = torch.zeros_like(scores, dtype=torch.bool)
     if num_guided == 0:
-        random_scores(shape, generator)  # as many draws as `order_by_score` makes: later ones stay the same
+        random_scores(
+            shape, generator
+        )  # `order_by_score` draws as much: later draws do not depend on num_guided
     else:
-        order = order_by_score(
-            scores if masked is None else scores.masked_fill(masked, -torch.inf), generator
-        )
+        unmasked_scores = scores if masked is None else scores.masked_fill(masked, -torch.inf)
+        by_score = order_by_score(unmasked_scores, generator)
         if spread is not None:
-            order = spread.allowed_first(order, masked)
-        guided.scatter_(1, order[:, :num_guided], True)
+            by_score = spread.allowed_first(by_score, masked)
+        guided.scatter_(1, by_score[:, :num_guided], True)
     if num_guided == num_masked:
         return guided, guided
     taken = guided if masked is None else guided | masked
     noise = random_scores(shape, generator, scores.device)
-    rest = sorting_order(-noise.masked_fill(taken, -1.0))
+    at_random = sorting_order(-noise.masked_fill(taken, -1.0))
     if spread is not None:
-        rest = spread.allowed_first(rest, taken)
-    return guided.scatter(1, rest[:, : num_masked - num_guided], True), guided
+        at_random = spread.allowed_first(at_random, taken)
+    return guided.scatter(1, at_random[:, : num_masked - num_guided], True), guided
 
 
 def mask_top_k(

@@ -27,9 +27,9 @@ class Spread:
     window: Int[Tensor, " L"]
     """Index of the window that each patch belongs to."""
     allowed: Bool[Tensor, "*B L"]
-    """Whether the first, second, ... patch of a window may be masked, in the order of masking; window after window.
+    """For each window in turn, one entry a patch: True as often as a patch may be masked, then False.
 
-    A 2x2 window with True, True, True, False keeps one patch visible. One row for each image, or one for all of them.
+    A 2x2 window that keeps one patch visible has True, True, True, False. One row for each image, or one for all.
     """
 
     def allowed_first(
@@ -39,12 +39,12 @@ class Spread:
 
         Args:
             order: patch indices in the order in which they would be masked.
-            masked: patches that are masked already; they count as the first of their windows, and go to the end too.
+            masked: patches that are masked already; they use up what their windows allow, and go to the end too.
         """
         if masked is not None:
             order = _chosen_first(order, masked.gather(1, order))
         by_window = sorting_order(to_device(self.window, order.device)[order], stable=True)
-        # Windows have the same size in every image, so after sorting by window `allowed` lines up with the patches.
+        # Windows have the same sizes in every image, so `allowed` fits any order once it is sorted by window.
         allowed_by_window = to_device(self.allowed, order.device).expand(order.shape)
         allowed = torch.zeros_like(order, dtype=torch.bool).scatter(1, by_window, allowed_by_window)
         if masked is not None:
@@ -52,7 +52,7 @@ class Spread:
         return _chosen_first(order, allowed)
 
     def full(self, masked: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-        """True for patches in windows with as many masked patches as they may have."""
+        """True for patches in windows that already have as many masked patches as they may have."""
         zeros = torch.zeros(len(masked), int(self.window.max()) + 1)
         limit = zeros.index_add(1, self.window.sort().values, self.allowed.expand(masked.shape).float())
         return (zeros.index_add(1, self.window, masked.float()) >= limit)[:, self.window]

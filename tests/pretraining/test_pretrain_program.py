@@ -29,7 +29,9 @@ def test_too_little_memory_is_one_sentence(error, code, capsys):
 def test_a_file_without_permission_is_named(capsys):
     with pytest.raises(SystemExit, match="2"), command_line():
         raise PermissionError(13, "Permission denied", "/scans/a.png")
-    assert capsys.readouterr().err.startswith("error: /scans/a.png: Permission denied: expected")
+    assert capsys.readouterr().err.startswith(
+        "error: /scans/a.png: Permission denied: change its permissions"
+    )
 
 
 @pytest.fixture(scope="module")
