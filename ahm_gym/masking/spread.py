@@ -17,7 +17,7 @@ from ahm_gym.masking.sorting import sorting_order
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Windows of the grid that each keep some patches visible, whatever the scores are.
+    """Windows of the grid that each keep some patches visible, regardless of the scores.
 
     Masks that follow difficulty form clusters, and far from all visible patches an autoencoder can only guess.
     Windows keep context everywhere; the scores decide which patches of a window are visible. With random scores

@@ -56,7 +56,7 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     """
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError(
-            f"`init={path}` holds a vision transformer, and a U-Net takes no published weights: leave `init` out, or "
+            f"`init={path}` holds a vision transformer, and a U-Net cannot use published weights: leave `init` out, or "
             "choose another `model`."
         )
     published = read_weights(path)

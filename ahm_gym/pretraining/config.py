@@ -58,7 +58,7 @@ class PretrainConfig:
     guided_ramp: tuple[float, float] | None = None
     """Start and end, as shares of training, of a linear rise of this fraction from 0. None keeps it constant."""
     spread_fraction: float | None = None
-    """Share of the images whose visible patches are spread over the whole image, whatever the scores are.
+    """Share of the images whose visible patches are spread over the whole image, regardless of the scores.
     At a mask ratio of 0.75, one of every 2x2 patches is visible. None: the policy's own schedule."""
     spread_ramp: tuple[float, float] | None = None
     """Start and end, as shares of training, of a linear fall of this fraction to 0. None keeps it constant."""

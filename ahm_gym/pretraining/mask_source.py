@@ -77,7 +77,7 @@ def check_policy_name(
         raise unknown_name("policy", name, [*policies(), *agents()])
     if num_workers != 1:
         raise InputError(
-            f"`num_workers={num_workers}` needs a learning agent such as a3c: policy {name} takes 1."
+            f"`num_workers={num_workers}` needs a learning agent such as a3c: choose 1 with policy {name}."
         )
     if masking_steps != 1:
         raise InputError(
