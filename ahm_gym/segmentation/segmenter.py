@@ -95,6 +95,7 @@ class Segmenter(nn.Module):
             return as_encoder(self.encoder).feature_maps(images)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        """Class logits for every pixel of normalised images."""
         return self.decoder(images, self.features(images))
 
 

@@ -141,16 +141,16 @@ def test_options_of_the_agent_reach_it(config):
     ("policy", "option", "message"),
     [
         ("a3c", "widht=3", "did you mean 'width'"),
-        ("a3c", "width=2.5", "width=2.5: expected a value like 32"),
-        ("a3c", "gamma=null", "gamma=None: expected a value like 1.0"),
+        ("a3c", "width=2.5", "width=2.5`: expected a value like 32"),
+        ("a3c", "gamma=null", "gamma=None`: expected a value like 1.0"),
         ("a3c", "learning_rate=-1", "`learning_rate` is -1.0: choose a positive number"),
         ("a3c", "seed=3", "unknown option of agent a3c 'seed'"),
         ("ppo", "policy=MlpPolicy", "unknown option of agent ppo 'policy'"),
         ("ppo", "device=cpu", "unknown option of agent ppo 'device'"),
-        ("ppo", "n_steps=abc", "n_steps=abc: expected a value like 2048"),
+        ("ppo", "n_steps=abc", "n_steps=abc`: expected a value like 2048"),
         ("ppo", "batch_size=0", "cannot be made with `agent_options=batch_size=0`"),
-        ("dqn", "exploration_fraction=x", "exploration_fraction=x: expected a value like 0.1"),
-        ("td3", "action_noise=x", "action_noise=x: expected a value like None"),
+        ("dqn", "exploration_fraction=x", "exploration_fraction=x`: expected a value like 0.1"),
+        ("td3", "action_noise=x", "action_noise=x`: expected a value like None"),
     ],
 )
 def test_options_that_the_agent_cannot_take_are_refused_and_leave_no_folder(config, policy, option, message):
