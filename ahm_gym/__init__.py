@@ -37,13 +37,13 @@ __all__ = [
     "probe",
 ]
 
-ELSEWHERE = {
+_ELSEWHERE = {
     "InputError": "ahm_gym.errors",
     "MaskedAutoencoder": "ahm_gym.model.vit",
     "Pretrainer": "ahm_gym.model.pretrainer",
     "RunError": "ahm_gym.errors",
 }
-"""Public names that do not come from `ahm_gym.api`."""
+"""Modules of the public names that are not in `ahm_gym.api`."""
 
 for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMasking", "RectangleMasking"):
     gymnasium.register(
@@ -54,10 +54,10 @@ for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMaskin
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used: torch takes seconds."""
+    """Imports a public name on first use, because importing torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(ELSEWHERE.get(name, "ahm_gym.api")), name)
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "ahm_gym.api")), name)
 
 
 def __dir__() -> list[str]:

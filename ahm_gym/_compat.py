@@ -1,8 +1,8 @@
-"""A CPU build of torch beside a torchvision that was built for CUDA.
+"""Makes torchvision importable if torch is a CPU build and torchvision was built for CUDA.
 
-Such a torchvision cannot be imported: its compiled operators do not load, and it registers Python
-kernels for two of them all the same. Defining the two operators first lets it import; nothing here
-calls them. On a sound installation this module does nothing.
+The import of such a torchvision fails: its compiled operators do not load, yet it registers Python
+kernels for two of them. It succeeds once the two operators are defined; this package never calls
+them. In a sound installation this module does nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 library: torch.library.Library | None = None
-"""Kept alive: the definitions end with it."""
+"""Kept alive, because the definitions last only as long as this object."""
 
 
 def repair_torchvision() -> None:
-    """Makes torchvision importable; does nothing where it already is."""
+    """Makes torchvision importable; does nothing if it already is."""
     global library
     try:
         importlib.import_module("torchvision")

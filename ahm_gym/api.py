@@ -1,4 +1,4 @@
-"""The Python API: what `import ahm_gym` offers. Functions raise `InputError` and `RunError`, and never exit."""
+"""The Python API of `import ahm_gym`. Its functions raise `InputError` or `RunError`; they never exit."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a pretraining run has written. It stands for its run folder wherever a path is expected."""
+    """The files of a pretraining run. It can be passed as the path of the run folder."""
 
     run_dir: Path
     encoder: Path
-    """The exported encoder: `load_encoder` reads it, and of a vision transformer timm does too."""
+    """The exported encoder. `load_encoder` reads it; timm also reads a vision transformer."""
     agent: Path | None
-    """The trained agent, to mask with as policy `agent:RUN_DIR`; None of a mask policy."""
+    """The trained agent, usable as policy `agent:RUN_DIR`; None if a mask policy chose the masks."""
     masks: Path
-    """Picture of what was masked over training."""
+    """Picture of the masks over the course of training."""
     curves: Path
-    """Picture of losses and rewards over training."""
+    """Plot of losses and rewards over the course of training."""
     metrics: Path
-    """The same as JSON lines."""
+    """Losses, rewards and other metrics as JSON lines."""
     stages: tuple[Path, ...] = ()
-    """The runs of a recipe; the last one is described above."""
+    """The runs of a recipe's stages, in order; the fields above describe the last one."""
 
     def __fspath__(self) -> str:
         return str(self.run_dir)
@@ -53,17 +53,17 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a fine-tuning run has found and written."""
+    """The scores and files of a fine-tuning run."""
 
     run_dir: Path
     dice: float | None
-    """Mean over cases and classes, 0 to 1; None where no case has a class."""
+    """Mean Dice over cases and classes, 0 to 1; None if no case contains a class."""
     scores: dict[str, Any]
-    """Everything in `results.json`: Dice, IoU and HD95 of every class and case."""
+    """The content of `results.json`: Dice, IoU and HD95 for every class and case."""
     segmenter: Path
     """The trained segmenter."""
     overlays: Path
-    """Picture of the labels and predictions of some cases, from the worst to the best."""
+    """Picture of labels and predictions for some cases, from worst to best."""
 
     def __fspath__(self) -> str:
         return str(self.run_dir)
@@ -71,19 +71,22 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe has found and written."""
+    """The scores and the folder of a probe."""
 
     run_dir: Path
     patch_dice: float | None
-    """Dice over patches, 0 to 1; None where no test image has a class."""
+    """Dice over patches, 0 to 1; None if no test image contains a class."""
     scores: dict[str, Any]
-    """Everything in `results.json`."""
+    """The content of `results.json`."""
 
 
 def with_settings_of(
     kind: Callable[Settings, Config],
 ) -> Callable[[Callable[[Config, set[str]], Result]], Callable[Settings, Result]]:
-    """Lets a function of settings, and of the names of those that were given, take them as keyword arguments."""
+    """Makes a program accept its settings as keyword arguments.
+
+    The program itself takes two arguments: an instance of `kind`, and the names of the settings that were given.
+    """
 
     def decorate(program: Callable[[Config, set[str]], Result]) -> Callable[Settings, Result]:
         signature = inspect.signature(kind)
@@ -115,8 +118,8 @@ def pretrain(settings: Pretrain, given: set[str]) -> PretrainResult:
     The keyword arguments are the fields of `ahm_gym.pretraining.config.Pretrain`.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
-        RunError: where the run cannot go on; its last checkpoint is good.
+        InputError: if settings or data cannot be used; no folder is left behind.
+        RunError: if the run cannot continue; its last checkpoint is valid.
     """
     run_dir = recipes.run_program(settings, given)
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
@@ -141,8 +144,8 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
     The keyword arguments are the fields of `ahm_gym.segmentation.config.Finetune`.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
-        RunError: where the loss is not finite; the last checkpoint is good.
+        InputError: if settings or data cannot be used; no folder is left behind.
+        RunError: if the loss is not finite; the last checkpoint is valid.
     """
     config: FinetuneConfig = as_config(FinetuneConfig, settings)
     config = config if settings.resume else with_run_dir(config, "finetune")
@@ -159,12 +162,12 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
 
 @with_settings_of(ProbeConfig)
 def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
-    """Evaluates a frozen encoder by a linear map from its patch features: `probe(encoder=run, labels=10)`.
+    """Evaluates a frozen encoder with a linear map from its patch features: `probe(encoder=run, labels=10)`.
 
     The keyword arguments are the fields of `ahm_gym.segmentation.config.ProbeConfig`.
 
     Raises:
-        InputError: for settings or data that cannot be used; no folder is left behind.
+        InputError: if settings or data cannot be used; no folder is left behind.
     """
     config = with_run_dir(settings, "probe")
     scores = finetuning.run_probe(config)
@@ -173,24 +176,28 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:
-    """The encoder of a pretraining run, or of its `encoder` folder, in evaluation mode.
+    """Loads an encoder, in evaluation mode.
+
+    Args:
+        run: folder of a pretraining run, or its `encoder` folder.
 
     Raises:
-        InputError: where the folder holds none.
+        InputError: if the folder holds no encoder.
     """
     return encoders.load_encoder(Path(run)).eval()
 
 
 def make_vec(num_envs: int = 16, *, form: str = "Masking", **options: Any) -> MaskingVectorEnv:
-    """A masking environment of `num_envs` images, as `gymnasium.make_vec` makes it.
+    """Makes a masking environment with `gymnasium.make_vec`.
 
     Args:
-        num_envs: images in a batch.
-        form: of the action: Masking, MultiBinaryMasking, SequentialMasking, GroupMasking or RectangleMasking.
+        num_envs: number of images in a batch.
+        form: form of the actions: Masking, MultiBinaryMasking, SequentialMasking, GroupMasking or
+            RectangleMasking.
         options: keyword arguments of `ahm_gym.envs.MaskingVectorEnv`.
 
     Raises:
-        InputError: for an option out of range, or data that cannot be used.
+        InputError: if an option is out of range, or the data cannot be used.
     """
     env = gym.make_vec(f"ahm_gym:AHM/{form}-v0", num_envs=num_envs, **options)
     assert isinstance(env, MaskingVectorEnv)

@@ -28,32 +28,32 @@ DESCRIPTION = "Self-supervised pretraining for medical image segmentation in whi
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write the report of a benchmark again, from the rows in its folder."""
+    """Rewrite the report of a benchmark from the rows in its folder."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of the benchmark: what --out named."""
+    """Folder of the benchmark, as given by --out."""
 
 
 def pretrain(settings: Pretrain, argv: list[str]) -> None:
-    """Pretrains, and says what was written and what comes next."""
+    """Pretrains, then prints what was written and what to do next."""
     from ahm_gym.pretraining.recipes import is_recipe_run, run_program
 
     run = run_program(settings, flags_in(argv))
     if is_recipe_run(run):
-        print(f"\nWrote {run}/: one folder a stage, each with figures/masks.png, figures/curves.png")
+        print(f"\nWrote {run}/: one folder per stage, each with figures/masks.png, figures/curves.png")
     else:
         print(f"\nWrote {run}/: encoder/, figures/masks.png, figures/curves.png, metrics.jsonl")
     print(f"Next: ahm-gym finetune --encoder {shlex.quote(str(run))}")
 
 
 def finetune(settings: Finetune, argv: list[str]) -> None:
-    """Fine-tunes, and prints the scores."""
+    """Fine-tunes, then prints the scores."""
     from ahm_gym.segmentation import finetune as program
     from ahm_gym.segmentation.inputs import with_run_dir
 
     config = as_config(FinetuneConfig, settings)
     if settings.resume and program.is_finished(config.run_dir):
-        print(f"{config.run_dir} is finished already.")
+        print(f"{config.run_dir} is already finished.")
     config = config if settings.resume else with_run_dir(config, "finetune")
     results = program.finetune(config, resume=settings.resume, given=flags_in(argv))
     unit = results["hd95_unit"]
@@ -63,18 +63,18 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
         print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
     if absent := results.get("absent_classes"):
         listed = ", ".join(map(str, absent))
-        print(f"No {results['split']} label has the class {listed}: it is left out of the mean.")
+        print(f"No {results['split']} label contains the class {listed}: it is left out of the mean.")
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
-        print("then this again with --encoder and that run's folder")
+        print("then this command again with --encoder and the folder of that run")
     else:
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
-        print("and another --run-dir where one was given")
+        print("and another --run-dir if you gave one")
 
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
-    """Probes an encoder, and prints the score."""
+    """Probes an encoder, then prints the score."""
     from ahm_gym.segmentation.finetune import run_probe
     from ahm_gym.segmentation.inputs import with_run_dir
 
@@ -87,7 +87,7 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
 
 
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
-    """Runs what is missing of a benchmark, and writes its report."""
+    """Runs the missing jobs of a benchmark, then writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
 
     config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
@@ -97,7 +97,7 @@ def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
 
 
 def report(settings: Report, argv: list[str]) -> None:
-    """Writes the report of a benchmark again."""
+    """Rewrites the report of a benchmark."""
     from ahm_gym.benchmark.report import write_report
 
     write_report(settings.folder)
@@ -111,11 +111,15 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "benchmark": (BenchmarkConfig, benchmark),
     "report": (Report, report),
 }
-"""Name to settings and program."""
+"""The settings and the function of every command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses a command line (default: that of the process) and runs its command."""
+    """Parses a command line and runs its command.
+
+    Args:
+        argv: the arguments; default: those of the process.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     args = list(map(nested_flag, argv)) if name == "benchmark" else argv
@@ -130,9 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
-    """Turns a failure that a person can mend into one sentence on standard error and an exit code.
+    """Turns a failure that the user can fix into one sentence on standard error and an exit code.
 
-    2 for bad input, a full disk and too little memory, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM.
+    The code is 2 for bad input, a full disk or too little memory, 1 for a failed run, 130 for Ctrl-C and 143 for
+    SIGTERM.
     """
     try:
         yield
@@ -152,7 +157,7 @@ def command_line() -> Iterator[None]:
             2,
             f"{error.filename}: {error.strerror}: change its permissions or those of its folder, or choose another.",
         )
-    except BrokenPipeError:  # of `ahm-gym --help | head`
+    except BrokenPipeError:  # as in `ahm-gym --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
@@ -165,7 +170,7 @@ def command_line() -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, or torch on a processor or a GPU, found no memory."""
+    """Whether numpy, or torch on a CPU or a GPU, ran out of memory."""
     message = str(error)
     return isinstance(error, MemoryError) or "out of memory" in message or "not enough memory" in message
 
@@ -177,7 +182,7 @@ def fail(code: int, message: str) -> None:
 
 
 def same_images(settings: dict[str, Any]) -> str:
-    """Flags of an encoder of the same shape on the same images."""
+    """The flags for the same images and an encoder of the same shape."""
     flags = {"--data": settings["data"] and shlex.quote(settings["data"]), "--model": settings["model"]}
     flags |= {
         "--image-size": " ".join(map(str, settings["image_size"])),
@@ -187,5 +192,5 @@ def same_images(settings: dict[str, Any]) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A score with three digits."""
+    """A score with three decimals."""
     return "undefined" if value is None else f"{value:.3f}"

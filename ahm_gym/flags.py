@@ -1,4 +1,4 @@
-"""The flags of the command line, and the settings that they stand for."""
+"""Translates between the flags of the command line and the settings of the programs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.segmentation.config import Finetune, FinetuneConfig
 
 NESTED: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-"""Settings of a benchmark that are those of another program."""
+"""Settings of a benchmark that hold all settings of another program."""
 SETTINGS = {item.name for kind in (Pretrain, Finetune, BenchmarkConfig) for item in dataclasses.fields(kind)}
 """Names of the settings of all programs."""
 
 
 def with_flags(message: str) -> str:
-    """The message with every setting in backticks as its flag: `steps=0` becomes --steps 0."""
+    """Replaces every setting in backticks by its flag: `steps=0` becomes --steps 0."""
 
     def flag(setting: re.Match[str]) -> str:
         name, equals, value = setting[1].partition("=")
@@ -32,14 +32,18 @@ def with_flags(message: str) -> str:
 
 
 def flags_in(argv: Iterable[str]) -> set[str]:
-    """Names of the settings whose flags stand on a command line."""
+    """The names of the settings that a command line gives."""
     flags = (argument[2:].partition("=")[0] for argument in argv if argument.startswith("--"))
     names = {flag.replace("-", "_") for flag in flags}
     return names | {name.removeprefix("no_") for name in names}
 
 
 def nested_flag(argument: str) -> str:
-    """A flag of the benchmark as tyro nests it: --pretrain-steps and --batch-size are settings of pretraining."""
+    """Translates a flag of the benchmark to the name that tyro gives to a nested setting.
+
+    A setting of pretraining, such as --pretrain.batch-size, may also be written --pretrain-batch-size or
+    --batch-size; a setting of fine-tuning, such as --finetune.steps, --finetune-steps.
+    """
     flag, equals, value = argument.partition("=")
     name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
     if not flag.startswith("--") or name in names_of(BenchmarkConfig):
@@ -57,7 +61,7 @@ def names_of(kind: type[Any]) -> set[str]:
 
 
 def shown_settings(kind: type[Any]) -> type[Any]:
-    """The settings of a program, without those in its help that a benchmark sets for every job."""
+    """The settings of a program, with those that a benchmark sets itself hidden from the help."""
     if kind is not BenchmarkConfig:
         return kind
     fields: list[Any] = []
@@ -74,5 +78,5 @@ def shown_settings(kind: type[Any]) -> type[Any]:
 
 
 def split_at_commas(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The values, where each may hold several with commas between them."""
+    """Splits values that hold several values with commas between them."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())

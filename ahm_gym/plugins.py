@@ -1,4 +1,4 @@
-"""Agents and mask policies of installed packages, found by their entry points."""
+"""Finds the agents and mask policies of installed packages by their entry points."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from ahm_gym.errors import InputError, unknown_name
 
 
 def with_installed(group: str, own: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """Name to where it is imported from: our own names, then those that installed packages add.
+    """The entry point of every name: first the built-in names, then those that installed packages add.
 
-    Our own win: what a run calls `random` never depends on what else is installed.
+    A built-in name wins, so that `random` in a run never depends on what else is installed.
+
+    Args:
+        group: group of the entry points, such as `ahm_gym.agents`.
+        own: the built-in names and where each is imported from, as `module:attribute`.
     """
     installed = {entry.name: entry for entry in entry_points(group=group)}
     return {name: EntryPoint(name, value, group) for name, value in own.items()} | {
@@ -21,11 +25,15 @@ def with_installed(group: str, own: Mapping[str, str]) -> dict[str, EntryPoint]:
 
 
 def load(kind: str, name: str, table: Mapping[str, EntryPoint]) -> Any:
-    """The class or function of that name, imported.
+    """Imports the class or function with that name.
+
+    Args:
+        kind: what the name stands for, such as "agent", for messages.
+        name: a key of `table`.
+        table: entry points by name, from `with_installed`.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; for a name that two packages give, or one
-            whose package cannot be imported.
+        InputError: if the name is unknown, several packages define it, or its package cannot be imported.
     """
     if name not in table:
         raise unknown_name(kind, name, table)

@@ -1,1 +1,1 @@
-"""Where tensors live: transfers to a GPU, recorded work, and weights that processes share."""
+"""The device of a run: its choice, transfers to a GPU, CUDA graphs, and weights that processes share."""

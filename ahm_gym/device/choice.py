@@ -1,4 +1,4 @@
-"""The device that a program runs on, and the processes that load images for it."""
+"""Chooses the device of a program and the number of processes that load images for it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 from ahm_gym.errors import InputError
 
-MOST_DATA_WORKERS = 8
+MAX_DATA_WORKERS = 8
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one.
+    """The device with that name; auto uses a GPU if there is one.
 
     Raises:
-        InputError: where it is unknown or not there.
+        InputError: if the name is unknown or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,11 +28,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def count_data_workers(asked: int | None, device: torch.device) -> int:
-    """Processes that load images; where nothing is asked for, as many as torch has threads, at most 8, for a GPU.
+    """The number of processes that load images.
 
-    A GPU is done with a batch before one process has cut out the next; on a CPU they would take the cores of the
-    updates.
+    Args:
+        asked: the number that was asked for. None: 0 on a CPU, where they would take cores from the updates; on a
+            GPU, which finishes a batch before one process has prepared the next, one per thread of torch, at
+            most 8.
+        device: the device of the updates.
     """
     if asked is not None:
         return asked
-    return min(torch.get_num_threads(), MOST_DATA_WORKERS) if device.type == "cuda" else 0
+    return min(torch.get_num_threads(), MAX_DATA_WORKERS) if device.type == "cuda" else 0

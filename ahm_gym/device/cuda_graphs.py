@@ -1,4 +1,4 @@
-"""Work of a GPU that is the same every time: recorded once, and then played back in one go."""
+"""CUDA graphs: GPU work that is the same in every call is recorded once and then replayed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor
 
 
 class Replay:
-    """Calls a function of tensors; on a GPU records it once their shapes have settled, and plays it back.
+    """Calls a function of tensors. On a GPU, records it once the shapes have settled, and then replays it.
 
-    A processor takes tens of milliseconds to ask for the thousand kernels of an update, one by one, and a small
-    model's run faster than they are asked for. A recording (a CUDA graph) asks for all of them at once.
+    The CPU takes tens of milliseconds to launch the thousand kernels of an update one by one; the kernels of a
+    small model run faster than that. A recording (a CUDA graph) launches all of them at once.
 
     Args:
-        function: of tensors, gives back tensors, of which the caller gets copies. What else it reads or writes, such
-            as weights and gradients, must stay where it is; and it must not wait for the GPU.
-        records: False only ever calls the function.
+        function: takes tensors and returns tensors; the caller gets copies of a replay's results. It must not wait
+            for the GPU, and other tensors that it reads or writes, such as weights and gradients, must stay at the
+            same addresses.
+        records: whether to record; if False, the function is always called.
     """
 
-    settled = 20
-    """Calls with the same shapes before one is recorded."""
+    settled: int = 20
+    """Number of calls with the same shapes before one is recorded."""
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], *, records: bool = True) -> None:
         self._function, self._records = function, records
@@ -31,7 +32,7 @@ class Replay:
 
     @property
     def recorded(self) -> bool:
-        """Whether the next call with the same shapes is played back."""
+        """Whether the next call with the same shapes is a replay."""
         return self._graph is not None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -52,7 +53,7 @@ class Replay:
     def _record(self, inputs: tuple[Tensor, ...]) -> Any:
         self._inputs = tuple(value.clone() for value in inputs)
         device, graph = inputs[0].device, torch.cuda.CUDAGraph()
-        # Other threads, such as the one that pins loaded images, may go on with what a recording could not hold.
+        # Thread-local: other threads, such as the one that pins loaded images, may make calls that cannot be recorded.
         options: dict[str, Any] = {
             "stream": torch.cuda.Stream(device),
             "capture_error_mode": "thread_local",
@@ -68,7 +69,7 @@ class Replay:
         self._outputs: tuple[Tensor, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the recording, which stays in its process and with its tensors."""
+        """Leaves out the recording, which is tied to its process and its tensors."""
         return {"_function": self._function, "_records": self._records}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -76,4 +77,5 @@ class Replay:
 
 
 def on_gpu(value: Tensor) -> bool:
+    """Whether the tensor is on a GPU; tests replace this function."""
     return value.is_cuda

@@ -23,7 +23,7 @@ def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.share_memory()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimizer.state[parameter]:  # it would be created, unshared, at the first update
+            if not optimizer.state[parameter]:  # otherwise created at the first update, and not shared
                 optimizer.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32),
                     "exp_avg": torch.zeros_like(parameter),
@@ -34,7 +34,7 @@ def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _allow_many_files() -> None:
-    """Every shared tensor is an open file, and the usual limit of 1,024 would stop a larger model."""
+    """Raises the limit of open files: every shared tensor is one, and the usual limit is 1,024."""
     if resource is not None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -52,8 +52,8 @@ def read(local: nn.Module, shared: nn.Module) -> None:
 def hand_over_gradients(local: nn.Module, shared: nn.Module) -> None:
     """Lets the shared parameters use the local gradients.
 
-    Assigned anew every time: zero_grad sets gradients to None, and a reference that is kept from the
-    first update would go on serving old gradients.
+    Must be called for every update: zero_grad sets gradients to None, so a reference from an earlier
+    update would point to old gradients.
     """
     for mine, ours in zip(local.parameters(), shared.parameters(), strict=True):
         ours.grad = mine.grad
@@ -68,15 +68,15 @@ def write_buffers(local: nn.Module, shared: nn.Module) -> None:
 
 @contextlib.contextmanager
 def held(lock: Any, seconds: float = 60.0) -> Iterator[None]:
-    """Holds the lock; a lock that does not come free ends the run instead of hanging it.
+    """Holds a lock. If it is never released, the run ends instead of hanging.
 
     Raises:
-        RunError: after `seconds`: the process that holds it has died or hangs.
+        RunError: if the lock is not free after `seconds`, because a process died or hangs while it holds the lock.
     """
     if not lock.acquire(timeout=seconds):
         raise RunError(
             f"the shared weights stayed locked for {seconds:.0f} s: a worker died or hangs while it holds them; "
-            "go on from the last checkpoint with `resume`."
+            "continue from the last checkpoint with `resume`."
         )
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tensors between main memory and a GPU, without waiting for what the GPU is busy with."""
+"""Transfers between main memory and a GPU that do not wait for the GPU's current work."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on that device; a GPU gets it in the order of its work, and nobody waits for the GPU."""
+    """Moves a tensor to a device. A copy to a GPU is queued behind the GPU's work; the CPU does not wait."""
     if device.type != "cuda":
         return tensor.to(device)
     if not (tensor.is_cuda or tensor.is_pinned()):
-        # A copy from other memory, or of a view with gaps, would wait for the work before it.
+        # Copying from memory that is not pinned, or from a view with gaps, would wait for earlier work.
         tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 class Fetch:
-    """A tensor on its way to main memory: behind the GPU's work so far, while this process goes on."""
+    """A copy of a tensor to main memory, queued behind the GPU's current work; the CPU does not wait for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.detach().contiguous().to("cpu", non_blocking=True)
         self._arrival = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def wait(self) -> Tensor:
-        """The tensor in main memory, once it has arrived; where it was there already, the tensor itself."""
+        """Waits for the copy and returns it; a tensor that is already in main memory is returned itself."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._copy

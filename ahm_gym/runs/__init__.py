@@ -1,1 +1,1 @@
-"""Run folders: settings, metrics, checkpoints and progress that survive any end of a program."""
+"""Run folders: settings, metrics, checkpoints and progress. They survive a crash or a kill."""

@@ -1,4 +1,4 @@
-"""Run folders: settings, metrics and checkpoints that survive any end of the program."""
+"""`RunFolder`: the settings, metrics and checkpoints of a run. They survive a crash or a kill."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from ahm_gym.runs.storage import (
 
 
 def resume_flags(path: Path) -> str:
-    """The flags that resume the run in that folder, quoted for a shell."""
+    """The settings that resume the run in a folder, quoted for a shell."""
     return f"`resume` `run_dir={shlex.quote(str(path))}`"
 
 
 class RunFolder:
     """A folder with `config.json`, `metrics.jsonl`, TensorBoard events and checkpoints.
 
-    Only one training program at a time writes to it. Files are created when they are needed, so opening a folder to
-    read it changes nothing.
+    Only one training program writes to it at a time. Files are created when they are first needed, so opening a
+    folder to read it changes nothing.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path = path
-        self.config = config
+        self.path: Path = path
+        self.config: dict[str, Any] = config
         self._lines: IO[str] | None = None
         self._events: SummaryWriter | None = None
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
-        """A new run folder with these settings; `config["kind"]` says which program it belongs to.
+        """Creates a run folder with these settings; `config["kind"]` is the kind of run.
 
         Raises:
             InputError: if the folder is not empty or cannot be created.
         """
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(
-                f"{path} exists already: choose another `run_dir`, or go on with a run in it by `resume`."
+                f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
             )
         content = json.dumps(config, indent=2) + "\n"
         make_folder(path, "`run_dir`")
@@ -64,22 +64,24 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | None, kind: str) -> RunFolder:
-        """An existing run folder.
+        """Opens an existing run folder.
 
         Args:
             path: None if a program should resume but no folder was given.
             kind: pretrain, recipe or segment.
 
         Raises:
-            InputError: if it is missing, or holds no run of that kind.
+            InputError: if the folder is missing or holds no run of that kind.
         """
         if path is None:
-            raise InputError("`resume` needs `run_dir`: name the folder of the run to go on with.")
+            raise InputError("`resume` needs `run_dir`: give the folder of the run to continue.")
         if not path.is_dir():
             raise InputError(f"there is no folder {path}: give the folder of a {kind} run.")
         file = path / "config.json"
         if not file.is_file():
-            raise InputError(f"{path} is not a run folder, it has no config.json: give that of a {kind} run.")
+            raise InputError(
+                f"{path} is not a run folder, it has no config.json: give the folder of a {kind} run."
+            )
         try:
             config = json.loads(file.read_text())
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -91,7 +93,7 @@ class RunFolder:
         return cls(path, config)
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Adds the metrics of a step; a number that is not finite is written as null."""
+        """Logs the metrics of a step; a number that is not finite is written as null."""
         numbers = {name: float(value) for name, value in metrics.items()}
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         if self._lines is None:
@@ -103,26 +105,26 @@ class RunFolder:
         _add_scalars(self._events, step, row)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows, oldest first; null is None. An incomplete last line is left out."""
+        """The logged rows, oldest first, with None for null. An incomplete last line is left out."""
         if not self._metrics_path.exists():
             return []
         lines = self._metrics_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Saves the state of a step; older checkpoints are deleted once it is complete.
+        """Saves the state of a step, then deletes older checkpoints.
 
         Raises:
-            OSError: if it cannot be written; the older checkpoint is kept.
+            OSError: if the state cannot be written; the older checkpoint is kept.
         """
         path = self._checkpoints / f"step-{step}"
         replace_folder(path, lambda folder: save_state(folder, state))
         self._delete_checkpoints(keep=step)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """The step and state of the newest complete checkpoint, to resume from; None without one.
+        """The step and state of the newest complete checkpoint, to resume from; None if there is none.
 
-        What was logged after it is removed, and so is what a crash left unfinished.
+        Removes metrics that were logged after it, and unfinished files that a crash left.
 
         Raises:
             InputError: if its files are damaged.
@@ -138,11 +140,11 @@ class RunFolder:
         return step, state
 
     def checkpoint_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None without one."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return max(self._steps(), default=None)
 
     def replace(self, name: str, write: Callable[[Path], None]) -> None:
-        """Replaces the sub-folder `name` by what `write` puts into the empty folder that it is given."""
+        """Replaces the subfolder `name` by a new one; `write` gets the empty folder and fills it."""
         replace_folder(self.path / name, write)
 
     def close(self) -> None:
@@ -172,7 +174,7 @@ class RunFolder:
                 shutil.rmtree(self._checkpoints / f"step-{step}")
 
     def _cut_metrics(self, last_step: int) -> None:
-        """Removes what was logged after a step from the lines and the events."""
+        """Removes everything logged after `last_step` from the metrics and the events."""
         self.close()
         if not self._metrics_path.exists():
             return

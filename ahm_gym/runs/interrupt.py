@@ -1,4 +1,4 @@
-"""Stopping a program by a signal or a deadline without losing what it has done."""
+"""Stops a program on a signal or at a deadline without loss of work."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 
 class Interrupt:
-    """While entered, Ctrl-C and SIGTERM ask to stop instead of stopping; a second Ctrl-C stops at once.
+    """A context in which Ctrl-C and SIGTERM only request a stop. A second Ctrl-C stops at once.
 
-    Outside the main thread, where no signal arrives, it does nothing. A deadline asks to stop, too.
+    Outside the main thread, where no signal arrives, the context does nothing.
 
     Args:
-        deadline: in seconds, as `time.time()` counts them.
+        deadline: time at which a stop is requested, in seconds since the epoch.
     """
 
     def __init__(self, deadline: float = math.inf) -> None:
-        self.deadline = deadline
+        self.deadline: float = deadline
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._depth = 0
 
     @property
     def requested(self) -> bool:
-        """Whether to stop at the next point where nothing is lost."""
+        """Whether the program should stop at the next point at which no work is lost."""
         return self.signal is not None or time.time() >= self.deadline
 
     def __enter__(self) -> Interrupt:

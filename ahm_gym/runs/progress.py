@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, or plain lines where nobody watches."""
+"""A progress bar with rate and remaining time in a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LINE_EVERY = 30.0
 
 
 class Progress:
-    """Shows how far a loop is: a bar in a terminal, otherwise a line now and then and one at the end.
+    """Shows the progress of a loop: a bar in a terminal, otherwise a line every 30 s and one at the end.
 
     Args:
-        description: what is going on, in a word or two.
+        description: name of the work, in a word or two.
         total: the last step.
-        start: the step that the loop starts from.
-        images_per_step: adds images per second to the rate.
-        console: where it is shown; standard error without one.
+        start: the step at which the loop starts.
+        images_per_step: number of images in a step; if given, the rate includes images per second.
+        console: where progress is shown; default: standard error.
     """
 
     def __init__(
@@ -34,9 +34,11 @@ class Progress:
         images_per_step: int | None = None,
         console: Console | None = None,
     ) -> None:
-        self.description, self.total, self.start = description, total, start
-        self.images_per_step = images_per_step
-        self.console = Console(stderr=True) if console is None else console
+        self.description: str = description
+        self.total: int = total
+        self.start: int = start
+        self.images_per_step: int | None = images_per_step
+        self.console: Console = Console(stderr=True) if console is None else console
         self._step = start
         self._metrics: dict[str, float | int] = {}
         self._bar: Bar | None = None
@@ -56,7 +58,7 @@ class Progress:
         return self
 
     def advance(self, step: int, **metrics: float | int) -> None:
-        """Moves to a step, and shows up to three numbers with it."""
+        """Moves to a step and shows these metrics with it."""
         self._step, self._metrics = step, metrics
         now = time.monotonic()
         if self._bar is not None:
@@ -93,7 +95,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes:seconds, or hours:minutes:seconds from an hour on."""
+    """Formats seconds as minutes:seconds, or as hours:minutes:seconds for an hour or more."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, hardware, versions."""
+"""Provenance of a result: commit, hardware and versions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import ahm_gym
 
 @functools.cache
 def commit() -> str:
-    """The commit when this was first asked, marked where files were changed; of an installed package its version."""
+    """The commit at the first call, marked `-dirty` if files were changed; for an installed package its version."""
     folder = Path(ahm_gym.__file__).resolve().parents[1]
     installed = f"version {ahm_gym.__version__}"
-    if not (folder / ".git").exists():  # a package inside somebody else's repository is none of its commits
+    if not (folder / ".git").exists():  # installed, perhaps inside another repository
         return installed
     try:
         found = subprocess.run(
@@ -33,13 +33,14 @@ def commit() -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor or GPU that does the work."""
+    """The name of the GPU, or the name and the cores of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:
+    """The versions of this package, torch and Python."""
     return {"ahm_gym": ahm_gym.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -1,4 +1,4 @@
-"""The settings of a program as JSON, and what a resumed run keeps of them."""
+"""Converts the settings of a program to JSON and back, and merges those of a resumed run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ahm_gym.errors import InputError
 
 if TYPE_CHECKING:
+    import pydantic
     from _typeshed import DataclassInstance
 
     Config = TypeVar("Config", bound=DataclassInstance)
@@ -18,45 +19,84 @@ else:
 
 
 def as_config(kind: type[Config], settings: Any) -> Config:
-    """The settings as an instance of this base class of theirs."""
+    """Converts settings to `kind`, a base class of theirs."""
     return kind(**{item.name: getattr(settings, item.name) for item in fields(kind)})
 
 
 def to_json(config: DataclassInstance) -> dict[str, Any]:
-    """The settings as JSON values, paths absolute, so that a run goes on from any folder."""
+    """The settings as JSON values. Paths become absolute, so that a run can resume from any folder."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     absolute = {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
     return _adapter(type(config)).dump_python(replace(config, **absolute), mode="json")
 
 
 def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config:
-    """The settings from JSON values; missing ones have their defaults, and unknown ones are ignored.
+    """Restores settings from JSON values; missing ones get their defaults, and unknown ones are ignored.
+
+    Args:
+        kind: the class of the settings.
+        values: the settings by name.
+        source: where the values come from, for the message.
 
     Raises:
-        InputError: where a value has the wrong type; `source` says where the values come from.
+        InputError: if a value has the wrong type.
     """
     import pydantic
 
     try:
         return _adapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:1])
-        raise InputError(
-            f"`{name}` in {source} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}."
-        ) from error
+        raise _wrong_type(error, values, source) from error
+
+
+EXPECTED = {
+    "int": ("a whole number", "whole numbers"),
+    "float": ("a number", "numbers"),
+    "bool": ("true or false", "truth values"),
+    "string": ("text", "texts"),
+    "path": ("a path", "paths"),
+    "tuple": ("a list", "lists"),
+    "dataclass": ("settings by name", "settings by name"),
+}
+"""What a message calls a value, and several of them, by the first word of pydantic's type of error."""
+
+
+def _wrong_type(error: pydantic.ValidationError, values: dict[str, Any], source: str) -> InputError:
+    """The error for the first setting of the wrong type. A setting of several types has an error for each."""
+    found = error.errors()
+    places = [_place(item["loc"], values) for item in found]
+    names, value = places[0]
+    expected: dict[str, None] = {}
+    for item, place in zip(found, places, strict=True):
+        if place[0] == names:
+            one, several = EXPECTED.get(item["type"].partition("_")[0], (item["msg"], item["msg"]))
+            in_list = isinstance(item["loc"][-1], int)
+            expected[f"a list of {several}" if in_list else one] = None
+    return InputError(f"`{'.'.join(names)}` in {source} is {value!r}: expected {' or '.join(expected)}.")
+
+
+def _place(location: tuple[int | str, ...], values: dict[str, Any]) -> tuple[list[str], Any]:
+    """The names that lead to a setting, which may be nested, and its value."""
+    names: list[str] = []
+    value: Any = values
+    for part in location:
+        if not isinstance(value, dict) or part not in value:
+            break
+        names.append(str(part))
+        value = value[part]
+    return names, value
 
 
 def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] = ()) -> Config:
-    """The settings of a saved run; any that were given besides must agree with them.
+    """The settings of a saved run. Settings that were given again must agree with them.
 
     Args:
-        config: the settings that were asked for, defaults where nothing was given.
-        saved: what the run's `config.json` holds.
-        given: names of settings that were given although they may be defaults.
+        config: the settings that were given, with defaults for the others.
+        saved: the content of the run's `config.json`.
+        given: names of settings that were given, even if they equal the default.
 
     Raises:
-        InputError: for a setting that differs from that of the run.
+        InputError: if a given setting differs from that of the run, or a saved one has the wrong type.
     """
     kept = from_json(type(config), saved, "the settings of this run")
     for item in fields(config):
@@ -64,9 +104,9 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
         if name == "run_dir" or name not in saved:
             continue
         if (name in given or _same(asked) != _same(item.default)) and _same(asked) != _same(own):
-            why = "its schedule was laid out for that length" if name == "steps" else "it keeps its settings"
+            why = "its schedule depends on that length" if name == "steps" else "a run keeps its settings"
             raise InputError(
-                f"`{name}={_plain(asked)}` differs from the {_plain(own)} that this run was started with, and "
+                f"`{name}={_plain(asked)}` differs from {_plain(own)}, with which this run was started, and "
                 f"{why}: leave it out, or start a new run in another `run_dir`."
             )
     unsaved = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in saved}
@@ -74,13 +114,13 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
 
 
 def _adapter(kind: type[Any]) -> Any:
-    import pydantic  # only a program that runs needs it
+    import pydantic  # slow to import, and not needed for --help
 
     return pydantic.TypeAdapter(kind)
 
 
 def _same(value: Any) -> Any:
-    """One number for a size means a square."""
+    """The value in a form that can be compared: a size of one number is that of a square."""
     value = list(value) if isinstance(value, (tuple, list)) else value
     return value * 2 if isinstance(value, list) and len(value) == 1 else value
 

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and nested state on disk without pickle."""
+"""Atomic writes of files and folders, and nested state on disk without pickle."""
 
 from __future__ import annotations
 
@@ -24,26 +24,31 @@ from ahm_gym.errors import InputError
 
 
 def file_name(text: str) -> str:
-    """A text, such as the name of a policy, as a file or folder can have it."""
+    """Turns text, such as the name of a policy, into a valid name of a file or folder."""
     return re.sub(r"[^\w.-]+", "-", text)
 
 
 def make_folder(path: Path, flag: str) -> None:
-    """Creates a folder and its parents if they are missing; `flag` is the argument that named it.
+    """Creates a folder and its parents if they are missing.
+
+    Args:
+        path: the folder.
+        flag: the setting that named it, for the message.
 
     Raises:
-        InputError: if it cannot be created. A full disk remains an OSError.
+        InputError: if it cannot be created.
+        OSError: if the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(f"{path} cannot be made ({error.strerror}): choose another {flag}.") from error
+        raise InputError(f"{path} cannot be created ({error.strerror}): choose another {flag}.") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file such that readers see the old or the new content, never a part."""
+    """Writes a file so that readers see either the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -56,10 +61,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Replaces a folder by what `write` puts into the empty folder that it gets.
+    """Replaces a folder by a new one; `write` gets the empty folder and fills it.
 
-    Everything is on the disk before the new folder replaces the old one, and a failed write leaves the old
-    one. After a crash `recover_folder` restores it.
+    The new folder is complete on disk before it replaces the old one. If the write fails, the old folder
+    stays. After a crash, `recover_folder` restores it.
     """
     recover_folder(path)
     temporary, old = _beside(path)
@@ -80,23 +85,23 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second program from writing into the same folder until this one ends, even if it is killed.
+    """Keeps other programs from writing into a folder. The lock ends with this program, even if it is killed.
 
     Raises:
-        InputError: where another program is at work in it.
+        InputError: if another program is writing into the folder.
     """
     try:
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f"another program is at work in {folder}: wait for it, end it, or choose another folder."
+            f"another program is at work in {folder}: wait for it, stop it, or choose another folder."
         ) from error
     with lock:
         yield
 
 
 def recover_folder(path: Path) -> None:
-    """Restores the old folder if a crash in `replace_folder` left no new one, and removes leftovers."""
+    """Restores the old folder if `replace_folder` crashed before the new one was there; removes leftovers."""
     temporary, old = _beside(path)
     if old.exists() and not path.exists():
         os.rename(old, path)
@@ -106,7 +111,7 @@ def recover_folder(path: Path) -> None:
 
 
 def recover_all(folder: Path) -> None:
-    """Removes what crashes left in a folder."""
+    """Cleans up after crashes in a folder: restores its subfolders and removes temporary files."""
     for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
         if leftover.is_file():
             leftover.unlink()
@@ -119,7 +124,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or the list of files in a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -135,7 +140,7 @@ def save_state(folder: Path, state: dict[Any, Any]) -> None:
         state: dicts, lists and tuples of tensors, arrays, numbers, strings and None.
 
     Raises:
-        TypeError: for anything else, with its place in `state`.
+        TypeError: if a value has another type; the message names its place in `state`.
         OSError: if the files cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -150,7 +155,7 @@ def save_state(folder: Path, state: dict[Any, Any]) -> None:
 
 @contextlib.contextmanager
 def as_os_error(path: Path) -> Iterator[None]:
-    """Raises the OSError behind an error of safetensors, as when the disk is full."""
+    """Turns an error of safetensors into the OSError that caused it, such as a full disk."""
     try:
         yield
     except SafetensorError as error:
@@ -161,7 +166,7 @@ def as_os_error(path: Path) -> Iterator[None]:
 
 
 def load_state(folder: Path) -> dict[Any, Any]:
-    """The state that `save_state` wrote, with tensors in main memory.
+    """Loads a state that `save_state` wrote, with its tensors in main memory.
 
     Raises:
         InputError: if a file is missing or damaged.
@@ -177,7 +182,7 @@ def load_state(folder: Path) -> dict[Any, Any]:
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON; its tensors go into `tensors` by their place."""
+    """Converts a value to JSON and stores its tensors in `tensors` under their place."""
     if isinstance(value, Tensor):
         return {"tensor": _put(value.detach(), place, tensors)}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -210,7 +215,7 @@ def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in main memory, each with a storage of its own, as safetensors requires."""
+    """Copies the tensors to main memory, each with its own storage, as safetensors requires."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():

@@ -320,7 +320,7 @@ def test_the_example_trains_with_sb3_s_own_tools(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--num-envs", 1), "--num-envs is 1"), (("--out", "discs.npz"), "discs.npz cannot be made")],
+    [(("--num-envs", 1), "--num-envs is 1"), (("--out", "discs.npz"), "discs.npz cannot be created")],
 )
 def test_the_example_refuses_what_it_cannot_use(options, message, tmp_path):
     write_discs(tmp_path / "discs.npz", size=64)

@@ -60,7 +60,7 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
     file.write_text("")
     with pytest.raises(InputError, match="exists already"):
         RunFolder.create(file, {"kind": "pretrain"})
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         RunFolder.create(file / "run", {"kind": "pretrain"})
 
 
