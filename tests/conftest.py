@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DRAW = Figure.savefig
-torch.set_num_threads(1)  # small shapes gain nothing from more, and worker processes would thrash
+torch.set_num_threads(1)  # more threads do not speed up small shapes, and would slow down worker processes
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images; the tests that need it are skipped where it is missing."""
+    """The folder of real images; tests that need it are skipped if it is missing."""
     folder = Path(
         os.environ.get("AHM_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
     )
@@ -42,7 +42,7 @@ def real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder for prepared data that ends with the tests."""
+    """A temporary cache folder for prepared data."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AHM_CACHE", str(folder))

@@ -1,4 +1,4 @@
-"""Images for pretraining and segmentation: `open_data` finds them, `BatchStream` hands them out."""
+"""Images for pretraining and segmentation: `open_data` finds them, `BatchStream` makes batches of them."""
 
 import ahm_gym._compat  # noqa: F401
 

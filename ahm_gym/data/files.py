@@ -1,4 +1,4 @@
-"""Reads one image or label file of any accepted kind."""
+"""Reads one image or label file of any supported format."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ahm_gym.errors import InputError
 
 @dataclass(frozen=True)
 class Pixels:
-    """What one file holds."""
+    """The content of one file."""
 
     array: np.ndarray
-    """(H, W) or (H, W, C); of a volume (H, W, slices) or (H, W, slices, C)."""
+    """(H, W) or (H, W, C); for a volume (H, W, slices) or (H, W, slices, C)."""
     is_volume: bool = False
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
     patient: str | None = None
-    """Where the file itself says."""
+    """The patient, if the file names one."""
     orientation: tuple[str, ...] | None = None
-    """Likewise: the sides of the body that its axes point to, such as ("R", "A", "S")."""
+    """The sides of the body to which the axes point, such as ("R", "A", "S"), if the file states them."""
 
 
 def suffix_of(path: Path) -> str:
-    """The lower-case suffix; `.nii.gz` is one."""
+    """The suffix in lower case; `.nii.gz` counts as one suffix."""
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
 
 
@@ -46,52 +46,54 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def fingerprint_of(path: Path) -> list:
-    """Where a file is, how large and how old.
+def fingerprint_of(path: Path) -> list[Any]:
+    """The path, size and modification time of a file.
 
     Raises:
-        InputError: where it is a link to nothing.
+        InputError: if the file is a broken link.
     """
     try:
         status = path.stat()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}): expected a file; fetch what it links to, or leave it out."
+            f"{path} cannot be read ({error.strerror}): expected a file; restore the target of the link, or remove it."
         ) from error
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def read_pixels(path: Path, *, is_label: bool = False) -> Pixels:
-    """The file's pixels, in its own depth; of a label with colours in a palette their indices.
+    """Reads the pixels of a file in their own data type.
+
+    A label with a palette is read as indices into the palette.
 
     Raises:
-        InputError: where it is empty, truncated or otherwise unreadable.
+        InputError: if the file is empty, truncated or otherwise unreadable.
     """
     if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes): expected an image; copy it again or leave it out.")
+        raise InputError(f"{path} is empty (0 bytes): expected an image; copy it again or remove it.")
     try:
         with warnings.catch_warnings():
-            # Decoders warn of header details that do not change the pixels.
+            # Decoders warn about header details that do not affect the pixels.
             warnings.simplefilter("ignore")
             pixels = _read_label(path) if is_label else READERS[suffix_of(path)](path)
     except (MemoryError, InputError):
         raise
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): expected a whole "
-            f"{suffix_of(path)} file; copy it again or leave it out."
+            f"{path} cannot be read ({type(error).__name__}: {error}): expected a complete "
+            f"{suffix_of(path)} file; copy it again or remove it."
         ) from error
     shape, dtype = pixels.array.shape, pixels.array.dtype
     if len(shape) not in ((3, 4) if pixels.is_volume else (2, 3)) or 0 in shape or dtype.kind not in "buif":
         raise InputError(
-            f"{path} has the shape {shape} and values of type {dtype}: expected rows, columns and, if any, "
-            "slices and channels of real numbers; convert it or leave it out."
+            f"{path} has the shape {shape} and values of type {dtype}: expected real numbers in rows and "
+            "columns, and optionally slices and channels; convert it or remove it."
         )
     return pixels
 
 
 def _read_picture(path: Path) -> Pixels:
-    # A photograph may say which side is up, which IMREAD_UNCHANGED would pass over.
+    # The header of a photograph may say which side is up; IMREAD_UNCHANGED would ignore that.
     flags = cv2.IMREAD_ANYCOLOR if suffix_of(path) in JPEG else cv2.IMREAD_UNCHANGED
     with _silent_opencv():
         picture = cv2.imdecode(np.fromfile(path, np.uint8), flags)
@@ -101,7 +103,7 @@ def _read_picture(path: Path) -> Pixels:
 
 
 def _read_tiff(path: Path) -> Pixels:
-    """One page is an image, several are a volume."""
+    """Reads a file with one page as an image, with several as a volume."""
     with _silent_opencv():
         complete, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if not complete or not pages:
@@ -113,7 +115,7 @@ def _read_tiff(path: Path) -> Pixels:
 
 @contextlib.contextmanager
 def _silent_opencv() -> Iterator[None]:
-    """OpenCV logs to stderr what the caller raises."""
+    """Keeps OpenCV from logging failures to stderr; the caller raises an error for them."""
     log_level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield
@@ -135,7 +137,10 @@ def _has_palette(path: Path) -> bool:
 
 
 def _read_palette(path: Path) -> Pixels:
-    """The indices into the palette, which OpenCV replaces by colours; black and white may have either order in it."""
+    """Reads the indices into the palette, which OpenCV would replace by colours.
+
+    A palette of black and white may list them in either order, so its colours are read instead.
+    """
     with Image.open(path) as picture:
         colours = np.reshape(picture.getpalette() or [], (-1, 3)).tolist()
         black_and_white = all(colour in ([0, 0, 0], [255, 255, 255]) for colour in colours)
@@ -143,12 +148,12 @@ def _read_palette(path: Path) -> Pixels:
 
 
 def _to_rgb(picture: np.ndarray) -> np.ndarray:
-    """RGB from OpenCV's BGR or BGRA; grey stays grey."""
+    """Converts OpenCV's BGR or BGRA to RGB; grey images stay grey."""
     return picture if picture.ndim == 2 else picture[:, :, 2::-1]
 
 
 def _read_nifti(path: Path) -> Pixels:
-    """Slices along the last axis, turned so that the second axis points up, as in a head seen from below."""
+    """Reads slices along the last axis, rotated so that the file's second axis points up."""
     image = nibabel.load(path)
     if not isinstance(image, SpatialImage):
         raise ValueError("it holds no image")
@@ -163,7 +168,10 @@ def _read_nifti(path: Path) -> Pixels:
 
 
 def _stated_orientation(image: SpatialImage) -> tuple[str, ...] | None:
-    """None where the header has neither of its two affines, so that nibabel's is a guess, or one without all axes."""
+    """The orientation that the header states.
+
+    None if the header has neither of the two affines, so that nibabel would guess, or if an axis is undefined.
+    """
     header: Any = image.header
     if not (header.get("sform_code", 0) or header.get("qform_code", 0)):
         return None
@@ -205,9 +213,9 @@ READERS: dict[str, Callable[[Path], Pixels]] = {
     ".nii.gz": _read_nifti,
     ".npy": _read_array,
 }
-"""How each kind of file is read, by suffix."""
+"""The function that reads each kind of file, by suffix."""
 
-JPEG = (".jpg", ".jpeg")
+JPEG: tuple[str, ...] = (".jpg", ".jpeg")
 
-PICTURES = frozenset(suffix for suffix, reader in READERS.items() if reader is _read_picture)
-"""Suffixes of files that always hold exactly one image."""
+PICTURES: frozenset[str] = frozenset(suffix for suffix, reader in READERS.items() if reader is _read_picture)
+"""Suffixes of files that always contain exactly one image."""

@@ -1,4 +1,4 @@
-"""A folder of images, with labels among them or in a folder of their own."""
+"""A folder of images, with labels in the same folder or in a separate one."""
 
 from __future__ import annotations
 
@@ -6,51 +6,56 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
-from ahm_gym.data.labels import find_labels, is_like_label, without_channel
-from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_called, unreadable_kinds
+from ahm_gym.data.labels import Labels, find_labels, looks_like_label, without_channel
+from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, unreadable_kinds
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
-NNUNET_FOLDERS = ("imagesTr", "imagesTs")
+NNUNET_FOLDERS: tuple[str, ...] = ("imagesTr", "imagesTs")
 
 
 class FolderSource:
     """Images directly in a folder, or in its `images` or `imagesTr`.
 
-    Labels lie under the same names (the suffix may differ) in a folder `labels`, `labelsTr`, `masks`,
-    `label` or `mask`, inside the folder of the images or beside it, or among the images. The name of a label may
-    end in `_mask`, `_segmentation`, `_label`, `_seg`, `_gt`, `_groundtruth` or `_annotation`, with the number of its
-    image after it or before; among the images it must. nnU-Net's `case_0000` goes with the label `case`. The splits
-    come from `split.csv` in the folder of the images or the one around it, else from the patients: DICOM's
+    Labels are among the images, or in a folder `labels`, `labelsTr`, `masks`, `label` or `mask` inside the folder
+    of the images or next to it. A label has the name of its image (the suffix may differ), to which `_mask`,
+    `_segmentation`, `_label`, `_seg`, `_gt`, `_groundtruth` or `_annotation` may be added, before or after the number
+    of the image; among the images it must be added. The label of nnU-Net's `case_0000` is `case`.
+
+    The splits come from `split.csv` in the folder of the images or its parent, otherwise from the patients: DICOM's
     PatientID, or the part of the case's name before its last underscore.
+
     Volumes become slices along the last axis; constant slices are left out.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.resolve().name
-        self.folder = find_images(folder)
+        self.name: str = folder.resolve().name
+        self.folder: Path = find_images(folder)
+        self.images: dict[str, Path]
+        self.labels: Labels
         self.images, self.labels = find_labels(by_stem(self.folder), self.folder)
         places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
-        self.table = next((SplitTable(path) for path in places if path.is_file()), None)
+        self.table: SplitTable | None = next((SplitTable(path) for path in places if path.is_file()), None)
         named = any(case == without_channel(stem) != stem for stem, (case, _) in self.labels.items())
-        self.channels_named = named or is_called(self.folder, NNUNET_FOLDERS)
+        self.channels_named: bool = named or is_named(self.folder, NNUNET_FOLDERS)
         pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
-        self.num_images = len(self.images) if pictures_only else None
+        self.num_images: int | None = len(self.images) if pictures_only else None
 
-    def fingerprint(self) -> list:
+    def fingerprint(self) -> list[Any]:
         paths = [*self.images.values(), *(label for _, label in self.labels.values())]
         if self.table is not None:
             paths.append(self.table.path)
         return [fingerprint_of(path) for path in paths]
 
     def records(self) -> Iterator[Record]:
-        for told in self._notes():
-            print(f"note: {self.name}: {told}.", file=sys.stderr)
+        for note in self._notes():
+            print(f"note: {self.name}: {note}.", file=sys.stderr)
         for stem, path in self.images.items():
             pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
@@ -73,36 +78,38 @@ class FolderSource:
 
     def _notes(self) -> Iterator[str]:
         if others := unreadable_kinds(self.folder):
-            listed = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in others.items())
+            listed = ", ".join(
+                f"{number} {suffix or 'without a suffix'}" for suffix, number in others.items()
+            )
             yield f"files of other kinds are left out: {listed}"
         if self.labels:
             _, first = next(iter(self.labels.values()))
             yield f"{len(self.labels)} of {len(self.images)} files have a label, from {first.parent}"
-        if all(map(is_like_label, self.images)):
-            yield "all names are those of labels, and are taken for images"
+        if all(map(looks_like_label, self.images)):
+            yield "all files are named like labels, and are used as images"
 
 
 def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:
-    """The label in `path` of an image.
+    """Reads the label of an image.
 
     Raises:
-        InputError: where it cannot be read, or says of itself that it lies in another way than the image.
+        InputError: if the file cannot be read, or states another orientation than the image.
     """
     label = read_pixels(path, is_label=True)
     if label.orientation and image.orientation and label.orientation != image.orientation:
-        lies, expected = "".join(label.orientation), "".join(image.orientation)
+        found, expected = "".join(label.orientation), "".join(image.orientation)
         raise InputError(
-            f"{path} has the orientation {lies} and its image {image_path} {expected}: expected the same; copy the "
-            "image's affine to the label if their voxels fit already, else resample it with nearest neighbours."
+            f"{path} has the orientation {found} and its image {image_path} {expected}: expected the same; copy the "
+            "image's affine to the label if their voxels already match, otherwise resample it with nearest neighbours."
         )
     return label.array
 
 
 def slices(volume: Record) -> Iterator[Record]:
-    """One record for each slice along the third axis; constant slices are left out.
+    """Yields one record for each slice along the third axis; constant slices are left out.
 
     Raises:
-        InputError: where the label is not as large as the volume.
+        InputError: if the label has another size than the volume.
     """
     image, label = volume.image, volume.label
     if label is not None and label.shape[:3] != image.shape[:3]:
@@ -112,7 +119,7 @@ def slices(volume: Record) -> Iterator[Record]:
         )
     for index in range(image.shape[2]):
         picture = image[:, :, index]
-        if picture.min() != picture.max():  # NaN differs from itself, and is refused later
+        if picture.min() != picture.max():  # true for NaN, which is refused later
             yield dataclasses.replace(
                 volume,
                 image=picture,

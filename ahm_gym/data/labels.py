@@ -1,4 +1,4 @@
-"""Which files are the labels of which images, by their names."""
+"""Matches labels to images by the names of their files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders, is_called
+from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders, is_named
 from ahm_gym.errors import InputError
 
 ENDINGS = "masks?|segmentation|labels?|seg|gt|groundtruth|annotation|anno"
 LABEL_NAME = re.compile(rf"(.+)[-_ ](?:{ENDINGS})((?:[-_ ]\d+)?)", re.IGNORECASE)
-"""The name of an image and an ending; with a number where it has several, or is numbered itself."""
+"""The name of an image, an ending, and optionally a number: that of the image, or of one of its labels."""
 NUMBERED_LABEL = re.compile(rf"(?:{ENDINGS})[-_ ]?\d+", re.IGNORECASE)
-"""A name that only says which label it is."""
+"""A name that only numbers a label and does not name an image."""
 NUMBER = re.compile(r"[-_ ]\d+$")
 
 Labels = dict[str, tuple[str, Path]]
@@ -21,17 +21,17 @@ Labels = dict[str, tuple[str, Path]]
 
 
 class Cases:
-    """What the labels of these images may be named after."""
+    """The cases that labels of these images may be named after."""
 
     def __init__(self, images: Mapping[str, Path]) -> None:
-        self.images = images
+        self.images: Mapping[str, Path] = images
         channels = {without_channel(stem) for stem in images if stem.endswith("_0000")}
-        self.with_channels = channels - images.keys()
-        """Cases of nnU-Net, whose images end in the number of a channel."""
-        self.numbered = {NUMBER.sub("", stem) for stem in images if NUMBER.search(stem)}
+        self.with_channels: set[str] = channels - images.keys()
+        """Cases of nnU-Net: the names of their images end in the number of a channel."""
+        self.numbered: set[str] = {NUMBER.sub("", stem) for stem in images if NUMBER.search(stem)}
 
     def of_label(self, stem: str) -> str | None:
-        """The case of a label: `a` of `a` and `a_mask`; `a_1` of `a_mask_1`, or `a` where it has no number."""
+        """The case of a label: `a` for `a` and `a_mask`; for `a_mask_1` it is `a_1`, or `a` if `a` has no number."""
         if stem in self.images or stem in self.with_channels:
             return stem
         match = LABEL_NAME.fullmatch(stem)
@@ -43,7 +43,7 @@ class Cases:
         return name if name in self.images and name not in self.numbered else None
 
     def by_image(self, labels: dict[str, Path]) -> Labels:
-        """The labels by image from the labels by case."""
+        """Converts labels by case to labels by image."""
         found = {}
         for stem in self.images:
             case = without_channel(stem)
@@ -55,10 +55,10 @@ class Cases:
 
 
 def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], Labels]:
-    """The images among the files of a folder, and their labels.
+    """Separates the files of a folder into images and labels, and finds labels in other folders.
 
     Raises:
-        InputError: where an image has several labels, a label has no image, or labels lie in two places.
+        InputError: if an image has several labels, a label has no image, or labels are in two places.
     """
     images, among = split_among(files)
     places = [among, *labels_apart(images, folder)]
@@ -66,21 +66,21 @@ def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], 
     if len(found) > 1:
         (_, first), (_, second) = (next(iter(labels.values())) for labels in found[:2])
         raise InputError(
-            f"{first} is a label, as its name or folder says, and so is {second}: expected labels in one place; rename "
-            "or move those that are not meant."
+            f"{first} is a label by its name or folder, and so is {second}: expected all labels in one place; rename "
+            "or move those that should not be used."
         )
     return images, found[0] if found else {}
 
 
 def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
-    """The images of a folder, and the labels among them: `a_mask` is that of `a`.
+    """Separates the files of a folder into images and labels: `a_mask` is the label of `a`.
 
-    Where all names are those of numbered labels, such as `liver_seg_001`, they are images.
+    If all files are named like numbered labels, such as `liver_seg_001`, they are images.
 
     Raises:
-        InputError: where an image has several labels, or a label has no image.
+        InputError: if an image has several labels, or a label has no image.
     """
-    named_as_labels = {stem: path for stem, path in files.items() if is_like_label(stem)}
+    named_as_labels = {stem: path for stem, path in files.items() if looks_like_label(stem)}
     images = {stem: path for stem, path in files.items() if stem not in named_as_labels}
     if not images and all(NUMBER.search(stem) for stem in files):
         return files, {}
@@ -90,26 +90,27 @@ def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
         case = cases.of_label(stem)
         if case is None:
             raise InputError(
-                f"{path} is a label without image, as its name says: expected {expected_for(stem)} "
-                "beside it; rename it or remove it."
+                f"{path} is named like a label but has no image: expected {expected_image(stem)} "
+                "in the same folder; rename the label or remove it."
             )
         add_label(labels, case, path)
     return images, cases.by_image(labels)
 
 
 def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
-    """The labels in folders of their own, inside the folder of the images or beside it.
+    """The labels in separate folders, inside the folder of the images or next to it.
 
-    One beside a folder that is not called `images` belongs to it only where some name matches.
+    A folder of labels next to the folder of the images belongs to it if a name matches, or if that folder is named
+    `images` or `imagesTr`.
 
     Raises:
-        InputError: where an image has several labels, or a label has no image.
+        InputError: if an image has several labels, or a label has no image.
     """
-    ours = is_called(folder, IMAGE_FOLDERS)
+    ours = is_named(folder, IMAGE_FOLDERS)
     inside = inner_folders(folder, LABEL_FOLDERS)
     cases = Cases(images)
     found = []
-    for place in (*inside, *folders_beside(folder)):
+    for place in (*inside, *label_folders_next_to(folder)):
         labels: dict[str, Path] = {}
         for stem, path in by_stem(place).items():
             add_label(labels, cases.of_label(stem) or stem, path)
@@ -118,15 +119,15 @@ def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
         if alone and (matched or ours or place in inside):
             first = min(alone)
             raise InputError(
-                f"{labels[first]} is a label without image: expected {expected_for(first)} in {folder}; add "
+                f"{labels[first]} is a label without an image: expected {expected_image(first)} in {folder}; add "
                 "the image or remove the label."
             )
         found.append(matched)
     return found
 
 
-def folders_beside(folder: Path) -> list[Path]:
-    """The folders of labels beside a folder; none where the one around it may not be listed."""
+def label_folders_next_to(folder: Path) -> list[Path]:
+    """The folders of labels next to a folder; none if there is no permission to list its parent."""
     itself = folder.resolve()
     try:
         return [path for path in inner_folders(itself.parent, LABEL_FOLDERS) if path != itself]
@@ -134,25 +135,26 @@ def folders_beside(folder: Path) -> list[Path]:
         return []
 
 
-def is_like_label(stem: str) -> bool:
+def looks_like_label(stem: str) -> bool:
+    """Whether the name of a file is that of a label."""
     return bool(LABEL_NAME.fullmatch(stem) or NUMBERED_LABEL.fullmatch(stem))
 
 
-def expected_for(stem: str) -> str:
-    """What should be there where there is a label of that name."""
+def expected_image(stem: str) -> str:
+    """The image that a label with this name should have, for a message."""
     if NUMBERED_LABEL.fullmatch(stem):
-        return f"an image called {stem}, or a label that bears the name of its image,"
+        return f"an image named {stem}, or a label with the name of its image,"
     match = LABEL_NAME.fullmatch(stem)
-    return f"an image called {match[1] + match[2] if match else stem}"
+    return f"an image named {match[1] + match[2] if match else stem}"
 
 
 def without_channel(stem: str) -> str:
-    """The name of a case where nnU-Net has appended the number of a channel, `_0000`."""
+    """Removes the number of a channel, `_0000`, that nnU-Net appends to the name of a case."""
     return re.sub(r"_\d{4}$", "", stem)
 
 
 def add_label(labels: dict[str, Path], case: str, path: Path) -> None:
-    """Puts a label to those by case; raises InputError where the case has one already."""
+    """Adds a label to the labels by case; raises InputError if the case already has one."""
     first = labels.setdefault(case, path)
     if first is not path:
         raise InputError(f"{first} and {path.name} are labels of one image: merge them into one file.")

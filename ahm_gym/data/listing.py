@@ -1,4 +1,4 @@
-"""What a folder holds: its images, and the folders in it."""
+"""Lists the images in a folder, and the folders inside it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from ahm_gym.data.files import READERS, stem_of, suffix_of
 from ahm_gym.errors import InputError
 
-IMAGE_FOLDERS = ("images", "imagesTr")
-LABEL_FOLDERS = ("labels", "labelsTr", "masks", "label", "mask")
+IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagesTr")
+LABEL_FOLDERS: tuple[str, ...] = ("labels", "labelsTr", "masks", "label", "mask")
 SPLIT_TABLE = "split.csv"
 
 
@@ -19,45 +19,45 @@ def find_images(folder: Path) -> Path:
     """The folder that holds the images: the given one, its `images` or its `imagesTr`.
 
     Raises:
-        InputError: where there are none, or more than one holds some, or the folder is one of labels.
+        InputError: if none of them or more than one holds images, or the folder is one of labels.
     """
     parent = folder.resolve().parent
-    if is_called(folder, LABEL_FOLDERS) and inner_folders(parent, IMAGE_FOLDERS):
-        raise InputError(f"{folder} holds labels, as its name says: expected images; give {parent}.")
+    if is_named(folder, LABEL_FOLDERS) and inner_folders(parent, IMAGE_FOLDERS):
+        raise InputError(f"{folder} holds labels, according to its name: expected images; give {parent}.")
     candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
     if len(candidates) > 1:
         raise InputError(
             f"{candidates[0]} holds images, and so does {candidates[1]}: expected them in one place; give the "
-            "folder that is meant, or remove the others."
+            "folder that should be used, or remove the other images."
         )
     if candidates:
         return candidates[0]
     nested = sorted(path.name for path in folder.iterdir() if path.is_dir() and by_stem(path))
     hint = f"give one of its folders: {', '.join(nested[:5])}" if nested else "give another folder"
     raise InputError(
-        f"{folder} holds no images, nor does its folder {' or '.join(IMAGE_FOLDERS)}: expected files ending "
+        f"{folder} holds no images, nor does a folder {' or '.join(IMAGE_FOLDERS)} in it: expected files ending "
         f"in {', '.join(READERS)}; {hint}."
     )
 
 
-def is_called(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a folder, however it is given, has one of the names in upper or lower case."""
+def is_named(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder has one of these names, in upper or lower case; the path may be relative."""
     return folder.resolve().name.lower() in [name.lower() for name in names]
 
 
 def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders in a folder that are called so, in upper or lower case, in the order of the names."""
+    """The folders in a folder that have one of these names, in upper or lower case, in the order of the names."""
     order = [name.lower() for name in names]
-    # The names first: to ask what each of 100,000 images is would take a network drive its time.
+    # Check names first: on a network drive, asking whether each of 100,000 images is a folder takes long.
     inside = (path for path in folder.iterdir() if path.name.lower() in order and path.is_dir())
     return sorted(inside, key=lambda path: (order.index(path.name.lower()), path))
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """The readable files of a folder by their name without suffix, numbers in numeric order.
+    """The readable files of a folder by name without suffix, with numbers in numeric order.
 
     Raises:
-        InputError: where two files differ only in their suffix.
+        InputError: if the names of two files differ only in their suffix.
     """
     files: dict[str, Path] = {}
     readable = (path for path in folder.iterdir() if suffix_of(path) in READERS and path.name[0] != ".")
@@ -69,7 +69,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
 
 
 def unreadable_kinds(folder: Path) -> dict[str, int]:
-    """How many files of every kind that is not read are in a folder of images, by suffix."""
+    """The number of files in a folder that cannot be read, by suffix."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
     return {suffix: counts[suffix] for suffix in sorted(counts) if suffix not in READERS}

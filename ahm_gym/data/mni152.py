@@ -1,9 +1,10 @@
-"""The offline default: axial slices of the MNI152 template that nilearn ships, with tissue labels."""
+"""The default data: axial slices of the MNI152 template, which comes with nilearn, with tissue labels."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,26 +14,26 @@ from ahm_gym.data.sample import SPLITS, Record, Split
 MIN_BRAIN_SHARE = 0.35
 """Slices with less than this share of the largest slice's brain area are left out."""
 MIN_TISSUE = 0.3
-"""Below this probability of both grey and white matter a voxel is background."""
+"""A voxel is background if the probabilities of grey and of white matter are not above this."""
 GAP = 4
-"""Slices left out between two splits: neighbours are nearly the same image."""
+"""Number of slices left out between two splits, because neighbouring slices are nearly the same."""
 
 
 class Mni152Source:
     """T1-weighted slices, 1 mm, with the classes background, grey matter and white matter.
 
-    One averaged, left-right symmetric brain: it shows that a program runs, and is never evidence.
-    From the bottom up, one slab of slices trains, the next validates, the top one tests.
+    The template is one averaged, left-right symmetric brain. It serves to try out a program, and results on it
+    are no evidence. From bottom to top, the slabs of slices are for training, validation and testing.
     """
 
-    name = "mni152"
+    name: str = "mni152"
     num_images: int | None = None
 
-    def fingerprint(self) -> list:
+    def fingerprint(self) -> list[Any]:
         return [importlib.metadata.version("nilearn"), MIN_BRAIN_SHARE, MIN_TISSUE, GAP]
 
     def records(self) -> Iterator[Record]:
-        # nilearn takes a second to import, and is not needed once the slices are in the cache.
+        # Importing nilearn takes a second, and it is not needed once the slices are in the cache.
         from nilearn import datasets
 
         template, grey, white = (
@@ -52,7 +53,7 @@ class Mni152Source:
                 place = (*box, index)
                 name = f"mni152_z{index:03d}"
                 label = tissue_classes(grey[place], white[place])
-                # Turned so that the front of the head points up.
+                # Rotated so that the front of the head points up.
                 image, label = np.rot90(template[place]), np.rot90(label)
                 yield Record(image, label, name, name, name, split=split, spacing=(1.0, 1.0))
 
@@ -70,6 +71,6 @@ def split_slabs(slices: list[int]) -> dict[Split, list[int]]:
 def tissue_classes(
     grey: Float[np.ndarray, "H W"], white: Float[np.ndarray, "H W"]
 ) -> UInt8[np.ndarray, "H W"]:
-    """0 background, 1 grey matter, 2 white matter: the likelier tissue where either is likely enough."""
+    """Classes 0 background, 1 grey matter, 2 white matter: the likelier tissue if it is likely enough."""
     tissue = np.where(white > grey, 2, 1)
     return np.where(np.maximum(grey, white) > MIN_TISSUE, tissue, 0).astype(np.uint8)

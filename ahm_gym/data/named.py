@@ -1,4 +1,4 @@
-"""Data sets of the MedSegBench and MedMNIST packages, by name: the cached file first, then a download."""
+"""Data sets of the MedSegBench and MedMNIST packages, by name: from a file that is there, or downloaded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ahm_gym.errors import InputError, unknown_name
 
 @dataclass(frozen=True)
 class Collection:
-    """What a package offers; its files lie in `~/.PACKAGE` unless told otherwise."""
+    """The data sets of a package; by default its files are in `~/.PACKAGE`."""
 
     package: str
     sizes: tuple[int, ...]
     names: tuple[str, ...]
     bare_size: int | None = None
-    """The size whose file carries none in its name."""
+    """The size that is left out of the names of files."""
 
     def ending(self, size: int) -> str:
-        """What the size adds to the names of files and of entries in the package's table."""
+        """The suffix for a size in the names of files and in the keys of the package's table."""
         return "" if size == self.bare_size else f"_{size}"
 
 
-COLLECTIONS = {
+COLLECTIONS: dict[str, Collection] = {
     "medsegbench": Collection(
         package="medsegbench",
         sizes=(128, 256, 512),
@@ -53,17 +53,18 @@ COLLECTIONS = {
 
 
 def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Path:
-    """The `.npz` file of `PACKAGE:NAME[:SIZE]`, downloaded where it is in none of the folders.
+    """The `.npz` file of `PACKAGE:NAME[:SIZE]`, downloaded if it is in none of the folders.
 
-    Without SIZE, the smallest that is at least `image_size`, or the nearest to it that is there already.
+    Without SIZE, the smallest size that is at least `image_size` is preferred, then larger ones, then smaller ones;
+    a file that is there already is used before a download.
 
     Args:
-        spec: what was given as `--data`.
-        roots: where to look, before the package's own folder; a download goes to the first of them.
-        image_size: rows and columns that the images will be used at.
+        spec: value of the setting `data`.
+        roots: folders to search before the package's own; a download goes to the first of them.
+        image_size: rows and columns at which the images will be used.
 
     Raises:
-        InputError: where the name or the size is unknown, or the file can neither be found nor downloaded.
+        InputError: if the name or the size is unknown, or the file can neither be found nor downloaded.
     """
     package, name, *rest = spec.split(":")
     collection = COLLECTIONS[package]
@@ -74,8 +75,8 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
             if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():
                 if size < max(image_size) and not rest:
                     print(
-                        f"note: {path} has images of {size} pixels, which are enlarged; {package}:{name}:SIZE "
-                        "asks for larger ones.",
+                        f"note: {path} has images of {size} pixels, which are enlarged; give {package}:{name}:SIZE "
+                        "for larger ones.",
                         file=sys.stderr,
                     )
                 return path
@@ -85,7 +86,7 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
 
 
 def _sizes(collection: Collection, spec: str, rest: list[str], wanted: int) -> list[int]:
-    """The sizes to try, the best first."""
+    """The sizes to try, best first."""
     if rest:
         if len(rest) > 1 or rest[0] not in map(str, collection.sizes):
             known = ", ".join(map(str, collection.sizes))
@@ -96,18 +97,18 @@ def _sizes(collection: Collection, spec: str, rest: list[str], wanted: int) -> l
 
 
 def _download(collection: Collection, name: str, sizes: list[int], folder: Path) -> Path:
-    """The file of the best size there is, fetched to a temporary name and renamed once it is whole."""
+    """Downloads the best size that exists, to a temporary name until the file is complete."""
     package = collection.package
     try:
         known = importlib.import_module(f"{package}.info").INFO[name]
     except ImportError as error:
         raise InputError(
-            f"there is no {folder / name}{collection.ending(sizes[0])}.npz, and the package {package} that "
-            'knows where to download it is not installed: pip install "ahm-gym[datasets]", or put it there.'
+            f"there is no {folder / name}{collection.ending(sizes[0])}.npz, and the package {package}, which is "
+            'needed to download it, is not installed: pip install "ahm-gym[datasets]", or put the file there.'
         ) from error
     endings = [collection.ending(size) for size in sizes if f"url{collection.ending(size)}" in known]
     if not endings:
-        raise InputError(f"{package} has no {name} of size {sizes[0]}: choose another size, or none.")
+        raise InputError(f"{package} has no {name} of size {sizes[0]}: choose another size, or give none.")
     path = folder / f"{name}{endings[0]}.npz"
     partial = path.with_suffix(".part")
     try:

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from ahm_gym.data.files import fingerprint_of
 from ahm_gym.data.sample import SPLITS, Record, Split, patient_of
 from ahm_gym.errors import InputError
 
-EXPECTED = "train_images, and optionally val_images, test_images and, for each, _label and _id"
+EXPECTED: str = "train_images, and optionally val_images, test_images and, for each split, _label and _id"
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """An open file, as far as it is needed here."""
+    """The part of an open file's interface that is used here."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -31,12 +31,12 @@ class NpzSource:
     """The images and masks of an `.npz` file: `{train,val,test}_images`, `_label`, `_id`.
 
     Images are (N, H, W) or (N, H, W, C); MedMNIST's cubes (N, S, S, S) become slices along the last
-    axis. MedMNIST's `_labels` name the class of an image, not of its pixels, and are not read.
+    axis. MedMNIST's `_labels` are not read: they are classes of images, not of pixels.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.stem
+        self.path: Path = path
+        self.name: str = path.stem
         with self._opened() as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
             if "train_images" not in keys:
@@ -44,21 +44,27 @@ class NpzSource:
                     f"{path} has the keys {', '.join(sorted(keys)) or '(none)'}: expected {EXPECTED}; "
                     "rename its arrays."
                 )
-            self.unread = sorted(key for key in keys if key.endswith("_images") and key[:-7] not in SPLITS)
+            self.unread: list[str] = sorted(
+                key for key in keys if key.endswith("_images") and key[:-7] not in SPLITS
+            )
             read = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "label", "id")]
-            self.shapes = {key: array_shape(archive, key) for key in read if key in keys}
+            self.shapes: dict[str, tuple[int, ...]] = {
+                key: array_shape(archive, key) for key in read if key in keys
+            }
         for split in SPLITS:
             self._check_shapes(split)
         cubes = len(set(self.shapes["train_images"][1:])) == 1 and len(self.shapes["train_images"]) == 4
-        self.num_images = None if cubes else sum(self.shapes.get(f"{s}_images", (0,))[0] for s in SPLITS)
+        self.num_images: int | None = (
+            None if cubes else sum(self.shapes.get(f"{s}_images", (0,))[0] for s in SPLITS)
+        )
 
-    def fingerprint(self) -> list:
+    def fingerprint(self) -> list[Any]:
         return fingerprint_of(self.path)
 
     def records(self) -> Iterator[Record]:
         if self.unread:
             print(
-                f"note: {self.name}: {', '.join(self.unread)} are left out; the splits are called {', '.join(SPLITS)}.",
+                f"note: {self.name}: {', '.join(self.unread)} are left out; splits are named {', '.join(SPLITS)}.",
                 file=sys.stderr,
             )
         with self._opened() as archive:
@@ -93,23 +99,23 @@ class NpzSource:
         if len(shape) not in (3, 4):
             raise InputError(
                 f"{self.path} has {split}_images of the shape {shape}: expected images, rows, columns and, "
-                "if any, channels."
+                "optionally, channels; reshape them."
             )
         if split == "train" and shape[0] == 0:
             raise InputError(
                 f"the train split of {self.path} is empty: expected at least one training image."
             )
         for key in (f"{split}_label", f"{split}_id"):
-            beside = self.shapes.get(key)
-            if beside is not None and beside[:1] != shape[:1]:
+            other = self.shapes.get(key)
+            if other is not None and other[:1] != shape[:1]:
                 raise InputError(
-                    f"{self.path} has {key} of the shape {beside}: expected one for each of the "
+                    f"{self.path} has {key} of the shape {other}: expected one for each of the "
                     f"{shape[0]} images of {split}_images."
                 )
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
-        """The archive; what goes wrong while it is read becomes one sentence."""
+        """Opens the archive, and turns a failure to read it into an InputError."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
@@ -117,7 +123,7 @@ class NpzSource:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
-                f"{self.path} cannot be read ({error}): expected a whole .npz file; copy it again."
+                f"{self.path} cannot be read ({error}): expected a complete .npz file; copy it again."
             ) from error
 
 
@@ -127,14 +133,14 @@ def array_shape(archive: zipfile.ZipFile, key: str) -> tuple[int, ...]:
         shape, _, dtype = _read_header(file)
     if dtype.hasobject:
         raise InputError(
-            f"{archive.filename} has {key} as an array of Python objects: expected numbers, or for ids strings; save "
+            f"{archive.filename} has {key} as an array of Python objects: expected numbers, or strings for ids; save "
             "ids with .astype(str), and images of different sizes as files in a folder."
         )
     return shape
 
 
 def array_rows(archive: zipfile.ZipFile, key: str) -> Iterator[np.ndarray]:
-    """The rows of an array in the archive, decompressed one at a time."""
+    """Yields the rows of an array in the archive; each is decompressed when it is needed."""
     with archive.open(f"{key}.npy") as file:
         shape, column_major, dtype = _read_header(file)
         if column_major:

@@ -1,4 +1,4 @@
-"""Walks a source once and writes its images, labels and statistics into the cache."""
+"""Reads a source once and writes its images, labels and statistics to the cache."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from ahm_gym.data.scaling import (
     scale_intensities,
     shrink,
 )
-from ahm_gym.data.splits import complete_splits, name_cases, patients_of_cases, tell_shared_patients
+from ahm_gym.data.splits import complete_splits, describe_shared_patients, name_cases, patients_of_cases
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError
 
@@ -38,7 +39,7 @@ STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """Where prepared data is kept: `$AHM_CACHE`, else `ahm-gym` in the user's cache folder."""
+    """The folder of prepared data: `$AHM_CACHE`, or `ahm-gym` in the user's cache folder."""
     chosen = os.environ.get("AHM_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -47,14 +48,14 @@ def cache_folder() -> Path:
 
 
 def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
-    """The source's dataset, from the cache where nothing has changed since it was prepared.
+    """Prepares the dataset of a source, or opens it from the cache if the source has not changed.
 
     Args:
-        source: where the images come from.
-        shortest_side: images are shrunk until their short side has at most so many pixels; None keeps all.
+        source: source of the images.
+        shortest_side: maximum length of an image's shorter side, in pixels; larger images are shrunk. None: no limit.
 
     Raises:
-        InputError: where a file cannot be used, or the cache cannot be written.
+        InputError: if a file cannot be used, or the cache cannot be written.
     """
     parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint()]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -66,7 +67,7 @@ def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
 
 
 def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
-    """Write the store beside its place and rename it, so that it is complete or absent."""
+    """Writes the store under a temporary name and renames it, so that it is either complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f".{folder.name}.*"):
         with contextlib.suppress(FileNotFoundError):  # another process has just finished
@@ -79,7 +80,8 @@ def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
             temporary.rename(folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise  # otherwise another process has prepared the same data meanwhile
+                raise
+            # Otherwise another process has prepared the same data in the meantime.
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,7 +93,9 @@ def _write(source: Source, folder: Path, shortest_side: int | None) -> None:
         for record in _with_progress(source):
             table.add(record, writer, shortest_side)
         if not table.ids:
-            raise InputError(f"{source.name} has only constant slices: expected at least one image in them.")
+            raise InputError(
+                f"{source.name} has only constant slices: expected at least one that is not constant."
+            )
         index = table.index(source.name)
         writer.finish(index)
     finally:
@@ -114,7 +118,7 @@ def _with_progress(source: Source) -> Iterator[Record]:
 
 @contextlib.contextmanager
 def _cache_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or protected cache folder into a sentence."""
+    """Turns the error of a full or read-only cache folder into an InputError."""
     try:
         yield
     except OSError as error:
@@ -125,13 +129,13 @@ def _cache_errors(folder: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"the cache folder {folder} {reasons[error.errno]}: free some space there, or set AHM_CACHE to "
-            "a folder elsewhere."
+            "another folder."
         ) from error
 
 
 @dataclass
 class _Table:
-    """The columns of the index, and what is needed to finish them."""
+    """The columns of the index, and intermediate values from which it is completed."""
 
     ids: list[str] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
@@ -143,14 +147,14 @@ class _Table:
     label_values: list[list[int]] = field(default_factory=list)
     label_origins: list[str] = field(default_factory=list)
     moments: list[torch.Tensor] = field(default_factory=list)
-    """One (2, C) an image: mean and mean square of every channel."""
+    """For each image (2, C): mean and mean square of every channel."""
 
     def add(self, record: Record, writer: StoreWriter, shortest_side: int | None) -> None:
         image = channels_last(record.image, record.origin)
         if self.moments and self.moments[0].shape[1] != image.shape[2]:
             raise InputError(
                 f"wrong channel count: {record.origin} has {image.shape[2]}, expected "
-                f"{self.moments[0].shape[1]} like the images before it; convert one kind, or split the data."
+                f"{self.moments[0].shape[1]} like the images before it; convert some of them, or split the data."
             )
         label = None
         if record.label is not None:
@@ -169,21 +173,21 @@ class _Table:
         self.spacings.append(record.spacing)
 
     def all_values(self) -> set[int]:
-        """Every label value that occurs."""
+        """All label values that occur."""
         return {value for values in self.label_values for value in values}
 
-    def index(self, name: str) -> dict:
-        """The finished index.
+    def index(self, name: str) -> dict[str, Any]:
+        """The complete index.
 
         Raises:
-            InputError: where the train split is empty, or a class is out of range.
+            InputError: if the train split is empty, or a class is out of range.
         """
-        splits, told = complete_splits(self.splits, self.patients, self.volumes)
-        if told is not None:
-            print(f"note: {name}: {told}; a split.csv (name,split) says otherwise.", file=sys.stderr)
-        if shared := tell_shared_patients(splits, self.patients):
+        splits, note = complete_splits(self.splits, self.patients, self.volumes)
+        if note is not None:
+            print(f"note: {name}: {note}; to change that, add a split.csv (name,split).", file=sys.stderr)
+        if shared := describe_shared_patients(splits, self.patients):
             print(
-                f"note: {name}: {shared}; scores on patients who are in train, too, are too good.",
+                f"note: {name}: {shared}; scores on patients who are also in train are too high.",
                 file=sys.stderr,
             )
         train = [index for index, split in enumerate(splits) if split == "train"]
@@ -212,7 +216,7 @@ class _Table:
         }
 
     def _count_classes(self, name: str, train: list[int]) -> int:
-        """The number of classes in the train split's labels, at least 2; 0 where there are no labels."""
+        """The number of classes in the labels of the train split, at least 2; 0 if there are no labels."""
         values = self.all_values()
         if not values:
             return 0
@@ -222,8 +226,8 @@ class _Table:
             index = min(values - {0, FOREGROUND})
             raise InputError(
                 f"{self._first_with(FOREGROUND)} contains the value {FOREGROUND} and {self._first_with(index)} the "
-                f"value {index}: expected in all labels either 0 and {FOREGROUND} only, or class indices; renumber one "
-                "kind."
+                f"value {index}: expected only 0 and {FOREGROUND} in all labels, or class indices in all; renumber "
+                "some of them."
             )
         in_train = {value for index in train for value in self.label_values[index]}
         num_classes = max(max(in_train or values) + 1, 2)
@@ -239,17 +243,17 @@ class _Table:
         return num_classes
 
     def _check_gaps(self, name: str, unused: list[int], num_classes: int) -> None:
-        """Tells of class indices that no label has, and refuses labels that mostly are no indices."""
+        """Prints a note on unused class indices; raises InputError if more than half are unused."""
         if not unused or num_classes == 2:
             return
         listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
         if 2 * len(unused) > num_classes:
             raise InputError(
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
-                f"have {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
+                f"contain {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
             )
         print(
-            f"note: no label of {name} has the class {listed}: renumber the classes if that is a gap.",
+            f"note: no label of {name} contains the class {listed}: renumber the classes if they should have no gap.",
             file=sys.stderr,
         )
 

@@ -1,10 +1,10 @@
-"""What a data source yields, and what a dataset gives back."""
+"""The records that a data source yields, and the samples that a dataset returns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,22 +16,22 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known of it."""
+    """One image with its label and metadata."""
 
     image: Float[Tensor, "C H W"]
-    """In [0, 1]: clipped at the image's 0.5 and 99.5 percentiles, all channels together."""
+    """Intensities in [0, 1], clipped at the image's 0.5 and 99.5 percentiles over all channels."""
     label: Int[Tensor, "H0 W0"] | None
     """Class indices at the label's native resolution."""
     id: str
     case: str
-    """Patient or volume where the ids tell, else the id itself."""
+    """Patient or volume if known, otherwise the id."""
     spacing: tuple[float, float] | None
-    """Millimetres per native pixel (row, column); None where unknown."""
+    """Millimetres per pixel of the native resolution (row, column); None if unknown."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image as a source reads it, before anything is checked or scaled."""
+    """One image as a source reads it, before any check or scaling."""
 
     image: np.ndarray
     """(H, W) or (H, W, C), any real dtype."""
@@ -41,32 +41,34 @@ class Record:
     patient: str
     """Images of one patient stay in one split."""
     origin: str
-    """The file of the image, as error messages name it."""
+    """The file of the image, for error messages."""
     label_origin: str = ""
-    """The file of the label, as error messages name it."""
+    """The file of the label, for error messages."""
     volume: str | None = None
-    """The volume that this image is a slice of."""
+    """The volume from which this image is a slice, if any."""
     split: Split | None = None
-    """None: decided by patient once all records are known."""
+    """None: chosen by patient once all records are known."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Raw images from one place."""
+    """A source of raw images."""
 
     name: str
     num_images: int | None
-    """Images to come; None where only reading them tells."""
+    """Number of images; None if it is only known after reading them."""
 
-    def fingerprint(self) -> list:
-        """JSON values that change whenever the records do."""
+    def fingerprint(self) -> list[Any]:
+        """JSON values that change whenever the records change."""
         ...
 
-    def records(self) -> Iterator[Record]: ...
+    def records(self) -> Iterator[Record]:
+        """Reads the images one by one."""
+        ...
 
 
 def patient_of(name: str) -> str:
-    """The part of a name before its last underscore, the whole name where there is none."""
+    """The part of a name before its last underscore, or the whole name if there is none."""
     return name.rsplit("_", 1)[0] or name

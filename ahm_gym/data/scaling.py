@@ -1,4 +1,4 @@
-"""Checks of raw images and labels, and their conversion to what the store keeps: pure functions."""
+"""Pure functions that check raw images and labels and convert them for the store."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from ahm_gym.errors import InputError
 MAX_CLASSES = 64
 PERCENTILES = (0.5, 99.5)
 MAX_ARRAY_CHANNELS = 4
-"""A last axis of a .npy file that is longer holds the slices of a volume; a first axis that is not holds channels."""
+"""In a .npy file, a longer last axis holds the slices of a volume; a first axis that is not longer holds channels."""
 FOREGROUND = 255
-"""The other code of binary masks, beside 0, that image editors write."""
+"""The value of the foreground in binary masks from image editors."""
 MAX_RIM = 8
-"""Pixels that a border which JPEG has blurred is wide at most."""
+"""Maximum width in pixels of a border that JPEG has blurred."""
 
 
 def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
     """The image with its channels in the last axis.
 
     Raises:
-        InputError: where it is not a finite, real-valued picture.
+        InputError: if it is not an image of finite real numbers.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise InputError(
-            f"{origin} has the shape {image.shape}: expected rows, columns and, if any, channels; "
-            "convert it or leave it out."
+            f"{origin} has the shape {image.shape}: expected rows, columns and, optionally, channels; "
+            "convert it or remove it."
         )
     refuse_channels_first(image.shape, origin)
     if image.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {image.dtype}: expected real numbers; convert it.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InputError(
-            f"{origin} contains NaN or infinite values: expected finite numbers; replace them, or leave "
-            "the image out."
+            f"{origin} contains NaN or infinite values: expected finite numbers; replace them, or remove "
+            "the image."
         )
     return image[:, :, None] if image.ndim == 2 else image
 
 
 def refuse_channels_first(shape: tuple[int, ...], origin: str) -> None:
-    """Raises InputError where an array (C, H, W) would be taken for an image of few rows and many channels."""
+    """Raises InputError for an array (C, H, W), which would be read as few rows and many channels."""
     if len(shape) == 3 and shape[0] <= MAX_ARRAY_CHANNELS < min(shape[1:]):
         raise InputError(
-            f"{origin} has the shape {shape}, channels first as it seems: expected rows, columns, channels; move the "
+            f"{origin} has the shape {shape}, apparently channels first: expected rows, columns, channels; move the "
             "channels to the last axis with numpy.moveaxis(image, 0, -1)."
         )
 
 
 def refuse_slices_first(shape: tuple[int, ...], origin: str) -> None:
-    """Raises InputError where an array (S, H, H) would be taken for a volume of H slices, each of S rows."""
+    """Raises InputError for an array (S, H, H), which would be read as H slices of S rows each."""
     if len(shape) == 3 and shape[0] != shape[1] == shape[2] > MAX_ARRAY_CHANNELS:
         raise InputError(
-            f"{origin} has the shape {shape}, slices first as it seems: expected rows, columns, slices; move the "
-            "slices to the last axis with numpy.moveaxis(volume, 0, -1), or save it as NIfTI if they are last."
+            f"{origin} has the shape {shape}, apparently slices first: expected rows, columns, slices; move the "
+            "slices to the last axis with numpy.moveaxis(volume, 0, -1), or save it as NIfTI if they already are."
         )
 
 
 def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
-    """The image in [0, 1]: clipped at its percentiles (all channels together), a constant one is 0.
+    """Scales an image to [0, 1], clipped at its percentiles over all channels; a constant image becomes 0.
 
-    Where more than 99 % of the pixels share one value, as in sparse fluorescence, the percentiles
-    coincide and the extremes take their place.
+    If more than 99 % of the pixels have the same value, as in sparse fluorescence, the percentiles
+    coincide, and minimum and maximum are used instead.
     """
     exact = image.dtype.itemsize <= 2
     values = image.astype(np.float32 if exact else np.float64)
@@ -79,7 +79,7 @@ def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H 
 
 
 def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Tensor, "C H2 W2"]:
-    """The image with its short side at most `shortest_side` pixels, aspect kept; never enlarged."""
+    """Shrinks an image, with its aspect ratio kept, until the shorter side has at most `shortest_side` pixels."""
     height, width = image.shape[1:]
     if shortest_side is None or min(height, width) <= shortest_side:
         return image
@@ -89,10 +89,10 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
 
 
 def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
-    """A black and white mask whose borders JPEG has blurred, as 0 and 255 again.
+    """Restores the values 0 and 255 of a black and white mask after JPEG has blurred its borders.
 
     Raises:
-        InputError: where it has areas of grey: JPEG does not keep class indices.
+        InputError: if the mask has grey areas, because JPEG does not preserve class indices.
     """
     grey = (label > FOREGROUND // 4) & (label < FOREGROUND - FOREGROUND // 4)
     window = np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)
@@ -105,15 +105,15 @@ def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
 
 
 def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
-    """The label as class indices below 64, or 255 as the foreground of a binary mask.
+    """The label as class indices below 64, or with 255 as the foreground of a binary mask.
 
     Args:
-        label: rows and columns, possibly with channels that are all equal, or one before them.
-        size: rows and columns of its image.
-        origin: the file, for the message.
+        label: rows and columns, optionally with equal channels after them or a single channel before them.
+        size: rows and columns of the image.
+        origin: the file of the label, for the message.
 
     Raises:
-        InputError: where it does not fit its image, or holds anything but class indices.
+        InputError: if the label has another size than its image, or other values than class indices.
     """
     if label.ndim == 3 and label.shape[0] == 1 and label.shape[1:] == size:
         label = label[0]
@@ -137,7 +137,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
-            f"{MAX_CLASSES - 1}, or 0 and 255 only; renumber the classes, or move the "
+            f"{MAX_CLASSES - 1}, or only 0 and 255; renumber the classes, or move the "
             "labels elsewhere to pretrain without them."
         )
     return label.astype(np.uint8)

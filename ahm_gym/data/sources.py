@@ -1,4 +1,4 @@
-"""From what was given as `--data` to a dataset."""
+"""Opens the dataset that the setting `data` names."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def open_data(
     native_resolution: bool = False,
     need_labels: bool = False,
 ) -> ImageDataset:
-    """The dataset that `spec` names, prepared on its first use and read from the cache afterwards.
+    """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
     Args:
         spec: None for the MNI152 template, the path of an `.npz` file or of a folder, or
             `medsegbench:NAME[:SIZE]` or `medmnist:NAME[:SIZE]`.
-        root: where relative names are looked up first; then `$AHM_DATA`, then the current folder.
-        image_size: rows and columns that the images will be used at; what is stored is at most
-            twice as large.
-        native_resolution: keep the images as large as they are.
-        need_labels: refuse data whose train split has no labels, or none but background.
+        root: folder in which relative names are looked up first; then `$AHM_DATA` and the current folder.
+        image_size: rows and columns at which the images will be used; they are stored at no more than
+            twice that size.
+        native_resolution: store the images at their full size.
+        need_labels: raise an error if the train split has no labels, or only background.
 
     Raises:
-        InputError: where there is no such data, or it cannot be used.
+        InputError: if there is no such data, or it cannot be used.
     """
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
@@ -49,23 +49,24 @@ def open_data(
 
 
 def check_labels(dataset: ImageDataset) -> None:
-    """Raises InputError where the train split has no labels, or none with anything but background."""
+    """Raises InputError if the train split has no labels, or only background."""
     labelled = dataset.indices("train", labelled=True)
     if not labelled:
         raise InputError(
             f"{dataset.name} has no training labels: expected train_label in an .npz file, or files named like "
-            "the images in a folder 'labels' in theirs or beside it; add them, or only pretrain on this data."
+            "the images in a folder 'labels' inside or next to their folder; add them, or use this data only to "
+            "pretrain."
         )
     labels = (dataset.sample(index).label for index in labelled)
     if not any(label is not None and bool(label.any()) for label in labels):
         raise InputError(
-            f"the training labels of {dataset.name} hold only background: expected classes from 1 on in some of them; "
-            "look at how they were exported."
+            f"the training labels of {dataset.name} hold only background: expected classes 1 and higher in some of "
+            "them; check how they were exported."
         )
 
 
 def search_roots(root: Path | None) -> list[Path]:
-    """Folders in which relative names are looked up, the first one first."""
+    """The folders in which relative names are looked up, in this order."""
     named = [root, os.environ.get("AHM_DATA") or None]
     return [Path(folder).expanduser() for folder in named if folder is not None]
 
@@ -86,7 +87,7 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
 
 
 def absolute(spec: str | None, root: Path | None) -> tuple[str | None, Path | None]:
-    """`spec` and `root` as they can be opened again from any folder and without AHM_DATA."""
+    """Makes `spec` and `root` absolute, so that they are valid in any folder and without AHM_DATA."""
     roots = search_roots(root)
     first = roots[0].absolute() if roots else None
     if spec is None or spec.split(":")[0] in COLLECTIONS:
@@ -95,18 +96,18 @@ def absolute(spec: str | None, root: Path | None) -> tuple[str | None, Path | No
 
 
 def stem_of(spec: str | None) -> str:
-    """What the data is called in the names of runs."""
+    """The name of the data in the names of runs."""
     name = "mni152" if spec is None else Path(spec.replace(":", "-")).absolute().name
     return name.removesuffix(".npz")
 
 
 def find_path(spec: str, folders: list[Path]) -> Path:
-    """The file or folder of that name in the first of the folders that has it.
+    """The file or folder with that name, in the first of the folders that has it.
 
-    `NAME` also finds `NAME.npz` and `NAME_128.npz`, where there is only one of the latter.
+    `NAME` also finds `NAME.npz` or `NAME_128.npz`, if there is only one such file.
 
     Raises:
-        InputError: where there is none, or more than one.
+        InputError: if there is none, or more than one.
     """
     given = Path(spec).expanduser()
     tried = [given] if given.is_absolute() else [folder / given for folder in folders]
@@ -118,11 +119,11 @@ def find_path(spec: str, folders: list[Path]) -> Path:
             found = sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
             if len(found) > 1:
                 names = ", ".join(file.name for file in found)
-                raise InputError(f"{spec!r} could be each of {names} in {path.parent}: give the whole name.")
+                raise InputError(f"{spec!r} could be any of {names} in {path.parent}: give the full name.")
             if found:
                 return found[0]
     places = ", ".join(str(path) for path in tried)
     raise InputError(
-        f"there is no data at {places}: give an .npz file or a folder, and with `data_root` or AHM_DATA "
-        "where to look for it."
+        f"there is no data at {places}: give an .npz file or a folder, or set `data_root` or AHM_DATA to the "
+        "folder that holds it."
     )

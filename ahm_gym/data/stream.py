@@ -1,4 +1,4 @@
-"""Endless training batches, each a pure function of the seed and its number."""
+"""An endless stream of training batches; each is a pure function of the seed and its number."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
 
 CROP_SCALE = (0.2, 1.0)
-"""Share of the image's area that a random crop covers."""
+"""Range of the share of the image's area that a random crop covers."""
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Range of the factor by which a random crop's aspect differs from the training size's."""
 
 
 class BatchStream:
-    """Normalised batches of the train split, in an order and with crops that the seed fixes.
+    """Normalised batches of the train split, in an order and with crops that the seed determines.
 
-    Batch i depends on nothing but the seed and i: a stream that starts at i goes on exactly, and
-    loading in worker processes changes no bit. Neither uses nor changes the global random state.
+    Batch i depends only on the seed and i: a stream that starts at i continues exactly, and worker
+    processes load exactly the same batches. The global random state is neither used nor changed.
 
     Args:
         dataset: a dataset, or normalised images of exactly `image_size`, which are never augmented.
-        batch_size: images in a batch; more than the dataset has is fine.
-        image_size: rows and columns of the images given out.
-        seed: fixes the order, the crops and the flips.
-        augment: random resized crops and horizontal flips; otherwise centre crops of the whole image.
-        num_workers: processes that load ahead, one thread each; 0 loads in this one.
-        start: the number of the first batch.
-        pin_memory: give out what worker processes load in page-locked memory, for a GPU to fetch on its own.
+        batch_size: number of images in a batch; may exceed the number of images in the dataset.
+        image_size: rows and columns of the images in a batch.
+        seed: seed of the order, the crops and the flips.
+        augment: whether to use random resized crops and horizontal flips; otherwise centre crops.
+        num_workers: number of processes that load ahead, one thread each; 0 loads in this process.
+        start: number of the first batch.
+        pin_memory: whether worker processes load into page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        InputError: where a count is out of range, or the images are not of `image_size`.
+        InputError: if a count is out of range, or the images do not have `image_size`.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class BatchStream:
                 f"the images are {tuple(dataset.shape[2:])} pixels and image_size is {image_size}: "
                 "resize them first, or give the dataset itself."
             )
-        self.index = start
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.index: int = start
+        self.num_workers: int = num_workers
+        self.pin_memory: bool = pin_memory
         train = list(range(len(dataset))) if isinstance(dataset, Tensor) else dataset.indices("train")
         self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment)
         self._loaded: Iterator[Tensor] | None = None
@@ -86,10 +87,10 @@ class BatchStream:
         return batch
 
     def close(self) -> None:
-        """Stop the worker processes; the next batch would start new ones."""
+        """Stops the worker processes; the next batch would start new ones."""
         self._loaded = None
 
-    def _loader(self) -> DataLoader:
+    def _loader(self) -> DataLoader[Tensor]:
         return DataLoader(
             self._batches,
             batch_size=None,
@@ -97,15 +98,15 @@ class BatchStream:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
-            generator=torch.Generator(),  # otherwise the loader draws from the global one
-            # A process that was itself spawned would spawn them, each of which imports everything for seconds.
+            generator=torch.Generator(),  # otherwise the loader would draw from the global one
+            # Otherwise a spawned process would spawn them too, and each would take seconds for its imports.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset):
-    """Batches by number."""
+class _Batches(Dataset[Tensor]):
+    """The batches by number."""
 
     dataset: ImageDataset | Tensor
     train: list[int]
@@ -122,7 +123,7 @@ class _Batches(Dataset):
             return self.dataset.resized(chosen, self.image_size)
         images = [self.dataset.image(index) for index in chosen]
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators, whose state is not forked here.
+            # torch.manual_seed would also seed the accelerators, and fork_rng does not restore their state here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
             batch = torch.stack([random_crop(image, self.image_size) for image in images])
             flipped = torch.rand(len(batch)) < 0.5
@@ -130,7 +131,7 @@ class _Batches(Dataset):
         return self.dataset.normalise(batch)
 
     def places(self, number: int) -> list[int]:
-        """Places in the train split: a window over the concatenated permutations of all epochs."""
+        """Positions in the train split: a window over the concatenated permutations of all epochs."""
         size = len(self.train)
         first = number * self.batch_size
         wanted = range(first, first + self.batch_size)
@@ -138,7 +139,7 @@ class _Batches(Dataset):
 
 
 class _CountFrom:
-    """Batch numbers without end, as the sampler of a loader."""
+    """A sampler that yields batch numbers without end."""
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -148,7 +149,7 @@ class _CountFrom:
 
 
 def random_crop(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Float[Tensor, "C H2 W2"]:
-    """A random part of the image, resized, drawn from torch's global generator."""
+    """A random part of the image, resized; it is drawn from torch's global generator."""
     aspect = image_size[1] / image_size[0]
     ratio = [aspect * CROP_ASPECT[0], aspect * CROP_ASPECT[1]]
     top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_SCALE), ratio)
@@ -168,5 +169,5 @@ def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent decides what it means."""
+    """Ignores Ctrl-C, which reaches every process of a terminal, so that the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

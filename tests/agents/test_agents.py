@@ -455,7 +455,7 @@ def test_a3c_learns_in_episodes_of_two_steps(options):
         ({"network": "mlp"}, "unknown network 'mlp'"),
         ({"num_workers": 0}, "num_workers is 0"),
         ({"width": 0}, "width is 0"),
-        ({"n_steps": 0}, "n_steps is 0: choose a whole number from 1 on"),
+        ({"n_steps": 0}, "n_steps is 0: choose a whole number, 1 or more"),
         ({"gamma": 1.5}, "gamma is 1.5: choose a number from 0 to 1"),
         ({"entropy_coef": -1.0}, "entropy_coef is -1.0: choose 0 or a positive number"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0: choose a positive number"),

@@ -1,4 +1,4 @@
-"""One file of every kind and depth."""
+"""Reads one file of every kind and depth."""
 
 import itertools
 from pathlib import Path
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def numbers(dtype: type, *shape: int) -> np.ndarray:
-    """Numbers over the whole range of an integer type, or on both sides of zero."""
+    """Random numbers over the whole range of an integer type, or around zero for floats."""
     if np.issubdtype(dtype, np.floating):
         return RNG.normal(size=shape).astype(dtype)
     limits = np.iinfo(dtype)
@@ -28,7 +28,7 @@ def numbers(dtype: type, *shape: int) -> np.ndarray:
 
 
 def dicom(path: Path, array: np.ndarray, **tags) -> Path:
-    """A DICOM file of one frame (H, W), of colour (H, W, 3) or of several frames (F, H, W)."""
+    """Writes a DICOM file of one frame (H, W), in colour (H, W, 3) or with several frames (F, H, W)."""
     file = Dataset()
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -161,7 +161,7 @@ def test_nifti_may_be_flat_or_have_channels(tmp_path: Path, shape: tuple[int, ..
 
 
 @pytest.mark.parametrize(("code", "orientation"), [(1, ("L", "A", "S")), (0, None)])
-def test_nifti_has_an_orientation_where_its_header_states_one(tmp_path: Path, code: int, orientation):
+def test_nifti_has_an_orientation_if_its_header_states_one(tmp_path: Path, code: int, orientation):
     image = nibabel.Nifti1Image(numbers(np.uint8, 5, 6, 3), np.diag([-1.0, 1.0, 1.0, 1.0]))
     image.set_sform(image.affine, code)
     image.set_qform(None, 0)
@@ -180,9 +180,9 @@ def test_dicom_keeps_its_depth_spacing_and_patient(tmp_path: Path, dtype: type):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
-def test_inverted_dicom_is_turned_round(tmp_path: Path, dtype: type):
+def test_the_intensities_of_inverted_dicom_are_inverted_back(tmp_path: Path, dtype: type):
     limits = np.iinfo(dtype)
-    # All different: the order of equal ones would say nothing.
+    # All values differ, so that their order is unique.
     array = RNG.permutation(np.linspace(limits.min, limits.max, 63).astype(dtype)).reshape(7, 9)
     pixels = read_pixels(dicom(tmp_path / "a.dcm", array, PhotometricInterpretation="MONOCHROME1"))
     assert (np.argsort(pixels.array.ravel()) == np.argsort(array.ravel())[::-1]).all()
@@ -257,9 +257,11 @@ def test_an_empty_file_is_refused_with_its_name(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", READERS)
-def test_a_file_of_something_else_is_refused_with_its_name(tmp_path: Path, suffix: str):
+def test_a_file_with_other_content_is_refused_with_its_name(tmp_path: Path, suffix: str):
     (tmp_path / f"a{suffix}").write_text("this is not an image, whatever its name says" * 20)
-    with pytest.raises(InputError, match=rf"a\{suffix} cannot be read .*: expected a whole \{suffix} file"):
+    with pytest.raises(
+        InputError, match=rf"a\{suffix} cannot be read .*: expected a complete \{suffix} file"
+    ):
         open_data(str(tmp_path), image_size=(8, 8))
 
 
@@ -281,7 +283,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path, suffix: str, 
         open_data(str(tmp_path), image_size=(8, 8))
 
 
-def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path):
+def test_arrays_that_are_not_images_are_refused(tmp_path: Path):
     for name, array in {
         "flat": np.zeros(5),
         "five": np.zeros((1, 2, 3, 4, 5)),
@@ -295,10 +297,10 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path):
         read_pixels(tmp_path / "object.npy")
 
 
-def test_reading_says_nothing_of_odd_headers(tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd):
+def test_odd_headers_cause_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd):
     path = dicom(tmp_path / "a.dcm", numbers(np.uint8, 8, 8))
     file = pydicom.dcmread(path)
-    file.PixelData += b"\0\0\0\0"  # pydicom warns of padding
+    file.PixelData += b"\0\0\0\0"  # pydicom warns about padding
     file.save_as(path)
     assert read_pixels(path).array.shape == (8, 8)
     assert not recwarn.list and capfd.readouterr() == ("", "")

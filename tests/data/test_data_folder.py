@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def write(path: Path, array: np.ndarray | None = None) -> Path:
-    """An image of random numbers, or the given one, in the kind that the suffix says."""
+    """Writes random numbers, or the given array, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = RNG.integers(0, 200, (12, 10), dtype=np.uint8) if array is None else array
     if path.suffix == ".npy":
@@ -48,7 +48,7 @@ def names(dataset: ImageDataset, split: Split) -> list[str]:
     return [dataset.sample(index).id for index in dataset.indices(split)]
 
 
-def test_images_may_lie_in_the_folder_itself_or_in_its_images(tmp_path: Path):
+def test_images_may_be_in_the_folder_itself_or_in_a_folder_images(tmp_path: Path):
     for name in ("a", "b", "c"):
         write(tmp_path / "plain" / f"{name}.png")
         write(tmp_path / "nested" / "images" / f"{name}.png")
@@ -58,7 +58,9 @@ def test_images_may_lie_in_the_folder_itself_or_in_its_images(tmp_path: Path):
 
 @pytest.mark.parametrize("labels", ["labels", "masks", "label", "mask", "labelsTr"])
 @pytest.mark.parametrize("images", ["images", "imagesTr"])
-def test_labels_lie_beside_the_images_under_the_same_names(tmp_path: Path, images: str, labels: str):
+def test_labels_may_be_in_a_folder_next_to_the_images_under_the_same_names(
+    tmp_path: Path, images: str, labels: str
+):
     for index, name in enumerate("abc"):
         label = np.zeros((12, 10), np.uint8)
         label[index] = 1
@@ -70,7 +72,7 @@ def test_labels_lie_beside_the_images_under_the_same_names(tmp_path: Path, image
         assert rows == {"a": 0, "b": 1, "c": 2}
 
 
-def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
+def test_labels_may_be_in_a_folder_inside_the_folder_of_the_images(tmp_path: Path):
     write(tmp_path / "a.png")
     write(tmp_path / "labels" / "a.png", mask())
     assert open_data(str(tmp_path), image_size=SIZE, need_labels=True).num_classes == 2
@@ -92,7 +94,7 @@ def test_labels_may_lie_inside_the_folder_of_the_images(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("folder", ["images", "masks"])
-def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, ending: str):
+def test_the_name_of_a_label_may_end_in_a_word_for_label(tmp_path: Path, folder: str, ending: str):
     for name in ("p1_1", "p2_1", "p3_1"):
         write(tmp_path / "images" / f"{name}.png")
         write(tmp_path / folder / f"{name}{ending}.png", mask())
@@ -103,7 +105,7 @@ def test_the_name_of_a_label_may_say_what_it_is(tmp_path: Path, folder: str, end
 
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
-def test_numbered_labels_are_those_of_numbered_images(tmp_path: Path, folder: str):
+def test_numbered_labels_belong_to_the_images_with_their_numbers(tmp_path: Path, folder: str):
     for number in (0, 1, 2):
         label = np.zeros((12, 10), np.uint8)
         label[number] = 1
@@ -118,7 +120,7 @@ def test_numbered_names_without_another_image_are_images(tmp_path: Path, capsys)
     for number in (1, 2):
         write(tmp_path / f"liver_seg_{number:03d}.png")
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 2
-    assert "all names are those of labels, and are taken for images" in capsys.readouterr().err
+    assert "all files are named like labels, and are used as images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
@@ -134,18 +136,20 @@ def test_numbered_names_without_another_image_are_images(tmp_path: Path, capsys)
         ("x-t1 x-t2", "x-seg", "x-seg"),
     ],
 )
-def test_a_label_that_no_image_is_named_after_is_refused(tmp_path: Path, folder, images, labels, alone):
+def test_a_label_that_names_no_image_is_refused(tmp_path: Path, folder, images, labels, alone):
     for name in images.split():
         write(tmp_path / "images" / f"{name}.png")
     for name in labels.split():
         write(tmp_path / folder / f"{name}.png", mask())
-    with pytest.raises(InputError, match=rf"/{alone}\.png is a label without image"):
+    with pytest.raises(
+        InputError, match=rf"/{alone}\.png is (a label without an|named like a label but has no) image"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
 
 
 @pytest.mark.parametrize("images", ["p7 p7_2018 p7_2019", "p7_0000 p7_2019 p7"])
 @pytest.mark.parametrize(("folder", "label"), [("images", "p7_mask"), ("masks", "p7")])
-def test_a_year_is_no_channel(tmp_path: Path, images: str, folder: str, label: str):
+def test_a_year_is_not_a_channel(tmp_path: Path, images: str, folder: str, label: str):
     for name in images.split():
         write(tmp_path / "images" / f"{name}.png")
     write(tmp_path / folder / f"{label}.png", mask())
@@ -153,16 +157,18 @@ def test_a_year_is_no_channel(tmp_path: Path, images: str, folder: str, label: s
     assert set(source.labels) == {"p7"} and not source.channels_named
 
 
-def test_the_labels_given_in_place_of_the_images_are_refused(tmp_path: Path, monkeypatch):
+def test_a_folder_of_labels_given_instead_of_images_is_refused(tmp_path: Path, monkeypatch):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "Masks" / "a.png", mask())
     monkeypatch.chdir(tmp_path / "Masks")
     for folder in (tmp_path / "Masks", Path()):
-        with pytest.raises(InputError, match=r"holds labels, as its name says: expected images; give .*"):
+        with pytest.raises(
+            InputError, match=r"holds labels, according to its name: expected images; give .*"
+        ):
             FolderSource(folder)
 
 
-def test_where_labels_come_from_is_told(tmp_path: Path, capsys):
+def test_a_note_says_where_the_labels_come_from(tmp_path: Path, capsys):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "images" / "b.png")
     write(tmp_path / "masks" / "a.png", mask())
@@ -177,7 +183,7 @@ def test_the_name_of_the_folder_counts_however_it_is_given(tmp_path: Path, monke
     assert [record.patient for record in FolderSource(Path()).records()] == ["c1", "c1"]
 
 
-def test_labels_lie_beside_the_channels_of_nnunet(tmp_path: Path):
+def test_labels_may_be_among_the_channels_of_nnunet(tmp_path: Path):
     for case in ("a", "b", "c"):
         write(tmp_path / f"{case}_0000.png")
         write(tmp_path / f"{case}_seg.png", mask())
@@ -190,7 +196,8 @@ def test_labels_in_two_places_are_refused(tmp_path: Path, first: str):
     for name in ("images/a", "images/b", first, "masks/b"):
         write(tmp_path / f"{name}.png", mask())
     with pytest.raises(
-        InputError, match=rf"{first}\.png is a label, .* and so is .*masks/b\.png: expected labels in one"
+        InputError,
+        match=rf"{first}\.png is a label by .*, and so is .*masks/b\.png: expected all labels in one",
     ):
         open_data(str(tmp_path), image_size=SIZE)
 
@@ -216,11 +223,12 @@ def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
     assert [dataset.sample(index).label is None for index in range(2)] == [False, True]
 
 
-def test_a_label_among_images_is_refused_where_its_image_is_not_there(tmp_path: Path):
+def test_a_label_among_images_is_refused_if_its_image_is_missing(tmp_path: Path):
     write(tmp_path / "a_t1.png")
     write(tmp_path / "a_Seg.png", mask())
     with pytest.raises(
-        InputError, match=r"a_Seg\.png is a label without image, .* expected an image called a beside it"
+        InputError,
+        match=r"a_Seg\.png is named like a label but has no image: expected an image named a in the same",
     ):
         open_data(str(tmp_path), image_size=SIZE)
 
@@ -232,7 +240,7 @@ def test_images_in_two_places_are_refused(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_a_label_that_lies_in_another_way_is_refused(tmp_path: Path):
+def test_a_label_with_another_orientation_is_refused(tmp_path: Path):
     write(tmp_path / "images" / "a.nii", RNG.integers(0, 200, (12, 10, 3), dtype=np.uint8))
     path = tmp_path / "labels" / "a.nii"
     path.parent.mkdir()
@@ -252,14 +260,14 @@ def test_several_labels_of_one_image_are_refused(tmp_path: Path, folder: str):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_labels_of_a_neighbour_are_left_alone(tmp_path: Path):
+def test_labels_of_another_folder_of_images_are_ignored(tmp_path: Path):
     write(tmp_path / "imagesTr" / "a.png")
     write(tmp_path / "labelsTr" / "a.png", mask())
     write(tmp_path / "imagesTs" / "b.png")
     assert open_data(str(tmp_path / "imagesTs"), image_size=SIZE).num_classes == 0
 
 
-def test_the_channel_suffix_of_nnunet_is_no_part_of_the_labels_name(tmp_path: Path):
+def test_the_channel_suffix_of_nnunet_is_not_part_of_the_name_of_the_label(tmp_path: Path):
     for case in ("heart_00", "heart_01", "heart_02"):
         volume = RNG.integers(1, 90, (9, 8, 3), dtype=np.int16)
         write(tmp_path / "imagesTr" / f"{case}_0000.nii.gz", volume)
@@ -270,7 +278,7 @@ def test_the_channel_suffix_of_nnunet_is_no_part_of_the_labels_name(tmp_path: Pa
     assert all(len(dataset.indices(split)) == 3 for split in SPLITS)
 
 
-def test_the_channel_suffix_of_nnunet_is_no_part_of_the_patient(tmp_path: Path):
+def test_the_channel_suffix_of_nnunet_is_not_part_of_the_patient(tmp_path: Path):
     for patient, frame in itertools.product(range(6), (1, 12)):
         write(tmp_path / "imagesTr" / f"patient{patient:03d}_frame{frame:02d}_0000.png")
     write(tmp_path / "labelsTr" / "patient000_frame01.png", mask())
@@ -279,27 +287,33 @@ def test_the_channel_suffix_of_nnunet_is_no_part_of_the_patient(tmp_path: Path):
     assert sum(map(len, splits.values())) == 6
 
 
-def test_a_link_to_nothing_is_refused(tmp_path: Path):
+def test_a_broken_link_is_refused(tmp_path: Path):
     write(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(InputError, match=r"b\.png cannot be read \(No such file .*fetch what it links to"):
+    with pytest.raises(
+        InputError, match=r"b\.png cannot be read \(No such file .*restore the target of the link"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
 
 
 @pytest.mark.parametrize(("shape", "first"), [((3, 32, 40), "channels"), ((20, 32, 32), "slices")])
-def test_an_array_in_another_order_is_refused(tmp_path: Path, shape: tuple[int, ...], first: str):
+def test_an_array_with_its_axes_in_another_order_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], first: str
+):
     np.save(tmp_path / "a.npy", np.zeros(shape))
     with pytest.raises(
-        InputError, match=rf"a\.npy has the shape {re.escape(str(shape))}, {first} first as it seems"
+        InputError, match=rf"a\.npy has the shape {re.escape(str(shape))}, apparently {first} first"
     ):
         open_data(str(tmp_path), image_size=SIZE)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [((0, 1, 2, 4), "no label of .* has the class 3:"), ((0, 1, 2, 3), None), ((0, 0, 0, 0), None)],
+    [((0, 1, 2, 4), "no label of .* contains the class 3:"), ((0, 1, 2, 3), None), ((0, 0, 0, 0), None)],
 )
-def test_a_gap_in_the_classes_is_told(tmp_path: Path, capsys, values: tuple[int, ...], message: str | None):
+def test_a_note_names_a_gap_in_the_classes(
+    tmp_path: Path, capsys, values: tuple[int, ...], message: str | None
+):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "labels" / "a.png", np.resize(np.array(values, np.uint8), mask().shape))
     assert open_data(str(tmp_path), image_size=SIZE).num_classes == max(*values, 1) + 1
@@ -307,11 +321,11 @@ def test_a_gap_in_the_classes_is_told(tmp_path: Path, capsys, values: tuple[int,
     assert re.search(message, said) if message else "no label of" not in said
 
 
-def test_labels_that_are_no_class_indices_are_refused(tmp_path: Path):
+def test_labels_that_are_not_class_indices_are_refused(tmp_path: Path):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "labels" / "a.png", 50 * mask())
     with pytest.raises(
-        InputError, match=r"go up to 50 \(.*a\.png\) but never have 1, 2, 3, 4, 5, \.\.\.: expected"
+        InputError, match=r"go up to 50 \(.*a\.png\) but never contain 1, 2, 3, 4, 5, \.\.\.: expected"
     ):
         open_data(str(tmp_path), image_size=SIZE)
 
@@ -334,7 +348,7 @@ def test_a_label_without_image_is_refused_with_its_file(tmp_path: Path):
     write(tmp_path / "labels" / "a.png", mask())
     write(tmp_path / "labels" / "b.png", mask())
     with pytest.raises(
-        InputError, match=r"labels/b\.png is a label without image: expected an image called b in"
+        InputError, match=r"labels/b\.png is a label without an image: expected an image named b in"
     ):
         open_data(str(tmp_path), image_size=SIZE)
 
@@ -348,7 +362,7 @@ def test_an_empty_folder_is_refused_with_the_accepted_suffixes(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_hidden_files_are_passed_over_and_other_files_told(tmp_path: Path, capsys):
+def test_hidden_files_are_ignored_and_a_note_counts_files_of_other_kinds(tmp_path: Path, capsys):
     write(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"resource fork")
     (tmp_path / "split.csv").write_text("name,split\na,train\n")
@@ -411,7 +425,7 @@ def test_nan_is_refused_with_its_slice(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_patients_are_told_by_the_part_before_the_last_underscore(tmp_path: Path):
+def test_images_are_split_by_the_part_of_the_name_before_the_last_underscore(tmp_path: Path):
     for patient in range(10):
         for image in range(3):
             write(tmp_path / f"p_{patient}_{image}.png")

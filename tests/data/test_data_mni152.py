@@ -12,7 +12,7 @@ from ahm_gym.data.mni152 import GAP, Mni152Source, split_slabs, tissue_classes
 @pytest.fixture(scope="module")
 def template() -> ImageDataset:
     def refuse(*_: object) -> None:
-        raise AssertionError("the default data asked for the network")
+        raise AssertionError("the default data used the network")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
@@ -45,7 +45,7 @@ def test_the_splits_are_slabs_with_a_gap_between_them():
     assert slabs["val"][0] - slabs["train"][-1] == GAP + 1 == slabs["test"][0] - slabs["val"][-1]
 
 
-def test_the_likelier_tissue_wins_where_there_is_any():
+def test_the_likelier_tissue_wins_if_it_is_likely_enough():
     grey, white = np.array([[0.1, 0.6, 0.4]], np.float32), np.array([[0.2, 0.3, 0.5]], np.float32)
     assert tissue_classes(grey, white).tolist() == [[0, 1, 2]]
 

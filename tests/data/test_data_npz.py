@@ -1,5 +1,6 @@
 """Archives with the keys of MedSegBench and MedMNIST."""
 
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +24,10 @@ def saved(path: Path, **arrays) -> str:
     return str(path)
 
 
-def test_splits_of_other_names_are_told(tmp_path: Path, capsys):
+def test_a_note_names_splits_that_are_not_read(tmp_path: Path, capsys):
     spec = saved(tmp_path / "data.npz", train_images=IMAGES, valid_images=IMAGES)
     assert len(open_data(spec, image_size=(8, 8))) == len(IMAGES)
-    assert "valid_images are left out; the splits are called train, val, test" in capsys.readouterr().err
+    assert "valid_images are left out; splits are named train, val, test" in capsys.readouterr().err
 
 
 def test_images_labels_and_names_are_read(tmp_path: Path):
@@ -67,7 +68,7 @@ def test_images_have_any_number_of_channels(tmp_path: Path, channels: int, dtype
     assert dataset.channels == channels and dataset.sample(0).image.shape == (channels, 9, 11)
 
 
-def test_class_vectors_of_medmnist_are_no_labels(tmp_path: Path):
+def test_class_vectors_of_medmnist_are_not_labels(tmp_path: Path):
     spec = saved(tmp_path / "path.npz", train_images=IMAGES, train_labels=np.zeros((6, 1), np.uint8))
     assert open_data(spec, image_size=(8, 8)).num_classes == 0
     with pytest.raises(InputError, match="path has no training labels: expected train_label"):
@@ -86,7 +87,7 @@ def test_cubes_of_medmnist_become_slices(tmp_path: Path):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_are_read_row_by_row_in_either_order(tmp_path: Path, order: Literal["C", "F"]):
     source = NpzSource(Path(saved(tmp_path / "data.npz", train_images=np.array(IMAGES, order=order))))
-    with source._opened() as archive:
+    with zipfile.ZipFile(source.path) as archive:
         assert (np.stack(list(array_rows(archive, "train_images"))) == IMAGES).all()
     assert source.num_images == 6
 
@@ -138,7 +139,7 @@ def test_missing_keys_are_named_with_those_found_and_expected(tmp_path: Path):
         ),
         (
             {"train_images": np.zeros((6, 3, 32, 40))},
-            r"train_images\[0\]\) has the shape \(3, 32, 40\), channels first as it seems",
+            r"train_images\[0\]\) has the shape \(3, 32, 40\), apparently channels first",
         ),
     ],
 )
@@ -152,7 +153,7 @@ def test_truncated_archives_are_refused(tmp_path: Path, share: float):
     path = Path(saved(tmp_path / "data.npz", train_images=IMAGES))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"data\.npz cannot be read .*: expected a whole \.npz file"):
+    with pytest.raises(InputError, match=r"data\.npz cannot be read .*: expected a complete \.npz file"):
         open_data(str(path), image_size=(8, 8))
 
 

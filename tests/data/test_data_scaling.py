@@ -74,7 +74,7 @@ def test_nan_and_infinite_pixels_are_refused_with_the_file(bad: float):
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), complex), np.zeros((4, 0)), np.zeros(4), np.zeros((2, 2, 2, 2))]
 )
-def test_what_is_no_picture_is_refused_with_the_file(image: np.ndarray):
+def test_an_array_that_is_not_an_image_is_refused_with_the_file(image: np.ndarray):
     with pytest.raises(InputError, match=r"odd\.npy"):
         scaling.channels_last(image, "odd.npy")
 
@@ -91,7 +91,7 @@ def test_a_label_with_equal_channels_is_collapsed():
     assert (scaling.class_indices(np.stack([label] * 3, axis=2), (2, 2), "a.png") == label).all()
 
 
-def test_a_label_with_one_channel_before_its_rows_is_taken():
+def test_a_label_with_one_channel_before_its_rows_is_accepted():
     label = np.arange(12).reshape(3, 4) % 2
     assert scaling.class_indices(label[None], (3, 4), "a.npy").tolist() == label.tolist()
 
@@ -125,7 +125,7 @@ def test_a_label_of_another_size_than_its_image_is_refused():
 
 
 @pytest.mark.parametrize("value", [64, 128, -1, 0.5, 256, np.nan, np.inf])
-def test_label_values_that_are_no_class_are_refused_with_file_and_value(value: float):
+def test_label_values_that_are_not_classes_are_refused_with_file_and_value(value: float):
     label = np.zeros((2, 2))
     label[0, 1] = value
     with pytest.raises(InputError, match=rf"class index out of range: a\.png contains the value {value:g},"):

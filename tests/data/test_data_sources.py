@@ -1,4 +1,4 @@
-"""Where data is looked up."""
+"""The lookup of data by name."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def archive(path: Path, num: int = 1) -> Path:
 
 @pytest.fixture
 def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
-    """An explicit root, `$AHM_DATA` and the current folder, all empty; the home folder is elsewhere."""
+    """An explicit root, `$AHM_DATA` and the current folder, all empty, and an empty home folder elsewhere."""
     folders = tmp_path / "root", tmp_path / "environment", tmp_path / "current"
     for folder in (*folders, tmp_path / "home"):
         folder.mkdir()
@@ -45,7 +45,7 @@ def test_a_name_without_suffix_finds_its_only_file(roots):
     archive(roots[0] / "set_128.npz")
     assert find_path("set", [roots[0]]).name == "set_128.npz"
     archive(roots[0] / "set_256.npz")
-    with pytest.raises(InputError, match=r"'set' could be each of set_128\.npz, set_256\.npz"):
+    with pytest.raises(InputError, match=r"'set' could be any of set_128\.npz, set_256\.npz"):
         find_path("set", [roots[0]])
 
 
@@ -57,7 +57,7 @@ def test_missing_data_is_named_with_every_place_that_was_searched(roots):
         open_data("/no/such.npz", root=roots[0], image_size=SIZE)
 
 
-def test_a_single_image_is_answered_with_its_folder(tmp_path):
+def test_the_error_for_a_single_image_suggests_its_folder(tmp_path):
     (tmp_path / "scan.nii.gz").touch()
     with pytest.raises(
         InputError, match=rf"scan\.nii\.gz is a single image: .* give {re.escape(str(tmp_path))}\."
@@ -81,7 +81,7 @@ def test_the_cached_file_of_a_package_comes_first(roots, spec: str):
     assert len(open_data(spec, root=roots[0], image_size=(100, 100))) == 3
 
 
-def test_the_smallest_sufficient_size_is_taken_and_any_other_that_is_there(roots, capsys):
+def test_the_smallest_sufficient_size_is_used_or_any_other_that_is_there(roots, capsys):
     archive(roots[0] / "busi_512.npz")
     archive(roots[0] / "busi_256.npz")
     for size, expected in ((64, 256), (300, 512), (600, 512)):
@@ -100,7 +100,7 @@ def test_the_shared_files_are_found_by_package_name(shared_data: Path):
     assert named.find_named("medsegbench:hc18", [shared_data], (64, 64)).name == "hc18_128.npz"
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(roots):
+def test_the_error_for_an_unknown_name_suggests_the_nearest(roots):
     with pytest.raises(InputError, match="unknown medsegbench data set 'kvasirr': did you mean 'kvasir'"):
         open_data("medsegbench:kvasirr", image_size=SIZE)
 
@@ -126,7 +126,9 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named.importlib, "import_module", lambda name: info)
 
 
-def test_a_missing_file_is_downloaded_whole_or_not_at_all(roots, package, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_file_is_downloaded_completely_or_not_at_all(
+    roots, package, monkeypatch: pytest.MonkeyPatch
+):
     def fail(url: str, root: Path, filename: str, md5: str) -> None:
         (root / filename).write_text("half of it")
         raise RuntimeError("connection lost")

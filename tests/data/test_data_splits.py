@@ -10,11 +10,11 @@ from ahm_gym.data.sample import patient_of
 from ahm_gym.data.splits import (
     SplitTable,
     complete_splits,
+    describe_shared_patients,
     name_cases,
     patients_of_cases,
     split_blocks,
     split_groups,
-    tell_shared_patients,
 )
 from ahm_gym.errors import InputError
 
@@ -50,39 +50,39 @@ def test_blocks_are_contiguous_and_ordered(num: int, counts: list[int]):
 
 def test_few_patients_are_split_by_volume_and_few_volumes_in_blocks():
     volumes = [f"la_{i}" for i in range(5) for _ in range(4)]
-    splits, told = complete_splits([None] * 20, ["la"] * 20, volumes)
+    splits, note = complete_splits([None] * 20, ["la"] * 20, volumes)
     assert len(set(zip(volumes, splits, strict=True))) == 5
-    assert told == "20 images are split by volumes, of which there seem to be 5: 3 train, 1 val, 1 test"
-    splits, told = complete_splits([None] * 20, ["la"] * 20, [None] * 20)
-    assert splits == split_blocks(20) and told.endswith("contiguous blocks")
+    assert note == "20 images are split by volumes; there seem to be 5: 3 train, 1 val, 1 test"
+    splits, note = complete_splits([None] * 20, ["la"] * 20, [None] * 20)
+    assert splits == split_blocks(20) and note.endswith("contiguous blocks")
 
 
-def test_how_many_patients_there_seem_to_be_is_told_where_they_have_several_images():
+def test_a_note_counts_the_patients_if_they_have_several_images():
     kinds = ["benign", "malignant", "normal"]
     assert complete_splits([None] * 9, kinds * 3, [None] * 9)[1].endswith("to be 3: 1 train, 1 val, 1 test")
     assert complete_splits([None] * 3, kinds, [None] * 3)[1] is None
 
 
 def test_given_splits_are_kept():
-    splits, told = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
-    assert splits == ["test", "train", "val"] and told is None
+    splits, note = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
+    assert splits == ["test", "train", "val"] and note is None
 
 
-def test_patients_in_more_than_one_split_are_told():
+def test_a_note_names_patients_in_more_than_one_split():
     patients = ["a", "a", "b", "c"]
-    told = tell_shared_patients(["train", "test", "train", "val"], patients)
-    assert told == "as the names tell, 1 of 3 patients are in more than one split: a"
-    assert tell_shared_patients(["train", "train", "test", "val"], patients) is None
-    assert tell_shared_patients(["train", "test"], ["img", "img"]) is None
+    note = describe_shared_patients(["train", "test", "train", "val"], patients)
+    assert note == "by their names, 1 of 3 patients are in more than one split: a"
+    assert describe_shared_patients(["train", "train", "test", "val"], patients) is None
+    assert describe_shared_patients(["train", "test"], ["img", "img"]) is None
 
 
-def test_patients_are_known_of_cases_that_share_one():
+def test_the_patient_is_listed_for_cases_that_share_one():
     cases, patients = ["p1_ed", "p1_ed", "p1_es", "p2_ed", "p3_ed"], ["p1", "p1", "p1", "p2", "p3"]
     assert patients_of_cases(cases, patients) == {"p1_ed": "p1", "p1_es": "p1"}
     assert patients_of_cases(["la_1", "la_2", "la_3"], ["la"] * 3) == {}
 
 
-def test_a_case_is_the_volume_else_the_patient_else_the_image():
+def test_a_case_is_the_volume_or_else_the_patient_or_else_the_image():
     assert name_cases(["a_s1", "b_s1"], ["x", "y"], ["a", "b"]) == ["a", "b"]
     assert name_cases(["a_1", "b_1", "c_1"], ["a", "b", "c"], [None] * 3) == ["a", "b", "c"]
     assert name_cases(["img_1", "img_2", "img_3"], ["img"] * 3, [None] * 3) == ["img_1", "img_2", "img_3"]
@@ -107,7 +107,7 @@ def test_a_table_knows_file_names_stems_and_patients_and_the_most_exact_wins(tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,fold\na,1\n", "file, fold: expected a first line 'name,split'"),
+        ("file,fold\na,1\n", "file, fold: expected 'name,split' as its first"),
         ("", "columns \\(none\\)"),
         ("name,split\na,valid\n", "'a' the split 'valid': expected train, val or test"),
         ("name,split\na,val\na,test\n", "'a' two splits"),

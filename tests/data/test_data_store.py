@@ -1,4 +1,4 @@
-"""What a prepared dataset gives back, and how it gets into the cache."""
+"""The content of a prepared dataset, and its way into the cache."""
 
 import errno
 import pickle
@@ -66,7 +66,7 @@ def label_with(*values: int) -> np.ndarray:
     return label
 
 
-def test_samples_come_back_as_they_were_recorded():
+def test_samples_equal_their_records():
     images = [rgb(12, 10), rgb(20, 9)]
     labels = [None, RNG.integers(0, 3, (20, 9))]
     items = [
@@ -137,7 +137,7 @@ def test_resized_images_are_whole_centred_and_normalised():
 
 
 @pytest.mark.parametrize("size", [(6, 6), (20, 6), (6, 40), (50, 50)])
-def test_cover_gives_exactly_the_size_asked_for(size: tuple[int, int]):
+def test_cover_returns_exactly_the_requested_size(size: tuple[int, int]):
     assert cover(torch.rand(1, 13, 29, generator=torch.Generator().manual_seed(0)), size).shape == (1, *size)
 
 
@@ -160,7 +160,7 @@ def test_masks_of_0_and_255_become_0_and_1():
     assert [label_of(dataset, i).unique().tolist() for i in range(3)] == [[0], [0, 1], [0, 1]]
 
 
-def test_255_beside_other_classes_is_refused_with_its_file():
+def test_255_together_with_other_classes_is_refused_with_its_file():
     items = [record("a", label=label_with(1)), record("b", label=label_with(255))]
     with pytest.raises(
         InputError, match=r"b-label\.png contains the value 255 and a-label\.png the value 1:"
@@ -168,7 +168,7 @@ def test_255_beside_other_classes_is_refused_with_its_file():
         prepare(ListSource(items), shortest_side=None)
 
 
-def test_a_class_that_the_train_split_does_not_have_is_refused_with_its_file():
+def test_a_class_that_is_missing_in_the_train_split_is_refused_with_its_file():
     items = [record("a", label=label_with(2)), record("b", label=label_with(3), split="val")]
     with pytest.raises(InputError, match=r"b-label\.png contains the value 3, expected 0 to 2 as in"):
         prepare(ListSource(items), shortest_side=None)
@@ -195,13 +195,13 @@ def test_a_source_without_records_is_refused():
         prepare(ListSource([]), shortest_side=None)
 
 
-def test_splitting_in_blocks_is_said_on_stderr(capsys: pytest.CaptureFixture[str]):
+def test_a_note_on_stderr_says_that_the_data_is_split_in_blocks(capsys: pytest.CaptureFixture[str]):
     dataset = prepare(ListSource([record("a", split=None), record("b", split=None)]), shortest_side=None)
     assert "fewer than 3 patients" in capsys.readouterr().err
     assert (dataset.indices("train"), dataset.indices("test")) == ([0], [1])
 
 
-def test_a_source_is_walked_once_until_it_changes_or_another_size_is_asked_for():
+def test_a_source_is_read_once_until_it_changes_or_another_size_is_requested():
     source = ListSource([record("a", rgb(40, 40))])
     for _ in range(3):
         prepare(source, shortest_side=16)
@@ -253,7 +253,7 @@ def test_two_processes_may_prepare_the_same_data(own_cache: Path, monkeypatch: p
     assert [folder.name for folder in own_cache.iterdir()] == [dataset.folder.name]
 
 
-def test_old_left_overs_of_a_killed_preparation_are_removed(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_old_leftovers_of_a_killed_preparation_are_removed(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     folder = prepare(ListSource([record("a")]), shortest_side=None).folder
     fresh = own_cache / f".{folder.name}.abc"
     folder.rename(fresh)

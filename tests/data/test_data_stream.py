@@ -34,7 +34,7 @@ def take(batches: BatchStream, num: int) -> torch.Tensor:
 
 
 def numbered(num: int) -> torch.Tensor:
-    """Images that hold nothing but their own number."""
+    """Images in which every pixel is the image's number."""
     return torch.arange(num).float().view(-1, 1, 1, 1).expand(-1, 1, *SIZE)
 
 
@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(dataset: I
     assert not torch.equal(first, take(stream(dataset, seed=1), 4))
 
 
-def test_a_stream_that_starts_later_goes_on_exactly(dataset: ImageDataset):
+def test_a_stream_that_starts_later_continues_exactly(dataset: ImageDataset):
     batches = stream(dataset)
     take(batches, 3)
     assert batches.index == 3
@@ -85,11 +85,11 @@ def test_every_epoch_shows_every_image_once_in_a_new_order(num: int, batch_size:
     assert num < 4 or len({tuple(epoch) for epoch in epochs}) > len(epochs) // 2
 
 
-def test_only_the_train_split_is_seen(dataset: ImageDataset):
+def test_only_the_train_split_is_used(dataset: ImageDataset):
     assert set(stream(dataset)._batches.train) == set(dataset.indices("train"))
 
 
-def test_tensors_are_handed_out_as_they_are():
+def test_tensors_are_not_changed():
     images = torch.randn(5, 2, *SIZE, generator=torch.Generator().manual_seed(0))
     batch = next(stream(images, batch_size=5))
     assert torch.equal(batch, images[epoch_order(0, 0, 5)])
@@ -112,7 +112,7 @@ def test_batches_are_normalised_crops_of_the_images(dataset: ImageDataset):
     assert len({image.numpy().tobytes() for image in batches.flatten(0, 1)}) == 48
 
 
-def test_without_augmentation_the_whole_images_come(dataset: ImageDataset):
+def test_without_augmentation_batches_hold_whole_images(dataset: ImageDataset):
     batch = next(stream(dataset, augment=False, batch_size=13))
     expected = dataset.resized([dataset.indices("train")[i] for i in epoch_order(0, 0, 13)], SIZE)
     assert torch.equal(batch, expected)
@@ -160,5 +160,5 @@ def test_a_batch_costs_less_than_a_tiny_training_step(shared_data: Path):
 
 
 @pytest.mark.parametrize("pin_memory", [False, True])
-def test_what_worker_processes_load_is_pinned_for_a_gpu_only(dataset: ImageDataset, pin_memory: bool):
+def test_batches_of_worker_processes_are_pinned_only_for_a_gpu(dataset: ImageDataset, pin_memory: bool):
     assert stream(dataset, num_workers=1, pin_memory=pin_memory)._loader().pin_memory == pin_memory

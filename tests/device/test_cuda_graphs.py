@@ -1,4 +1,4 @@
-"""Work that a GPU plays back is the work that it was asked for."""
+"""Replayed GPU work equals the work that was recorded."""
 
 import pickle
 
@@ -33,7 +33,7 @@ def weights_of(pretrainer):
 
 
 class Imitation:
-    """Plays back as a GPU does: into the tensors that were there when it was recorded."""
+    """Replays as a GPU does: into the tensors that existed during the recording."""
 
     def __init__(self, replay, gradients):
         self.owner, self.gradients = replay, gradients
@@ -51,7 +51,7 @@ class Imitation:
 
 
 def imitate(monkeypatch, parameters=()):
-    """Lets everything in main memory be recorded; gives back a list with the shapes of every recording."""
+    """Makes work in main memory recordable; returns a list that collects the shapes of every recording."""
     recorded = []
 
     def record(replay, inputs):
@@ -66,7 +66,7 @@ def imitate(monkeypatch, parameters=()):
     return recorded
 
 
-def test_a_recording_begins_once_the_shapes_have_settled_and_anew_with_others(monkeypatch):
+def test_work_is_recorded_once_its_shapes_have_settled_and_again_with_other_shapes(monkeypatch):
     recorded = imitate(monkeypatch)
     replay = Replay(lambda value: (2 * value,))
     results = []
@@ -79,7 +79,7 @@ def test_a_recording_begins_once_the_shapes_have_settled_and_anew_with_others(mo
     assert not copied.recorded and copied._function is torch.neg
 
 
-def test_what_does_not_record_is_called_every_time(monkeypatch):
+def test_a_function_that_is_not_recorded_is_called_every_time(monkeypatch):
     recorded = imitate(monkeypatch)
     calls = []
     replay = Replay(lambda value: (calls.append(1) or value,), records=False)
@@ -88,7 +88,7 @@ def test_what_does_not_record_is_called_every_time(monkeypatch):
     assert len(calls) == 6 and not recorded
 
 
-def test_gradients_that_were_taken_away_are_put_back_before_a_played_update(monkeypatch):
+def test_gradients_that_were_cleared_are_put_back_before_a_replayed_update(monkeypatch):
     weights = []
     for settled in (1000, 2):
         pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(32, 32)), num_steps=20)
@@ -118,7 +118,7 @@ def curve(settled, monkeypatch, **options):
 @needs_gpu
 @pytest.mark.parametrize("reward", ["loss", "progress"])
 @pytest.mark.parametrize("mask_ratio", [0.75, lambda progress: 0.5 if progress < 0.5 else 0.75])
-def test_updates_that_are_played_back_are_the_same_updates(mask_ratio, reward, monkeypatch):
+def test_replayed_updates_equal_updates_without_recording(mask_ratio, reward, monkeypatch):
     options = {"reward": reward, "mask_ratio": mask_ratio, "tensors": True}
     eager, played = (curve(settled, monkeypatch, **options) for settled in (1000, 2))
     assert not eager[2] and played[2]

@@ -1,4 +1,4 @@
-"""Nobody waits for a GPU but where it must be: on a simulated one, and on a real one where there is one."""
+"""Code waits for a GPU only where it must: on a simulated GPU, and on a real one if there is one."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def scores():
      lambda value: np.asarray(value), lambda value: value[value > 0], torch.nonzero,
      lambda value: float((2 * value).sum())],
 )  # fmt: skip
-def test_the_simulated_gpu_notices_who_waits_for_it(read):
+def test_the_simulated_gpu_notices_code_that_waits_for_it(read):
     gpu, value = SimulatedGPU(), torch.ones(1)
     gpu.adopt(value)
     with gpu.running(), pytest.raises(Waited):
@@ -65,7 +65,7 @@ def test_the_simulated_gpu_notices_who_waits_for_it(read):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_an_update_waits_for_nothing_and_its_check_once(model, normalise, frozen):
+def test_an_update_never_waits_and_its_check_waits_once(model, normalise, frozen):
     pretrainer = pretrainer_of(model, normalise, frozen=frozen)
     images, mask = batch()
     gpu = simulate(pretrainer)
@@ -79,7 +79,7 @@ def test_an_update_waits_for_nothing_and_its_check_once(model, normalise, frozen
     assert gpu.blocked == (0 if frozen else 3)
 
 
-def test_a_mask_on_the_gpu_gives_the_same_update_but_is_waited_for():
+def test_an_update_with_a_mask_on_the_gpu_waits_for_it():
     pretrainer = pretrainer_of()
     images, mask = batch()
     gpu = simulate(pretrainer)
@@ -90,11 +90,11 @@ def test_a_mask_on_the_gpu_gives_the_same_update_but_is_waited_for():
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_a_step_of_the_environment_waits_once_whatever_it_pays(model, normalise, reward):
+def test_a_step_of_the_environment_waits_once_with_any_reward(model, normalise, reward):
     pretrainer = pretrainer_of(model, normalise)
     env = env_of(pretrainer, reward=reward)
     copies = [env.reward.earlier.model, env.reward.next.model] if reward == "progress" else []
-    env.reward.lag = 2  # so that progress renews its copies on the way
+    env.reward.lag = 2  # so that the reward progress renews its copies during the test
     gpu = simulate(pretrainer, *copies)
     with gpu.running():
         env.reset(seed=0)
@@ -105,7 +105,7 @@ def test_a_step_of_the_environment_waits_once_whatever_it_pays(model, normalise,
             assert not np.array_equal(info["final_obs"], _[0])
 
 
-def test_the_steps_that_build_up_a_mask_wait_for_nothing():
+def test_the_steps_that_build_up_a_mask_never_wait():
     pretrainer = pretrainer_of()
     env = env_of(pretrainer, SequentialMaskingVectorEnv)
     gpu = simulate(pretrainer)
@@ -119,7 +119,7 @@ def test_the_steps_that_build_up_a_mask_wait_for_nothing():
         assert gpu.blocked == before + 1 and env.pretrainer.updates == 1
 
 
-def test_observations_as_tensors_never_come_to_main_memory():
+def test_observations_as_tensors_stay_on_the_gpu():
     pretrainer = pretrainer_of()
     env = env_of(pretrainer, masking_steps=2, tensors=True)
     gpu = simulate(pretrainer)
@@ -129,12 +129,12 @@ def test_observations_as_tensors_never_come_to_main_memory():
         for _ in range(4):
             observation, *_, info = env.step(scores())
             assert gpu.holds(observation) and ("final_obs" not in info or gpu.holds(info["final_obs"]))
-    assert gpu.blocked == 2  # once in each update, for what it pays
+    assert gpu.blocked == 2  # once in each update, for the reward
 
 
 @pytest.mark.parametrize("options", [{}, {"network": "attention"}, {"credit": "image"}], ids=str)
 @pytest.mark.parametrize("reward", ["relative", "progress"])
-def test_an_episode_of_a3c_waits_for_its_action_for_the_update_and_for_its_own_check(reward, options):
+def test_an_episode_of_a3c_waits_three_times_for_action_update_and_check(reward, options):
     pretrainer = pretrainer_of()
     env = env_of(pretrainer, reward=reward)
     agent = make_agent("a3c", (L, 128), **options)
@@ -150,7 +150,7 @@ def test_an_episode_of_a3c_waits_for_its_action_for_the_update_and_for_its_own_c
 
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))
-def test_what_the_simulated_gpu_computes_is_what_main_memory_computes(reward):
+def test_the_simulated_gpu_computes_the_same_as_main_memory(reward):
     traces = []
     for simulated in (False, True):
         pretrainer = pretrainer_of()
@@ -175,7 +175,7 @@ def late():
 
 
 def spoil(pretrainer, what):
-    """A batch whose loss, or the gradient of it, is not finite."""
+    """A batch with a loss, or a gradient, that is not finite."""
     images, mask = batch(1)
     if what == "loss":
         images[2, 0, 5, 5] = float("inf")
@@ -239,7 +239,7 @@ def test_a_tensor_stays_the_same_one_in_main_memory():
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))
 @pytest.mark.parametrize("model", ["tiny", "unet"])
-def test_half_precision_reaches_neither_observations_nor_rewards(model, reward, monkeypatch):
+def test_observations_and_rewards_are_not_in_half_precision(model, reward, monkeypatch):
     monkeypatch.setattr(Pretrainer, "autocast", lambda self: torch.autocast("cpu", torch.bfloat16))
     pretrainer = pretrainer_of(model)
     env = env_of(pretrainer, reward=reward, render_mode="rgb_array")
@@ -254,7 +254,7 @@ def test_half_precision_reaches_neither_observations_nor_rewards(model, reward, 
     assert result.prediction.dtype == torch.bfloat16 and result.patch_loss.dtype == torch.float32
 
 
-def test_attention_is_the_fused_one(monkeypatch):
+def test_attention_is_fused(monkeypatch):
     fused, calls = torch.nn.functional.scaled_dot_product_attention, []
 
     def counted(*args, **options):
@@ -270,7 +270,7 @@ def test_attention_is_the_fused_one(monkeypatch):
 @needs_gpu
 @pytest.mark.parametrize("settled", [1, 20])
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_an_update_on_a_gpu_synchronises_with_nothing(model, normalise, settled, monkeypatch):
+def test_an_update_on_a_gpu_never_synchronises(model, normalise, settled, monkeypatch):
     monkeypatch.setattr(Replay, "settled", settled)
     pretrainer = pretrainer_of(model, normalise, device="cuda")
     images, mask = batch()
@@ -301,7 +301,7 @@ def test_an_update_on_a_gpu_that_is_not_finite_changes_nothing(what):
 
 
 @needs_gpu
-def test_the_environment_on_a_gpu_shows_and_pays_what_it_does_in_main_memory(monkeypatch):
+def test_observations_and_rewards_on_a_gpu_equal_those_in_main_memory(monkeypatch):
     monkeypatch.setattr(Pretrainer, "autocast", lambda self: torch.autocast("cpu", enabled=False))
     outcomes = []
     for device in ("cpu", "cuda"):

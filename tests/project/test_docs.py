@@ -1,4 +1,4 @@
-"""Every snippet of docs/plug-in.md, run as a reader would run it."""
+"""Runs every snippet of docs/plug-in.md as a reader would."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SHELL = [code for language, code in SNIPPETS if language == "sh"]
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """Folder and variables of a reader whose pip installs into a folder, and without a network."""
+    """Folder and environment of a reader; pip installs into a folder and uses no network."""
     folder = tmp_path_factory.mktemp("reader")
     names = [PACKAGE / "ahm_bright.py", PACKAGE / "pyproject.toml"]
     for path in names:
@@ -64,7 +64,7 @@ def test_the_commands_install_the_package_and_pretrain_with_it(reader):
 
 
 def run_snippets(snippets, reader):
-    """Runs them in one new process, which knows what the reader has installed, each for itself."""
+    """Runs each snippet on its own, all in one new process that sees the reader's installed packages."""
     folder, variables = reader
     loop = "import json, sys\nfor code in json.load(sys.stdin):\n    exec(code, {'__name__': '__main__'})"
     done = subprocess.run(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def modules():
-    """Every Python file of the package as it is installed, without the caches."""
+    """Every Python file of the package under its installed path, without caches."""
     files = {}
     for folder, name in (
         (ROOT / "ahm_gym", "ahm_gym"),
@@ -76,7 +76,7 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
-def test_pretraining_a_vision_transformer_waits_for_no_import_that_it_does_not_need():
+def test_pretraining_a_vision_transformer_imports_nothing_heavy_that_it_does_not_need():
     heavy = "{'monai', 'stable_baselines3', 'sklearn', 'ray'}"
     code = f"import sys, ahm_gym.pretraining.recipes; assert not {heavy} & set(sys.modules)"
     done = run_python(code, cwd=ROOT)
@@ -91,7 +91,7 @@ def test_the_repair_leaves_a_sound_torchvision_alone():
 
 
 class FakeLibrary:
-    """Stands in for `torch.library.Library`: the real one may define an operator only once."""
+    """A stand-in for `torch.library.Library`, because the real one can define an operator only once."""
 
     def __init__(self, namespace, kind):
         self.defined = [namespace, kind]
@@ -101,7 +101,7 @@ class FakeLibrary:
 
 
 def fail_first(monkeypatch, error):
-    """Lets the first import of torchvision fail in the middle; gives back the list of imports."""
+    """Makes the first import of torchvision fail halfway; returns the list of imports."""
     imports = []
 
     def import_module(name):
@@ -119,7 +119,7 @@ def fail_first(monkeypatch, error):
     return imports
 
 
-def test_the_repair_defines_what_a_broken_torchvision_lacks(monkeypatch):
+def test_the_repair_defines_the_operators_that_a_broken_torchvision_lacks(monkeypatch):
     imports = fail_first(monkeypatch, RuntimeError("operator torchvision::nms does not exist"))
     _compat.repair_torchvision()
     assert imports == ["torchvision", "torchvision"]

@@ -1,4 +1,4 @@
-"""Agents and policies of other packages, by their metadata; test_docs.py installs one."""
+"""Agents and policies of other packages, found by metadata; test_docs.py installs a real package."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ahm_gym.pretraining.policy_agent import PolicyAgent
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Writes the metadata of an installed package, with modules that are there already."""
+    """Writes the metadata of an installed package; its modules already exist."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(package, **groups):
@@ -37,7 +37,7 @@ def make(name, autoencoder, num_workers=1):
 
 
 class Loose:
-    """Neither agent nor policy."""
+    """Neither an agent nor a policy."""
 
     def __init__(self, *args, **options):
         pass
@@ -51,21 +51,21 @@ BANDIT = "bandit = plugin_package.ahm_bright:PositionBandit"
 BRIGHT = "bright = plugin_package.ahm_bright:Bright"
 
 
-def test_what_a_package_adds_stands_beside_our_own_and_can_be_made(install, autoencoder):
+def test_parts_of_a_package_are_listed_with_the_built_in_ones_and_can_be_made(install, autoencoder):
     install("other", agents=[BANDIT], policies=[BRIGHT])
     assert set(agents()) >= {*AGENTS, "bandit"} and set(policies()) >= {*POLICIES, "bright"}
     assert isinstance(make("bandit", autoencoder), PositionBandit)
     assert isinstance(make("bright", autoencoder), PolicyAgent)
 
 
-def test_our_own_names_win(install, autoencoder):
+def test_built_in_names_win(install, autoencoder):
     install("other", agents=[BANDIT.replace("bandit", "a3c"), BANDIT.replace("bandit", "random")],
             policies=[BRIGHT.replace("bright", "block")])  # fmt: skip
     assert agents()["a3c"].value == AGENTS["a3c"] and policies()["block"].value == POLICIES["block"]
     assert isinstance(make("random", autoencoder), PolicyAgent)
 
 
-def test_a_name_that_two_packages_give_is_refused_and_the_others_are_not(install, autoencoder):
+def test_a_name_that_two_packages_define_is_refused_and_other_names_are_not(install, autoencoder):
     install("one", policies=[BRIGHT])
     install("two", policies=[BRIGHT])
     with pytest.raises(InputError, match="several packages, one and two"):
@@ -81,7 +81,7 @@ def test_a_package_that_cannot_be_imported_is_named(install, autoencoder, place)
     assert "bright" in policies()
 
 
-def test_an_unknown_name_is_told_what_packages_offer(install, autoencoder):
+def test_the_error_for_an_unknown_name_suggests_names_of_packages(install, autoencoder):
     install("other", agents=[BANDIT], policies=[BRIGHT])
     with pytest.raises(InputError, match="did you mean 'bright'.*bandit"):
         make("brigth", autoencoder)
@@ -90,7 +90,7 @@ def test_an_unknown_name_is_told_what_packages_offer(install, autoencoder):
 
 
 @pytest.mark.parametrize("place", ["Loose", "make_loose"])
-def test_what_inherits_from_no_base_class_is_refused_with_the_class_to_inherit_from(
+def test_a_class_without_the_base_class_is_refused_with_the_class_to_inherit_from(
     install, autoencoder, place
 ):
     install("loose", agents=[f"act = test_plugins:{place}"], policies=[f"rule = test_plugins:{place}"])

@@ -1,4 +1,4 @@
-"""The pages of the site against the repository that they describe."""
+"""Checks the pages of the site against the repository."""
 
 import re
 
@@ -14,7 +14,7 @@ PATH = re.compile(r"`((?:ahm_gym|agents|envs|examples|benchmarks|constraints)/[\
 
 
 @pytest.mark.parametrize("page", [*(f"docs/{page}.md" for page in PAGES), "README.md"])
-def test_every_file_that_a_page_names_is_there(page):
+def test_every_file_that_a_page_names_exists(page):
     named = PATH.findall((ROOT / page).read_text())
     assert [path for path in named if not (ROOT / path.split("NAME")[0]).exists()] == []
 

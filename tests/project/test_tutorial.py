@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, run in their order as a reader would run them."""
+"""Runs the commands of docs/tutorial.md in order, as a reader would."""
 
 import json
 import os

@@ -8,7 +8,7 @@ from ahm_gym.runs.progress import Progress, clock
 
 
 class Clock:
-    """Stands in for the time module; moves only when told to."""
+    """A stand-in for the time module; the test moves its time."""
 
     def __init__(self):
         self.now = 100.0
@@ -28,7 +28,7 @@ def plain():
     return Console(file=io.StringIO(), force_terminal=False, width=40)
 
 
-def test_without_a_terminal_a_line_comes_now_and_then_and_one_at_the_end(watch):
+def test_without_a_terminal_there_is_a_line_every_30_seconds_and_one_at_the_end(watch):
     console = plain()
     with Progress("pretraining", total=100, images_per_step=64, console=console) as bar:
         for step in range(1, 101):
@@ -43,7 +43,7 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_one_at_the_end(watch):
     ]
 
 
-def test_the_rate_counts_from_the_step_that_the_loop_started_from(watch):
+def test_the_rate_counts_from_the_step_at_which_the_loop_started(watch):
     console = plain()
     with Progress("pretraining", total=100, start=80, console=console) as bar:
         watch.now += 4.0
@@ -51,7 +51,7 @@ def test_the_rate_counts_from_the_step_that_the_loop_started_from(watch):
     assert console.file.getvalue() == "pretraining 90/100 (90%), 2.50 steps/s, 0:04 left\n"
 
 
-def test_a_loop_that_fails_says_how_far_it_came(watch):
+def test_a_loop_that_fails_says_how_far_it_got(watch):
     console = plain()
 
     def fail():
@@ -96,5 +96,5 @@ def test_the_bar_keeps_to_one_line_in_a_narrow_terminal(watch):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.0, "59:59"), (3661.0, "1:01:01")]
 )
-def test_the_clock_shows_hours_only_where_there_are_any(seconds, text):
+def test_the_clock_shows_hours_only_if_there_are_any(seconds, text):
     assert clock(seconds) == text

@@ -7,7 +7,7 @@ import ahm_gym
 from ahm_gym.runs.provenance import commit, hardware
 
 
-def test_the_commit_is_git_s_and_tells_of_changes():
+def test_the_commit_comes_from_git_and_marks_changes():
     described = commit()
     if not (ROOT / ".git").exists():
         assert described == f"version {ahm_gym.__version__}"

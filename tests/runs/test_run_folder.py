@@ -25,7 +25,7 @@ def run(tmp_path):
 
 
 def event_steps(run, name):
-    """The steps of a scalar that TensorBoard reads, sorted: it may read files of the same second in either order."""
+    """The steps that TensorBoard reads of a scalar, sorted: files of the same second come in any order."""
     run.close()
     events = EventAccumulator(str(run.path / "events")).Reload()
     return sorted(event.step for event in events.Scalars(name)) if name in events.Tags()["scalars"] else []
@@ -48,7 +48,7 @@ def test_an_empty_folder_becomes_a_run_folder(tmp_path):
     assert RunFolder.create(tmp_path, {"kind": "finetune"}).path == tmp_path
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already: choose another `run_dir`"):
         RunFolder.create(tmp_path, {"kind": "pretrain"})
@@ -64,7 +64,7 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
         RunFolder.create(file / "run", {"kind": "pretrain"})
 
 
-def test_flags_to_go_on_with_can_be_pasted_into_a_shell():
+def test_flags_to_resume_with_can_be_pasted_into_a_shell():
     assert resume_flags(Path("runs/my scans-1")) == "`resume` `run_dir='runs/my scans-1'`"
     assert resume_flags(Path("runs/scans-1")) == "`resume` `run_dir=runs/scans-1`"
 
@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):
         ('{"kind": "finetune"}', "is a finetune run: give the folder of a pretrain run"),
     ],
 )
-def test_what_is_no_run_of_that_kind_is_refused(tmp_path, content, message):
+def test_a_folder_without_a_run_of_that_kind_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=message):
@@ -102,7 +102,7 @@ def test_a_missing_run_folder_is_named(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_metrics_come_back_in_order_with_null_for_what_is_not_finite(run):
+def test_metrics_are_read_in_order_with_none_for_numbers_that_are_not_finite(run):
     run.log(1, {"loss": 0.5, "reward": float("nan")})
     run.log(1, {"val/loss": np.float32(2), "bound": float("inf")})
     assert run.metrics() == [
@@ -119,7 +119,7 @@ def test_metrics_reach_tensorboard(run):
     assert event_steps(run, "odd") == []
 
 
-def test_a_torn_last_line_is_not_a_row(run):
+def test_an_incomplete_last_line_is_not_a_row(run):
     run.log(1, {"loss": 0.5})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_no_temporary_folder(run,
 def test_after_a_kill_the_newest_complete_checkpoint_counts(run):
     run.save_checkpoint(9, {"value": 9})
     folder = run.path / "checkpoint"
-    # As a kill leaves it: between the rename and the deletion, and in the middle of the next write.
+    # The state after a kill between rename and deletion, and during the next write.
     (folder / "step-10").mkdir()
     runs.save_state(folder / "step-10", {"value": 10})
     (folder / ".step-11.tmp").mkdir()
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_named(run):
         run.load_checkpoint()
 
 
-def test_going_on_forgets_what_was_logged_after_the_checkpoint(run):
+def test_resuming_removes_what_was_logged_after_the_checkpoint(run):
     for step in range(6):
         run.log(step, {"loss": float(step), "odd": float("nan")})
         if step == 3:
@@ -270,7 +270,7 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_polite_kill_changes_nothing():
+def test_a_second_sigterm_changes_nothing():
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -291,7 +291,7 @@ def test_outside_the_main_thread_the_handlers_stay():
     assert seen == [(before, False)]
 
 
-def test_an_interrupt_that_is_entered_again_gives_the_signals_back_at_its_outer_end():
+def test_a_nested_interrupt_restores_the_handlers_at_its_outer_end():
     before = signal.getsignal(signal.SIGTERM)
     interrupt = Interrupt()
     with interrupt:

@@ -107,7 +107,7 @@ def test_the_state_of_an_optimiser_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
-def test_a_numpy_generator_goes_on_where_it_was(tmp_path, kind):
+def test_a_numpy_generator_continues_where_it_was(tmp_path, kind):
     generator = np.random.Generator(kind(3))
     generator.random(5)
     state = there_and_back(tmp_path, {"rng": generator.bit_generator.state})
@@ -141,7 +141,7 @@ def test_keys_with_slashes_do_not_collide(tmp_path):
     assert_same(there_and_back(tmp_path, state), state)
 
 
-def test_what_cannot_be_saved_is_named_with_its_place(tmp_path):
+def test_a_value_that_cannot_be_saved_is_named_with_its_place(tmp_path):
     with pytest.raises(TypeError, match="state/model/1 is a object"):
         save_state(tmp_path, {"model": [0, object()]})
     assert list(tmp_path.iterdir()) == []
@@ -171,7 +171,7 @@ def test_a_damaged_state_is_bad_input(tmp_path, name, damage):
 
 
 def test_a_full_disk_is_an_os_error(tmp_path):
-    # A limit on the size of a file fails like a full disk, in the middle of a write.
+    # A limit on the size of files causes an error in the middle of a write, like a full disk.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
@@ -282,12 +282,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 forks = pytest.mark.skipif(
-    sys.platform != "linux", reason="images are loaded by forked processes on Linux alone"
+    sys.platform != "linux", reason="only on Linux are images loaded by forked processes"
 )
 
 
 @forks
-def test_a_folder_is_free_again_while_a_process_that_was_forked_meanwhile_lives_on(tmp_path):
+def test_a_forked_process_that_lives_on_does_not_keep_the_folder_locked(tmp_path):
     context = multiprocessing.get_context("fork")
     begun = context.Event()
     with locked(tmp_path):
@@ -303,7 +303,7 @@ def test_a_folder_is_free_again_while_a_process_that_was_forked_meanwhile_lives_
 
 
 @forks
-def test_a_second_program_is_refused_until_the_first_is_killed_even_if_its_forked_process_lives_on(tmp_path):
+def test_a_second_program_is_refused_only_until_the_first_is_killed_even_if_a_fork_lives_on(tmp_path):
     program = """
 import multiprocessing, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The folder of a benchmark with made-up numbers and pictures."""
+"""Writes the folder of a finished benchmark, with made-up numbers and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ahm_gym.benchmark.report import write_report
 
 POLICIES = ("scratch", "random", "block", "grid", "a3c", "ppo", "hpm", "attention")
 GAIN = dict(zip(POLICIES, (-0.06, 0, 0.004, -0.03, 0.012, 0.002, 0.03, 0.0), strict=True))
-"""What each policy adds to Dice."""
+"""The Dice that each policy gains over random masks."""
 COST = dict(zip(POLICIES, (0, 1, 1.02, 1.03, 1.6, 2.4, 1.35, 1.15), strict=True))
 BASE = {"hc18_128": 0.93, "isic2016_128": 0.82, "monusac_128": 0.61}
 CLASSES = {"hc18_128": 1, "isic2016_128": 1, "monusac_128": 2}
@@ -27,7 +27,7 @@ FEW = ("scratch", "random", "grid", "a3c")
 
 
 def write_benchmark(out: Path) -> Path:
-    """A small finished benchmark with masks at steps 1, 50 and 100."""
+    """Writes a small finished benchmark with masks at steps 1, 50 and 100."""
     write_rows(out, list(make_rows(DATA, FEW, seeds=3, cases=12)))
     draw_pictures(out, DATA, FEW, (1, 50, 100))
     return out
@@ -41,7 +41,7 @@ def make_rows(
     kinds: Sequence[str] = ("finetune", "frozen", "probe"),
     cases: int = 60,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as a benchmark would append them; effects of seeds and cases are crossed."""
+    """Yields rows as a benchmark would append them; effects of seeds and cases are crossed."""
     for name in data:
         rng = np.random.default_rng(len(name))
         difficulty = rng.normal(0, 0.05, (1, cases, CLASSES[name]))
@@ -116,7 +116,7 @@ def _scores(
 
 
 def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """The folder with these rows and their settings."""
+    """Writes the folder of a benchmark with these rows and made-up settings."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
@@ -135,18 +135,18 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def report(folder: Path, rows: Iterable[dict[str, Any]]) -> tuple[str, str]:
-    """The Markdown and the page of a report of these rows."""
+    """The Markdown and the HTML of a report on these rows."""
     written = write_report(write_rows(folder, list(rows)))
     return written.markdown.read_text(), written.html.read_text()
 
 
 def board(folder: Path) -> list[dict[str, str]]:
-    """The lines of a report's CSV by their columns."""
+    """The rows of a report's CSV, by column."""
     return list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text())))
 
 
 def draw_pictures(out: Path, data: Sequence[str], policies: Sequence[str], steps: Sequence[int]) -> None:
-    """Masks at these steps, and segmentations at 10 and 50 labels, for every policy."""
+    """Draws masks at these steps, and segmentations with 10 and 50 labels, for every policy."""
     rng = np.random.default_rng(0)
     for name in data:
         images = [_phantom(rng, 128) for _ in range(4)]

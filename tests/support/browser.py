@@ -16,7 +16,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""The key of an element's name in the WebDriver protocol."""
+"""The key of an element's identifier in the WebDriver protocol."""
 LEFT, TAB = "\ue012", "\ue004"
 
 
@@ -29,17 +29,17 @@ class Browser:
     def call(self, path: str, body: dict[str, Any] | None = None, *, method: str = "POST") -> Any:
         content = json.dumps(body or {}).encode() if method == "POST" else None
         request = Request(self.session + path, content, {"Content-Type": "application/json"}, method=method)
-        # Proxies of the environment do not reach this machine.
+        # Ignore the proxy of the environment: it cannot reach this machine.
         with build_opener(ProxyHandler({})).open(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
     def open(self, path: Path, *, dark: bool = False, width: int = 1280, height: int = 900) -> None:
-        """Shows a file, in a window of this size."""
+        """Opens a file in a window of this size."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.command("Emulation.setEmulatedMedia", features=scheme)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.command("Emulation.setDeviceMetricsOverride", **size)
-        # Leave the page first: with the same address a busy browser may still answer for the old page.
+        # Leave the page first: with the same address, a busy browser would still answer for the old page.
         self.call("/url", {"url": "about:blank"})
         self.call("/url", {"url": path.as_uri()})
         for _ in range(100):
@@ -56,18 +56,18 @@ class Browser:
         return self.call("/execute/sync", {"script": script, "args": []})
 
     def press(self, selector: str, keys: str) -> None:
-        """Types into the element, as after moving the focus to it."""
+        """Types into an element that has the focus."""
         element = self.call("/element", {"using": "css selector", "value": selector})[ELEMENT]
         self.call(f"/element/{element}/value", {"text": keys})
 
     def console(self) -> list[str]:
-        """Messages and errors of the page since the last call."""
+        """The messages and errors of the page since the last call."""
         return [entry["message"] for entry in self.call("/se/log", {"type": "browser"})]
 
 
 @contextmanager
 def headless_chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile; the test is skipped if none is installed."""
+    """A browser with an empty profile; the test is skipped if no browser is installed."""
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if not driver or not chromium:
         pytest.skip("no chromium and chromedriver on the path: install both to test the page in a browser")

@@ -1,4 +1,4 @@
-"""Images whose patches differ in contrast, which a policy can see and a test can pay."""
+"""Images with patches of different contrast, which a policy can see and a test can reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes on small random images: sixteen patches, of which twelve are masked."""
+"""Episodes on small random images of sixteen patches, twelve of them masked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_env(cls: type[MaskingVectorEnv], **options: Any) -> MaskingVectorEnv:
 
 
 def begin(cls: type[MaskingVectorEnv], **options: Any) -> MaskingVectorEnv:
-    """An environment at the beginning of an episode, which has to be reset after it."""
+    """An environment at the start of an episode; it must be reset after the episode."""
     env = make_env(cls, autoreset_mode=AutoresetMode.DISABLED, **options)
     env.reset(seed=0)
     return env

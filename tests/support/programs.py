@@ -1,4 +1,4 @@
-"""Running the example programs as a user would."""
+"""Runs the example programs as a user would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(program: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    """Starts `examples/PROGRAM` with one thread, in `cwd`."""
+    """Starts `examples/PROGRAM` in a new process, with one thread, in `cwd`."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / program), *map(str, arguments)],
         cwd=cwd,
@@ -35,7 +35,7 @@ def start(program: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def run(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `examples/PROGRAM` to its end, in this process: starting one takes seconds, mostly for imports."""
+    """Runs `examples/PROGRAM` in this process, because a new one takes seconds for its imports."""
     argv = [str(ROOT / "examples" / program), *map(str, arguments)]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -50,7 +50,7 @@ def run(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 
 def write_discs(path: Path, count: int = 24, size: int = 32) -> Path:
-    """An .npz with bright discs on noise, labelled, in the keys of MedSegBench."""
+    """Writes an .npz file of labelled bright discs on noise, with the keys of MedSegBench."""
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
     rows, columns = np.mgrid[:size, :size]

@@ -1,4 +1,4 @@
-"""A GPU that is not there: which tensors would be on it, and who would wait for it."""
+"""A simulated GPU: it tracks which tensors would be on a GPU, and finds code that would wait for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ahm_gym.device import transfers
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim"}
-"""Operations whose result, or its size, must be known in main memory."""
+"""Operations that need their result, or its size, in main memory."""
 READING = {"item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__"}
 
 
@@ -25,21 +25,21 @@ class Waited(AssertionError):
 
 
 class SimulatedGPU(TorchDispatchMode):
-    """Tensors that count as on a GPU are remembered by their memory, as is all that is computed from them.
+    """Tracks tensors that count as being on a GPU, and everything computed from them, by their memory.
 
-    Reading one raises `Waited`; what `Fetch` brings may be read. `blocked` counts its waits, but those for
-    something that an earlier wait has brought already.
+    Reading one raises `Waited`; reading the result of a `Fetch` is allowed. `blocked` counts the waits of fetches,
+    except those for data that an earlier wait has already brought.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.blocked = 0
         self._kept: dict[int, Tensor] = {}
-        """Kept, so that their memory is not given to another tensor."""
+        """References that keep the memory from being reused for another tensor."""
         self._began, self._arrived = 0, 0
 
     def adopt(self, *values: Tensor | nn.Module) -> None:
-        """Lets these tensors, or a module's, count as on the GPU."""
+        """Makes these tensors, or those of a module, count as being on the GPU."""
         for value in values:
             tensors = value.state_dict(keep_vars=True).values() if isinstance(value, nn.Module) else [value]
             self._kept |= {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
@@ -62,7 +62,7 @@ class SimulatedGPU(TorchDispatchMode):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[SimulatedGPU]:
-        """Switches it on."""
+        """Activates the simulated GPU."""
         gpu, begin, wait, to_device = (
             self,
             transfers.Fetch.__init__,
@@ -100,7 +100,7 @@ class SimulatedGPU(TorchDispatchMode):
 
 
 class _Readers(TorchFunctionMode):
-    """Finds what reads a tensor's memory without an operation of torch."""
+    """Finds calls that read a tensor's memory without an operation of torch."""
 
     def __init__(self, gpu: SimulatedGPU) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Readers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
-        # A device as an object is torch's own: it asks for the device where the tensor is.
+        # torch itself passes the device as an object, and only the one on which the tensor is.
         named = any(isinstance(value, str) and value == "cpu" for value in args[1:])
         to_main_memory = name == "to" and named and not kwargs.get("non_blocking")
         if (name in READING or to_main_memory) and self.gpu.holds(args[0]):
@@ -119,6 +119,6 @@ class _Readers(TorchFunctionMode):
 
 def _imports(module: Any, function: Any) -> bool:
     name = getattr(module, "__name__", "")
-    # The environment masks in main memory, and masking.py sends nothing but to where the scores are.
+    # The environment masks in main memory, and masking/selection.py only copies to the device of the scores.
     own = name.startswith("ahm_gym.") and name != "ahm_gym.masking.selection"
     return own and vars(module).get("to_device") is function
