@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -66,15 +66,17 @@ def shown_settings(kind: type[Any]) -> type[Any]:
         return kind
     fields: list[Any] = []
     for program, nested in NESTED.items():
+        types = get_type_hints(nested, include_extras=True)
         hidden = [
-            (item.name, tyro.conf.Suppress[Any], dataclasses.field(default=item.default))
+            (item.name, tyro.conf.Suppress[types[item.name]], dataclasses.field(default=item.default))
             for item in dataclasses.fields(nested)
             if item.name in SET_BY_THE_BENCHMARK[program]
         ]
         shown = dataclasses.make_dataclass(nested.__name__, hidden, bases=(nested,), frozen=True)
         default = shown(**vars(getattr(kind, program)))
         fields.append((program, shown, dataclasses.field(default=default)))
-    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
+    described = {"__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=described, frozen=True)
 
 
 def split_at_commas(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pydantic
+
 from ahm_gym.errors import InputError
 
 if TYPE_CHECKING:
-    import pydantic
     from _typeshed import DataclassInstance
 
     Config = TypeVar("Config", bound=DataclassInstance)
@@ -27,7 +28,7 @@ def to_json(config: DataclassInstance) -> dict[str, Any]:
     """The settings as JSON values. Paths become absolute, so that a run can resume from any folder."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     absolute = {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
-    return _adapter(type(config)).dump_python(replace(config, **absolute), mode="json")
+    return pydantic.TypeAdapter(type(config)).dump_python(replace(config, **absolute), mode="json")
 
 
 def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config:
@@ -41,15 +42,13 @@ def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config
     Raises:
         InputError: if a value has the wrong type.
     """
-    import pydantic
-
     try:
-        return _adapter(kind).validate_python(values)
+        return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         raise _wrong_type(error, values, source) from error
 
 
-EXPECTED = {
+EXPECTED: dict[str, tuple[str, str]] = {
     "int": ("a whole number", "whole numbers"),
     "float": ("a number", "numbers"),
     "bool": ("true or false", "truth values"),
@@ -111,12 +110,6 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
             )
     unsaved = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in saved}
     return replace(kept, **{"run_dir": getattr(config, "run_dir"), **unsaved})  # noqa: B009
-
-
-def _adapter(kind: type[Any]) -> Any:
-    import pydantic  # slow to import, and not needed for --help
-
-    return pydantic.TypeAdapter(kind)
 
 
 def _same(value: Any) -> Any:

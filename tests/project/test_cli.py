@@ -1,0 +1,225 @@
+"""The command line `ahm-gym`."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+import tyro
+from benchmark_rows import DATA, FEW, make_rows, write_rows
+from programs import ROOT
+
+from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
+from ahm_gym.cli import PROGRAMS, main
+from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, with_flags
+
+COMMANDS = ("pretrain", "finetune", "probe", "benchmark", "report")
+HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn"}
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = 0
+    try:
+        main(list(map(str, arguments)))
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+def options_in_help(capsys, command: str) -> str:
+    """The part of the help that describes the options, on one line and without its frame."""
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", out).partition("show this help message and exit")[2].split())
+
+
+def described(text: str, flag: str) -> str:
+    """The help text of a flag, without its default."""
+    found = re.search(rf"{re.escape(flag)}(?:, --\S+)? (.*?)(?= --[a-z]|$)", text)
+    assert found is not None, f"{flag} is not in the help"
+    return found[1].partition("(default:")[0]
+
+
+def settings_of(*arguments: str) -> BenchmarkConfig:
+    """The settings of a benchmark with these flags."""
+    return tyro.cli(shown_settings(BenchmarkConfig), args=list(map(nested_flag, arguments)))
+
+
+def test_python_m_ahm_gym_is_the_command():
+    command = [sys.executable, "-m", "ahm_gym", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{{{','.join(COMMANDS)}}}" in done.stdout
+
+
+def test_the_help_imports_nothing_heavy():
+    code = f"""
+import sys
+from ahm_gym.cli import main
+for arguments in (["--help"], ["pretrain", "--help"], ["benchmark", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0
+loaded = {HEAVY} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_help_lists_every_command_with_a_description(capsys):
+    assert tuple(PROGRAMS) == COMMANDS
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert re.search(rf"• {command} +[A-Z][\w-]+ \w+", out), command
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "benchmark"])
+def test_every_setting_has_a_help_text(capsys, command):
+    text = options_in_help(capsys, command)
+    flags = []
+    for item in dataclasses.fields(PROGRAMS[command][0]):
+        if command == "benchmark" and item.name in NESTED:
+            flags += [
+                f"{item.name}.{own.name}"
+                for own in dataclasses.fields(NESTED[item.name])
+                if own.name not in SET_BY_THE_BENCHMARK[item.name]
+            ]
+        else:
+            flags.append(item.name)
+    for flag in flags:
+        words = re.findall(r"\b[a-z]{2,}\b", described(text, f"--{flag.replace('_', '-')}"))
+        assert len(words) >= 3, (flag, words)
+
+
+def test_the_folder_of_a_report_has_a_help_text(capsys):
+    assert "Folder of the benchmark" in run(capsys, "report", "--help")[1]
+
+
+def test_settings_that_the_benchmark_chooses_are_not_in_its_help(capsys):
+    text = options_in_help(capsys, "benchmark")
+    for program, names in SET_BY_THE_BENCHMARK.items():
+        for name in names:
+            assert not re.search(rf"--{program}\.(no-)?{name.replace('_', '-')}(?![\w-])", text)
+
+
+@pytest.mark.parametrize(
+    ("flag", "nested"),
+    [
+        ("--pretrain-steps", "--pretrain.steps"),
+        ("--pretrain_steps", "--pretrain.steps"),
+        ("--pretrain.steps", "--pretrain.steps"),
+        ("--steps=5", "--pretrain.steps=5"),
+        ("--batch-size", "--pretrain.batch-size"),
+        ("--no-normalise-target", "--pretrain.no-normalise-target"),
+        ("--normalise-target", "--pretrain.normalise-target"),
+        ("--finetune-steps", "--finetune.steps"),
+        ("--finetune-learning-rate=0.1", "--finetune.learning-rate=0.1"),
+        ("--finetune.steps", "--finetune.steps"),
+        ("--data", "--data"),
+        ("--data-root=here", "--data-root=here"),
+        ("--device", "--device"),
+        ("--freeze", "--freeze"),
+        ("--help", "--help"),
+        ("random", "random"),
+        ("-1", "-1"),
+    ],
+)
+def test_a_short_flag_of_a_benchmark_is_a_nested_setting(flag, nested):
+    assert nested_flag(flag) == nested
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program", "name", "value"),
+    [
+        (("--pretrain-steps", "7"), "pretrain", "steps", 7),
+        (("--pretrain.steps", "7"), "pretrain", "steps", 7),
+        (("--batch-size=7",), "pretrain", "batch_size", 7),
+        (("--normalise-target",), "pretrain", "normalise_target", True),
+        (("--no-normalise-target",), "pretrain", "normalise_target", False),
+        (("--agent-options", "entropy_coef=0.1", "width=8"), "pretrain", "agent_options",
+         ("entropy_coef=0.1", "width=8")),
+        (("--finetune-steps", "7"), "finetune", "steps", 7),
+        (("--finetune.batch-size", "7"), "finetune", "batch_size", 7),
+    ],
+)  # fmt: skip
+def test_flags_of_a_benchmark_reach_the_nested_settings(arguments, program, name, value):
+    settings = settings_of(*arguments)
+    assert getattr(getattr(settings, program), name) == value
+    changed = dataclasses.replace(
+        getattr(settings, program), **{name: getattr(getattr(BenchmarkConfig, program), name)}
+    )
+    assert vars(changed) == vars(getattr(BenchmarkConfig, program))
+
+
+def test_settings_in_a_message_become_flags():
+    assert (
+        with_flags("`batch_size=0` and `steps` and `pretrain.steps`")
+        == "--batch-size 0 and --steps and --pretrain.steps"
+    )
+    assert with_flags("`nonsense` and `steps` 3") == "`nonsense` and --steps 3"
+
+
+def test_the_flags_on_a_command_line_are_known_by_the_names_of_their_settings():
+    assert flags_in(["pretrain", "--batch-size=3", "--steps", "4"]) == {"batch_size", "steps"}
+    assert "normalise_target" in flags_in(["--no-normalise-target"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("pretrain --steps 0 --run-dir out", "--steps is 0: choose a whole number"),
+        ("pretrain --data nowhere.npz --run-dir out", "there is no data at"),
+        ("pretrain --policy randm --run-dir out", "did you mean 'random'"),
+        ("pretrain --resume --run-dir out", "there is no folder out"),
+        ("pretrain --resume", "--resume needs --run-dir"),
+        ("finetune --steps 0 --run-dir out", "--steps is 0: choose a whole number"),
+        ("finetune --encoder nowhere --run-dir out", "nowhere"),
+        ("probe --labels 0 --run-dir out", "--labels"),
+        ("benchmark --pretrain-steps 0 --out out", "--pretrain.steps is 0: choose a whole number"),
+        ("benchmark --finetune-steps 0 --out out", "--finetune.steps is 0: choose a whole number"),
+        ("benchmark --seeds 0 --out out", "--seeds is 0: choose a whole number"),
+        ("benchmark --tasks segment --out out", "--tasks segment"),
+        ("report nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_the_flag_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments.split())
+    assert code == 2
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", ["", "train", "pretrain --stepz 3", "pretrain --steps many", "report"])
+def test_a_command_line_that_cannot_be_parsed_ends_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments.split())
+    assert code == 2 and out + err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_rewritten_from_the_rows(tmp_path, capsys):
+    out = write_rows(tmp_path / "bench", list(make_rows(DATA, FEW, seeds=2, cases=6)))
+    rows = (out / "rows.jsonl").read_text()
+    for name in ("report.html", "leaderboard.md", "leaderboard.csv"):
+        (out / name).write_text("stale")
+    code, text, _ = run(capsys, "report", out)
+    assert code == 0 and f"Wrote {out}/: report.html, leaderboard.md, leaderboard.csv" in text
+    for name in ("report.html", "leaderboard.md", "leaderboard.csv"):
+        assert "a3c" in (out / name).read_text()
+    assert (out / "rows.jsonl").read_text() == rows
+
+
+def test_a_report_without_rows_is_refused_with_one_sentence(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("")
+    code, _, err = run(capsys, "report", tmp_path)
+    assert code == 2 and err.startswith("error: ") and str(tmp_path) in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -1,0 +1,98 @@
+"""Settings as JSON, and their merge with those of a saved run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.errors import InputError
+from ahm_gym.pretraining.config import Pretrain, PretrainConfig
+from ahm_gym.runs.settings import as_config, from_json, merge_resumed, to_json
+
+
+def test_settings_come_back_from_json_with_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = PretrainConfig(image_size=(32, 48), data_root=Path("images"), agent_options=("width=8",))
+    values = to_json(config)
+    assert values["data_root"] == str(tmp_path / "images")
+    assert from_json(PretrainConfig, values, "a test") == replace(config, data_root=tmp_path / "images")
+
+
+def test_missing_settings_have_defaults_and_unknown_ones_are_ignored():
+    assert from_json(PretrainConfig, {"steps": 3, "kind": "pretrain"}, "a test") == PretrainConfig(steps=3)
+
+
+def test_settings_are_converted_to_their_base_class():
+    converted = as_config(PretrainConfig, Pretrain(steps=3, resume=True))
+    assert type(converted) is PretrainConfig and converted == PretrainConfig(steps=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "abc"}, "`steps` in a test is 'abc': expected a whole number."),
+        ({"steps": None}, "`steps` in a test is None: expected a whole number."),
+        ({"steps": 2.5}, "`steps` in a test is 2.5: expected a whole number."),
+        ({"mask_ratio": "half"}, "`mask_ratio` in a test is 'half': expected a number."),
+        ({"policy": 3}, "`policy` in a test is 3: expected text."),
+        ({"init": 3}, "`init` in a test is 3: expected a path."),
+        ({"normalise_target": "no way"}, "`normalise_target` in a test is 'no way': expected true or false."),
+        ({"image_size": "abc"}, "`image_size` in a test is 'abc': expected a whole number or a list."),
+        (
+            {"image_size": [32, "x"]},
+            "`image_size` in a test is [32, 'x']: expected a whole number or a list of whole numbers.",
+        ),
+        ({"agent_options": [3]}, "`agent_options` in a test is [3]: expected a list of texts."),
+        ({"agent_options": "width=8"}, "`agent_options` in a test is 'width=8': expected a list."),
+        ({"guided_ramp": [0.1, "x"]}, "`guided_ramp` in a test is [0.1, 'x']: expected a list of numbers."),
+        ({"steps": "abc", "seed": "abc"}, "`steps` in a test is 'abc': expected a whole number."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_sentence_with_its_name(values, message):
+    with pytest.raises(InputError) as caught:
+        from_json(PretrainConfig, values, "a test")
+    assert str(caught.value) == message
+
+
+def test_a_nested_value_of_the_wrong_type_is_named_with_its_program():
+    with pytest.raises(InputError) as caught:
+        from_json(BenchmarkConfig, {"pretrain": {"steps": "abc"}}, "a test")
+    assert str(caught.value) == "`pretrain.steps` in a test is 'abc': expected a whole number."
+
+
+@pytest.mark.parametrize("value", [[0.1], [0.1, 0.2, 0.3]])
+def test_a_list_of_the_wrong_length_is_refused(value):
+    with pytest.raises(InputError, match=r"^`guided_ramp` in a test is \[.*\]: expected .*\.$"):
+        from_json(PretrainConfig, {"guided_ramp": value}, "a test")
+
+
+def test_a_wrong_type_in_the_config_of_a_run_is_refused_when_it_is_resumed():
+    with pytest.raises(InputError) as caught:
+        merge_resumed(PretrainConfig(), to_json(PretrainConfig()) | {"batch_size": "abc"})
+    assert str(caught.value) == "`batch_size` in the settings of this run is 'abc': expected a whole number."
+
+
+def test_a_resumed_run_keeps_its_settings_but_not_its_folder():
+    saved = to_json(PretrainConfig(steps=5, image_size=(32,), run_dir=Path("/old")))
+    merged = merge_resumed(PretrainConfig(steps=5, run_dir=Path("/new")), saved)
+    assert merged == PretrainConfig(steps=5, image_size=(32,), run_dir=Path("/new"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "message"),
+    [
+        (PretrainConfig(steps=6), (), "`steps=6` differs from 5, .* its schedule depends on that length: leave it out"),
+        (PretrainConfig(), ("steps",), "`steps=1200` differs from 5"),
+        (PretrainConfig(image_size=(32, 48)), (), "`image_size=32 48` differs from 32, .* a run keeps its settings"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_differs_from_the_run_is_refused(asked, given, message):
+    with pytest.raises(InputError, match=message):
+        merge_resumed(asked, to_json(PretrainConfig(steps=5, image_size=32)), given)
+
+
+def test_a_setting_that_the_saved_run_does_not_have_is_the_given_one():
+    saved = to_json(PretrainConfig())
+    del saved["masking_steps"]
+    assert merge_resumed(PretrainConfig(masking_steps=3), saved).masking_steps == 3
