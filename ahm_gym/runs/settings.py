@@ -56,6 +56,9 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "path": ("a path", "paths"),
     "tuple": ("a list", "lists"),
     "dataclass": ("settings by name", "settings by name"),
+    "finite": ("a finite number", "finite numbers"),
+    "missing": ("a value", "more values"),
+    "too": ("a shorter list", "shorter lists"),
 }
 """What a message calls a value, and several of them, by the first word of pydantic's type of error."""
 

@@ -59,17 +59,9 @@ def test_suffixes_are_read_in_any_case_and_nifti_may_be_compressed():
 
 @pytest.mark.parametrize(
     ("suffix", "dtype"),
-    [
-        (".png", np.uint8),
-        (".png", np.uint16),
-        (".bmp", np.uint8),
-        (".tif", np.uint8),
-        (".tiff", np.uint16),
-        (".tif", np.int16),
-        (".tif", np.float32),
-        (".tif", np.float64),
-    ],
-)
+    [(".png", np.uint8), (".png", np.uint16), (".bmp", np.uint8), (".tif", np.uint8), (".tiff", np.uint16),
+     (".tif", np.int16), (".tif", np.float32), (".tif", np.float64)],
+)  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_keep_their_depth_and_the_order_of_their_colours(tmp_path, suffix, dtype, channels):
     array = numbers(dtype, 7, 9, channels).squeeze()

@@ -254,19 +254,6 @@ def test_observations_and_rewards_are_not_in_half_precision(model, reward, monke
     assert result.prediction.dtype == torch.bfloat16 and result.patch_loss.dtype == torch.float32
 
 
-def test_attention_is_fused(monkeypatch):
-    fused, calls = torch.nn.functional.scaled_dot_product_attention, []
-
-    def counted(*args, **options):
-        calls.append(args[0].shape)
-        return fused(*args, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    pretrainer_of().forward(*batch())
-    assert len(calls) == 6 + 2
-    assert {shape[2] for shape in calls} == {1 + L - 12, 1 + L}
-
-
 @needs_gpu
 @pytest.mark.parametrize("settled", [1, 20])
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
