@@ -108,7 +108,7 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
         if (name in given or _same(asked) != _same(item.default)) and _same(asked) != _same(own):
             why = "its schedule depends on that length" if name == "steps" else "a run keeps its settings"
             raise InputError(
-                f"`{name}={_plain(asked)}` differs from {_plain(own)}, with which this run was started, and "
+                f"`{name}={_plain(asked)}` differs from the {_plain(own)} that this run was started with, and "
                 f"{why}: leave it out, or start a new run in another `run_dir`."
             )
     unsaved = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in saved}

@@ -101,9 +101,9 @@ def test_a_run_is_resumed_and_keeps_its_settings(discs, tmp_path):
     ahm_gym.pretrain(data=discs, policy="random", steps=2, run_dir=folder, **SMALL)
     resumed = ahm_gym.pretrain(resume=True, run_dir=str(folder))
     assert resumed.run_dir == folder
-    with pytest.raises(InputError, match="`batch_size=8` differs from 4, with which this run was started"):
+    with pytest.raises(InputError, match="`batch_size=8` differs from the 4 that this run was started with"):
         ahm_gym.pretrain(resume=True, run_dir=folder, batch_size=8)
-    with pytest.raises(InputError, match="`steps=1200` differs from 2"):
+    with pytest.raises(InputError, match="`steps=1200` differs from the 2"):
         ahm_gym.pretrain(
             resume=True, run_dir=folder, steps=Pretrain.steps
         )  # given, although it is the default
