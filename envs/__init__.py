@@ -1,9 +1,7 @@
 """Masking as Gymnasium environments."""
 
 if __name__ == "envs":
-    raise ImportError(
-        "import this package as ahm_gym.envs: the bare name belongs to other distributions too."
-    )
+    raise ImportError("import this package as ahm_gym.envs: other distributions use the bare name, too.")
 
 from ahm_gym.envs.binary import MultiBinaryMaskingEnv, MultiBinaryMaskingVectorEnv
 from ahm_gym.envs.masking import MaskingVectorEnv

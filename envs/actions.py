@@ -1,4 +1,4 @@
-"""What the forms of the action share: whole numbers as actions, and guided patches that are chosen step by step."""
+"""Shared parts of the action forms: integer actions, and masks whose guided patches are chosen step by step."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from ahm_gym.errors import InputError
 
 
 def whole_numbers(actions: Any, limits: np.ndarray, expected: str) -> Tensor:
-    """The actions as whole numbers, each from 0 to below its limit.
+    """The actions as integers, each at least 0 and below its limit.
 
     Args:
         actions: numbers of any type, in the shape of `limits`.
-        limits: the first number that is too high, one for each number of the actions.
-        expected: what the message says was expected.
+        limits: exclusive upper bound of each number.
+        expected: description of valid actions, for the error message.
 
     Raises:
-        InputError: for another shape, or a number that is not whole or out of range.
+        InputError: if the shape differs, or a number is out of range or not whole.
     """
     numbers = np.asarray(actions, dtype=np.float64)
     if numbers.shape != limits.shape:
-        raise InputError(f"actions of shape {numbers.shape}: expected {expected}, of shape {limits.shape}.")
+        raise InputError(
+            f"the actions have shape {numbers.shape}: expected {expected}, in shape {limits.shape}."
+        )
     wrong = ~((numbers >= 0) & (numbers < limits) & (np.floor(numbers) == numbers))
     if wrong.any():
-        raise InputError(f"actions that hold {numbers[wrong][0]:g}: expected {expected}.")
+        raise InputError(f"the actions contain {numbers[wrong][0]:g}: expected {expected}.")
     return torch.from_numpy(numbers.astype(np.int64))
 
 
 class StepwiseMaskingVectorEnv(MaskingVectorEnv):
-    """Steps that choose the guided patches, part by part; the last step also masks the random rest.
+    """Chooses the guided patches part by part over several steps; the last step also masks the random rest.
 
-    At least one patch of an image is guided. Takes the arguments of `MaskingVectorEnv` but
-    masking_steps: the length of an episode follows from the number of guided patches.
+    At least one patch of each image is guided. Accepts the arguments of `MaskingVectorEnv` except
+    masking_steps: the number of guided patches sets the length of an episode.
     """
 
     def __init__(self, num_envs: int = 16, **options: Any) -> None:
         if "masking_steps" in options:
             raise InputError(
-                "masking_steps does not go with this form of the action, whose episode is as long as its guided "
-                "patches take: leave it out, or use AHM/Masking-v0."
+                "masking_steps does not apply to this form of the action, in which the number of guided patches sets "
+                "the length of an episode: leave it out, or use AHM/Masking-v0."
             )
         super().__init__(num_envs, **options)
 
@@ -52,5 +54,5 @@ class StepwiseMaskingVectorEnv(MaskingVectorEnv):
         return guided_plan(self.num_masked, self._parts(max(1, num_guided)))
 
     def _parts(self, num_guided: int) -> list[int]:
-        """Guided patches of every step, at least one each; `num_guided` in all."""
+        """Number of guided patches of each step: at least one, and `num_guided` in total."""
         raise NotImplementedError

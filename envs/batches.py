@@ -1,4 +1,4 @@
-"""The images of an environment: what it opens, and the batches that it goes through."""
+"""The images of an environment: its data, and a stream of batches that can be resumed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ahm_gym.errors import InputError
 
 
 class ImageBatches:
-    """Batches in the order of a seed; none before `open`.
+    """A stream of batches in an order fixed by a seed; `open` starts it.
 
     Args:
         data: a dataset, or normalised images (N, C, H, W).
         num_images: images in a batch.
-        image_size: rows and columns of the images given out.
-        num_workers: processes that load images; 0 loads in this one.
-        pin_memory: whether they go to a GPU.
+        image_size: height and width of the images, in pixels.
+        num_workers: processes that load images; 0 loads in this process.
+        pin_memory: whether to pin the batches in memory, for copies to a GPU.
     """
 
     def __init__(
@@ -32,25 +32,28 @@ class ImageBatches:
         num_workers: int,
         pin_memory: bool = False,
     ) -> None:
-        self.data, self.num_images, self.image_size = data, num_images, image_size
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.data: ImageDataset | Tensor = data
+        self.num_images: int = num_images
+        self.image_size: tuple[int, int] = image_size
+        self.num_workers: int = num_workers
+        self.pin_memory: bool = pin_memory
         self._stream: BatchStream | None = None
         self._seed = 0
-        self._present: Tensor | None = None
-        self._again = False
+        self._current: Tensor | None = None
+        self._repeat = False
 
     @property
     def opened(self) -> bool:
         return self._stream is not None
 
     def open(self, seed: int, start: int = 0) -> None:
-        """Begins with batch `start` of the seed's order."""
-        present = self._present is not None and self.state_dict() == {"seed": seed, "batch": start}
-        self._again = present and self.num_workers > 0
-        if self._again:  # the loading processes go on
+        """Starts with batch `start` in the order of the seed."""
+        is_current = self._current is not None and self.state_dict() == {"seed": seed, "batch": start}
+        self._repeat = is_current and self.num_workers > 0
+        if self._repeat:  # keep the loading processes
             return
         self.close()
-        self._present = None
+        self._current = None
         self._seed = seed
         self._stream = BatchStream(
             self.data,
@@ -64,31 +67,31 @@ class ImageBatches:
 
     def next(self) -> Float[Tensor, "B C H W"]:
         assert self._stream is not None, "open() comes first"
-        if self._present is None or not self._again:
-            self._present = next(self._stream)
-        self._again = False
-        return self._present
+        if self._current is None or not self._repeat:
+            self._current = next(self._stream)
+        self._repeat = False
+        return self._current
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The present batch: its seed and number."""
+        """Seed and number of the current batch."""
         assert self._stream is not None, "open() comes first"
         return {"seed": self._seed, "batch": self._stream.index - 1}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lets the batch of `state` come next."""
+        """Makes the batch of `state` the next one."""
         self.open(state["seed"], state["batch"])
 
 
 def check_reset_mask(options: dict[str, Any] | None) -> None:
-    """Raises InputError where the options of a reset leave out some images of the batch."""
+    """Raises InputError if the options of a reset leave out some images of the batch."""
     reset_mask = (options or {}).get("reset_mask")
     if reset_mask is not None and not np.all(reset_mask):
         raise InputError(
-            "options['reset_mask'] leaves some images out: all images of a batch are one update of the "
+            "options['reset_mask'] leaves out some images: the images of a batch share one update of the "
             "autoencoder and end together; reset all of them."
         )
 
@@ -96,7 +99,7 @@ def check_reset_mask(options: dict[str, Any] | None) -> None:
 def open_images(
     data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, int]
 ) -> ImageDataset | Tensor:
-    """The opened data that the `data` argument of an environment means."""
+    """The data that the `data` argument of an environment names, opened."""
     if isinstance(data, (ImageDataset, Tensor)):
         return data
     return open_data(None if data is None else str(data), root=root, image_size=image_size)
@@ -107,9 +110,9 @@ def channels_of(data: ImageDataset | Tensor) -> int:
 
 
 def check_channels(of_data: int, of_autoencoder: int) -> None:
-    """Raises InputError where the autoencoder takes images of another number of channels."""
+    """Raises InputError if data and autoencoder differ in their number of channels."""
     if of_data != of_autoencoder:
         raise InputError(
-            f"the data has {of_data} channels and the autoencoder takes {of_autoencoder}: "
-            "build it with that number of channels, or choose other data."
+            f"the data has {of_data} channels and the autoencoder expects {of_autoencoder}: "
+            f"build the autoencoder with channels={of_data}, or choose other data."
         )

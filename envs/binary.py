@@ -1,4 +1,4 @@
-"""Masking by one bit a patch."""
+"""Masking by one bit per patch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from ahm_gym.envs.single import MaskingEnv
 
 
 class MultiBinaryMaskingVectorEnv(MaskingVectorEnv):
-    """One bit a patch, `MultiBinary(L)`, 1 = mask; `num_guided` says how many ones a step takes.
+    """One bit per patch, `MultiBinary(L)`, 1 = mask; a step expects `num_guided` ones.
 
-    A wrong number of ones is repaired: of too many a random subset is masked, to too few random others
-    are added and count as guided. A one at a patch that is masked already, or that its window must keep,
-    counts for nothing.
-    `info["repaired"]` (B,) is True where the guided patches are not exactly the ones. Takes the
-    arguments of `MaskingVectorEnv`.
+    A wrong number of ones is repaired: of too many, a random subset is masked; to too few, random other
+    patches are added, which count as guided. A one is ignored if its patch is already masked or if its
+    window must keep it visible. `info["repaired"]` (B,) is True if the guided patches are not exactly the
+    ones. Accepts the arguments of `MaskingVectorEnv`.
     """
 
-    def _action_space(self) -> gym.Space:
+    def _action_space(self) -> gym.Space[Any]:
         return gym.spaces.MultiBinary(self.num_patches)
 
     def _scores(self, actions: Any) -> Tensor:
@@ -35,6 +34,6 @@ class MultiBinaryMaskingVectorEnv(MaskingVectorEnv):
 
 
 class MultiBinaryMaskingEnv(MaskingEnv):
-    """One image and one bit a patch; see `MultiBinaryMaskingVectorEnv`."""
+    """One image, one bit per patch; see `MultiBinaryMaskingVectorEnv`."""
 
-    vector_class = MultiBinaryMaskingVectorEnv
+    vector_class: type[MaskingVectorEnv] = MultiBinaryMaskingVectorEnv

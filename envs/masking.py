@@ -1,4 +1,4 @@
-"""Masking as an environment: scores in, one update of the autoencoder, reconstruction losses out."""
+"""Masking as an environment: actions choose the masks of a batch, an update of the autoencoder pays for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.device.transfers import to_device
 from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
 from ahm_gym.envs.observing import Observation, Observed
-from ahm_gym.envs.plans import (
-    MaskRatio,
-    check_count,
-    least_masked_count,
-    masked_count,
-    proportional_plan,
-)
+from ahm_gym.envs.plans import MaskRatio, check_count, least_masked_count, masked_count, proportional_plan
 from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
+from ahm_gym.envs.reward_base import Reward
 from ahm_gym.envs.rewards import make_reward
 from ahm_gym.envs.updates import Update, begin_update, rows_before_update
 from ahm_gym.errors import InputError, check_seed
@@ -36,40 +31,42 @@ from ahm_gym.model.patches import grid_of, image_size_of
 from ahm_gym.model.pretrainer import Pretrainer, build_pretrainer
 
 
-class MaskingVectorEnv(VectorEnv):
-    """A batch of images to mask; a finished episode is one update of the one autoencoder inside.
+class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
+    """A batch of images to mask; each episode ends with one update of the autoencoder inside.
 
-    Observation: `Box(-inf, inf, (L, D))`, patch plus position embedding of every patch, zero where it can
-    be masked no more. Action: `Box(-1, 1, (L,))`, one score a patch; the highest are masked, equal ones at
-    random. Reward: mean over the guided patches, 0 where there are none, paid when the episode ends.
-    `info` holds, one row an image, `mask`, `guided`, `weight` (how much a patch counts in the loss), `patch_loss`
-    and `patch_reward` (all three 0 on visible patches), and `paid`, False where no reward was measured. An episode
-    ends after `masking_steps` steps.
+    - Observation, `Box(-inf, inf, (L, D))`: patch plus position embedding of every patch; all zeros once the
+      patch can no longer be masked.
+    - Action, `Box(-1, 1, (L,))`: one score per patch. The highest-scored patches are masked, ties at random; these
+      patches are "guided". The rest of the mask is drawn at random.
+    - Reward: mean reward of an image's guided patches, 0 if there are none; paid in the last step.
+    - Episode: `masking_steps` steps, the same for all images of the batch. Each masks an equal part of the patches.
+    - `info`, one row per image: `mask`, `guided`, `weight` (how much a patch counts in the loss), `patch_loss` and
+      `patch_reward` (all three 0 on visible patches), and `paid`, False if the reward was not measured.
 
     Args:
         num_envs: images in a batch.
-        data: what `open_data` takes, an opened dataset, or a tensor (N, C, H, W) of normalised images.
+        data: anything that `open_data` accepts, an opened dataset, or a tensor (N, C, H, W) of normalised images.
         data_root: folder in which relative names are looked up.
-        pretrainer: updates the autoencoder; None builds a preset that `reset(seed=...)` rebuilds.
-        model: preset or timm name of the autoencoder that is built here.
+        pretrainer: updates the autoencoder; None builds one from `model`, and `reset(seed=...)` rebuilds it.
+        model: preset or timm name of the autoencoder to build.
         image_size: side, or height and width, in pixels.
         patch_size: side of a patch in pixels.
         mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio`.
-        guided_fraction: share of them that follow the scores, or a function of training progress.
+        guided_fraction: share of the masked patches that the scores choose, or a function of training progress.
         spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`),
             or a function of training progress.
-        weigh: gives the weights (B, L) of complete masks, from the batch, the masks and the environment's generator;
-            a masked patch of weight 0 is hidden but not reconstructed. None: every masked patch counts 1.
+        weigh: computes the weights (B, L) of finished masks from the batch, the masks and the environment's
+            generator. Weight 0 hides a patch without reconstructing it. None: every masked patch has weight 1.
         reward: a name in `ahm_gym.envs.REWARDS`.
-        masking_steps: steps of an episode; each masks its part of the patches.
-        num_steps: length of the built autoencoder's schedule in updates.
-        autoreset_mode: gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
-        data_workers: processes that load images; 0 loads in this one.
-        tensors: observations are tensors on the pretrainer's device, which nobody may write to, instead of arrays.
+        masking_steps: steps per episode.
+        num_steps: length of the training schedule, in updates, of an autoencoder built here.
+        autoreset_mode: Gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
+        data_workers: processes that load images; 0 loads in this process.
+        tensors: whether observations are read-only tensors on the pretrainer's device instead of arrays.
         render_mode: None or "rgb_array".
 
     Raises:
-        InputError: for an argument out of range, unreadable data, or data that does not fit the autoencoder.
+        InputError: if an argument is out of range, or the data is unreadable or does not fit the autoencoder.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012
@@ -103,63 +100,64 @@ class MaskingVectorEnv(VectorEnv):
         if num_envs < 1:
             raise InputError(f"num_envs is {num_envs}: a batch needs at least 1 image.")
         own = None if pretrainer is None else pretrainer.autoencoder.image_size
-        self.image_size = own or image_size_of(image_size)
+        self.image_size: tuple[int, int] = own or image_size_of(image_size)
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
-        self.data = open_images(data, data_root, self.image_size)
+        self.data: ImageDataset | Tensor = open_images(data, data_root, self.image_size)
         channels = channels_of(self.data)
         self._owned = pretrainer is None
         self._build = partial(build_pretrainer, model, self.image_size, patch_size, channels, num_steps)
-        self.pretrainer = pretrainer or self._build(seed=0)
+        self.pretrainer: Pretrainer = pretrainer or self._build(seed=0)
         autoencoder = self.pretrainer.autoencoder
         check_channels(channels, autoencoder.channels)
-        self.grid = autoencoder.grid
-        self.num_patches = autoencoder.num_patches
-        self.mask_ratio = mask_ratio
-        self.num_masked = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)
+        self.grid: tuple[int, int] = autoencoder.grid
+        self.num_patches: int = autoencoder.num_patches
+        self.mask_ratio: MaskRatio = mask_ratio
+        self.num_masked: int = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)
         self._least_masked = least_masked_count(mask_ratio, self.num_patches)
         check_count("masking_steps", masking_steps, self._least_masked)
-        self.guided_fraction, self.spread_fraction, self.weigh = guided_fraction, spread_fraction, weigh
-        self.num_envs = num_envs
-        self.render_mode = checked_render_mode(render_mode)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.guided_fraction: Share = guided_fraction
+        self.spread_fraction: Share = spread_fraction
+        self.weigh: Weigh | None = weigh
+        self.num_envs: int = num_envs
+        self.render_mode: str | None = checked_render_mode(render_mode)
+        self.autoreset_mode: AutoresetMode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = gym.spaces.Box(
-            -np.inf, np.inf, (self.num_patches, autoencoder.dim), np.float32
-        )
-        self.single_action_space = self._action_space()
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        shape = (self.num_patches, autoencoder.dim)
+        self.single_observation_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.single_action_space: gym.Space[Any] = self._action_space()
+        self.observation_space: gym.Space[Any] = batch_space(self.single_observation_space, num_envs)
+        self.action_space: gym.Space[Any] = batch_space(self.single_action_space, num_envs)
 
-        self.generator = torch.Generator()
-        self.reward = make_reward(reward, self.pretrainer, self.generator)
+        self.generator: torch.Generator = torch.Generator()
+        self.reward: Reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
         pin_memory = self.pretrainer.device.type == "cuda"
         self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
         self._masking_steps, self._tensors = masking_steps, tensors
         self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None
-        self._needs_reset, self._restored, self._sound = True, False, False
+        self._needs_reset, self._restored, self._valid = True, False, False
 
     @torch.inference_mode(False)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begins a new batch of images.
+        """Starts a new batch of images.
 
-        A seed fixes the order of images and every draw; where the environment built its autoencoder
-        itself, it is rebuilt from the seed too. One that was handed in is never touched. After
-        `load_state_dict` the first reset without a seed goes on with the batch of the state.
+        A seed fixes the order of the images and every draw, and rebuilds an autoencoder that the environment
+        built itself; a pretrainer that was passed in is never touched. The first reset without a seed after
+        `load_state_dict` continues with the batch of that state.
         """
         if seed is not None:
             check_seed(seed)
         super().reset(seed=seed, options=options)
         check_reset_mask(options)
-        going_on, self._restored, self._sound = self._restored and seed is None, False, False
+        continues, self._restored, self._valid = self._restored and seed is None, False, False
         if seed is not None or not self._batches.opened:
             self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
-        if not going_on:
+        if not continues:
             self._next_batch()
-        self._sound = True
+        self._valid = True
         return self._observation(), {}
 
     @torch.inference_mode(False)
@@ -167,11 +165,11 @@ class MaskingVectorEnv(VectorEnv):
         """Masks the patches that the scores choose; the last step of an episode updates the autoencoder.
 
         Raises:
-            InputError: for actions of another shape, a NaN in them, or weights that `Masks` refuses.
-            RunError: where the loss is not finite.
+            InputError: if the actions have the wrong shape or contain NaN, or if `Masks` rejects the weights.
+            RunError: if the loss is not finite.
         """
-        if not self._sound or (self._needs_reset and self.autoreset_mode != AutoresetMode.NEXT_STEP):
-            raise ResetNeeded("no episode is going on, or its update failed: call reset() before step().")
+        if not self._valid or (self._needs_reset and self.autoreset_mode != AutoresetMode.NEXT_STEP):
+            raise ResetNeeded("no episode is running, or its update failed: call reset() before step().")
         if self._needs_reset:
             self._next_batch()
             return self._observation(), *self._outcome(np.zeros(self.num_envs), ended=False), {}
@@ -179,21 +177,21 @@ class MaskingVectorEnv(VectorEnv):
         ended = self._mask.complete
         observation, reward = self._observation(), np.zeros(self.num_envs)
         if ended:
-            self._needs_reset, self._sound = True, False  # until the next batch is there, and the outcome is
+            self._needs_reset, self._valid = True, False  # until the next batch and the outcome are here
             update, last = self._update(), observation
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
-                # Before its outcome: while a GPU is at the update, the next images are loaded and sent to it.
+                # Load and send the next images while a GPU computes the update, before waiting for its outcome.
                 self._next_batch()
                 observation = self._observation()
             rows, reward = update.outcome()
-            info, self._sound = info | rows, True
+            info, self._valid = info | rows, True
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 info |= {"final_obs": last, "final_info": dict(info)}
-        present = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
-        return observation, *self._outcome(reward, ended), info | present
+        has_row = {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in info}
+        return observation, *self._outcome(reward, ended), info | has_row
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One picture an image: image | masked image | reconstruction | scores of the last update."""
+        """One picture per image: image | masked image | reconstruction | scores of the last update."""
         if self.render_mode is None:
             gym.logger.warn(
                 "render() without a render_mode: build the environment with render_mode='rgb_array'."
@@ -206,45 +204,45 @@ class MaskingVectorEnv(VectorEnv):
 
     @property
     def masking_steps(self) -> int:
-        """Steps of the present episode."""
+        """Steps of the current episode."""
         return len(self._mask.steps)
 
     @property
     def num_guided(self) -> int:
-        """Patches that the coming action chooses, in every image; 0 once the episode is over."""
+        """Patches per image that the next action chooses; 0 once the episode is over."""
         return self._mask.num_guided
 
     @property
     def patches(self) -> PatchBatch:
-        """What a mask policy may look at: the present batch."""
+        """The current batch, as a mask policy sees it."""
         mask_ratio = self.num_masked / self.num_patches
         return PatchBatch(self._images, self._embeddings, self.grid, self.pretrainer.progress, mask_ratio)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the environment stands between two episodes; the pretrainer has its own state."""
+        """State between two episodes, without the pretrainer, which has its own state."""
         return self._batches.state_dict() | {
             "generator": self.generator.get_state(),
             "reward": self.reward.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`, with the batch that was current then."""
-        self._restored = self._sound = False
+        """Continues from `state`, with the batch that was current then."""
+        self._restored = self._valid = False
         self._batches.load_state_dict(state)
         self._next_batch()
         self.generator.set_state(state["generator"])
         self.reward.load_state_dict(state["reward"])
-        self._restored = self._sound = True
+        self._restored = self._valid = True
 
     def close_extras(self, **kwargs: Any) -> None:
-        if hasattr(self, "_batches"):  # Gymnasium 1.2 also closes what could not be built
+        if hasattr(self, "_batches"):  # Gymnasium 1.2 also closes an environment whose __init__ failed
             self._batches.close()
 
-    def _action_space(self) -> gym.Space:
+    def _action_space(self) -> gym.Space[Any]:
         return gym.spaces.Box(-1.0, 1.0, (self.num_patches,), np.float32)
 
     def _plan(self, num_guided: int) -> list[tuple[int, int]]:
-        """(num_new, num_guided) of every step of an episode, which masks `num_guided` chosen patches in all."""
+        """(num_new, num_guided) of every step of an episode with `num_guided` chosen patches in total."""
         return proportional_plan(self.num_masked, num_guided, self._masking_steps)
 
     def _scores(self, actions: Any) -> Tensor:
@@ -252,7 +250,7 @@ class MaskingVectorEnv(VectorEnv):
         return torch.as_tensor(np.asarray(actions), dtype=torch.float32)
 
     def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
-        """What `info` says about the scores of a step and the patches that were guided by them."""
+        """Rows of `info` about the scores of a step and the patches that they chose."""
         return {}
 
     def _no_mask(self, steps: list[tuple[int, int]], spread_fraction: float = 0.0) -> GrowingMask:
@@ -263,7 +261,7 @@ class MaskingVectorEnv(VectorEnv):
         new = self._mask.choose(scores)
         info = self._choice_info(scores, new.guided)
         self._mask.grow(new)
-        self._scores_now, masks = scores, self._mask.masks
+        self._last_scores, masks = scores, self._mask.masks
         if self._mask.complete and self.weigh is not None:
             masks = self._mask.masks = masks.weighted(self.weigh(self.patches, masks, self.generator))
         return info | rows_before_update(masks)
@@ -271,7 +269,7 @@ class MaskingVectorEnv(VectorEnv):
     def _update(self) -> Update:
         update = begin_update(self.pretrainer, self.reward, self._images, self._mask.masks)
         if self.render_mode is not None:
-            self._shown = Shown(self._images, update.masks, self._scores_now, update.result.prediction)
+            self._shown = Shown(self._images, update.masks, self._last_scores, update.result.prediction)
         return update
 
     def _outcome(self, reward: np.ndarray, ended: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

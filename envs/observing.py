@@ -1,4 +1,4 @@
-"""What an environment shows of its batch."""
+"""The observation that an environment returns of its batch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from ahm_gym.device.transfers import Fetch, to_device
 
 Observation = np.ndarray | Tensor
-"""Embeddings (B, L, D) as float32: an array, or a tensor on the device that they were made on."""
+"""Embeddings (B, L, D) as float32: an array, or a tensor on the device of the autoencoder."""
 
 
 class Observed:
-    """The embeddings of a batch, which a GPU may still be busy with.
+    """The embeddings of a batch, which a GPU may still be computing.
 
     Args:
-        embeddings: of every patch.
-        tensors: show them where they are, and nobody may write to them; otherwise as arrays.
+        embeddings: one embedding per patch.
+        tensors: whether to return read-only tensors on their device instead of arrays.
     """
 
     def __init__(self, embeddings: Float[Tensor, "B L D"], tensors: bool) -> None:
@@ -25,7 +25,7 @@ class Observed:
         self._fetch = None if tensors else Fetch(self._embeddings)
 
     def show(self, available: Bool[Tensor, "B L"] | None = None) -> Observation:
-        """The embeddings, zero where a patch is not `available`; arrays wait for the GPU."""
+        """The embeddings, zero where a patch is not `available`; returning an array waits for the GPU."""
         if self._fetch is None:
             if available is None:
                 return self._embeddings

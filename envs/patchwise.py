@@ -1,4 +1,4 @@
-"""Masking one patch, or a few, a step."""
+"""Masking one patch, or a group of patches, per step."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 
 from ahm_gym.envs.actions import StepwiseMaskingVectorEnv, whole_numbers
+from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.envs.observing import Observation
 from ahm_gym.envs.plans import check_count
 from ahm_gym.envs.single import MaskingEnv
 
 
 class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
-    """`group_size` = k patches a step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
+    """`group_size` = k patches per step, `MultiDiscrete([L] * k)`, until all guided patches are chosen.
 
-    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. For a choice that cannot be, comes twice,
-    or is the one too many of a window, a random other patch is masked and counts as guided; `info["repaired"]` (B,)
-    says so. Where fewer than k guided patches are left, the first choices count. Takes the arguments of
-    `MaskingVectorEnv` but masking_steps; the last step also masks the random rest.
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. A choice that is unavailable, repeated, or
+    one too many for its window is replaced by a random other patch, which counts as guided; `info["repaired"]` (B,)
+    is then True. If fewer than k guided patches are left, the first choices count. Accepts the arguments of
+    `MaskingVectorEnv` except masking_steps; the last step also masks the random rest.
 
     Args:
-        group_size: patches that a step chooses, at most as many as the fewest patches masked.
+        group_size: patches that a step chooses, at most the smallest number of masked patches during training.
     """
 
     def __init__(self, num_envs: int = 16, *, group_size: int = 4, **options: Any) -> None:
@@ -42,7 +43,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
         return observation, reward, terminated, truncated, info | self._action_mask_info()
 
     def action_masks(self) -> np.ndarray:
-        """True where a patch can be chosen, for each choice (B, k * L): what sb3-contrib's maskable agents ask for."""
+        """True where a patch can be chosen, once per choice (B, k * L), as sb3-contrib's maskable agents expect."""
         return np.tile(self._mask.available.numpy(), self.group_size)
 
     def _action_mask_info(self) -> dict[str, np.ndarray]:
@@ -51,7 +52,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
             "_action_mask": np.ones(self.num_envs, dtype=bool),
         }
 
-    def _action_space(self) -> gym.Space:
+    def _action_space(self) -> gym.Space[Any]:
         check_count("group_size", self.group_size, self._least_masked)
         return gym.spaces.MultiDiscrete([self.num_patches] * self.group_size)
 
@@ -60,7 +61,7 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
 
     def _scores(self, actions: Any) -> Tensor:
         limits = np.full((self.num_envs, *(self.single_action_space.shape or ())), self.num_patches)
-        expected = f"patch indices from 0 to {self.num_patches - 1}, {self.group_size} an image"
+        expected = f"patch indices from 0 to {self.num_patches - 1}, {self.group_size} per image"
         choices = whole_numbers(actions, limits, expected).reshape(self.num_envs, self.group_size)
         earlier_is_higher = torch.arange(self.group_size, 0, -1.0).expand(self.num_envs, -1)
         scores = torch.zeros(self.num_envs, self.num_patches)
@@ -71,33 +72,33 @@ class GroupMaskingVectorEnv(StepwiseMaskingVectorEnv):
 
 
 class SequentialMaskingVectorEnv(GroupMaskingVectorEnv):
-    """One patch a step, `Discrete(L)`; an episode lasts until all guided patches are chosen.
+    """One patch per step, `Discrete(L)`; an episode lasts until all guided patches are chosen.
 
-    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. Choosing one that cannot
-    masks a random other one, and `info["repaired"]` (B,) says so. Takes the arguments of `MaskingVectorEnv`
-    but masking_steps; with a guided_fraction below 1 the last step also masks the random rest.
+    `info["action_mask"]` (B, L) is 1 where a patch can still be chosen. An unavailable choice is replaced by a
+    random other patch, and `info["repaired"]` (B,) is then True. Accepts the arguments of `MaskingVectorEnv` except
+    masking_steps; if guided_fraction is below 1, the last step also masks the random rest.
     """
 
     def __init__(self, num_envs: int = 16, **options: Any) -> None:
         super().__init__(num_envs, group_size=1, **options)
 
-    def _action_space(self) -> gym.Space:
+    def _action_space(self) -> gym.Space[Any]:
         return gym.spaces.Discrete(self.num_patches)
 
 
 class GroupMaskingEnv(MaskingEnv):
-    """One image and a group of patches a step; see `GroupMaskingVectorEnv`."""
+    """One image, a group of patches per step; see `GroupMaskingVectorEnv`."""
 
-    vector_class = GroupMaskingVectorEnv
+    vector_class: type[MaskingVectorEnv] = GroupMaskingVectorEnv
 
     def action_masks(self) -> np.ndarray:
-        """True where a patch can be chosen, for each choice (k * L,)."""
+        """True where a patch can be chosen, once per choice (k * L,)."""
         vector = self.vector
         assert isinstance(vector, GroupMaskingVectorEnv)
         return vector.action_masks()[0]
 
 
 class SequentialMaskingEnv(GroupMaskingEnv):
-    """One image and one patch a step; see `SequentialMaskingVectorEnv`."""
+    """One image, one patch per step; see `SequentialMaskingVectorEnv`."""
 
-    vector_class = SequentialMaskingVectorEnv
+    vector_class: type[MaskingVectorEnv] = SequentialMaskingVectorEnv

@@ -1,4 +1,4 @@
-"""One picture of a masked image: image | masked image | reconstruction | scores."""
+"""One picture per masked image: image | masked image | reconstruction | scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
 from ahm_gym.model.autoencoder import Autoencoder
 
-GAP = 2
+GAP: int = 2
+"""White pixels between two panels."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A batch to show; before its update it has neither scores nor a prediction."""
+    """A batch to show; before its update there are no scores and no prediction."""
 
     images: Float[Tensor, "B C H W"]
     """Normalised images."""
@@ -32,7 +33,7 @@ class Shown:
 def render_batch(
     shown: Shown, autoencoder: Autoencoder, data: ImageDataset | Float[Tensor, "N C H W"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
-    """One picture an image, in the grey values of `data`."""
+    """One picture per image, in the grey values of `data`."""
     images, filled = to_display(shown.images, data), None
     if shown.prediction is not None:
         mask = shown.masks.masked.to(shown.images.device)
@@ -53,7 +54,7 @@ def render_batch(
 def to_display(
     images: Float[Tensor, "B C H W"], data: ImageDataset | Float[Tensor, "N C H W"]
 ) -> Float[Tensor, "B C H W"]:
-    """Normalised images in [0, 1]: denormalised, or by the range of a tensor."""
+    """Normalised images mapped to [0, 1]: denormalised by the dataset, or scaled by the range of a tensor."""
     images = images.float().cpu()
     if isinstance(data, ImageDataset):
         return data.denormalise(images).clamp(0, 1)
@@ -75,14 +76,14 @@ def render_panels(
     scores: Float[Tensor, " L"] | None,
     grid: tuple[int, int],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Four panels side by side; the last two are empty before the first step.
+    """Four panels side by side; the last two are black before the first update.
 
     Args:
-        image: in [0, 1], as is the reconstruction.
-        mask: True where masked: tinted blue in the second panel.
-        guided: True where the scores decided: tinted orange instead.
-        reconstruction: the image with its masked patches filled in.
-        scores: one a patch, any scale; shown by rank, bright is high.
+        image: the image in [0, 1].
+        mask: True where masked; tinted blue in the second panel.
+        guided: True where the scores chose the patch; tinted orange instead.
+        reconstruction: the image with its masked patches filled in, in [0, 1].
+        scores: one score per patch, on any scale; shown by rank, bright is high.
         grid: rows and columns of patches.
     """
     height, width = image.shape[1:]
@@ -98,7 +99,7 @@ def render_panels(
 
 
 def to_rgb(image: Float[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """8-bit colours of an image in [0, 1]: three channels as they are, any other number as their mean."""
+    """8-bit colours of an image in [0, 1]: three channels as RGB, any other number averaged to grey."""
     if image.shape[0] != 3:
         image = image.mean(dim=0, keepdim=True).expand(3, -1, -1)
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
@@ -110,7 +111,7 @@ def shade(
     guided: Bool[Tensor, " L"],
     grid: tuple[int, int],
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with masked patches tinted: orange those that the scores chose, blue the others."""
+    """The picture with masked patches tinted: orange if the scores chose them, blue otherwise."""
     height, width = picture.shape[:2]
     masked, chosen = (_enlarge(value.numpy().reshape(grid).astype(np.uint8), height, width)[..., None] > 0
                       for value in (mask, guided))  # fmt: skip
@@ -123,8 +124,8 @@ def shade(
 def heat(
     scores: Float[Tensor, " L"], grid: tuple[int, int], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Ranks of the scores as colours, one square a patch."""
-    values, ranks = np.unique(scores.numpy(), return_inverse=True)  # equal scores share one colour
+    """Ranks of the scores as colours, one square per patch."""
+    values, ranks = np.unique(scores.numpy(), return_inverse=True)  # equal scores share a colour
     ranks = ranks / max(len(values) - 1, 1)
     colours = (colormaps["viridis"](ranks.reshape(grid))[..., :3] * 255).astype(np.uint8)
     return _enlarge(colours, *size)

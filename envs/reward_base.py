@@ -1,4 +1,4 @@
-"""What a reward is asked for, and the plainest one."""
+"""The interface of rewards, and the simplest one: the reconstruction loss."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from ahm_gym.model.pretrainer import Pretrainer
 
 @runtime_checkable
 class Reward(Protocol):
-    """Called around every update of the autoencoder.
+    """The reward of every patch, measured around one update of the autoencoder.
 
-    Images and reconstructions are on the pretrainer's device, masks and what is paid in main memory: what
-    `__call__` needs from a GPU, `before` and `after` begin to `Fetch`, so that one wait serves all.
+    The environment calls `before`, starts the update, and calls `after`, the reward itself and `paid`. Images and
+    reconstructions are on the pretrainer's device, masks and rewards in main memory: `before` and `after` start a
+    `Fetch` of what `__call__` needs from a GPU, so that the environment waits only once.
     """
 
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
-        """Look at the batch while the autoencoder is still the old one."""
+        """Sees the batch before the update."""
         ...
 
     def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
-        """Look at the reconstruction from before the update, with the same masks."""
+        """Sees the reconstruction that the update learned from: old weights, same masks."""
         ...
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
-        """The reward of every patch; the caller sets visible ones to 0.
+        """The reward of every patch; the caller sets it to 0 on visible patches.
 
         Args:
-            patch_loss: from before the update, with the same masks; also of masked patches of weight 0, whose
-                prediction was not trained.
-            masks: of the update.
+            patch_loss: loss of every patch before the update, with the same masks. Masked patches of weight 0 have
+                one, too, though their prediction is not trained.
+            masks: masks of the update.
         """
         ...
 
     def paid(self, num_images: int) -> Bool[Tensor, " B"]:
-        """The images whose reward the last call has measured; all others have 0."""
+        """True for the images whose reward the last call measured; the others have reward 0."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -50,19 +51,19 @@ class Reward(Protocol):
 
 
 class LossReward:
-    """Squared error of the patch."""
+    """The reconstruction loss of the patch, its squared error: hard patches pay."""
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
-        self.pretrainer = pretrainer
-        self.generator = generator
+        self.pretrainer: Pretrainer = pretrainer
+        self.generator: torch.Generator = generator
 
     def configure(self, argument: str) -> None:
-        """Takes what follows the colon of a reward's name.
+        """Sets the argument, the part of a reward's name after the colon.
 
         Raises:
-            InputError: where the reward takes nothing, or not this.
+            InputError: if the reward has no argument, or this one is invalid.
         """
-        raise InputError(f"reward argument {argument!r}: only ahm2025 takes one, as in ahm2025:20.")
+        raise InputError(f"unexpected reward argument {argument!r}: only ahm2025 has one, as in ahm2025:20.")
 
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
         return None

@@ -1,4 +1,4 @@
-"""What a masked patch pays: one class a reward, and the table of their names."""
+"""The rewards of masked patches: one class per reward, and the table of their names."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import random_scores
-from ahm_gym.model.autoencoder import Reconstruction
+from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.pretrainer import Pretrainer
 
 
 class RelativeReward(LossReward):
-    """Squared error, standardised by running statistics of the randomly masked patches.
+    """The loss of the patch, standardised by running statistics of the randomly masked patches.
 
-    The statistics follow the falling loss of the autoencoder. They are those of all masked patches
-    where none is masked at random. Standardising within each image instead would fix the mean.
+    The statistics follow the falling loss of the autoencoder. If no patch is masked at random, they cover all
+    masked patches. Standardising within each image instead would give every image the same mean reward.
     """
 
-    momentum = 0.02
+    momentum: float = 0.02
+    """Smallest weight of a new batch in the running statistics."""
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
-        self.count = 0
-        self.mean = 0.0
-        self.square = 0.0
+        self.count: int = 0
+        self.mean: float = 0.0
+        self.square: float = 0.0
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
-        drawn = masks.masked & ~masks.guided
-        counted = drawn if bool(drawn.any()) else masks.masked
+        random = masks.masked & ~masks.guided
+        counted = random if bool(random.any()) else masks.masked
         mean, square = (
             (counted * value).sum() / counted.sum() for value in (patch_loss, patch_loss.square())
         )
@@ -58,7 +59,7 @@ class RelativeReward(LossReward):
 
 
 class RankReward(LossReward):
-    """Rank of the patch's loss among all masked patches of the batch, from -1 to 1."""
+    """Rank of the patch's loss among all masked patches of the batch, from -1 (lowest) to 1 (highest)."""
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         order = patch_loss[masks.masked].argsort(stable=True)
@@ -68,10 +69,10 @@ class RankReward(LossReward):
 
 
 class Copy:
-    """The autoencoder as it is now, and its losses later."""
+    """A frozen copy of the autoencoder, whose losses can be measured later."""
 
     def __init__(self, pretrainer: Pretrainer) -> None:
-        self.model = copy.deepcopy(pretrainer.model).requires_grad_(False)
+        self.model: Autoencoder = copy.deepcopy(pretrainer.model).requires_grad_(False)
         self._autocast = pretrainer.autocast
         self._passes = Replay(self._fill_in, records=self.model.records)
 
@@ -84,57 +85,63 @@ class Copy:
 
 
 class ProgressReward(LossReward):
-    """Log of the loss under an earlier copy of the autoencoder over its present loss, with the same mask.
+    """Learning progress: log of a patch's loss under an earlier copy of the autoencoder over its loss now.
 
-    What is being learned pays; noise, which is as bad under both, does not. After the learning progress
-    of Oudeyer, Kaplan and Hafner (2007), as a share: a difference of losses is largest, in either direction,
-    where losses are. To both losses goes `floor` of the mean loss, so that what is next to nothing counts
-    for little. The copy is `lag` to two times `lag` updates old, 5 to 10 % of a
-    run of up to 2,000 updates; before, it is the autoencoder as it was found. A slow average would not do: once the
-    learning rate falls it is better than the autoencoder itself, and learning would cost. Takes two copies of
-    the weights, and a forward pass of half of the images where the scores decided about any patch. The other
-    images are not paid.
+    Both losses use the same mask. Patches that are being learned pay; noise, which is equally bad under both, does
+    not. This is the learning progress of Oudeyer, Kaplan and Hafner (2007), but as a ratio: differences of losses
+    are largest, in either direction, where losses are large. `floor` times the mean loss is added to both losses,
+    so that patches with almost no loss count little.
+
+    The copy is `lag` to 2 * `lag` updates old, which is 5 to 10 % of a run of up to 2,000 updates; until there is
+    one, it is the initial autoencoder. A slow average of the weights would not do: once the learning rate falls, the
+    average is better than the autoencoder itself, so learning would be punished.
+
+    The cost is two copies of the weights, and a forward pass over half of the images of a batch in which the scores
+    chose any patch. The other images are not paid.
 
     Raises:
-        InputError: against a frozen autoencoder, which makes no progress.
+        InputError: if the autoencoder is frozen and so makes no progress.
     """
 
-    floor = 0.05
-    share = 0.5
-    """Of the images of a batch, that are paid."""
+    floor: float = 0.05
+    """Part of the mean loss that is added to both losses."""
+    share: float = 0.5
+    """Share of the images of a batch that are paid."""
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
         if pretrainer.frozen:
             raise InputError(
-                "reward progress pays what the autoencoder has learned, and this one is frozen: choose loss or "
+                "reward progress measures what the autoencoder learns, and this one is frozen: choose loss or "
                 "relative."
             )
-        self.lag = min(100, max(1, pretrainer.num_steps // 20))
-        self.earlier, self.next = Copy(pretrainer), Copy(pretrainer)
-        self.taken = pretrainer.updates
-        """Updates before the newest copy."""
-        self.num_paid = 0
+        self.lag: int = min(100, max(1, pretrainer.num_steps // 20))
+        self.earlier: Copy = Copy(pretrainer)
+        self.next: Copy = Copy(pretrainer)
+        """The newer copy, which replaces `earlier` once it is `lag` updates old."""
+        self.taken: int = pretrainer.updates
+        """Number of updates when the newest copy was made."""
+        self.num_paid: int = 0
         self.earlier_loss: Fetch | None = None
 
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
         self.num_paid = math.ceil(self.share * len(images)) if bool(masks.guided.any()) else 0
         if self.num_paid:
-            paid = slice(self.num_paid)
-            self.earlier_loss = Fetch(self.earlier.patch_loss(images[paid], masks.masked[paid]))
+            first = slice(self.num_paid)
+            self.earlier_loss = Fetch(self.earlier.patch_loss(images[first], masks.masked[first]))
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         if self.pretrainer.updates >= self.taken + self.lag:
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
             self.next.model.load_state_dict(self.pretrainer.model.state_dict())
-        paid = torch.zeros_like(patch_loss)
+        progress = torch.zeros_like(patch_loss)
         if self.num_paid:
             assert self.earlier_loss is not None, "before() comes first"
             floor = self.floor * patch_loss[masks.masked].mean() + 1e-12
             earlier = self.earlier_loss.wait()
-            paid[: self.num_paid] = ((earlier + floor) / (patch_loss[: self.num_paid] + floor)).log()
-        return paid
+            progress[: self.num_paid] = ((earlier + floor) / (patch_loss[: self.num_paid] + floor)).log()
+        return progress
 
     def paid(self, num_images: int) -> Bool[Tensor, " B"]:
         return torch.arange(num_images) < self.num_paid
@@ -150,9 +157,9 @@ class ProgressReward(LossReward):
 
 
 class AdvantageReward(LossReward):
-    """Loss of the patch minus the mean loss of a random mask on the same image.
+    """Loss of the patch minus the mean loss under a random mask of the same image.
 
-    Costs one more forward pass.
+    Costs an extra forward pass.
     """
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
@@ -175,27 +182,34 @@ class AdvantageReward(LossReward):
 class AHMReward(LossReward):
     """255 times the squared error of the patch, plus 127.5 times the mean square of its reconstruction.
 
-    The reward of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025): bright reconstructions pay, so that black
-    background does not. Both terms are on the paper's pixel scale, 0 to 1: images here are normalised, so
-    0 and 1 are the darkest and the brightest value of each channel of each image.
+    The reward of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025). The second term pays for bright reconstructions, so
+    that black background is not attractive. Both terms use the paper's pixel scale, 0 to 1. As images are normalised
+    here, 0 and 1 are the darkest and the brightest value of each channel of each image.
 
-    The cells of reward are the patches. In the authors' code they are squares of 20 px over patches of 16,
-    laid out from the first patch on, and the patches that are left over get 0: `ahm2025:20` brings that back.
+    The reward is averaged over cells, which are the patches. In the authors' code cells are squares of 20 px, patches
+    of 16 px; cell (i, j) is the reward of patch (i, j), and patches without a cell get 0: `ahm2025:20` restores this.
     """
 
-    scale, brightness = 255.0, 0.5
+    scale: float = 255.0
+    brightness: float = 0.5
+    """Weight of the second term, relative to the first."""
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
-        self.cell_size = pretrainer.autoencoder.patch_size
+        self.cell_size: int = pretrainer.autoencoder.patch_size
         self.cells: Fetch | None = None
 
     def configure(self, argument: str) -> None:
-        """Sets the side of a cell of reward in pixels."""
+        """Sets the side of a cell in pixels.
+
+        Raises:
+            InputError: if it is not a whole number from 1 to the shorter side of the image.
+        """
         longest = min(self.pretrainer.autoencoder.image_size)
         if not argument.isdecimal() or not 1 <= int(argument) <= longest:
             raise InputError(
-                f"reward ahm2025:{argument}: after the colon goes the side of a cell in pixels, 1 to {longest}."
+                f"reward ahm2025:{argument} is invalid: after the colon, give the side of a cell in pixels, from 1 to "
+                f"{longest}."
             )
         self.cell_size = int(argument)
 
@@ -209,7 +223,7 @@ class AHMReward(LossReward):
         self.cells = Fetch(self._pool(self.scale * (error + self.brightness * bright)))
 
     def _pool(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
-        """Means over the cells, in the places of the patches."""
+        """Means over the cells, each at the patch in the same row and column."""
         rows, columns = self.pretrainer.autoencoder.grid
         means = avg_pool2d(values.mean(dim=1, keepdim=True), self.cell_size)[:, 0, :rows, :columns]
         return pad(means, (0, columns - means.shape[2], 0, rows - means.shape[1])).flatten(1)
@@ -230,10 +244,10 @@ REWARDS: dict[str, type[LossReward]] = {
 
 
 def make_reward(name: str, pretrainer: Pretrainer, generator: torch.Generator) -> Reward:
-    """The reward of that name; what follows a colon is its argument.
+    """The reward of that name; the part after a colon is its argument.
 
     Raises:
-        InputError: for an unknown name, with the nearest one, or an argument that the reward does not take.
+        InputError: if the name is unknown, or the reward rejects the argument.
     """
     base, colon, argument = name.partition(":")
     if base not in REWARDS:

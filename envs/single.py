@@ -13,23 +13,23 @@ from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.envs.observing import Observation
 
 
-class MaskingEnv(gym.Env):
-    """One image at a time: the face of a `MaskingVectorEnv` with a batch of one.
+class MaskingEnv(gym.Env[Any, Any]):
+    """One image at a time: a `MaskingVectorEnv` with a batch of one, as a `gymnasium.Env`.
 
-    Takes the same keyword arguments, without num_envs and autoreset_mode.
+    Accepts the same keyword arguments except num_envs and autoreset_mode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012
     vector_class: type[MaskingVectorEnv] = MaskingVectorEnv
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
-        self.vector = self.vector_class(
+        self.vector: MaskingVectorEnv = self.vector_class(
             1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **options
         )
-        self.render_mode = render_mode
-        self.observation_space = self.vector.single_observation_space
-        self.action_space = self.vector.single_action_space
-        self.grid = self.vector.grid
+        self.render_mode: str | None = render_mode
+        self.observation_space: gym.Space[Any] = self.vector.single_observation_space
+        self.action_space: gym.Space[Any] = self.vector.single_action_space
+        self.grid: tuple[int, int] = self.vector.grid
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""One update of the autoencoder and what it pays."""
+"""One update of the autoencoder, and the reward for it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ahm_gym.model.pretrainer import Pretrainer
 
 
 def rows_before_update(masks: Masks) -> dict[str, np.ndarray]:
-    """Rows of `info` while a mask is built up: nothing is lost or paid yet."""
-    nothing = np.zeros(tuple(masks.masked.shape), dtype=np.float32)
+    """Rows of `info` while a mask grows: there is no loss and no reward yet."""
+    zeros = np.zeros(tuple(masks.masked.shape), dtype=np.float32)
     return {
         "mask": masks.masked.numpy().copy(),
         "guided": masks.guided.numpy().copy(),
         "weight": masks.weight.numpy().copy(),
-        "patch_loss": nothing,
-        "patch_reward": nothing,
+        "patch_loss": zeros,
+        "patch_reward": zeros,
         "paid": np.zeros(len(masks.masked), dtype=bool),
     }
 
@@ -31,16 +31,16 @@ def rows_before_update(masks: Masks) -> dict[str, np.ndarray]:
 def begin_update(
     pretrainer: Pretrainer, reward: Reward, images: Float[Tensor, "B C H W"], masks: Masks
 ) -> Update:
-    """Updates the autoencoder once, which a GPU may still be busy with until `Update.outcome` is asked for.
+    """Starts one update of the autoencoder; a GPU may still be computing it until `Update.outcome` is called.
 
     Args:
-        pretrainer: makes the update.
-        reward: looks at the autoencoder before the update, and at the reconstruction.
-        images: on the pretrainer's device.
-        masks: in main memory.
+        pretrainer: performs the update.
+        reward: sees the batch before the update, and the reconstruction.
+        images: images on the pretrainer's device.
+        masks: masks in main memory.
 
     Raises:
-        RunError: where the loss or its gradient is not finite; on a GPU by `Update.outcome`.
+        RunError: if the loss or its gradient is not finite; on a GPU, `Update.outcome` raises it.
     """
     reward.before(images, masks)
     result = pretrainer.step(images, masks)
@@ -50,22 +50,25 @@ def begin_update(
 
 @dataclass(frozen=True)
 class Update:
-    """An update that `begin_update` has begun."""
+    """An update started by `begin_update`."""
 
     pretrainer: Pretrainer
     reward: Reward
     masks: Masks
     result: Reconstruction
-    """From before the update, on the pretrainer's device."""
+    """The reconstruction that the update learned from, on the pretrainer's device."""
     patch_loss: Fetch
 
     def outcome(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Rows of `info` and the reward (B,); waits for the GPU.
+        """Rows of `info`, and the reward (B,): the mean of `patch_reward` over the guided patches. Waits for the GPU.
 
-        `patch_loss` and `patch_reward` (B, L) are 0 where visible; where `paid` (B,) is False, the reward was not
-        measured and is 0.
+        `patch_loss` and `patch_reward` (B, L) are 0 on visible patches. If `paid` (B,) is False, the reward of the
+        image was not measured and is 0.
+
+        Raises:
+            RunError: if the loss or its gradient is not finite.
         """
-        patch_loss = self.patch_loss.wait()  # the last to come: the check waits no more
+        patch_loss = self.patch_loss.wait()  # arrives last, so the check has nothing to wait for
         self.pretrainer.check()
         masked, guided = self.masks.masked, self.masks.guided
         patch_reward = (self.reward(patch_loss, self.masks) * masked).float()

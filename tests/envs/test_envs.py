@@ -411,7 +411,7 @@ def test_a_patch_size_that_does_not_divide_is_refused(images):
 
 def test_data_of_another_channel_count_than_the_autoencoder_is_refused(images):
     pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(32, 32), channels=3), num_steps=1)
-    with pytest.raises(InputError, match="1 channels and the autoencoder takes 3"):
+    with pytest.raises(InputError, match="1 channels and the autoencoder expects 3"):
         MaskingVectorEnv(2, data=images, pretrainer=pretrainer)
 
 

@@ -148,7 +148,7 @@ def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
 
 def test_progress_is_not_paid_against_a_frozen_autoencoder():
     frozen = Pretrainer(build_autoencoder("tiny", image_size=(32, 32)), num_steps=50, frozen=True)
-    with pytest.raises(InputError, match="reward progress pays what the autoencoder has learned"):
+    with pytest.raises(InputError, match="reward progress measures what the autoencoder learns"):
         build("progress", frozen)
 
 
