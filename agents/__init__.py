@@ -1,9 +1,7 @@
-"""Agents that learn masks, by name."""
+"""Agents that learn to mask, by name."""
 
 if __name__ == "agents":
-    raise ImportError(
-        "import this package as ahm_gym.agents: the bare name belongs to other distributions too."
-    )
+    raise ImportError("import this package as ahm_gym.agents: other distributions use the bare name, too.")
 
 import inspect
 from importlib.metadata import EntryPoint
@@ -13,17 +11,17 @@ from ahm_gym.agents.base import Agent
 from ahm_gym.errors import InputError
 from ahm_gym.plugins import load, with_installed
 
-SB3 = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
-AGENTS = {"a3c": "ahm_gym.agents.a3c:A3C", "ahm2025": "ahm_gym.agents.ahm2025:AHM2025"} | {
+SB3: tuple[str, ...] = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
+AGENTS: dict[str, str] = {"a3c": "ahm_gym.agents.a3c:A3C", "ahm2025": "ahm_gym.agents.ahm2025:AHM2025"} | {
     name: f"ahm_gym.agents.sb3:{name}" for name in SB3
 }
-"""Name to class, imported when asked for. A class takes what `make_agent` hands on."""
+"""Name to class, imported on demand. A class accepts the arguments that `make_agent` passes on."""
 
 __all__ = ["AGENTS", "Agent", "agent_class", "agents", "make_agent"]
 
 
 def agents() -> dict[str, EntryPoint]:
-    """Ours, and those that installed packages add as entry points of the group `ahm_gym.agents`."""
+    """Our agents, and those of installed packages: their entry points in the group `ahm_gym.agents`."""
     return with_installed("ahm_gym.agents", AGENTS)
 
 
@@ -34,22 +32,22 @@ def make_agent(
 
     Args:
         name: one of `agents()`.
-        observation_shape: patches L and width D.
-        num_workers: handed on where it is not 1, to a class that names it.
-        options: handed on; the training loop gives `grid`, `seed` and `device`.
+        observation_shape: number of patches L and width of an embedding D.
+        num_workers: number of workers; passed on unless it is 1.
+        options: keyword arguments, passed on; the training loop sets `grid`, `seed` and `device`.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; for several workers of an agent that has one; for
-            what is no `Agent`.
+        InputError: if the name is unknown, the agent does not support several workers, or the result is not an
+            `Agent`.
     """
     cls = agent_class(name)
     if num_workers != 1:
         if "num_workers" not in inspect.signature(cls).parameters:
-            raise InputError(f"agent {name} learns in one process and takes 1 worker, not {num_workers}.")
+            raise InputError(f"agent {name} learns in one process: it needs 1 worker, not {num_workers}.")
         options["num_workers"] = num_workers
     agent = cls(observation_shape, **options)
     if not isinstance(agent, Agent):
-        raise not_an_agent(name, type(agent))
+        raise _not_an_agent(name, type(agent))
     return agent
 
 
@@ -57,15 +55,15 @@ def agent_class(name: str) -> Any:
     """The class of that name, or the function that makes one.
 
     Raises:
-        InputError: for an unknown name, with the nearest one; for a class that does not inherit from `Agent`.
+        InputError: if the name is unknown, or the class is not a subclass of `Agent`.
     """
     cls = load("agent", name, agents())
     if isinstance(cls, type) and not issubclass(cls, Agent):
-        raise not_an_agent(name, cls)
+        raise _not_an_agent(name, cls)
     return cls
 
 
-def not_an_agent(name: str, cls: type) -> InputError:
+def _not_an_agent(name: str, cls: type[Any]) -> InputError:
     return InputError(
-        f"agent {name} is a {cls.__name__}, which is no Agent: let it inherit from ahm_gym.agents.Agent."
+        f"agent {name} is a {cls.__name__}, which is not an Agent: make it a subclass of ahm_gym.agents.Agent."
     )

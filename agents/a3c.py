@@ -1,4 +1,4 @@
-"""Asynchronous advantage actor-critic over patches."""
+"""Asynchronous advantage actor-critic (A3C) over patches."""
 
 from __future__ import annotations
 
@@ -24,40 +24,47 @@ from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.workers import run_workers
 from ahm_gym.device.sharing import held, share
 from ahm_gym.errors import InputError, check_numbers
+from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.spread import SPREAD_FALL
 
 
 class A3C(Agent):
-    """Draws the order in which patches are masked and learns from the loss of every patch.
+    """Draws the order in which patches are masked, and learns from the reward of every patch.
 
-    After "Asynchronous Methods for Deep Reinforcement Learning" (Mnih et al., ICML 2016), with an exact
-    policy over ordered draws without replacement (Plackett-Luce) and a value for every patch.
+    After "Asynchronous Methods for Deep Reinforcement Learning" (Mnih et al., ICML 2016):
+
+    - Policy: patches are drawn one after another without replacement (Plackett-Luce). The environment masks the first
+      of them, and the log-probability of each draw is exact (`ahm_gym.agents.ordering`).
+    - Critic: a value for every patch, and one for the whole mask.
+    - Credit: by default each draw is paid by the reward of its own patch (`ahm_gym.agents.losses`).
+    - Asynchrony: each worker acts in its own environment with a copy of the weights, and applies its gradients to the
+      shared weights. Meanwhile others may have changed them: `agent/staleness` counts their updates.
 
     Args:
-        observation_shape: patches L and width D.
-        grid: rows and columns of patches; None takes a square.
-        num_workers: 1 learns in this process and is deterministic; more are processes of one thread each.
-        credit: local pays every draw its own patch's reward, image pays all the mean reward of the mask.
-        gamma: discount a step.
-        gae_lambda: of generalised advantage estimation, for episodes of several steps.
-        n_steps: steps of a rollout; None takes the whole episode.
-        entropy_coef: of the mean entropy of the draws, in root mean squares of the reward.
-        value_coef: of the critic's loss.
-        logit_cost: of the mean square of the logits: small ones can turn round while the autoencoder changes. Image
-            credit, whose advantages are smaller, wants less.
-        learning_rate: of Adam.
-        max_grad_norm: the gradient is scaled down to this norm.
-        width: of the network's hidden layers.
-        network: conv, attention, or a function from the grid that builds another.
-        seed: of the network's initial weights.
-        device: of the network.
+        observation_shape: number of patches L and width of an embedding D.
+        grid: rows and columns of patches; None means a square.
+        num_workers: 1 learns in this process and is deterministic; more start that many single-threaded processes.
+        credit: local pays each draw the reward of its own patch, image pays all draws the mean reward of the mask.
+        gamma: discount per step.
+        gae_lambda: lambda of generalised advantage estimation, for episodes of several steps.
+        n_steps: steps per rollout; None means the whole episode.
+        entropy_coef: weight of the mean entropy of the draws; rewards are scaled to a root mean square of 1.
+        value_coef: weight of the critic's loss.
+        logit_cost: weight of the mean square of the logits. Small logits can still change sign while the autoencoder
+            changes. Choose less for image credit, because its advantages are smaller.
+        learning_rate: learning rate of Adam.
+        max_grad_norm: largest norm of the gradient, which is clipped to it.
+        width: width of the network's hidden layers.
+        network: conv, attention, or a function that builds another network from the grid.
+        seed: seed of the network's initial weights.
+        device: device of the network.
 
     Raises:
-        InputError: for an unknown credit or network, or a number out of range.
+        InputError: if credit or network is unknown, or a number is out of range.
     """
 
-    guided_fraction = GUIDED_FALL
-    spread_fraction = SPREAD_FALL
+    guided_fraction: Share = GUIDED_FALL
+    spread_fraction: Share = SPREAD_FALL
     reward = "progress"
     takes_tensors = True
 
@@ -90,12 +97,16 @@ class A3C(Agent):
         check_numbers("cost", entropy_coef=entropy_coef, value_coef=value_coef, logit_cost=logit_cost)
         check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         num_patches, dim = observation_shape
-        self.num_workers = num_workers
-        self.credit = credit
-        self.gamma, self.gae_lambda, self.n_steps = gamma, gae_lambda, n_steps
-        self.entropy_coef, self.value_coef, self.logit_cost = entropy_coef, value_coef, logit_cost
-        self.max_grad_norm = max_grad_norm
-        self.device = torch.device(device)
+        self.num_workers: int = num_workers
+        self.credit: str = credit
+        self.gamma: float = gamma
+        self.gae_lambda: float = gae_lambda
+        self.n_steps: int | None = n_steps
+        self.entropy_coef: float = entropy_coef
+        self.value_coef: float = value_coef
+        self.logit_cost: float = logit_cost
+        self.max_grad_norm: float = max_grad_norm
+        self.device: torch.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             grid = grid or square_grid(num_patches)
@@ -103,11 +114,11 @@ class A3C(Agent):
                 built: ActorCritic = PatchActorCritic(num_patches, dim, grid, width=width, kind=network)
             else:
                 built = network(grid)
-            self.network = built.to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
-        self.generator = torch.Generator()
-        self.writes = torch.zeros((), dtype=torch.int64)
-        """Updates of the shared weights so far: what staleness is counted in."""
+            self.network: ActorCritic = built.to(self.device)
+        self.optimizer: torch.optim.Adam = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        self.generator: torch.Generator = torch.Generator()
+        self.writes: Tensor = torch.zeros((), dtype=torch.int64)
+        """Number of updates of the shared weights so far."""
         self.lock: Any = None
 
     def learn(
@@ -123,7 +134,7 @@ class A3C(Agent):
                 return
 
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
-        """One score a patch: the order of the logits, or a drawn one."""
+        """One score per patch: the logits if `deterministic`, else the scores of a drawn order."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         self.network.eval()
         with torch.no_grad():
@@ -139,7 +150,7 @@ class A3C(Agent):
         available: Bool[Tensor, "B L"],
         generator: torch.Generator,
     ) -> Int[Tensor, "B L"]:
-        """The order in which patches are masked while learning."""
+        """Draws the order in which patches are masked during learning."""
         return draw_order(logits, available, generator)
 
     def step_loss(
@@ -162,7 +173,7 @@ class A3C(Agent):
         )
 
     def write(self) -> None:
-        """One update of the weights by the gradients that they have; called under the lock."""
+        """Updates the shared weights by their gradients; called under the lock."""
         self.optimizer.step()
         self.writes += 1
 
@@ -189,10 +200,11 @@ class A3C(Agent):
         self.lock = lock
 
     def locked(self) -> AbstractContextManager[None]:
+        """The lock of the shared weights, or no lock in a single process."""
         return held(self.lock) if self.lock else nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        # As bytes: tensors on the way to another process are shared with it, which the state of a generator cannot be.
+        # As bytes: tensors sent to another process are shared with it, and a generator's state cannot be shared.
         return self.__dict__ | {"generator": self.generator.get_state().numpy().tobytes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The convolutional agent of AHM: it looks at the raw image instead of at embeddings."""
+"""The convolutional agent of AHM, which sees the raw image instead of embeddings."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.masking.selection import order_by_score
 from ahm_gym.model.patches import unpatchify
 
-DRAWS = ("ordered", "top_k")
-CRITICS = ("linear", "relu6")
+DRAWS: tuple[str, ...] = ("ordered", "top_k")
+CRITICS: tuple[str, ...] = ("linear", "relu6")
 
 
 class AHM2025(A3C):
-    """The policy and value network of AHM, trained by `A3C` with what its released code gets wrong mended.
+    """The policy and value network of AHM, trained by `A3C` without the defects of the released code.
 
     After "Adaptive Hard Masking" (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 44(1), 2025). Observations are raw
-    pixels, patch by patch, as the U-Net autoencoder gives them. Each defect comes back by one option:
+    pixels, patch by patch, as the U-Net autoencoder provides them. An option restores each defect:
 
-    | in the released code | here | to bring it back |
+    | in the released code | here | option that restores it |
     |---|---|---|
-    | the k most probable patches, no sampling, no entropy | drawn in order, entropy bonus | `draws="top_k"` |
-    | -log pi of every patch, whichever was masked | log-probability of what was drawn | `draws="top_k"` |
-    | critic capped at 6 by ReLU6, rewards as they are | no cap, rewards in root mean squares | `critic="relu6"` |
+    | masks the k most probable patches: no sampling, no entropy | ordered draws, entropy bonus | `draws="top_k"` |
+    | -log pi of every patch, masked or not | log-probability of the draws | `draws="top_k"` |
+    | critic capped at 6 by ReLU6, unscaled rewards | no cap, rewards of root mean square 1 | `critic="relu6"` |
     | learning rate decayed at every update | constant | `learning_rate_decay=0.99` |
-    | reward cells of 20 px over patches of 16 | the patches | reward `ahm2025:20` |
-    | nothing asynchronous | `num_workers` processes | `num_workers=1` |
+    | reward cells of 20 px over patches of 16 px | the cells are the patches | reward `ahm2025:20` |
+    | not asynchronous | `num_workers` processes | `num_workers=1` |
 
     Args:
-        observation_shape: patches L and pixel values P of a patch.
-        grid: rows and columns of patches; None takes a square.
-        channels: of the images.
+        observation_shape: number of patches L and pixel values per patch P.
+        grid: rows and columns of patches; None means a square.
+        channels: channels of the images.
         num_workers: as for `A3C`.
-        draws: ordered or top_k; with top_k the policy is an independent probability a patch, as published.
+        draws: ordered or top_k; with top_k the policy is an independent probability for each patch, as published.
         critic: linear or relu6.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         learning_rate_decay: factor on the learning rate after every update.
-        entropy_coef: of the mean entropy of the draws; top_k has none.
-        value_coef: of the critic's loss.
-        logit_cost: as for `A3C`; top_k has none.
-        max_grad_norm: the gradient is scaled down to this norm.
+        entropy_coef: weight of the mean entropy of the draws; not used by top_k.
+        value_coef: weight of the critic's loss.
+        logit_cost: as for `A3C`; not used by top_k.
+        max_grad_norm: largest norm of the gradient, which is clipped to it.
         width: channels of the network.
-        seed: of the network's initial weights.
-        device: of the network.
+        seed: seed of the network's initial weights.
+        device: device of the network.
 
     Raises:
-        InputError: for observations that are no square patches with a power of two for a side, an unknown
-            name, or a decay outside of 0 to 1.
+        InputError: if observations are not square patches whose side is a power of two, a name is unknown, or a
+            number is out of range.
     """
 
-    sees_pixels = True
+    sees_pixels: bool = True
 
     def __init__(
         self,
@@ -92,10 +92,13 @@ class AHM2025(A3C):
         if critic not in CRITICS:
             raise unknown_name("critic", critic, CRITICS)
         if not 0.0 < learning_rate_decay <= 1.0:
-            raise InputError(f"learning_rate_decay is {learning_rate_decay}: choose above 0 and up to 1.")
+            raise InputError(
+                f"learning_rate_decay is {learning_rate_decay}: choose a number above 0 and up to 1."
+            )
         patch_size = patch_size_of(observation_shape[1], channels)
-        self.draws = draws
-        self.learning_rate, self.learning_rate_decay = learning_rate, learning_rate_decay
+        self.draws: str = draws
+        self.learning_rate: float = learning_rate
+        self.learning_rate_decay: float = learning_rate_decay
 
         def network(grid: tuple[int, int]) -> ConvActorCritic:
             return ConvActorCritic(grid, patch_size, channels, width=width, critic=critic, draws=draws)
@@ -144,18 +147,18 @@ class AHM2025(A3C):
 
 
 class ConvActorCritic(ActorCritic):
-    """Convolutions from the image down to one logit and one value a patch.
+    """Convolutions from the image down to one logit and one value per patch.
 
-    A 3x3 convolution, then as many of stride 2 as halve a patch to a point; a branch of three convolutions
-    for the policy and one for the values.
+    A 3x3 convolution is followed by convolutions of stride 2 until each patch is one point. Then there is one branch
+    of three convolutions for the policy and one for the values.
 
     Args:
         grid: rows and columns of patches.
         patch_size: side of a patch in pixels, a power of two.
-        channels: of the images.
-        width: of the hidden layers.
-        draws: ordered, where only differences of logits count, or top_k, where each is a probability.
-        critic: linear, or relu6, whose values stay between 0 and 6 while rewards keep their own scale.
+        channels: channels of the images.
+        width: channels of the hidden layers.
+        draws: ordered, for which only differences of logits count, or top_k, for which each is a probability.
+        critic: linear, or relu6, which limits values to 0 to 6 and leaves rewards unscaled.
     """
 
     def __init__(
@@ -169,21 +172,24 @@ class ConvActorCritic(ActorCritic):
         draws: str = "ordered",
     ) -> None:
         super().__init__()
-        self.draws = draws
-        self.grid, self.patch_size = grid, patch_size
+        self.draws: str = draws
+        self.grid: tuple[int, int] = grid
+        self.patch_size: int = patch_size
         halvings = patch_size.bit_length() - 1
-        self.stem = nn.Sequential(
+        self.stem: nn.Sequential = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             nn.ReLU(),
             *(layer for _ in range(halvings) for layer in halving(width)),
         )
-        self.policy, self.value = branch(width), branch(width)
-        self.policy_head, self.value_head = nn.Conv2d(width, 1, 1), nn.Conv2d(width, 1, 1)
-        # Every patch is as likely as any other at first; a critic of zeros would be dead under ReLU6.
+        self.policy: nn.Sequential = branch(width)
+        self.value: nn.Sequential = branch(width)
+        self.policy_head: nn.Conv2d = nn.Conv2d(width, 1, 1)
+        self.value_head: nn.Conv2d = nn.Conv2d(width, 1, 1)
+        # All patches are equally likely at first. A critic of zeros would get no gradient through ReLU6.
         for parameter in self.policy_head.parameters():
             nn.init.zeros_(parameter)
-        self.cap = nn.ReLU6() if critic == "relu6" else nn.Identity()
-        self.reward_scale = FixedScale() if critic == "relu6" else RunningScale()
+        self.cap: nn.Module = nn.ReLU6() if critic == "relu6" else nn.Identity()
+        self.reward_scale: RunningScale = FixedScale() if critic == "relu6" else RunningScale()
 
     def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
         hidden = self.stem(unpatchify(observation, self.grid, self.patch_size))  # B width rows columns
@@ -191,13 +197,13 @@ class ConvActorCritic(ActorCritic):
         values = self.cap(self.value_head(self.value(hidden))).flatten(1)
         if self.draws == "ordered":
             logits = bounded(logits, available_patches(observation))
-        else:  # a probability of its own for every patch
+        else:  # an independent probability for every patch
             logits = capped(logits, LOGIT_CAP)
         return ActorCriticOutput(logits, values, values.mean(dim=1))
 
 
 class FixedScale(RunningScale):
-    """Rewards as they are."""
+    """Leaves rewards unscaled."""
 
     def follow(self, rewards: Float[Tensor, " N"]) -> None:
         return None
@@ -207,7 +213,7 @@ class FixedScale(RunningScale):
 
 
 def halving(width: int) -> list[nn.Module]:
-    """A convolution to half the resolution, normalised over the batch."""
+    """A convolution that halves the resolution, with batch normalisation."""
     return [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
 
 
@@ -220,33 +226,33 @@ def branch(width: int) -> nn.Sequential:
 def independent_loss(
     output: ActorCriticOutput, patch_return: Float[Tensor, "B L"], paid: Bool[Tensor, " B"]
 ) -> StepLoss:
-    """-log(sigmoid of the logit) times reward minus value, of all patches of paid images alike, as published.
+    """-log(sigmoid(logit)) * (reward - value), averaged over all patches of the paid images, as published.
 
-    It is no policy gradient: what was masked does not enter.
+    This is not a policy gradient, because it does not depend on which patches were masked.
     """
     weight = paid[:, None] / (paid.sum() * patch_return.shape[1]).clamp(min=1)
     error = patch_return - output.values
-    nothing = torch.zeros((), device=patch_return.device)
+    zero = torch.zeros((), device=patch_return.device)
     return StepLoss(
         policy=-(functional.logsigmoid(output.logits) * error.detach() * weight).sum(),
         value=(error.square() * weight).sum(),
-        entropy=nothing,
-        relative_entropy=nothing,
-        logit_square=nothing,
+        entropy=zero,
+        relative_entropy=zero,
+        logit_square=zero,
     )
 
 
 def patch_size_of(dim: int, channels: int) -> int:
-    """Side in pixels of a square patch of so many values.
+    """Side, in pixels, of a square patch of `dim` values.
 
     Raises:
-        InputError: where there is none, or it is no power of two.
+        InputError: if the patch is not square, or its side is not a power of two.
     """
     side = math.isqrt(max(dim // max(channels, 1), 0))
     if side < 1 or side * side * channels != dim or side & (side - 1):
         raise InputError(
-            f"observations of {dim} values a patch are not the pixels of square patches with {channels} channels "
-            "and a side of 2, 4, 8, 16, ... px: agent ahm2025 sees the raw image; take `model=unet` and such a "
+            f"observations of {dim} values per patch are not the pixels of square patches with {channels} channels "
+            "and a side of 2, 4, 8, 16, ... px: agent ahm2025 sees the raw image; choose `model=unet` and such a "
             "`patch_size`, or agent a3c."
         )
     return side

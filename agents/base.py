@@ -1,4 +1,4 @@
-"""The base class of agents, and the metrics of an update."""
+"""The base class of agents, and the metrics of an update of the autoencoder."""
 
 from __future__ import annotations
 
@@ -17,99 +17,100 @@ from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch
 
 Metrics = dict[str, float]
-MakeEnv = Callable[[], VectorEnv]
-"""Makes an environment; called once in every worker."""
+MakeEnv = Callable[[], VectorEnv[Any, Any, Any]]
+"""Makes an environment; called once per worker."""
 Callback = Callable[[Metrics], bool]
-"""Called after every update of the autoencoder with its metrics; True asks the agent to stop."""
+"""Called after every update of the autoencoder with its metrics; returning True asks the agent to stop."""
 
 
 @runtime_checkable
 class PausingCallback(Protocol):
-    """A callback that finds all workers at rest at the updates that it names."""
+    """A callback that is called with all workers idle after the updates that it announces."""
 
     def __call__(self, metrics: Metrics) -> bool: ...
 
     def next_pause(self, done: int) -> int:
-        """Updates of this call of `learn` after which all workers must rest, when `done` have been made."""
+        """Number of updates in this call of `learn` after which all workers must be idle next; `done` are done."""
         ...
 
 
 class Agent(ABC):
-    """A learner of masks in a vector environment: the base class of every agent.
+    """Base class of agents, which learn in a vector environment to choose masks.
 
-    A subclass has the four abstract methods, and overrides the attributes whose defaults do not fit. It is made as
-    `cls(observation_shape, grid=..., seed=..., device=...)` from the patches L and width D of an observation.
+    A subclass implements the four abstract methods, and overrides the attributes if their defaults do not fit. It is
+    built as `cls(observation_shape, grid=..., seed=..., device=...)`; `observation_shape` is the number of patches L
+    and the width of an embedding D.
     """
 
     env_id: str = "AHM/Masking-v0"
-    """Id of the environment whose action form it takes."""
+    """Id of the environment that has the agent's form of action."""
     guided_fraction: Share = 0.5
-    """Share of the masked patches that it chooses, 0 to 1, or a function of training progress.
+    """Share of the masked patches that the agent chooses, 0 to 1, or a function of training progress.
 
-    The default is constant: many algorithms drift once nothing is paid for.
+    The default is constant, because many algorithms drift once no choice is rewarded.
     """
     spread_fraction: Share = 1.0
-    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), likewise."""
+    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function."""
     reward: str = "relative"
-    """Name in `ahm_gym.envs.REWARDS` of what pays it unless another is asked for."""
+    """Name of the default reward, one of `ahm_gym.envs.REWARDS`."""
     takes_tensors: bool = False
     """Whether observations are tensors on the device instead of arrays."""
     sees_pixels: bool = False
-    """Whether observations are raw pixels, patch by patch: it is then given `channels`, and needs the U-Net."""
+    """Whether observations are raw pixels, patch by patch. The agent is then passed `channels`, and needs the U-Net."""
     resumes_exactly: bool = True
-    """Whether its state holds everything that a bit-exact resume needs."""
+    """Whether the state holds everything needed to resume bit for bit."""
 
     @abstractmethod
     def learn(
         self, make_env: MakeEnv, num_steps: int, *, seed: int | None, callback: Callback | None = None
     ) -> None:
-        """Acts and learns until the autoencoder had `num_steps` more updates.
+        """Acts and learns until the autoencoder has had `num_steps` more updates.
 
         Args:
-            make_env: makes an environment; called once in every worker.
-            num_steps: updates of the autoencoder, over all workers.
-            seed: of the agent's draws and the environment; None goes on with the loaded state.
+            make_env: makes an environment; called once per worker.
+            num_steps: updates of the autoencoder, by all workers together.
+            seed: seed of the agent's draws and the environment; None continues from the current state.
             callback: called right after every update, with at least `loss` and `reward`; see `update_metrics`.
         """
 
     @abstractmethod
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
-        """One score a patch for a batch of observations (B, L, D), arrays or tensors."""
+        """One score per patch for a batch of observations (B, L, D), an array or a tensor."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and JSON values, nested: everything that an exact resume needs."""
+        """Everything that an exact resume needs, as nested tensors and JSON values."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Continues from what `state_dict` returned."""
 
     def score(self, patches: PatchBatch) -> Float[Tensor, "B L"]:
-        """Scores for evaluation and pictures, without exploration; they change nothing."""
+        """Scores for evaluation and figures, without exploration; the agent does not change."""
         return self.act(patches.embeddings, deterministic=True)
 
     def weigh(self, patches: PatchBatch, masks: Masks, generator: torch.Generator) -> Float[Tensor, "B L"]:
-        """How much each patch counts in the loss, 0 on visible ones (default: every masked patch 1)."""
+        """Weight of each patch in the loss, 0 on visible patches (default: 1 on every masked patch)."""
         return masks.weight
 
 
 def sees_pixels(make_agent: Any) -> bool:
-    """Whether this is the class of an agent that sees raw pixels; a function that makes agents never is."""
+    """Whether `make_agent` is the class of an agent that sees raw pixels; False for any function."""
     return isinstance(make_agent, type) and issubclass(make_agent, Agent) and make_agent.sees_pixels
 
 
-GUIDED_FALL = Ramp(first=0.5, last=0.0, start=0.0, end=0.5)
-"""The share of guided patches that A3C has: half at first, none from the middle of training on.
+GUIDED_FALL: Ramp = Ramp(first=0.5, last=0.0, start=0.0, end=0.5)
+"""The share of guided patches of A3C: half at first, none from the middle of training on.
 
-Hard patches help early on, spread as `ahm_gym.masking.spread` has it; later they hold an autoencoder back, and
-random masks teach more. docs/experiments.md has what was tried.
+Hard patches help early on if visible patches are spread (`ahm_gym.masking.spread`). Later they hold the autoencoder
+back, and random masks teach it more. docs/experiments.md describes what was tried.
 """
 
 
 def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
-    """Reconstruction loss (the weighted mean), share of the masked patches that was guided, and mean reward.
+    """Weighted mean of the reconstruction loss, share of the masked patches that was guided, and mean reward.
 
-    The latter is of the images in which a choice was paid; it is missing where there are none.
+    The mean reward covers the images in which a choice was paid, and is missing if there are none.
     """
     mask, guided = np.asarray(info["mask"]), np.asarray(info["guided"])
     metrics = {
@@ -121,10 +122,10 @@ def update_metrics(info: dict[str, Any], reward: Any) -> Metrics:
 
 
 def weights_of(info: dict[str, Any]) -> np.ndarray:
-    """How much the patches (B, L) count in the loss; where the environment has no weights, every masked one 1."""
+    """Weights (B, L) of the patches in the loss; 1 on masked patches if the environment does not report any."""
     return np.asarray(info.get("weight", info["mask"]), dtype=np.float32)
 
 
 def paid_images(info: dict[str, Any]) -> np.ndarray:
-    """The images (B,) whose reward was measured; all, where the environment says nothing of it."""
+    """True for the images (B,) whose reward was measured; for all if the environment does not report it."""
     return np.asarray(info.get("paid", np.ones(len(info["mask"]))), dtype=bool)

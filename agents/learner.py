@@ -1,4 +1,4 @@
-"""One worker of the actor-critic: it acts in its environment, and learns after every rollout."""
+"""One worker of A3C: it acts in its own environment, and learns after every rollout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 class Transition:
     """One step of a batch of images, as the learner remembers it.
 
-    What the environment has paid stays in main memory until it is learned from.
+    Rewards stay in main memory until the learner learns from them.
     """
 
     output: ActorCriticOutput
-    order: Tensor
+    """Of the state before the step."""
+    order: Int[Tensor, "B L"]
+    """The action: patch indices in the order in which they were drawn."""
     available: Bool[Tensor, "B L"]
+    """True for patches that could be drawn."""
     chosen: Bool[Tensor, "B L"]
+    """True for entries of `order` that the environment masked because of it."""
     patch_reward: Float[Tensor, "B L"]
     image_reward: Float[Tensor, " B"]
     ended: Bool[Tensor, " B"]
@@ -46,17 +50,20 @@ class Learner:
 
     Args:
         agent: holds the shared weights, the optimiser and the lock.
-        network: the copy that acts; the agent's own where there is one worker.
-        env: this worker's environment.
-        generator: of this worker's draws.
-        seed: of the draws and the environment; None leaves both as they are.
+        network: acts; a copy of the agent's network, or with one worker that network itself.
+        env: environment of this worker.
+        generator: draws for this worker.
+        seed: seed of the generator and the environment; None leaves both as they are.
+
+    Raises:
+        InputError: if the autoreset mode of the environment is not SAME_STEP.
     """
 
     def __init__(
         self,
         agent: A3C,
         network: ActorCritic,
-        env: VectorEnv,
+        env: VectorEnv[Any, Any, Any],
         generator: torch.Generator,
         seed: int | None,
     ) -> None:
@@ -66,16 +73,20 @@ class Learner:
                 f"the environment's autoreset mode is {mode}: A3C needs SAME_STEP; build it with "
                 "autoreset_mode='SameStep'."
             )
-        self.agent, self.network, self.env, self.generator = agent, network, env, generator
+        self.agent: A3C = agent
+        self.network: ActorCritic = network
+        self.env: VectorEnv[Any, Any, Any] = env
+        self.generator: torch.Generator = generator
+        self._writes_read = 0
         if seed is not None:
             generator.manual_seed(seed)
         observation, _ = env.reset(seed=seed)
-        self.observation = self._tensor(observation)
+        self.observation: Float[Tensor, "B L D"] = self._tensor(observation)
 
     def episode(self) -> Metrics:
-        """Plays the present batch to its end, learning after every rollout; gives back metrics.
+        """Plays the current batch to its end, learning after every rollout; returns metrics.
 
-        Nothing is learned before the environment has masked a patch because of the scores.
+        As long as the scores have not chosen any patch, there is nothing to learn from.
         """
         metrics: Metrics = {}
         ended = False
@@ -92,11 +103,15 @@ class Learner:
         return metrics
 
     def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray]:
+        """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode.
+
+        Returns the transitions, and `info` and reward (B,) of the last step.
+        """
         agent, network = self.agent, self.network
         if network is not agent.network:
             with agent.locked():
                 read(network, agent.network)
-        self.read_at = int(agent.writes)
+        self._writes_read = int(agent.writes)
         network.train()
         rollout: list[Transition] = []
         while True:
@@ -105,7 +120,7 @@ class Learner:
             output = network(observation)
             order = agent.draw(output.logits, available, self.generator)
             scores = Fetch(scores_of_order(order)).wait().numpy()
-            following, reward, terminated, truncated, info = self.env.step(scores)
+            next_observation, reward, terminated, truncated, info = self.env.step(scores)
             if "patch_reward" not in info:
                 raise InputError(
                     "the environment's info has no 'patch_reward': A3C needs the reward of every patch; "
@@ -123,13 +138,20 @@ class Learner:
                     ended=torch.as_tensor(terminated | truncated),
                 )
             )
-            self.observation = self._tensor(following)
+            self.observation = self._tensor(next_observation)
             if rollout[-1].ended.any() or len(rollout) == agent.n_steps:
                 return rollout, info, reward
 
     def _learn(
         self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"]
     ) -> Metrics:
+        """Updates the shared weights from one rollout; returns metrics.
+
+        Args:
+            rollout: consecutive steps of the batch.
+            mask: patches masked by the end of the rollout.
+            paid: images to learn from.
+        """
         agent, network = self.agent, self.network
         mask = mask & paid[:, None]
         if bool(rollout[-1].ended.all()):
@@ -150,7 +172,7 @@ class Learner:
         if not math.isfinite(size):
             raise RunError(
                 f"the agent's gradient is not finite (loss {total}) at its update "
-                f"{int(agent.writes) + 1}: look at the rewards; the last checkpoint is good."
+                f"{int(agent.writes) + 1}: check the rewards; the last checkpoint is still good."
             )
         staleness = self._write()
         return {
@@ -161,11 +183,11 @@ class Learner:
         }
 
     def _returns(self, rollout: list[Transition]) -> tuple[Float[Tensor, "T B L"], Float[Tensor, "T B"]]:
-        """Returns of the patches and of the whole mask, in root mean squares of the reward."""
+        """Returns of the patches and of the whole mask, in units of the reward's root mean square."""
         agent = self.agent
         scale = self.network.reward_scale.value()
         ended = torch.stack([step.ended for step in rollout])
-        goes_on = not bool(ended[-1].all())
+        continues = not bool(ended[-1].all())
         ended, patch_reward, image_reward = (
             to_device(value, agent.device)
             for value in (
@@ -177,7 +199,7 @@ class Learner:
         values = torch.stack([step.output.values.detach() for step in rollout])
         image_values = torch.stack([step.output.image_value.detach() for step in rollout])
         bootstrap, image_bootstrap = torch.zeros_like(values[0]), torch.zeros_like(image_values[0])
-        if goes_on:
+        if continues:
             with torch.no_grad():
                 self.network.eval()
                 after = self.network(self.observation)
@@ -200,10 +222,10 @@ class Learner:
         return patch, image
 
     def _write(self) -> int:
-        """Applies the gradients to the shared weights; gives back the writes of others since the last read."""
+        """Applies the gradients to the shared weights; returns how many updates others made since they were read."""
         agent, network = self.agent, self.network
         with agent.locked():
-            staleness = int(agent.writes) - self.read_at
+            staleness = int(agent.writes) - self._writes_read
             if network is not agent.network:
                 hand_over_gradients(network, agent.network)
                 write_buffers(network, agent.network)
@@ -211,7 +233,7 @@ class Learner:
         return staleness
 
     def _keep_statistics(self) -> None:
-        """Hands over what the network has seen, where there is nothing to learn from."""
+        """Shares the statistics of the observations when there is nothing to learn from."""
         agent, network = self.agent, self.network
         if network is not agent.network:
             with agent.locked():

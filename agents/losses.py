@@ -12,12 +12,14 @@ from ahm_gym.agents.ordering import order_statistics
 
 
 class StepLoss(NamedTuple):
+    """The parts of the loss of one step, each a scalar."""
+
     policy: Float[Tensor, ""]
     value: Float[Tensor, ""]
     entropy: Float[Tensor, ""]
-    """Mean entropy of the conditional draws, in nats."""
+    """Mean entropy of the draws, each given the draws before it, in nats."""
     relative_entropy: Float[Tensor, ""]
-    """The same as a share of the largest possible, 0 to 1; for the eye."""
+    """The same relative to the largest possible entropy, 0 to 1; only reported."""
     logit_square: Float[Tensor, ""]
     """Mean square of the logits of the patches that could be drawn."""
 
@@ -32,21 +34,24 @@ def step_loss(
     image_return: Float[Tensor, " B"],
     credit: str,
 ) -> StepLoss:
-    """Policy loss, value loss, entropy and size of the logits; policy and entropy are means over the guided draws.
+    """Policy loss, value loss, entropy and logit size of one step; policy loss and entropy are means over the draws.
 
-    With `credit="local"` draw j is paid A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l: the
-    baseline is an expectation over what could be drawn. V of the drawn patch itself would depend on the
-    action, and its gradient vanishes once the critic is right. Local credit ignores that patches
-    influence each other's loss; `credit="image"`, (R - V(s)) * log pi(order), is unbiased.
+    Local credit pays draw j of patch i_j by the return of that patch. The advantage is
+    A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l, so the baseline is the expected value of the draw. It must
+    not be V of the drawn patch, which depends on the action: the gradient would vanish once the critic is exact.
+    Local credit ignores that patches influence each other's loss.
+
+    Image credit pays every draw by the return R of the whole mask: the gradient is that of (R - V(s)) * log pi(order)
+    and unbiased.
 
     Args:
-        output: of the network for the state before the draw.
-        order: the drawn order of patches.
-        available: patches that could be drawn.
-        chosen: entries of the order that the environment masked because of it. It may pass some by, as with
-            `spread`: with image credit these are draws too, with local credit they count for nothing. Entries behind
-            the last chosen one are no draws.
-        masked: patches on which the critic is fitted, guided or random; none of images that were not paid.
+        output: output of the network for the state before the step.
+        order: patch indices in the order in which they were drawn.
+        available: True for patches that could be drawn.
+        chosen: True for entries of the order that the environment masked because of it. The environment skips entries
+            if their window must stay visible (`ahm_gym.masking.spread`); they are draws for image credit, but not for
+            local credit. Entries after the last chosen one are not draws.
+        masked: patches on which the critic is fitted, guided or random; none in images that were not paid.
         patch_return: return of each patch.
         image_return: return of the whole mask.
         credit: "local" or "image".

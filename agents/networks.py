@@ -1,4 +1,4 @@
-"""The actor-critic: one logit and one value a patch, from a patch and its surroundings."""
+"""The actor-critic: one logit and one value per patch, from the patch and its surroundings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import InputError, unknown_name
 
-LOGIT_CAP = 8.0  # exp(-2 * 8) stays well inside float32, so that no patch's probability vanishes
-NUM_HEADS = 4
+LOGIT_CAP: float = 8.0
+"""Largest logit; exp(-2 * 8) is well within float32, so that no patch's probability vanishes."""
+NUM_HEADS: int = 4
+"""Attention heads of a network of kind attention."""
 
 
 class ActorCriticOutput(NamedTuple):
+    """The policy and the values of a batch of observations."""
+
     logits: Float[Tensor, "B L"]
-    """Of the next draw, between -8 and 8."""
+    """Logits of the next draw, between -8 and 8."""
     values: Float[Tensor, "B L"]
-    """Expected reward of each patch, were it masked."""
+    """Expected reward of each patch if it is masked."""
     image_value: Float[Tensor, " B"]
     """Expected reward of the whole mask."""
 
 
 class ActorCritic(nn.Module):
-    """What A3C asks of a network: logits and values from observations, and the scale of its rewards."""
+    """The interface of A3C's networks: logits and values of observations, and the scale of the rewards."""
 
     reward_scale: RunningScale
 
@@ -36,13 +40,13 @@ class ActorCritic(nn.Module):
 
 
 class PatchActorCritic(ActorCritic):
-    """A small network over patch embeddings, shared over patches.
+    """A small network over patch embeddings, whose weights are shared by all patches.
 
     Args:
-        num_patches: L.
-        dim: D, width of the embeddings.
-        grid: rows and columns.
-        width: of the hidden layers.
+        num_patches: number of patches L.
+        dim: width of an embedding D.
+        grid: rows and columns of patches.
+        width: width of the hidden layers.
         kind: conv (two 3x3 convolutions over the grid) or attention (one transformer block).
     """
 
@@ -50,11 +54,11 @@ class PatchActorCritic(ActorCritic):
         self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
     ) -> None:
         super().__init__()
-        self.normalise = ObservationNorm(num_patches, dim)
-        self.trunk = PatchTrunk(num_patches, dim, grid, width=width, kind=kind)
-        self.heads = nn.Linear(width, 2)
-        self.image_head = nn.Linear(width, 1)
-        self.reward_scale = RunningScale()
+        self.normalise: ObservationNorm = ObservationNorm(num_patches, dim)
+        self.trunk: PatchTrunk = PatchTrunk(num_patches, dim, grid, width=width, kind=kind)
+        self.heads: nn.Linear = nn.Linear(width, 2)
+        self.image_head: nn.Linear = nn.Linear(width, 1)
+        self.reward_scale: RunningScale = RunningScale()
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
 
@@ -66,10 +70,10 @@ class PatchActorCritic(ActorCritic):
 
 
 def bounded(logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Logits less their mean over the available patches, each between -8 and 8.
+    """Logits minus their mean over the available patches, each between -8 and 8.
 
-    Only differences matter to a draw, so nothing holds the mean: capped as they are, all logits drift to the same
-    end of the range, where draws are uniform and gradients vanish.
+    A draw depends on differences of logits only, so nothing fixes their mean. If they were capped without centring,
+    they would all drift to the same end of the range, where draws are uniform and gradients vanish.
     """
     count = available.sum(dim=1, keepdim=True).clamp(min=1)
     centred = logits - (logits * available).sum(dim=1, keepdim=True) / count
@@ -77,7 +81,7 @@ def bounded(logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"]) -> Flo
 
 
 def capped(numbers: Tensor, cap: float) -> Tensor:
-    """The numbers, held smoothly between -cap and cap."""
+    """The numbers, limited smoothly to the range from -cap to cap."""
     return cap * (numbers / cap).tanh()
 
 
@@ -89,13 +93,15 @@ class PatchTrunk(nn.Module):
     ) -> None:
         super().__init__()
         if grid[0] * grid[1] != num_patches:
-            raise InputError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches.")
+            raise InputError(
+                f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches: pass their rows and columns."
+            )
         if kind == "attention" and width % NUM_HEADS:
             raise InputError(
                 f"width is {width}: with network=attention choose a multiple of its {NUM_HEADS} heads."
             )
-        self.project = nn.Linear(dim, width)
-        self.position = nn.Parameter(torch.zeros(1, num_patches, width))
+        self.project: nn.Linear = nn.Linear(dim, width)
+        self.position: nn.Parameter = nn.Parameter(torch.zeros(1, num_patches, width))
         self.context: nn.Module
         if kind == "conv":
             self.context = ConvContext(width, grid)
@@ -113,9 +119,9 @@ class ConvContext(nn.Module):
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.grid = grid
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.grid: tuple[int, int] = grid
+        self.first: nn.Conv2d = nn.Conv2d(width, width, 3, padding=1)
+        self.second: nn.Conv2d = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, hidden: Float[Tensor, "B L width"]) -> Float[Tensor, "B L width"]:
         image = hidden.transpose(1, 2).unflatten(2, self.grid)
@@ -125,13 +131,14 @@ class ConvContext(nn.Module):
 
 
 class ObservationNorm(nn.Module):
-    """Embeddings less their running mean at each position, over their running deviation in each dimension.
+    """Standardises embeddings by a running mean for each patch and a running deviation for each dimension.
 
-    The embedding drifts while the autoencoder trains, and the part that is the same in every image (the
-    position) would drown what differs. Rows of zeros (patches that can be masked no more) stay zero.
+    The embeddings drift while the autoencoder trains, and the part that is the same in every image (the
+    position) would drown the differences. Rows of zeros (patches that can no longer be masked) stay zero.
     """
 
-    momentum = 0.02
+    momentum: float = 0.02
+    """Smallest weight of a new batch in the running statistics."""
 
     def __init__(self, num_patches: int, dim: int) -> None:
         super().__init__()
@@ -160,9 +167,10 @@ class ObservationNorm(nn.Module):
 
 
 class RunningScale(nn.Module):
-    """Running root mean square of the rewards: advantages and values are counted in it."""
+    """Running root mean square of the rewards, the unit of returns and values."""
 
-    momentum = 0.02
+    momentum: float = 0.02
+    """Smallest weight of new rewards in the running mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,28 +180,29 @@ class RunningScale(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def follow(self, rewards: Float[Tensor, " N"]) -> None:
-        """Take new rewards into the statistics."""
+        """Updates the statistics with new rewards."""
         if rewards.numel():
             self.count += 1
             rate = (1.0 / self.count).clamp(min=self.momentum)
             self.square.lerp_(rewards.square().mean(), rate)
 
     def value(self) -> Float[Tensor, ""]:
+        """The root mean square so far."""
         return self.square.clamp(min=1e-12).sqrt()
 
 
 def available_patches(observation: Float[Tensor, "B L D"]) -> Bool[Tensor, "B L"]:
-    """False where a patch can be masked no more: the environment shows it as zeros."""
+    """False for patches that can no longer be masked, which the environment shows as zeros."""
     return observation.ne(0).any(dim=-1)
 
 
 def square_grid(num_patches: int) -> tuple[int, int]:
-    """Rows and columns of a square of so many patches.
+    """Rows and columns of a square grid of that many patches.
 
     Raises:
-        InputError: where there is none.
+        InputError: if the patches do not form a square.
     """
     side = round(num_patches**0.5)
     if side * side != num_patches:
-        raise InputError(f"{num_patches} patches make no square: give the grid.")
+        raise InputError(f"{num_patches} patches do not form a square: pass the grid, its rows and columns.")
     return side, side

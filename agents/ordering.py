@@ -1,4 +1,4 @@
-"""Drawing patches in order without replacement: the exact policy of a top-k choice (Plackett-Luce)."""
+"""Ordered draws of patches without replacement (Plackett-Luce): the exact policy of a top-k choice."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ahm_gym.device.transfers import to_device
 def draw_order(
     logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], generator: torch.Generator
 ) -> Int[Tensor, "B L"]:
-    """Patch indices in the order of their draws; those that are not available come last.
+    """Patch indices in the order in which they are drawn; unavailable patches come last.
 
-    Sorting logits plus Gumbel noise draws from the softmax over what is left, again and again
-    (Kool et al., "Stochastic Beams and Where to Find Them", 2019).
+    Sorting logits plus Gumbel noise is equivalent to drawing from the softmax over the remaining patches, one after
+    another (Kool et al., "Stochastic Beams and Where to Find Them", 2019).
     """
     uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1.0 - 1e-7)
     uniform = to_device(uniform, logits.device)
@@ -34,12 +34,12 @@ def order_statistics(
 ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"], Float[Tensor, "B L"]]:
     """Log-probability, entropy and expected value of each draw.
 
-    Everything stands in order of draw: entry j speaks of the softmax over entries j, j+1, ...
+    All tensors are in the order of the draws: draw j is from the softmax over entries j, j+1, ...
 
     Args:
-        logits: of the patches in that order.
-        values: of the same patches.
-        left: False for patches that could not be drawn; they stand last.
+        logits: logits of the patches.
+        values: values of the patches.
+        left: False for patches that could not be drawn, which come last.
     """
     weights = _weights(logits, left)
     total = _suffix_sum(weights).clamp(min=1e-30)

@@ -1,4 +1,4 @@
-"""Returns over a rollout: pure functions of tensors whose first axis is time."""
+"""Returns over a rollout, as a pure function of tensors whose first axis is time."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def lambda_returns(
     With `gae_lambda=1` these are the n-step returns of A3C (Mnih et al., 2016).
 
     Args:
-        rewards: paid after the step.
-        values: of the state before the step.
-        ended: True where the episode ended with the step; nothing after it counts.
+        rewards: reward of each step.
+        values: value of the state before each step.
+        ended: True if the episode ended with the step; later rewards do not count.
         bootstrap: value of the state after the last step.
-        gamma: discount a step, 0 to 1.
-        gae_lambda: 0 trusts the values after one step, 1 only the rewards.
+        gamma: discount per step, 0 to 1.
+        gae_lambda: 0 bootstraps from the value after each step, 1 only from `bootstrap`.
     """
     returns = torch.empty_like(rewards)
     advantage = torch.zeros_like(bootstrap)
-    following = bootstrap
+    next_value = bootstrap
     for step in reversed(range(len(rewards))):
-        goes_on = (~ended[step]).to(rewards.dtype)
-        surprise = rewards[step] + gamma * following * goes_on - values[step]
-        advantage = surprise + gamma * gae_lambda * goes_on * advantage
+        continues = (~ended[step]).to(rewards.dtype)
+        td_error = rewards[step] + gamma * next_value * continues - values[step]
+        advantage = td_error + gamma * gae_lambda * continues * advantage
         returns[step] = advantage + values[step]
-        following = values[step]
+        next_value = values[step]
     return returns

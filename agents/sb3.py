@@ -23,35 +23,35 @@ from ahm_gym.agents.base import Agent, Callback, MakeEnv, Metrics
 from ahm_gym.agents.networks import ObservationNorm, RunningScale, available_patches, square_grid
 from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
-from ahm_gym.agents.sb3_presets import ALGORITHMS
+from ahm_gym.agents.sb3_presets import ALGORITHMS, Algorithm
 from ahm_gym.errors import InputError, unknown_name
 
-CPU = torch.device("cpu")
-OURS = ("policy", "env", "seed", "device", "_init_setup_model")
-"""Arguments of SB3's algorithms that the agent gives itself."""
+CPU: torch.device = torch.device("cpu")
+SET_HERE: tuple[str, ...] = ("policy", "env", "seed", "device", "_init_setup_model")
+"""Arguments of SB3's algorithms that the agent sets itself."""
 
 
 class SB3Agent(Agent):
-    """One of stable-baselines3's algorithms, with patch-wise networks and settings for masking.
+    """An algorithm of stable-baselines3, with patch-wise networks and settings that suit masking.
 
-    It sees only the scalar reward of a mask, in running root mean squares. Saved are networks, optimisers
-    and statistics; replay buffer and half-collected rollout are not, so a resumed run is approximate.
+    It sees only the scalar reward of a mask, divided by its running root mean square. Its state holds networks,
+    optimisers and statistics, but no replay buffer and no unfinished rollout, so a resumed run is approximate.
 
     Args:
         name: ppo, a2c, trpo, sac, td3, tqc, dqn or maskable_ppo.
-        observation_shape: patches L and width D.
-        grid: rows and columns of patches; None takes a square.
-        seed: of the networks' initial weights.
-        device: of the networks.
+        observation_shape: number of patches L and width of an embedding D.
+        grid: rows and columns of patches; None means a square.
+        seed: seed of the networks' initial weights.
+        device: device of the networks.
         callbacks: SB3 callbacks that run during training.
-        progress_bar: SB3's own.
-        settings: keyword arguments of SB3's algorithm, in place of the presets.
+        progress_bar: whether to show SB3's progress bar.
+        settings: keyword arguments of SB3's algorithm, which replace the presets.
 
     Raises:
-        InputError: for an unknown algorithm or setting, or a package that is not installed.
+        InputError: if the algorithm or a setting is unknown, or a package is not installed.
     """
 
-    resumes_exactly = False
+    resumes_exactly: bool = False
 
     def __init__(
         self,
@@ -67,24 +67,26 @@ class SB3Agent(Agent):
     ) -> None:
         if name not in ALGORITHMS:
             raise unknown_name("stable-baselines3 algorithm", name, ALGORITHMS)
-        self.name, self.settings = name, settings
-        self.recipe = ALGORITHMS[name]
+        self.name: str = name
+        self.settings: dict[str, Any] = settings
+        self.recipe: Algorithm = ALGORITHMS[name]
         known = {parameter.name for parameter in settings_of(name)}
         for setting in settings.keys() - known:
             raise unknown_name(f"setting of {name}", setting, known)
-        self.env_id = self.recipe.env_id
-        self.device = torch.device(device)
-        self.callbacks, self.progress_bar = callbacks, progress_bar
+        self.env_id: str = self.recipe.env_id
+        self.device: torch.device = torch.device(device)
+        self.callbacks: tuple[BaseCallback, ...] = callbacks
+        self.progress_bar: bool = progress_bar
         num_patches, dim = observation_shape
-        self.grid = grid or square_grid(num_patches)
-        self.normalise = ObservationNorm(num_patches, dim).to(self.device)
-        self.reward_scale = RunningScale().to(self.device)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.num_updates = 0
+        self.grid: tuple[int, int] = grid or square_grid(num_patches)
+        self.normalise: ObservationNorm = ObservationNorm(num_patches, dim).to(self.device)
+        self.reward_scale: RunningScale = RunningScale().to(self.device)
+        self.generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self.num_updates: int = 0
         with seeded(seed, self.device), warnings.catch_warnings():
-            # SB3 warns that the sizes for a batch do not fit the few images of this.
+            # SB3 warns that its batch sizes do not fit the few images of this stand-in.
             warnings.simplefilter("ignore", UserWarning)
-            self.algorithm = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
+            self.algorithm: Any = self._build(MaskingVecEnv(SpacesOnly(observation_shape, self.env_id)))
 
     def learn(
         self, make_env: MakeEnv, num_steps: int, *, seed: int | None, callback: Callback | None = None
@@ -100,7 +102,7 @@ class SB3Agent(Agent):
             self._take(parameters_of(before))
             self.algorithm.num_timesteps = before.num_timesteps
             self.algorithm.action_space.seed(draw % 2**32)
-            if seed is not None:  # SB3 would draw one, and the environment would start anew
+            if seed is not None:  # for None, SB3 would draw a seed and start the environment again
                 env.seed(seed)
             self.algorithm.learn(
                 num_steps * env.num_envs * self._longest_episode(env.env),
@@ -109,12 +111,12 @@ class SB3Agent(Agent):
                 progress_bar=self.progress_bar,
             )
 
-    def _longest_episode(self, env: VectorEnv) -> int:
-        """Steps of the longest episode; one patch a step may end sooner, and the count of updates ends learning."""
+    def _longest_episode(self, env: VectorEnv[Any, Any, Any]) -> int:
+        """Upper bound of the steps of an episode; learning ends by the number of updates."""
         return self.normalise.mean.shape[0] if self._is_discrete else getattr(env, "masking_steps", 1)
 
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
-        """One score a patch; of algorithms that choose one patch a step their preferences for the first."""
+        """One score per patch; if the algorithm chooses one patch per step, its preferences for the first patch."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         self.normalise.eval()
         policy = self.algorithm.policy
@@ -181,17 +183,19 @@ class SB3Agent(Agent):
         return float(self.reward_scale.value()) if self.reward_scale.count else 1.0
 
 
-class SpacesOnly(VectorEnv):
-    """Spaces without an environment: enough to build an algorithm's networks."""
+class SpacesOnly(VectorEnv[Any, Any, Any]):
+    """Spaces without an environment: enough to build the networks of an algorithm."""
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
-    render_mode = None
-    num_envs = 4
+    render_mode: str | None = None
+    num_envs: int = 4
 
     def __init__(self, observation_shape: tuple[int, int], env_id: str) -> None:
         num_patches = observation_shape[0]
-        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
-        self.single_action_space = (
+        self.single_observation_space: gym.Space[Any] = gym.spaces.Box(
+            -np.inf, np.inf, observation_shape, np.float32
+        )
+        self.single_action_space: gym.Space[Any] = (
             gym.spaces.Box(-1.0, 1.0, (num_patches,), np.float32)
             if env_id == "AHM/Masking-v0"
             else gym.spaces.Discrete(num_patches)
@@ -202,9 +206,9 @@ class SpacesOnly(VectorEnv):
 
 
 def settings_of(name: str) -> list[inspect.Parameter]:
-    """The keyword arguments of SB3's algorithm that an agent may set."""
+    """The keyword arguments of SB3's algorithm that an agent accepts as settings."""
     taken = inspect.signature(load(ALGORITHMS[name].algorithm)).parameters.values()
-    return [p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name not in OURS]
+    return [p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name not in SET_HERE]
 
 
 def parameters_of(algorithm: Any) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def load(path: str) -> Any:
     """The class at `module:name`.
 
     Raises:
-        InputError: where its package is missing.
+        InputError: if its package is not installed.
     """
     module, _, name = path.partition(":")
     try:
@@ -235,7 +239,7 @@ def load(path: str) -> Any:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """The global generators, which SB3 draws from, seeded for a while and then as they were."""
+    """Seeds the global generators, from which SB3 draws, and restores them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
@@ -252,10 +256,10 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 class SB3Factory:
-    """Makes agents of one algorithm, and knows what they take."""
+    """Makes agents of one algorithm; its signature lists their options."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
     def __call__(self, observation_shape: tuple[int, int], **options: Any) -> SB3Agent:
         return SB3Agent(self.name, observation_shape, **options)
@@ -268,7 +272,7 @@ class SB3Factory:
 
 
 def __getattr__(name: str) -> SB3Factory:
-    """The factory of that algorithm, as the table of agents names it."""
+    """The factory of the algorithm of that name, which the table of agents refers to."""
     if name not in ALGORITHMS:
         raise AttributeError(name)
     return SB3Factory(name)

@@ -1,4 +1,4 @@
-"""The patch-wise networks for the algorithms of sb3-contrib, which is an extra."""
+"""Patch-wise networks for the algorithms of sb3-contrib, an optional dependency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ahm_gym.agents.sb3_policies import PatchOffPolicy, PatchWise, patch_wise_cr
 
 
 class PatchMaskablePolicy(PatchWise, MaskableActorCriticPolicy):
-    """For MaskablePPO, one patch a step."""
+    """For MaskablePPO, one patch per step."""
 
 
 class PatchTQCPolicy(PatchOffPolicy, TQCPolicy):

@@ -1,4 +1,4 @@
-"""A masking vector environment as stable-baselines3 wants it, and the callback that counts its updates."""
+"""A masking environment as a vector environment of stable-baselines3, and a callback that counts its updates."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ahm_gym.errors import InputError
 
 
 class MaskingVecEnv(VecEnv):
-    """All images of a batch as the parallel environments of stable-baselines3.
+    """The images of a batch as the parallel environments of stable-baselines3.
 
-    Nothing is copied into other processes: there is one autoencoder. `info["episode"]` holds the reward
-    and the length of a finished episode, as SB3's Monitor writes them.
+    There are no other processes, because there is one autoencoder. `info["episode"]` holds the reward and the
+    length of a finished episode, in the format of SB3's Monitor.
 
     Args:
-        env: with SAME_STEP autoreset.
-        transform: of the observations (B, L, D), such as a running normalisation; it is told whether they begin
-            an episode. None leaves them.
-        scale: divides the rewards; None leaves them. It is told the rewards of finished episodes.
+        env: environment with SAME_STEP autoreset.
+        transform: maps observations (B, L, D), given whether they are the first of an episode; for example a running
+            normalisation. None leaves them as they are.
+        scale: returns the number that divides all rewards, given the rewards measured in this step. None leaves them
+            as they are.
 
     Raises:
-        InputError: for an environment of another autoreset mode.
+        InputError: if the environment has another autoreset mode.
     """
 
     def __init__(
         self,
-        env: VectorEnv,
+        env: VectorEnv[Any, Any, Any],
         transform: Callable[[np.ndarray, bool], np.ndarray] | None = None,
         scale: Callable[[np.ndarray], float] | None = None,
     ) -> None:
@@ -43,11 +44,11 @@ class MaskingVecEnv(VecEnv):
                 f"the environment's autoreset mode is {mode}: stable-baselines3 needs SAME_STEP; build it with "
                 "autoreset_mode='SameStep'."
             )
-        self.env = env
-        self.transform = transform or (lambda observation, begins: observation)
-        self.scale = scale or (lambda reward: 1.0)
+        self.env: VectorEnv[Any, Any, Any] = env
+        self.transform: Callable[[np.ndarray, bool], np.ndarray] = transform or (lambda shown, begins: shown)
+        self.scale: Callable[[np.ndarray], float] = scale or (lambda reward: 1.0)
         self.update: Metrics | None = None
-        """Metrics of the update that the last step has made; None where it made none."""
+        """Metrics of the update that the last step made; None if it made none."""
         self._length = 0
         self._began = time.monotonic()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -104,7 +105,7 @@ class MaskingVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
-        """The rows of what the batch's method gives back, such as those of `action_masks`."""
+        """The rows of what a method of the batch returns, such as `action_masks`."""
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
         return [None if result is None else result[row] for row in self._rows(indices)]
 
@@ -116,26 +117,28 @@ class MaskingVecEnv(VecEnv):
 
 
 def with_mean_of_paid(reward: np.ndarray, paid: np.ndarray) -> np.ndarray:
-    """The rewards (B,), those that were not measured replaced by the mean of the others: they say nothing."""
+    """The rewards (B,), with the mean of the measured ones in place of those that were not measured."""
     return np.where(paid, reward, reward[paid].mean() if paid.any() else 0.0)
 
 
 class CountUpdates(BaseCallback):
-    """Ends SB3's training after exactly so many updates of the autoencoder, whatever its rollouts' length.
+    """Ends SB3's training after exactly `num_steps` updates of the autoencoder, however long its rollouts are.
 
-    SB3's schedules, such as DQN's exploration, follow the share of updates: how many steps they will take
-    is not known, as episodes of one patch a step have one for each guided patch.
+    SB3's schedules, such as DQN's exploration, follow the share of updates made. The number of steps is not known in
+    advance: with one patch per step, an episode has one step for each guided patch.
 
     Args:
         num_steps: updates of the autoencoder.
-        callback: called after each; True asks to stop.
-        before: updates of earlier sessions of the same run.
+        callback: called after each update; returning True stops the training.
+        before: updates that the same run has made before.
     """
 
     def __init__(self, num_steps: int, callback: Callback | None, before: int = 0) -> None:
         super().__init__()
-        self.num_steps, self.callback, self.before = num_steps, callback, before
-        self.done = 0
+        self.num_steps: int = num_steps
+        self.callback: Callback | None = callback
+        self.before: int = before
+        self.done: int = 0
 
     def _on_step(self) -> bool:
         env = self.training_env

@@ -1,7 +1,7 @@
-"""Networks for stable-baselines3 that are shared over patches, in place of its flat perceptrons.
+"""Patch-wise networks for stable-baselines3, in place of its flat perceptrons.
 
-SB3 would flatten an observation of 196 patches into 37,632 inputs. Here every patch passes the same small
-network, which also sees its neighbours; the actor gives one number a patch, the critic pools.
+SB3 would flatten an observation of 196 patches into 37,632 inputs. Here every patch passes through the same small
+network, which also sees its neighbours; the actor returns one number per patch, the critic pools over patches.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from torch import Tensor, nn
 
 from ahm_gym.agents.networks import LOGIT_CAP, PatchTrunk, available_patches, capped, square_grid
 
-MEAN_CAP = (
-    0.5  # with a deviation of a third, nearly all scores stay inside the box and none are clipped equal
-)
+MEAN_CAP: float = 0.5
+"""Largest mean of a score. With a deviation of a third nearly all scores stay inside the box, so few are clipped."""
 
 
 class PatchFeatures(BaseFeaturesExtractor):
-    """Hidden features of every patch, one after another (B, L * width): what SB3's networks start from.
+    """Hidden features of every patch, flattened to (B, L * width): the input of SB3's networks.
 
     Args:
         observation_space: `Box` of shape (L, D).
-        grid: rows and columns of patches; None takes a square.
-        width: features of a patch.
+        grid: rows and columns of patches; None means a square.
+        width: features per patch.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, grid: tuple[int, int] | None = None, width: int = 32
+        self, observation_space: spaces.Space[Any], grid: tuple[int, int] | None = None, width: int = 32
     ) -> None:
         assert isinstance(observation_space, spaces.Box)
         num_patches, dim = observation_space.shape
         super().__init__(observation_space, features_dim=num_patches * width)
-        self.trunk = PatchTrunk(num_patches, dim, grid or square_grid(num_patches), width=width)
+        self.trunk: PatchTrunk = PatchTrunk(num_patches, dim, grid or square_grid(num_patches), width=width)
 
     def forward(self, observations: Float[Tensor, "B L D"]) -> Float[Tensor, "B features"]:
         return self.trunk(observations).flatten(1)
 
 
 class PatchHead(nn.Module):
-    """One number a patch from flattened features; 0 before training, and within `cap` where one is given."""
+    """One number per patch from flattened features: `bias` before training, and within `cap` if one is given."""
 
     def __init__(
         self, num_patches: int, features_dim: int, cap: float | None = None, bias: float = 0.0
     ) -> None:
         super().__init__()
-        self.num_patches, self.cap = num_patches, cap
-        self.linear = nn.Linear(features_dim // num_patches, 1)
+        self.num_patches: int = num_patches
+        self.cap: float | None = cap
+        self.linear: nn.Linear = nn.Linear(features_dim // num_patches, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, bias)
 
@@ -66,16 +66,16 @@ class PatchHead(nn.Module):
 
 
 class PatchActionValue(nn.Module):
-    """Q of a whole score vector: the mean over patches of what a patch's features and its score are worth.
+    """Q of a whole score vector: the mean over patches of a small network of a patch's features and score.
 
-    Scores count from their mean over the image, as only their order matters: a critic that did not know
-    would drive all of them to the edge of the box.
+    The mean score of the image is subtracted, because only the order of scores matters: otherwise the critic would
+    drive all of them to the edge of the box.
     """
 
     def __init__(self, num_patches: int, features_dim: int, num_outputs: int = 1, hidden: int = 64) -> None:
         super().__init__()
-        self.num_patches = num_patches
-        self.layers = nn.Sequential(
+        self.num_patches: int = num_patches
+        self.layers: nn.Sequential = nn.Sequential(
             nn.Linear(features_dim // num_patches + 1, hidden), nn.ReLU(), nn.Linear(hidden, num_outputs)
         )
 
@@ -87,13 +87,13 @@ class PatchActionValue(nn.Module):
 
 
 class ActorAndPooledCritic(nn.Module):
-    """The two heads of an actor-critic: one number a patch, and the mean of the patches' features."""
+    """The two outputs of an actor-critic: one number per patch, and the mean of the patches' features."""
 
     def __init__(self, num_patches: int, features_dim: int, cap: float) -> None:
         super().__init__()
-        self.actor = PatchHead(num_patches, features_dim, cap)
-        self.latent_dim_pi = num_patches
-        self.latent_dim_vf = features_dim // num_patches
+        self.actor: PatchHead = PatchHead(num_patches, features_dim, cap)
+        self.latent_dim_pi: int = num_patches
+        self.latent_dim_vf: int = features_dim // num_patches
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward_actor(features), self.forward_critic(features)
@@ -106,10 +106,10 @@ class ActorAndPooledCritic(nn.Module):
 
 
 class PatchWise:
-    """Makes an actor-critic policy of SB3 or sb3-contrib patch-wise; stands before it among the bases."""
+    """Mixin that makes an actor-critic policy of SB3 or sb3-contrib patch-wise; it must be the first base class."""
 
-    observation_space: spaces.Space
-    action_space: spaces.Space
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": PatchFeatures, "ortho_init": False} | options)
@@ -117,13 +117,13 @@ class PatchWise:
     def _build_mlp_extractor(self) -> None:
         num_patches = (self.observation_space.shape or (0,))[0]
         cap = MEAN_CAP if isinstance(self.action_space, spaces.Box) else LOGIT_CAP
-        self.mlp_extractor = ActorAndPooledCritic(num_patches, self.features_dim, cap)  # pyright: ignore[reportAttributeAccessIssue]
+        self.mlp_extractor: nn.Module = ActorAndPooledCritic(num_patches, self.features_dim, cap)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)  # pyright: ignore[reportAttributeAccessIssue]
-        # One number a patch is the mean or the logit already.
-        self.action_net = nn.Identity()
-        self.optimizer = self.optimizer_class(  # pyright: ignore[reportAttributeAccessIssue]
+        # The number of each patch is already the mean or the logit.
+        self.action_net: nn.Module = nn.Identity()
+        self.optimizer: torch.optim.Optimizer = self.optimizer_class(  # pyright: ignore[reportAttributeAccessIssue]
             self.parameters(),  # pyright: ignore[reportAttributeAccessIssue]
             lr=lr_schedule(1),
             **self.optimizer_kwargs,  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,7 +135,7 @@ class PatchActorCriticPolicy(PatchWise, ActorCriticPolicy):
 
 
 def patch_wise_actor(actor: Any) -> Any:
-    """Replaces the layers behind the features of an actor of SAC, TQC or TD3."""
+    """Replaces the layers after the features in an actor of SAC, TQC or TD3."""
     num_patches = actor.observation_space.shape[0]
     if isinstance(actor, TD3Actor):
         actor.mu = nn.Sequential(PatchHead(num_patches, actor.features_dim), nn.Tanh())
@@ -147,7 +147,7 @@ def patch_wise_actor(actor: Any) -> Any:
 
 
 def patch_wise_critic(critic: Any, features_dim: int, num_outputs: int = 1) -> Any:
-    """Replaces the networks behind the features of a critic of SAC, TQC or TD3."""
+    """Replaces the networks after the features in a critic of SAC, TQC or TD3."""
     num_patches = critic.observation_space.shape[0]
     for index in range(len(critic.q_networks)):
         network = PatchActionValue(num_patches, features_dim, num_outputs)
@@ -157,9 +157,9 @@ def patch_wise_critic(critic: Any, features_dim: int, num_outputs: int = 1) -> A
 
 
 class PatchOffPolicy:
-    """Makes a policy of SAC, TQC or TD3 patch-wise; stands before it among the bases."""
+    """Mixin that makes a policy of SAC, TQC or TD3 patch-wise; it must be the first base class."""
 
-    num_outputs = 1
+    num_outputs: int = 1
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": PatchFeatures, "net_arch": []} | options)
@@ -181,15 +181,15 @@ class PatchTD3Policy(PatchOffPolicy, TD3Policy):
 
 
 class DuelingHead(nn.Module):
-    """Q of every patch: the value of the state, from all patches, plus the advantage of choosing this one.
+    """Q of every patch: the value of the state, from all patches, plus the advantage of choosing this patch.
 
     After "Dueling Network Architectures" (Wang et al., ICML 2016).
     """
 
     def __init__(self, num_patches: int, features_dim: int) -> None:
         super().__init__()
-        self.advantage = PatchHead(num_patches, features_dim)
-        self.value = nn.Linear(features_dim // num_patches, 1)
+        self.advantage: PatchHead = PatchHead(num_patches, features_dim)
+        self.value: nn.Linear = nn.Linear(features_dim // num_patches, 1)
 
     def forward(self, features: Float[Tensor, "B features"]) -> Float[Tensor, "B L"]:
         advantage = self.advantage(features)
@@ -198,7 +198,7 @@ class DuelingHead(nn.Module):
 
 
 class PatchQNetwork(QNetwork):
-    """Q of every patch; a patch that can be masked no more is never the best."""
+    """Q of every patch; a patch that can no longer be masked never has the highest."""
 
     def forward(self, obs: Any) -> Float[Tensor, "B L"]:
         values = super().forward(obs)
@@ -207,7 +207,7 @@ class PatchQNetwork(QNetwork):
 
 
 class PatchDQNPolicy(DQNPolicy):
-    """For DQN, one patch a step."""
+    """For DQN, one patch per step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": PatchFeatures, "net_arch": []} | options)

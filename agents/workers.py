@@ -1,4 +1,4 @@
-"""Worker processes: each acts in an environment of its own and updates the shared weights."""
+"""Worker processes of A3C: each acts in its own environment and updates the shared weights."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run_workers(
     seed: int | None,
     callback: Callback | None,
 ) -> None:
-    """Runs the agent's workers until the autoencoder had `num_steps` more updates.
+    """Runs the agent's workers until the autoencoder has had `num_steps` more updates.
 
-    A `PausingCallback` finds all workers at rest whenever it is called for the update that it has named: then
-    weights, agent and count of updates belong together.
+    A `PausingCallback` is called with all workers idle after each update that it has announced, so that weights,
+    agent and number of updates are consistent.
 
     Raises:
-        RunError: with the worker's traceback where one raises, with its exit code where one dies.
+        RunError: if a worker raises, with its traceback, or if a worker dies, with its exit code.
     """
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
@@ -58,14 +58,14 @@ def run_workers(
 def _watch_to_the_end(
     workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callback | None
 ) -> None:
-    """Watches the workers, and leaves none behind; raises RunError where one ended the run."""
+    """Watches the workers and leaves none behind; raises RunError if one of them failed."""
     try:
         _watch(workers, reader, claims, stop, callback)
     except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
         number = len(workers.processes)
         raise RunError(
-            f"worker {error.error_index} of {number} ended the run; go on from the last checkpoint with "
-            f"`resume`. {error}"
+            f"worker {error.error_index} of {number} failed and ended the run; continue from the last checkpoint "
+            f"with `resume`. {error}"
         ) from error
     finally:
         for process, error_file in zip(workers.processes, workers.error_files, strict=True):
@@ -76,16 +76,17 @@ def _watch_to_the_end(
 
 
 class Claims:
-    """Updates that the workers may begin: `num_steps` in all, and none beyond the next pause."""
+    """Permission to start updates: `num_steps` in total, and none beyond the next pause."""
 
     def __init__(self, context: Any, num_steps: int, callback: Callback | None) -> None:
-        self.num_steps, self.callback = num_steps, callback
-        self.done = 0
-        self.claimed = context.Value("q", 0)
-        self.limit = context.Value("q", self._next_limit())
+        self.num_steps: int = num_steps
+        self.callback: Callback | None = callback
+        self.done: int = 0
+        self.claimed: Any = context.Value("q", 0)
+        self.limit: Any = context.Value("q", self._next_limit())
 
     def claim(self) -> bool | None:
-        """Whether one more update may begin now; None where none is left."""
+        """Claims one update: True if it may start now, False if not yet, None if none is left."""
         with self.claimed.get_lock():
             if self.claimed.value >= self.num_steps:
                 return None
@@ -93,8 +94,8 @@ class Claims:
             self.claimed.value += granted
             return granted
 
-    def go_on(self) -> None:
-        """Called after the callback of every update; lifts the limit where all workers had come to it."""
+    def finish_one(self) -> None:
+        """Counts an update whose callback has returned; once all up to the limit are done, sets the next limit."""
         self.done += 1
         if self.done == self.limit.value:
             self.limit.value = self._next_limit()
@@ -109,15 +110,15 @@ class Claims:
 
 
 def _watch(workers: Any, reader: Any, claims: Claims, stop: Any, callback: Callback | None) -> None:
-    """Hands the workers' metrics to the callback until all have ended."""
+    """Passes the workers' metrics to the callback until all workers have ended."""
     ended = False
     while not ended:
         ended = workers.join(timeout=0.05, grace_period=0.2)
         while (metrics := _receive(reader)) is not None:
-            # Also after a stop: what the others were at counts, and has changed the weights.
+            # Even after a stop: updates that others had started have changed the weights, so they count.
             if callback is not None and callback(metrics):
                 stop.set()
-            claims.go_on()
+            claims.finish_one()
 
 
 def _receive(reader: Any) -> Metrics | None:
@@ -129,7 +130,7 @@ def _receive(reader: Any) -> Metrics | None:
 
 @contextlib.contextmanager
 def _ignored_by_children() -> Iterator[None]:
-    """Processes that start in here ignore Ctrl-C and SIGTERM from their first moment on: the parent decides."""
+    """Processes started inside ignore Ctrl-C and SIGTERM from the beginning; their parent decides when to stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,7 +153,7 @@ def _work(
     write_lock: Any,
     parent: int,
 ) -> None:
-    """One worker: claims an update, plays and learns, reports; until all updates are claimed."""
+    """One worker: claims an update, plays and learns, and reports, until all updates are claimed."""
     torch.set_num_threads(1)
     worker_seed = 1_000_003 * (rank + 1) + (int(agent.writes) if seed is None else seed)
     learner = Learner(agent, copy.deepcopy(agent.network), make_env(), torch.Generator(), worker_seed)

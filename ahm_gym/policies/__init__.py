@@ -9,7 +9,7 @@ from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.plugins import load, with_installed
 from ahm_gym.policies.base import MaskPolicy
 
-POLICIES = {
+POLICIES: dict[str, str] = {
     "random": "ahm_gym.policies.random:RandomPolicy",
     "spread": "ahm_gym.policies.random:SpreadPolicy",
     "block": "ahm_gym.policies.block:BlockPolicy",
@@ -27,33 +27,33 @@ POLICIES = {
     "flat": "ahm_gym.policies.texture:FlatPolicy",
     "agent": "ahm_gym.pretraining.frozen:from_run",
 }
-"""Name to factory, imported when asked for: `factory(autoencoder)`, or with what follows a colon in the name."""
+"""Name to factory, imported on demand: `factory(autoencoder)`, plus the part of the name after a colon, if any."""
 
 __all__ = ["POLICIES", "MaskPolicy", "make_policy", "policies"]
 
 
 def policies() -> dict[str, EntryPoint]:
-    """Ours, and those that installed packages add as entry points of the group `ahm_gym.policies`."""
+    """Our mask policies, and those of installed packages: their entry points in the group `ahm_gym.policies`."""
     return with_installed("ahm_gym.policies", POLICIES)
 
 
 def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
-    """The mask policy of that name; `agent:RUN_DIR` is the trained agent of a run, frozen.
+    """The mask policy of that name; `agent:RUN_DIR` is the frozen, trained agent of a run.
 
     Raises:
-        InputError: for an unknown name, with the nearest one, a run folder that holds no agent, or a policy that
-            does not inherit from `MaskPolicy`.
+        InputError: if the name is unknown, the run folder holds no agent, or the policy is not a `MaskPolicy`.
     """
     key, colon, argument = name.partition(":")
     factory = load("policy", key, policies())
     if (key == "agent") != bool(argument):
         raise InputError(
-            f"policy {name!r}: write agent:RUN_DIR for the trained agent of a run, and the bare name for any other."
+            f"policy {name!r} cannot be used: write agent:RUN_DIR for the trained agent of a run, and the bare name of "
+            "any other policy."
         )
     policy = factory(autoencoder, argument) if colon else factory(autoencoder)
     if not isinstance(policy, MaskPolicy):
         raise InputError(
-            f"policy {name} is a {type(policy).__name__}, which is no MaskPolicy: let it inherit from "
-            "ahm_gym.policies.MaskPolicy."
+            f"policy {name} is a {type(policy).__name__}, which is not a MaskPolicy: make it a subclass "
+            "of ahm_gym.policies.MaskPolicy."
         )
     return policy

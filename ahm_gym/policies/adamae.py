@@ -1,4 +1,4 @@
-"""Masks by what a sampling network chooses to show."""
+"""Masks from a network that samples the visible patches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ class AdaMAEPolicy(MaskPolicy):
     """Shows hard patches and masks the rest: a network samples the visible ones.
 
     AdaMAE (Bandara et al., "AdaMAE: Adaptive Masking for Efficient Spatiotemporal Learning with Masked
-    Autoencoders", CVPR 2023). A network of the patch embeddings gives a categorical distribution over
-    patches, from which the visible ones are drawn without replacement. It learns by policy gradient: a
-    masked patch that costs much becomes more probable, so is shown more often. That is the opposite
-    direction of masking what is hard.
+    Autoencoders", CVPR 2023). From the patch embeddings, the network predicts a categorical distribution over
+    patches, from which the visible patches are drawn without replacement. It learns by policy gradient: a
+    masked patch with a high loss becomes more probable, and so is shown more often. This is the opposite of
+    masking hard patches.
 
-    Drawing without replacement is sorting log-probability plus Gumbel noise, so exactly the wanted number
-    is masked. Other than in the paper patches are of an image, not of a video, and the embeddings are
-    detached.
+    Sorting log-probabilities plus Gumbel noise draws without replacement, so the number of masked patches is
+    exact. Unlike in the paper, patches come from an image, not from a video, and the embeddings are detached.
     """
 
     def __init__(self, autoencoder: Autoencoder) -> None:
-        self.scorer = TrainedScorer(autoencoder, autoencoder.dim)
+        self.scorer: TrainedScorer = TrainedScorer(autoencoder, autoencoder.dim)
 
     @torch.no_grad()
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
@@ -54,7 +53,7 @@ class AdaMAEPolicy(MaskPolicy):
 
 
 def gumbel_noise(like: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
-    """Finite Gumbel noise of the same shape and device."""
+    """Finite Gumbel noise with the same shape and device."""
     uniform = random_scores((like.shape[0], like.shape[1]), generator, like.device)
     tiny = torch.finfo(uniform.dtype).tiny
     return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
@@ -63,12 +62,12 @@ def gumbel_noise(like: Float[Tensor, "B L"], generator: torch.Generator) -> Floa
 def sampling_loss(
     logits: Float[Tensor, "B L"], patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, ""]:
-    """Minus the log-probability of the masked patches, weighted by their loss; the mean over them."""
+    """Negative log-probability of the masked patches, weighted by their loss; mean over these patches."""
     return -(logits.log_softmax(dim=1) * patch_loss * mask).sum() / mask.sum()
 
 
 def relative_entropy(logits: Float[Tensor, "B L"]) -> float:
-    """Entropy of the distribution as a share of the largest possible, 0 to 1; the mean over images."""
+    """Entropy of the distribution relative to the largest possible, 0 to 1; mean over images."""
     log_prob = logits.log_softmax(dim=1)
     entropy = -(log_prob.exp() * log_prob).sum(dim=1)
     return float(entropy.mean() / torch.tensor(float(logits.shape[1])).log())

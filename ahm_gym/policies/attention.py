@@ -1,4 +1,4 @@
-"""Masks by the attention of a teacher."""
+"""Masks from the attention of a teacher."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ class AttentionPolicy(TaughtPolicy):
 
     AttMask (Kakogeorgiou et al., "What to Hide from Your Students: Attention-Guided Masked Image
     Modeling", ECCV 2022). The attention is that of the class token in the last block of an averaged
-    encoder, which sees the whole image; the mean over its heads. Half of the images, drawn anew in every
-    batch, are masked so; the others at random, where the paper leaves them whole: an autoencoder needs
-    something to reconstruct.
+    encoder, which sees the whole image; it is averaged over heads. In every batch, each image is masked this
+    way with probability 0.5, and otherwise at random. The paper leaves the other images unmasked, but an
+    autoencoder needs something to reconstruct.
 
-    Other than in the paper the attention is learned by reconstruction, not by distillation; an encoder
-    without a class token gives the mean attention that a patch receives from all tokens; the teacher's
-    momentum rises from 0.996 to 1 linearly, not by a cosine, and warms up (see `Teacher`).
+    Unlike in the paper, the attention is learned by reconstruction, not by distillation; if there is no class
+    token, it is the mean attention that a patch receives from all tokens; and the teacher's momentum rises
+    linearly from 0.996 to 1 instead of by a cosine, and warms up (see `Teacher`).
 
     Raises:
-        InputError: for an autoencoder whose last block has no attention that could be computed.
+        InputError: if the attention of the encoder's last block cannot be computed.
     """
 
-    share_of_images = 0.5
+    share_of_images: float = 0.5
+    """Probability that an image is masked by attention."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         check_attention(autoencoder)
@@ -51,7 +52,7 @@ class AttentionPolicy(TaughtPolicy):
         return torch.where(informed, scores, noise)
 
     def rank(self, attention: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
-        """Scores of the images that are masked by attention."""
+        """Scores of an image that is masked by attention."""
         return attention
 
 
@@ -65,10 +66,13 @@ class AttentionLowPolicy(AttentionPolicy):
 class AttentionHintsPolicy(AttentionPolicy):
     """Masks the most attended patches but shows a few of them as hints: AttMask-Hint.
 
-    Hints are a random half of the most attended tenth of the patches.
+    The hints are a random half of the tenth of the patches that is attended to most.
     """
 
-    hinted_from, hinted = 0.1, 0.5
+    hinted_from: float = 0.1
+    """Share of the patches from which the hints are drawn."""
+    hinted: float = 0.5
+    """Share of these patches that becomes hints."""
 
     def rank(self, attention: Float[Tensor, "B L"], generator: torch.Generator) -> Float[Tensor, "B L"]:
         batch, num_patches = attention.shape
@@ -80,11 +84,11 @@ class AttentionHintsPolicy(AttentionPolicy):
 
 
 def check_attention(autoencoder: Autoencoder) -> None:
-    """Refuses an autoencoder without attention that could be computed."""
+    """Raises InputError if the attention of the encoder's last block cannot be computed."""
     blocks = getattr(autoencoder.encoder, "blocks", None)
     if blocks is None or type(getattr(blocks[-1], "attn", None)) is not Attention:
         raise InputError(
-            "this policy masks by the attention of the encoder's last block, and this model has no plain one there: "
+            "this policy needs plain attention in the encoder's last block, which this model does not have: "
             "choose a vision transformer such as `model=tiny`, or `policy=hard_patches` or teacher_loss."
         )
 
@@ -92,9 +96,9 @@ def check_attention(autoencoder: Autoencoder) -> None:
 def attention_to_patches(
     encoder: VisionTransformer, images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B L"]:
-    """Attention of the last block from the class token, else from all tokens, to every patch.
+    """Attention of the last block from the class token, or else from all tokens, to every patch.
 
-    The mean over heads (and tokens); the share that goes to prefix tokens is left out.
+    It is averaged over heads (and tokens); the part that goes to prefix tokens is left out.
     """
     blocks: Any = encoder.blocks
     attention = blocks[-1].attn
@@ -104,7 +108,7 @@ def attention_to_patches(
     queries, keys, _ = (
         attention.qkv(inputs[0]).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     )
-    # Fused kernels give no weights; those of one query are cheap.
+    # Fused kernels return no weights; for a single query they are cheap to compute.
     queries = queries[:, :, :1] if encoder.cls_token is not None else queries
     queries, keys = attention.q_norm(queries).float(), attention.k_norm(keys).float()  # B heads N Dh
     weights = (attention.scale * queries @ keys.transpose(2, 3)).softmax(dim=3)

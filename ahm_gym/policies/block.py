@@ -13,14 +13,15 @@ from ahm_gym.policies.base import MaskPolicy
 
 
 class BlockPolicy(MaskPolicy):
-    """Random rectangles, one after another, until the ratio is met: the mask of BEiT (Bao et al., ICLR 2022).
+    """Random rectangles, one after another, until the mask ratio is reached: the mask of BEiT (Bao et al., ICLR 2022).
 
-    A rectangle covers 8 to 40 % of the image at an aspect of 0.3 to 1 / 0.3.
+    A rectangle covers 8 to 40 % of the image, with an aspect ratio of 0.3 to 1 / 0.3.
     """
 
-    num_rectangles = 24
-    smallest, largest = 0.08, 0.4
-    flattest = 0.3
+    num_rectangles: int = 24
+    smallest: float = 0.08
+    largest: float = 0.4
+    flattest: float = 0.3
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         batch, num_patches = patches.embeddings.shape[:2]

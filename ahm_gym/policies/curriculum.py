@@ -1,4 +1,4 @@
-"""Masks by a network that first helps the autoencoder, and then opposes it."""
+"""Masks from a network that first helps the autoencoder and later opposes it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ class CurriculumPolicy(MaskPolicy):
     """Masks easy patches at first and hard ones at the end.
 
     CL-MAE (Madan et al., "CL-MAE: Curriculum-Learned Masked Autoencoders", WACV 2024). A mask network
-    minimises the reconstruction loss times a factor that falls from 1 (a partner of the autoencoder) over
-    0 to -1 (its adversary), together with the divergence of its mask ratio from the wanted one, and a term
-    that keeps masks diverse.
+    minimises the sum of three terms: the reconstruction loss times a factor that falls from 1 (a partner of
+    the autoencoder) to -1 (its adversary), the divergence of its mask ratio from the target, and a term that
+    keeps masks diverse.
 
-    Other than in the paper, masks are hard and hold an exact number of patches, so no gradient flows through
-    the autoencoder: the network learns by the score function instead. A patch is masked by an independent
-    coin of probability sigmoid(logit); sorting logits plus logistic noise masks the right number, as such
-    coins do once a common shift gives them the wanted mean (see `calibrated`). As the ratio of an image
-    holds by that, the divergence is taken patch by patch: no patch becomes so improbable that its loss is
-    never seen again, and the network can turn round. Diversity is asked of the images of a batch, whose
-    probabilities should not overlap.
+    Unlike in the paper, masks are binary and hold an exact number of patches, so no gradient flows through
+    the autoencoder: the network learns by the score-function estimator instead. Its model is that each patch
+    is masked independently with probability sigmoid(logit). Sorting logits plus logistic noise masks the exact
+    number; it corresponds to that model once a common shift of the logits gives the target mean (see
+    `calibrated`). Since this fixes the ratio of an image, the divergence is computed patch by patch: no patch
+    becomes so improbable that its loss is never seen again, so that the network can change direction.
+    Diversity is measured between the images of a batch, whose probabilities should not overlap.
     """
 
-    kl_coef, diversity_coef = 0.5, 1.0
+    kl_coef: float = 0.5
+    """Weight of the divergence."""
+    diversity_coef: float = 1.0
+    """Weight of the overlap between images."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
-        self.scorer = TrainedScorer(autoencoder, autoencoder.dim)
+        self.scorer: TrainedScorer = TrainedScorer(autoencoder, autoencoder.dim)
 
     @torch.no_grad()
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
@@ -71,12 +74,12 @@ class CurriculumPolicy(MaskPolicy):
 
 
 def curriculum_factor(progress: float) -> float:
-    """From 1, a partner of the autoencoder, linearly to -1, its adversary."""
+    """Falls linearly from 1, a partner of the autoencoder, to -1, its adversary."""
     return 1.0 - 2.0 * progress
 
 
 def calibrated(logits: Float[Tensor, "B L"], mask_ratio: float) -> Float[Tensor, "B L"]:
-    """The logits less the shift, one an image, that gives their coins the mask ratio as mean probability."""
+    """The logits minus a shift, one per image, with which the mean of sigmoid(logit) is the mask ratio."""
     with torch.no_grad():
         low, high = logits.amin(dim=1, keepdim=True) - 12, logits.amax(dim=1, keepdim=True) + 12
         for _ in range(40):
@@ -86,7 +89,7 @@ def calibrated(logits: Float[Tensor, "B L"], mask_ratio: float) -> Float[Tensor,
         probability = (logits - shift).sigmoid()
         share = probability * (1 - probability)
         share = share / share.sum(dim=1, keepdim=True)
-    # The shift moves with the logits so that the mean stays: by the implicit function theorem.
+    # The shift depends on the logits, because the mean is fixed: its gradient, by the implicit function theorem.
     moved = (share * (logits - logits.detach())).sum(dim=1, keepdim=True)
     return logits - shift - moved
 
@@ -94,10 +97,10 @@ def calibrated(logits: Float[Tensor, "B L"], mask_ratio: float) -> Float[Tensor,
 def reconstruction_term(
     logits: Float[Tensor, "B L"], patch_loss: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"], factor: float
 ) -> Float[Tensor, ""]:
-    """What has the gradient of `factor` times the expected loss, as the score function estimates it.
+    """A term whose gradient is the score-function estimate of `factor` times the expected loss.
 
-    The loss of a masked patch counts against the mean over its image, as the probabilities of an image
-    have a fixed sum, and in units of its deviation over the batch, as losses fall while training goes on.
+    The mean over its image is subtracted from the loss of a masked patch, because the probabilities of an image
+    have a fixed sum. The result is divided by its deviation over the batch, because losses fall during training.
     """
     mean = (patch_loss * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
     advantage = (patch_loss - mean) * mask
@@ -106,7 +109,7 @@ def reconstruction_term(
 
 
 def ratio_term(probability: Float[Tensor, "B L"], mask_ratio: float) -> Float[Tensor, ""]:
-    """Mean divergence of the coin of a patch from one of the wanted ratio."""
+    """Mean KL divergence of a patch's masking probability from the mask ratio."""
     probability = probability.clamp(1e-6, 1 - 1e-6)
     masked = probability * (probability.log() - math.log(mask_ratio))
     shown = (1 - probability) * ((1 - probability).log() - math.log(1 - mask_ratio))

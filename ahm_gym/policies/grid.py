@@ -11,11 +11,11 @@ from ahm_gym.policies.base import MaskPolicy
 
 
 class GridPolicy(MaskPolicy):
-    """One patch of each 2x2 stays visible, the lattice shifted at random in each image.
+    """Keeps one patch of each 2x2 visible; the lattice is shifted at random in each image.
 
-    At a ratio of 0.75 the lattice is exact; a smaller ratio shows other patches too, a larger one hides some of the
-    lattice, at random. It is stiffer than the uniform sampling of UM-MAE (Li et al., 2022), which draws the visible
-    patch of every window anew: that is the policy random with a spread fraction of 1.
+    At a mask ratio of 0.75 the lattice is exact. A smaller ratio also shows random other patches, a larger one hides
+    random patches of the lattice. This is more regular than the uniform sampling of UM-MAE (Li et al., 2022), which
+    draws the visible patch of every window separately: that is policy random with a spread fraction of 1.
     """
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

@@ -1,4 +1,4 @@
-"""Masks the patches that are predicted to be hard."""
+"""Masks from a prediction of which patches are hard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.masking.masks import Masks
-from ahm_gym.masking.schedules import Ramp
+from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoders import as_encoder
@@ -20,34 +20,34 @@ from ahm_gym.policies.teacher import Teacher
 
 
 class HardPatchesPolicy(MaskPolicy):
-    """Masks the patches of the highest predicted loss.
+    """Masks the patches with the highest predicted loss.
 
     HPM (Wang et al., "Hard Patches Mining for Masked Image Modeling", CVPR 2023). A predictor learns
-    which of two masked patches has the larger loss, by binary cross-entropy over all pairs; what counts is
-    the order, so that it does not matter that losses shrink. Scores come from an average of the
-    predictor, which reads an average of the encoder on the whole image. The share of guided patches ramps
+    which of two masked patches has the larger loss, by binary cross-entropy over all pairs; only the order
+    matters, so the fall of the loss during training does not. Scores come from an average of the predictor,
+    whose input is the whole image as encoded by an average of the encoder. The share of guided patches rises
     linearly from 0 to 0.5.
 
-    Other than in the paper the predictor learns on detached features: only `Pretrainer.step` updates an
-    autoencoder, so the order of losses is no second task of the encoder. As no gradient flows there
-    anyway, the predictor learns on what the averaged encoder knows of the whole image, which is also what
-    it scores by; the paper's learns behind the student, on the masked image. The momentum warms up (see
-    `Teacher`).
+    Unlike in the paper, the predictor learns from detached features: only `Pretrainer.step` updates an
+    autoencoder, so predicting the order of losses is not a second task of the encoder. Since no gradient
+    reaches the encoder, the predictor learns from the features with which it also scores, those of the whole
+    image by the averaged encoder; in the paper it follows the student, on the masked image. The momentum
+    warms up (see `Teacher`).
     """
 
-    guided_fraction = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
+    guided_fraction: Share = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__(autoencoder)
         self.encoder: Teacher[nn.Module] = Teacher(autoencoder.encoder)
         blank = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=autoencoder.device)
-        self.scorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
+        self.scorer: TrainedScorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
         self.predictor: Teacher[PatchScorer] = Teacher(self.scorer.network)
         self._seen: tuple[PatchBatch, Tensor] | None = None
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         features = self._features(patches.images)
-        self._seen = (patches, features)  # observe() needs the same, right after
+        self._seen = (patches, features)  # observe() needs the same features next
         with torch.no_grad():
             return self.predictor.network(features)
 
@@ -96,6 +96,6 @@ def rank_loss(
     harder = patch_loss[:, :, None] > patch_loss[:, None, :]  # B M M
     lead = predicted[:, :, None] - predicted[:, None, :]
     count = harder.sum().clamp(min=1)
-    # A pair counts once, as (harder, easier): the other way round its two terms are the same.
+    # Each pair counts once, as (harder, easier): the reverse pair would give the same term.
     loss = (functional.softplus(-lead) * harder).sum() / count
     return loss, ((lead > 0) & harder).sum() / count

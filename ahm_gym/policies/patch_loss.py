@@ -1,4 +1,4 @@
-"""Masks by the true loss of the patches: what an agent that looks for hard patches could learn at best."""
+"""Masks from the true loss of the patches: the best that an agent looking for hard patches can learn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ahm_gym.policies.base import MaskPolicy
 
 
 class OracleHardPolicy(MaskPolicy):
-    """Masks the patches that the autoencoder, as it stands, reconstructs worst.
+    """Masks the patches that the current autoencoder reconstructs worst.
 
-    The upper bound of what an agent for hard patches can learn: it tells a bad agent from a bad idea. A
-    control of this project, without a paper. It costs four more forward passes an update.
+    The upper bound for an agent that looks for hard patches: it distinguishes a bad agent from a bad idea. A
+    control of this project, without a paper. It costs four extra forward passes per update.
     """
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
-        """The mean loss over four random masks, each patch counted where it is masked."""
+        """The mean loss over four random masks; each patch counts in the masks that hide it."""
         seed = int(torch.randint(2**31, (), generator=generator))
         with self.autoencoder.autocast():
             return true_patch_loss(self.autoencoder, patches.images, patches.num_masked, seed=seed)

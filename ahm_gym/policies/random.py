@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.masking.spread import SPREAD_FALL
 from ahm_gym.policies.base import MaskPolicy
@@ -21,8 +22,8 @@ class RandomPolicy(MaskPolicy):
 class SpreadPolicy(RandomPolicy):
     """Random masks whose visible patches are spread over the grid at first, and uniform ones later.
 
-    What is left of A3C's masks without the agent: it tells the worth of what it has learned from
-    that of the spread, which is a control of this project. See `ahm_gym.masking.spread`.
+    A control of this project: A3C's masks without the agent, which separates the effect of what the agent learns
+    from that of the spread (`ahm_gym.masking.spread`).
     """
 
-    spread_fraction = SPREAD_FALL
+    spread_fraction: Share = SPREAD_FALL

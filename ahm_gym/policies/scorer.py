@@ -1,4 +1,4 @@
-"""The small network by which a policy learns to score patches."""
+"""The small network with which a policy learns to score patches."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from ahm_gym.model.autoencoder import Autoencoder
 
 
 class PatchScorer(nn.Module):
-    """One value a patch, from what is known of the patch and of all others: a transformer block.
+    """One value per patch, from the features of this and all other patches: a transformer block.
 
-    Its last layer starts at zero, so that at first all patches are worth the same. The input is
-    standardised over patches in each dimension, not within a patch, which would hide how bright and how
-    rich in contrast a patch of pixels is.
+    The last layer starts at zero, so that all patches have the same score at first. The input is standardised
+    over patches in each dimension. Standardising within a patch would hide its brightness and contrast.
 
     Args:
-        num_patches: L.
-        dim: D, width of the input.
-        width: of the hidden layers.
-        num_heads: of the attention.
+        num_patches: number of patches L.
+        dim: width of the input D.
+        width: width of the hidden layers.
+        num_heads: number of attention heads.
     """
 
     def __init__(self, num_patches: int, dim: int, *, width: int = 64, num_heads: int = 4) -> None:
         super().__init__()
-        self.standardise = nn.BatchNorm1d(dim, affine=False)
-        self.project = nn.Linear(dim, width)
-        self.position = nn.Parameter(torch.zeros(num_patches, width))
-        self.block = Block(width, num_heads, mlp_ratio=2.0, qkv_bias=True)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1)
+        self.standardise: nn.BatchNorm1d = nn.BatchNorm1d(dim, affine=False)
+        self.project: nn.Linear = nn.Linear(dim, width)
+        self.position: nn.Parameter = nn.Parameter(torch.zeros(num_patches, width))
+        self.block: Block = Block(width, num_heads, mlp_ratio=2.0, qkv_bias=True)
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.head: nn.Linear = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -51,20 +50,20 @@ class TrainedScorer:
     """A `PatchScorer` and its optimiser.
 
     Args:
-        autoencoder: says how many patches there are, where the weights live, and what seeds them.
+        autoencoder: sets the number of patches, the device and the seed of the initial weights.
         dim: width of the scorer's input.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
     """
 
     def __init__(self, autoencoder: Autoencoder, dim: int, *, learning_rate: float = 1e-3) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_from(autoencoder))
             network = PatchScorer(autoencoder.num_patches, dim)
-        self.network = network.to(autoencoder.device).eval()
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        self.network: PatchScorer = network.to(autoencoder.device).eval()
+        self.optimizer: torch.optim.Adam = torch.optim.Adam(network.parameters(), lr=learning_rate)
 
     def step(self, loss: Float[Tensor, ""]) -> None:
-        """One update down the gradient of this loss."""
+        """One gradient step on this loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -79,6 +78,6 @@ class TrainedScorer:
 
 
 def seed_from(autoencoder: Autoencoder) -> int:
-    """A seed that is the same for the same autoencoder, and another for one of another seed."""
+    """A seed computed from the weights: the same for equal autoencoders, different for another initial seed."""
     sample = torch.cat([weight.detach().flatten()[:16].float().cpu() for weight in autoencoder.parameters()])
     return zlib.crc32(sample.numpy().tobytes())

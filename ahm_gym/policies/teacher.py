@@ -1,4 +1,4 @@
-"""A slow average of a network that learns."""
+"""A teacher: a slow average of a network that is being trained."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Teacher(Generic[Network]):
-    """An exponential moving average of a network's weights, by which a policy scores.
+    """An exponential moving average of a network's weights, with which a policy scores.
 
-    The momentum rises linearly from `start` to `end` over pretraining. It stays below (1 + n) / (10 + n)
-    after n updates: the papers train for 100,000s of updates, and in a short run an average of momentum
-    0.999 would still be the untrained network.
+    The momentum rises linearly from `start` to `end` over pretraining, but is at most (1 + n) / (10 + n) after n
+    updates. The papers train for hundreds of thousands of updates; in a short run, an average with momentum 0.999
+    would still be the untrained network.
 
     Args:
-        network: followed, never changed.
+        network: the network to follow, which never changes by this.
         start: momentum at the beginning of pretraining.
-        end: momentum at its end.
+        end: momentum at the end of pretraining.
     """
 
     def __init__(self, network: Network, *, start: float = 0.999, end: float = 0.9999) -> None:
-        self.followed = network
+        self.followed: Network = network
         self._average = ModelEmaV3(network).requires_grad_(False)
-        self.start, self.end = start, end
-        self.updates = 0
+        self.start: float = start
+        self.end: float = end
+        self.updates: int = 0
 
     @property
     def network(self) -> Network:
@@ -40,12 +41,12 @@ class Teacher(Generic[Network]):
         return cast(Network, self._average.module)
 
     def momentum(self, progress: float) -> float:
-        """Share of its own weights that the teacher keeps in the coming update."""
+        """Share of its own weights that the teacher keeps in the next update."""
         planned = self.start + (self.end - self.start) * progress
         return min(planned, (1 + self.updates) / (10 + self.updates))
 
     def follow(self, progress: float) -> None:
-        """Moves the teacher towards the network as it is now."""
+        """Moves the teacher towards the current network."""
         self._average.decay = self.momentum(progress)
         self._average.update(self.followed)
         self.updates += 1
@@ -59,7 +60,7 @@ class Teacher(Generic[Network]):
 
 
 class TaughtPolicy(MaskPolicy):
-    """What mask policies share whose teacher follows the autoencoder and is all that they have of state."""
+    """Base class of mask policies whose only state is a teacher that follows the autoencoder."""
 
     teacher: Teacher[Any]
 

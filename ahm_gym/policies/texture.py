@@ -1,4 +1,4 @@
-"""Masks by how much the pixels of a patch vary."""
+"""Masks from the variance of the pixels of a patch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ahm_gym.policies.base import MaskPolicy
 
 
 class TexturedPolicy(MaskPolicy):
-    """Masks the patches of the highest variance.
+    """Masks the patches with the highest variance.
 
-    A control of this project, without a paper: what is hard by the pixels alone, with nothing to learn.
-    Every masked patch follows the rule, which is the extreme of it; `guided_fraction` draws the rest at
-    random, and 0.25 was the share of this project's first probe.
+    A control of this project, without a paper: difficulty from the pixels alone, with nothing to learn. By
+    default every masked patch follows the rule, which is the extreme case; with a smaller `guided_fraction`
+    (0.25 in this project's first experiment) the rest is random.
     """
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
@@ -24,7 +24,7 @@ class TexturedPolicy(MaskPolicy):
 
 
 class FlatPolicy(TexturedPolicy):
-    """Masks the patches of the lowest variance: the opposite control."""
+    """Masks the patches with the lowest variance: the opposite control."""
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         return -super().score(patches, generator)

@@ -474,5 +474,5 @@ def test_an_unknown_agent_is_refused_with_the_nearest_name():
 
 
 def test_patches_that_make_no_square_need_a_grid():
-    with pytest.raises(InputError, match="15 patches make no square"):
+    with pytest.raises(InputError, match="15 patches do not form a square"):
         make_agent("a3c", (15, 8))

@@ -142,7 +142,7 @@ def test_the_side_of_a_patch_follows_from_its_values(dim, channels, side):
 
 @pytest.mark.parametrize(("dim", "channels"), [(128, 1), (144, 1), (192, 1)])
 def test_embeddings_and_patches_without_a_power_of_two_are_refused(dim, channels):
-    with pytest.raises(InputError, match="sees the raw image; take `model=unet`"):
+    with pytest.raises(InputError, match="sees the raw image; choose `model=unet`"):
         patch_size_of(dim, channels)
 
 

@@ -156,14 +156,18 @@ def test_a_count_out_of_range_is_refused(cls, name, count):
 @pytest.mark.parametrize(
     ("cls", "action", "message"),
     [
-        (SequentialMaskingVectorEnv, [0, 1, 2, L], "hold 16: expected patch indices from 0 to 15"),
+        (SequentialMaskingVectorEnv, [0, 1, 2, L], "contain 16: expected patch indices from 0 to 15"),
         (SequentialMaskingVectorEnv, [0, 1, 2], r"shape \(3,\): expected patch indices"),
-        (GroupMaskingVectorEnv, np.full((B, 4), -1), "hold -1: expected patch indices from 0 to 15, 4 an"),
+        (
+            GroupMaskingVectorEnv,
+            np.full((B, 4), -1),
+            "contain -1: expected patch indices from 0 to 15, 4 per image",
+        ),
         (GroupMaskingVectorEnv, np.zeros((B, 3)), r"shape \(4, 3\)"),
-        (MultiBinaryMaskingVectorEnv, np.full((B, L), 0.5), "hold 0.5: expected 0 or 1"),
-        (MultiBinaryMaskingVectorEnv, np.full((B, L), np.nan), "hold nan"),
+        (MultiBinaryMaskingVectorEnv, np.full((B, L), 0.5), "contain 0.5: expected 0 or 1"),
+        (MultiBinaryMaskingVectorEnv, np.full((B, L), np.nan), "contain nan"),
         (MultiBinaryMaskingVectorEnv, bits(1)[:, 1:], r"shape \(4, 15\)"),
-        (RectangleMaskingVectorEnv, [WHOLE, WHOLE, WHOLE, WHOLE + 1], "hold 4: expected top, left"),
+        (RectangleMaskingVectorEnv, [WHOLE, WHOLE, WHOLE, WHOLE + 1], "contain 4: expected top, left"),
         (RectangleMaskingVectorEnv, [WHOLE], r"shape \(1, 4\)"),
     ],
 )

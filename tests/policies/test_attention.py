@@ -104,5 +104,7 @@ def test_an_encoder_whose_attention_cannot_be_seen_is_refused():
     strange = build("tiny")
     strange.encoder.blocks[-1].attn = nn.Identity()
     for autoencoder in (build("unet"), strange):
-        with pytest.raises(InputError, match="has no plain one there: choose a vision transformer such as"):
+        with pytest.raises(
+            InputError, match="which this model does not have: choose a vision transformer such as"
+        ):
             make_policy("attention", autoencoder)

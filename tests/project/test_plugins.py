@@ -104,6 +104,6 @@ def test_a_class_without_the_base_class_is_refused_with_the_class_to_inherit_fro
 
 def test_an_agent_that_does_not_name_num_workers_has_one(install, autoencoder):
     install("other", agents=[BANDIT])
-    with pytest.raises(InputError, match="agent bandit learns in one process and takes 1 worker, not 2"):
+    with pytest.raises(InputError, match="agent bandit learns in one process: it needs 1 worker, not 2"):
         make("bandit", autoencoder, num_workers=2)
     assert make("a3c", autoencoder, num_workers=2).num_workers == 2
