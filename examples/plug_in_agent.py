@@ -19,15 +19,15 @@ class Arguments:
     """PPO learns to mask the patches that the autoencoder reconstructs worst."""
 
     data: str | None = None
-    """As of examples/pretrain.py; nothing takes the MNI152 brain."""
+    """Images, as for examples/pretrain.py (default: the MNI152 brain)."""
     updates: int = 300
     """Updates of the autoencoder."""
     num_envs: int = 32
-    """Images in an update."""
+    """Images per update."""
     guided_fraction: float = 0.25
-    """Share of them that the agent chooses: without random ones the autoencoder forgets all other patches."""
+    """Share of the masked patches that the agent chooses; random ones keep the autoencoder from forgetting the rest."""
     rollout: int = 4
-    """Batches of images between two updates of the agent."""
+    """Batches of images per update of the agent."""
     epochs: int = 4
     """Passes over a rollout."""
     learning_rate: float = 3e-3
@@ -44,12 +44,12 @@ class PatchActorCritic(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Normal, Tensor]:
         mean, value = self.body(observation).unbind(dim=-1)
-        # Only the order of an image's scores counts: a shift of all of them would change nothing.
+        # Only the order of an image's scores matters, so their mean is fixed at 0.
         return Normal(mean - mean.mean(dim=-1, keepdim=True), 1.0), value
 
 
 def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batches: int = 8) -> float:
-    """What masks are paid by the autoencoder as it stands: it is put back before every batch of images."""
+    """Mean reward of masks under the current autoencoder, which is restored before every batch of images."""
     state, total = copy.deepcopy(env.pretrainer.state_dict()), 0.0
     for seed in range(batches):
         env.pretrainer.load_state_dict(state)
@@ -77,7 +77,7 @@ for update in range(0, args.updates, args.rollout):
             policy, value = network(seen)
         scores = policy.sample()
         observation, reward, _, _, info = env.step(scores.numpy())
-        # A score is paid its patch's loss where it had it masked: episodes are one step long. Losses fall.
+        # Each score that masked its patch is paid the loss of that patch; losses fall, so they are rescaled.
         paid = torch.as_tensor(info["patch_reward"] * info["guided"])
         steps.append((seen, scores, policy.log_prob(scores), paid / paid.std(), value))
     seen, scores, log_prob, paid, value = (torch.cat(parts) for parts in zip(*steps, strict=True))
@@ -93,7 +93,7 @@ for update in range(0, args.updates, args.rollout):
         optimizer.step()
     print(f"\rupdate {update + len(steps)}: mean reward {reward.mean():.3f}", end="")
 
-judge = MaskingVectorEnv(data=env.data, pretrainer=env.pretrainer, reward="loss", **task)
-agent = mean_reward(judge, lambda observation: network(observation)[0].mean)
-chance = mean_reward(judge, lambda observation: torch.rand(observation.shape[:2]))
-print(f"\nmean reward: agent {agent:.4f}, random {chance:.4f}, ratio {agent / chance:.2f}")
+test_env = MaskingVectorEnv(data=env.data, pretrainer=env.pretrainer, reward="loss", **task)
+agent = mean_reward(test_env, lambda observation: network(observation)[0].mean)
+random = mean_reward(test_env, lambda observation: torch.rand(observation.shape[:2]))
+print(f"\nmean reward: agent {agent:.4f}, random {random:.4f}, ratio {agent / random:.2f}")

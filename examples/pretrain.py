@@ -1,4 +1,4 @@
-"""Pretrain an encoder with a learned mask, as `ahm-gym pretrain` does: `python examples/pretrain.py --data scans/`."""
+"""Pretrain an encoder with learned masks, as `ahm-gym pretrain` does: `python examples/pretrain.py --data scans/`."""
 
 import sys
 

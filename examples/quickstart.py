@@ -1,4 +1,4 @@
-"""The masking environment with random scores, in 30 lines: run it, then replace the scores by your own."""
+"""The masking environment with random scores, in 30 lines: run it, then replace the scores with your own."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,8 +7,8 @@ NUM_ENVS = 16
 
 env = gym.make_vec("ahm_gym:AHM/Masking-v0", num_envs=NUM_ENVS, reward="relative")
 observation, info = env.reset(seed=0)
-print(f"observation {observation.shape}: images, patches, width of an embedding")
-print(f"action      {env.action_space.shape}: one score a patch; the highest are masked")
+print(f"observation {observation.shape}: images, patches, embedding width")
+print(f"action      {env.action_space.shape}: one score per patch; the highest are masked")
 
 rng = np.random.default_rng(0)
 for update in range(1, 101):

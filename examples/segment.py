@@ -1,6 +1,6 @@
 """Fine-tune an encoder, as `ahm-gym finetune` does: `python examples/segment.py --encoder RUN_DIR --labels 10`.
 
-With --probe it evaluates the frozen encoder in seconds, as `ahm-gym probe` does.
+With --probe, evaluate the frozen encoder in seconds, as `ahm-gym probe` does.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train stable-baselines3's PPO on the masking environment, with SB3's own callbacks, logs and progress bar.
 
-`examples/pretrain.py --policy ppo` does the same inside of a run that survives; this is the loop in SB3's words.
+`examples/pretrain.py --policy ppo` does the same in a run with checkpoints; this script shows the plain SB3 loop.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ class Arguments:
     """PPO over a batch of images, with one network for all patches."""
 
     data: str | None = None
-    """As of examples/pretrain.py; nothing takes the MNI152 brain."""
+    """Images, as for examples/pretrain.py (default: the MNI152 brain)."""
     updates: int = 200
-    """Updates of the autoencoder: environment steps of the whole batch."""
+    """Updates of the autoencoder: one per environment step of the batch."""
     num_envs: int = 32
-    """Images in an update."""
+    """Images per update."""
     guided_fraction: float = 0.5
     """Share of the masked patches that the agent chooses."""
     out: Path = Path("runs/train-sb3")
-    """Where TensorBoard events and the trained agent go."""
+    """Folder of the TensorBoard events and the trained agent."""
     seed: int = 0
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     with command_line():
         if arguments.num_envs < 2:
             raise InputError(
-                f"--num-envs is {arguments.num_envs}: PPO standardises over a batch, choose at least 2."
+                f"--num-envs is {arguments.num_envs}: PPO standardises over a batch; choose at least 2."
             )
         make_folder(arguments.out, "--out")
         train(arguments)

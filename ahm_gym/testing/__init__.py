@@ -1,4 +1,7 @@
-"""Checks for parts of one's own, each with one sentence about the first thing that does not hold, and a task."""
+"""Checks for your own agents, policies and environments, and a quick task for agents.
+
+A check raises an AssertionError with one sentence about the first requirement that is not met.
+"""
 
 from ahm_gym.testing.agents import check_agent
 from ahm_gym.testing.environments import check_vector_env

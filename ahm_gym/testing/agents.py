@@ -1,4 +1,4 @@
-"""Checks for agents: what the training loop relies on."""
+"""Checks for agents: everything that the training loop relies on."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.storage import load_state, save_state
 
-NUM_ENVS, CHANNELS, IMAGE_SIZE, PATCH_SIZE = 4, 1, (16, 32), 8
+_NUM_ENVS, _CHANNELS, _IMAGE_SIZE, _PATCH_SIZE = 4, 1, (16, 32), 8
 
 
 def check_agent(make_agent: Callable[..., Any]) -> None:
     """Checks an agent: its base class, environment, shares, scores, count of updates, seed and state.
 
-    An agent with `resumes_exactly = False` need not learn on alike after loading, only act alike.
+    After loading a state, an agent must act and learn as before; with `resumes_exactly = False` it must only act so.
 
     Args:
-        make_agent: builds a fresh agent from the observation's shape and the keywords `grid`, `seed` and
-            `device`; the class itself will do. One with `sees_pixels = True` is given raw pixels.
+        make_agent: the class, or a function, that builds a new agent from the observation's shape and the keywords
+            `grid`, `seed` and `device`. A class with `sees_pixels = True` is tested on raw pixels.
 
     Raises:
-        AssertionError: with a sentence about the first thing that does not hold.
+        AssertionError: with a sentence about the first requirement that is not met.
     """
     check_class(make_agent, Agent)
     agent = _Trial.build(make_agent)
@@ -46,30 +46,31 @@ def check_agent(make_agent: Callable[..., Any]) -> None:
     _check_state(make_agent)
 
 
-def check_class(make: Any, base: type) -> None:
-    """Checks that a class inherits from `base` and has all that `base` leaves to it; a function passes."""
+def check_class(make: Any, base: type[Any]) -> None:
+    """Checks that a class is a subclass of `base` without abstract methods; a function passes."""
     if not isinstance(make, type):
         return
-    assert issubclass(make, base), _no_heir(make, base)
+    assert issubclass(make, base), _not_a_subclass(make, base)
     missing = ", ".join(sorted(make.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
     assert not missing, f"{make.__name__} has no {missing}: see {_path(base)}."
 
 
-def check_base(part: Any, base: type) -> None:
-    assert isinstance(part, base), _no_heir(type(part), base)
+def check_base(part: Any, base: type[Any]) -> None:
+    """Checks that an agent or policy is an instance of `base`."""
+    assert isinstance(part, base), _not_a_subclass(type(part), base)
 
 
-def _no_heir(cls: type, base: type) -> str:
-    return f"{cls.__name__} is no {base.__name__}: let it inherit from {_path(base)}."
+def _not_a_subclass(cls: type[Any], base: type[Any]) -> str:
+    return f"{cls.__name__} is not a subclass of {base.__name__}: let it inherit from {_path(base)}."
 
 
-def _path(base: type) -> str:
-    """Where a base class is imported from."""
+def _path(base: type[Any]) -> str:
+    """The name with which a base class is imported."""
     return f"{base.__module__.rpartition('.')[0]}.{base.__name__}"
 
 
 def check_shares(part: Any) -> None:
-    """Checks the shares of guided patches and of spread masks of a policy or an agent."""
+    """Checks the share of guided patches and the share of spread masks of a policy or an agent."""
     for name, own in (
         ("guided_fraction", part.guided_fraction),
         ("spread_fraction", part.spread_fraction),
@@ -82,13 +83,13 @@ def check_shares(part: Any) -> None:
 
 
 class _Trial:
-    """A small environment of real masking, around one autoencoder that counts its updates."""
+    """A small masking environment around one autoencoder, whose updates are counted."""
 
     def __init__(self, agent: Agent) -> None:
         self.env_id, self.takes_tensors = agent.env_id, agent.takes_tensors
         self.pretrainer = Pretrainer(_autoencoder(agent.sees_pixels), num_steps=100)
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(3 * NUM_ENVS, CHANNELS, *IMAGE_SIZE, generator=generator)
+        self.images = torch.randn(3 * _NUM_ENVS, _CHANNELS, *_IMAGE_SIZE, generator=generator)
 
     @staticmethod
     def build(make_agent: Callable[..., Any], seed: int = 0) -> Any:
@@ -96,11 +97,11 @@ class _Trial:
         shape = (autoencoder.num_patches, autoencoder.dim)
         return make_agent(shape, grid=autoencoder.grid, seed=seed, device=torch.device("cpu"))
 
-    def make_env(self) -> VectorEnv:
+    def make_env(self) -> VectorEnv[Any, Any, Any]:
         options: dict[str, Any] = {"tensors": True} if self.takes_tensors else {}
         return gymnasium.make_vec(
             f"ahm_gym:{self.env_id}",
-            num_envs=NUM_ENVS,
+            num_envs=_NUM_ENVS,
             data=self.images,
             pretrainer=self.pretrainer,
             **options,
@@ -110,7 +111,7 @@ class _Trial:
         return np.asarray(self.make_env().reset(seed=9)[0])
 
     def learn(self, agent: Any, num_steps: int, seed: int | None) -> list[dict[str, Any]]:
-        """Metrics of every call of the callback, with the number of updates at that moment."""
+        """Metrics of every call of the callback, with the number of updates at that time."""
         calls: list[dict[str, Any]] = []
 
         def callback(metrics: Any) -> bool:
@@ -124,7 +125,7 @@ class _Trial:
 
 def _autoencoder(shows_pixels: bool) -> Autoencoder:
     model = "unet" if shows_pixels else "tiny"
-    return build_autoencoder(model, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, channels=CHANNELS)
+    return build_autoencoder(model, image_size=_IMAGE_SIZE, patch_size=_PATCH_SIZE, channels=_CHANNELS)
 
 
 def _check_environment(agent: Agent) -> None:
@@ -138,20 +139,20 @@ def _check_act(agent: Any, observation: np.ndarray) -> None:
         for deterministic in (True, False):
             _scores(agent, batch, deterministic)
         first, second = (_scores(agent, batch, deterministic=True) for _ in range(2))
-        assert torch.equal(first, second), "act(deterministic=True) gives other scores the second time."
+        assert torch.equal(first, second), "act(deterministic=True) returns other scores the second time."
 
 
 def _scores(agent: Any, observation: Any, deterministic: bool) -> Tensor:
-    """What the agent scores, checked."""
+    """The scores of the agent, checked."""
     scores = agent.act(observation, deterministic=deterministic)
-    said = f"act() on {type(observation).__name__} {tuple(observation.shape)} gives"
+    said = f"act() on {type(observation).__name__} {tuple(observation.shape)} returns"
     assert isinstance(scores, Tensor), f"{said} a {type(scores).__name__}: expected a tensor."
     expected = tuple(observation.shape[:2])
     assert tuple(scores.shape) == expected and scores.is_floating_point(), (
-        f"{said} {scores.dtype} {tuple(scores.shape)}: expected one float score a patch, {expected}."
+        f"{said} {scores.dtype} {tuple(scores.shape)}: expected one float score per patch, {expected}."
     )
     assert bool(torch.isfinite(scores).all()), f"{said} scores that are not finite."
-    assert not scores.requires_grad, f"{said} scores that require a gradient: act under torch.no_grad()."
+    assert not scores.requires_grad, f"{said} scores that require a gradient: use torch.no_grad()."
     return scores.clone()
 
 
@@ -166,14 +167,14 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _check_learn(agent: Any) -> None:
-    """Exactly so many updates and calls, in a first call of learn and in one that goes on."""
+    """Checks the number of updates and of callback calls, in a first call of learn and in one that continues."""
     trial = _Trial(agent)
     counts = [call["updates"] for call in trial.learn(agent, 3, seed=0)]
     assert trial.pretrainer.updates == 3, (
         f"learn(num_steps=3) made {trial.pretrainer.updates} updates of the autoencoder: expected 3."
     )
     assert counts == [1, 2, 3], (
-        f"the callback was called when {counts} updates were made: expected a call right after each of the 3."
+        f"the callback was called after updates {counts}: expected one call right after each of the 3 updates."
     )
     trial.learn(agent, 2, seed=None)
     assert trial.pretrainer.updates == 5, (
@@ -186,14 +187,16 @@ def _check_stop(make_agent: Callable[..., Any]) -> None:
     trial = _Trial(agent)
     agent.learn(trial.make_env, 6, seed=0, callback=lambda metrics: trial.pretrainer.updates >= 2)
     assert trial.pretrainer.updates == 2, (
-        f"the callback returned True after update 2, and learn() went on to {trial.pretrainer.updates}."
+        f"the callback returned True after update 2, but learn() continued to update {trial.pretrainer.updates}."
     )
 
 
 def _check_seed(make_agent: Callable[..., Any]) -> None:
     first, second, other = (_learned(make_agent, seed) for seed in (0, 0, 1))
     assert first == second, "two agents that learn with the same seed differ in loss, reward or scores."
-    assert first != other, "another seed of learn() changes nothing: it seeds the draws and env.reset()."
+    assert first != other, (
+        "another seed of learn() changes nothing: it must seed the agent's draws and env.reset()."
+    )
 
 
 def _learned(make_agent: Callable[..., Any], seed: int) -> list[Any]:
@@ -205,7 +208,7 @@ def _learned(make_agent: Callable[..., Any], seed: int) -> list[Any]:
 
 
 def _check_state(make_agent: Callable[..., Any]) -> None:
-    """A state that was saved and loaded into another agent makes it the same in all that follows."""
+    """Checks that another agent with the saved and loaded state behaves in the same way."""
     agent, other = _Trial.build(make_agent), _Trial.build(make_agent, seed=1)
     trial = _Trial(agent)
     trial.learn(agent, 3, seed=0)
@@ -214,8 +217,8 @@ def _check_state(make_agent: Callable[..., Any]) -> None:
     for deterministic in (True, False):
         first, second = (_scores(a, observation, deterministic) for a in (agent, other))
         assert torch.equal(first, second), (
-            f"after load_state_dict() another agent acts otherwise (deterministic={deterministic}): the state "
-            "lacks something."
+            f"after load_state_dict() another agent acts differently (deterministic={deterministic}): the state "
+            "is incomplete."
         )
     if not agent.resumes_exactly:
         return
@@ -223,13 +226,13 @@ def _check_state(make_agent: Callable[..., Any]) -> None:
     same = all(a[key] == b[key] for a, b in zip(first, second, strict=True) for key in ("loss", "reward"))
     after = [_scores(a, observation, deterministic=True) for a in (agent, other)]
     assert same and torch.equal(*after), (
-        "after load_state_dict() another agent learns on otherwise: the state lacks something."
+        "after load_state_dict() another agent learns differently: the state is incomplete."
     )
 
 
 def saved_and_loaded(state: Any) -> dict[Any, Any]:
-    """The state as it comes back from the disk."""
-    assert isinstance(state, dict), f"state_dict() gives a {type(state).__name__}: expected a dict."
+    """The state after it was saved and loaded."""
+    assert isinstance(state, dict), f"state_dict() returns a {type(state).__name__}: expected a dict."
     with tempfile.TemporaryDirectory() as folder:
         try:
             save_state(Path(folder), state)

@@ -1,4 +1,4 @@
-"""Checks for environments: what agents rely on."""
+"""Checks for environments: everything that agents rely on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-INFO_KEYS = {
+_INFO_KEYS: dict[str, type[Any]] = {
     "mask": np.bool_,
     "guided": np.bool_,
     "weight": np.floating,
     "patch_loss": np.floating,
     "patch_reward": np.floating,
 }
-MAX_EPISODE = 10_000
+_MAX_EPISODE = 10_000
 
 
-def check_vector_env(make_env: Callable[[], VectorEnv]) -> None:
+def check_vector_env(make_env: Callable[[], VectorEnv[Any, Any, Any]]) -> None:
     """Checks a masking vector environment: spaces, dtypes, info keys, autoreset and seeding.
 
     Args:
-        make_env: builds a fresh environment each time.
+        make_env: builds a new environment at every call.
 
     Raises:
-        AssertionError: with a sentence about the first thing that does not hold.
+        AssertionError: with a sentence about the first requirement that is not met.
     """
     env = make_env()
     _check_spaces(env)
@@ -36,7 +36,7 @@ def check_vector_env(make_env: Callable[[], VectorEnv]) -> None:
     _check_seeding(make_env)
 
 
-def _check_spaces(env: VectorEnv) -> None:
+def _check_spaces(env: VectorEnv[Any, Any, Any]) -> None:
     mode = env.metadata.get("autoreset_mode")
     assert isinstance(mode, AutoresetMode), (
         f"metadata['autoreset_mode'] is {mode!r}: expected an AutoresetMode."
@@ -51,21 +51,21 @@ def _check_spaces(env: VectorEnv) -> None:
     assert single.dtype == np.float32, f"observations have dtype {single.dtype}: expected float32."
 
 
-def _check_observation(env: VectorEnv, observation: Any, when: str) -> None:
+def _check_observation(env: VectorEnv[Any, Any, Any], observation: Any, when: str) -> None:
     assert isinstance(observation, np.ndarray), (
-        f"{when}() gives a {type(observation).__name__}, not an array."
+        f"{when}() returns a {type(observation).__name__}: expected an array."
     )
     space = env.observation_space
     assert observation.shape == space.shape and observation.dtype == space.dtype, (
-        f"{when}() gives {observation.dtype} {observation.shape}: the space says {space.dtype} {space.shape}."
+        f"{when}() returns {observation.dtype} {observation.shape}: the space has {space.dtype} {space.shape}."
     )
-    assert np.isfinite(observation).all(), f"{when}() gives an observation that is not finite."
+    assert np.isfinite(observation).all(), f"{when}() returns an observation that is not finite."
 
 
-def _check_episode(env: VectorEnv) -> None:
-    """Steps through one episode and over its end."""
+def _check_episode(env: VectorEnv[Any, Any, Any]) -> None:
+    """Steps through one episode and past its end."""
     mode = env.metadata["autoreset_mode"]
-    for _ in range(MAX_EPISODE):
+    for _ in range(_MAX_EPISODE):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         _check_observation(env, observation, "step")
         _check_outcome(env, reward, terminated, truncated)
@@ -73,30 +73,30 @@ def _check_episode(env: VectorEnv) -> None:
         if terminated.any():
             break
     else:
-        raise AssertionError(f"no episode ended within {MAX_EPISODE} steps.")
+        raise AssertionError(f"no episode ended within {_MAX_EPISODE} steps.")
     assert terminated.all(), (
-        "only some images ended their episode: a batch is one update, and all end together."
+        "only some images ended their episode: the images of a batch share one update and must end together."
     )
-    assert not truncated.any(), "the episode was truncated: it ends by termination, nothing is cut short."
+    assert not truncated.any(), "the episode was truncated: it must end by termination."
     if mode == AutoresetMode.SAME_STEP:
         assert "final_obs" in info and "final_info" in info, (
-            "SAME_STEP without final_obs and final_info in info."
+            "info has no final_obs or final_info: SAME_STEP autoreset needs both."
         )
         _check_info(env, info["final_info"])
-        for key in INFO_KEYS:
+        for key in _INFO_KEYS:
             same = np.array_equal(info[key], info["final_info"][key])
             assert same, f"info['{key}'] and info['final_info']['{key}'] differ."
     elif mode == AutoresetMode.NEXT_STEP:
         _, reward, terminated, _, _ = env.step(env.action_space.sample())
         assert not reward.any() and not terminated.any(), (
-            "a NEXT_STEP reset row pays or ends: it ignores its action."
+            "the reset step of NEXT_STEP autoreset has a reward or ends an episode: it must ignore its action."
         )
     else:
         observation, _ = env.reset(options={"reset_mask": np.ones(env.num_envs, dtype=bool)})
         _check_observation(env, observation, "reset")
 
 
-def _check_outcome(env: VectorEnv, reward: Any, terminated: Any, truncated: Any) -> None:
+def _check_outcome(env: VectorEnv[Any, Any, Any], reward: Any, terminated: Any, truncated: Any) -> None:
     for name, value, kind in (
         ("reward", reward, np.floating),
         ("terminated", terminated, np.bool_),
@@ -109,21 +109,21 @@ def _check_outcome(env: VectorEnv, reward: Any, terminated: Any, truncated: Any)
     assert np.isfinite(reward).all(), "a reward is not finite."
 
 
-def _check_info(env: VectorEnv, info: dict[str, Any]) -> None:
+def _check_info(env: VectorEnv[Any, Any, Any], info: dict[str, Any]) -> None:
     shape = (env.num_envs, (env.single_observation_space.shape or (0,))[0])
-    for key, kind in INFO_KEYS.items():
+    for key, kind in _INFO_KEYS.items():
         assert key in info, f"info has no '{key}'."
         value = np.asarray(info[key])
         assert value.shape == shape and np.issubdtype(value.dtype, kind), (
             f"info['{key}'] is {value.dtype} {value.shape}: expected {kind.__name__} {shape}."
         )
     mask, guided = np.asarray(info["mask"]), np.asarray(info["guided"])
-    assert not (guided & ~mask).any(), "a patch is guided that is not masked."
+    assert not (guided & ~mask).any(), "a guided patch is not masked."
     assert len(set(mask.sum(axis=1))) == 1, "images differ in their number of masked patches."
     weight = np.asarray(info["weight"])
     assert not weight[~mask].any(), "a visible patch has a weight."
     assert (np.isfinite(weight) & (weight >= 0)).all(), "a weight is negative or not finite."
-    assert not np.asarray(info["patch_reward"])[~mask].any(), "a visible patch is paid a reward."
+    assert not np.asarray(info["patch_reward"])[~mask].any(), "a visible patch has a reward."
     paid = np.asarray(info.get("paid", np.ones(env.num_envs, dtype=bool)))
     assert paid.shape == shape[:1] and paid.dtype == np.bool_, (
         f"info['paid'] is {paid.dtype} {paid.shape}: expected bool_ {shape[:1]}."
@@ -131,8 +131,8 @@ def _check_info(env: VectorEnv, info: dict[str, Any]) -> None:
     assert not np.asarray(info["patch_reward"])[~paid].any(), "an unpaid image has a reward."
 
 
-def _check_seeding(make_env: Callable[[], VectorEnv]) -> None:
-    """The same seed and actions give the same numbers, in the same and in another environment."""
+def _check_seeding(make_env: Callable[[], VectorEnv[Any, Any, Any]]) -> None:
+    """Checks that seed and actions fix the results, in the same and in another environment."""
     env, other = make_env(), make_env()
     env.action_space.seed(3)
     actions = [env.action_space.sample() for _ in range(2)]
@@ -140,14 +140,14 @@ def _check_seeding(make_env: Callable[[], VectorEnv]) -> None:
     again = _trace(env, actions[:0])
     for one, two in zip(first, second, strict=True):
         assert np.array_equal(one, two), "two environments with the same seed and actions differ."
-    assert np.array_equal(first[0], again[0]), "reset(seed=...) a second time gives another observation."
+    assert np.array_equal(first[0], again[0]), "reset(seed=...) returns another observation the second time."
     different, _ = env.reset(seed=12)
-    assert not np.array_equal(first[0], different), "another seed gives the same observation."
+    assert not np.array_equal(first[0], different), "another seed returns the same observation."
     env.close()
     other.close()
 
 
-def _trace(env: VectorEnv, actions: list[Any]) -> list[np.ndarray]:
+def _trace(env: VectorEnv[Any, Any, Any], actions: list[Any]) -> list[np.ndarray]:
     trace = [env.reset(seed=11)[0]]
     for action in actions:
         observation, reward, terminated, *_ = env.step(action)

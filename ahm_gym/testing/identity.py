@@ -1,6 +1,7 @@
-"""The identity task: targets vary from image to image and show only in the observation.
+"""The identity task: can an agent learn to choose patches at all?
 
-It takes a second where an autoencoder takes minutes: does an agent learn to choose patches at all?
+The targets vary from image to image, and only the observation shows them. It takes seconds; an autoencoder takes
+minutes.
 """
 
 from __future__ import annotations
@@ -15,28 +16,32 @@ from gymnasium.vector.utils import batch_space
 from ahm_gym.agents.base import Agent
 
 
-class IdentityTask(VectorEnv):
-    """Mask the `num_targets` patches of each image whose embedding carries the mark.
+class IdentityTask(VectorEnv[Any, Any, Any]):
+    """The task is to mask the `num_targets` patches of each image that carry a mark in their embedding.
 
-    The reward is the share of the targets that is masked: num_targets / num_patches for a random
-    choice, 1 at best.
+    The reward is the share of the targets that is masked: num_targets / num_patches on average for a random
+    choice, and 1 at best.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(self, num_envs: int = 32, num_patches: int = 16, num_targets: int = 4, dim: int = 8) -> None:
-        self.num_envs, self.num_patches, self.num_targets, self.dim = num_envs, num_patches, num_targets, dim
-        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (num_patches, dim), np.float32)
-        self.single_action_space = gym.spaces.Box(-1.0, 1.0, (num_patches,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.num_envs: int = num_envs
+        self.num_patches: int = num_patches
+        self.num_targets: int = num_targets
+        self.dim: int = dim
+        shape = (num_patches, dim)
+        self.single_observation_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.single_action_space: gym.Space[Any] = gym.spaces.Box(-1.0, 1.0, (num_patches,), np.float32)
+        self.observation_space: gym.Space[Any] = batch_space(self.single_observation_space, num_envs)
+        self.action_space: gym.Space[Any] = batch_space(self.single_action_space, num_envs)
         fixed = np.random.default_rng(0)
-        self.mark = fixed.normal(size=dim)
-        self.position = fixed.normal(size=(num_patches, dim)) * 3
+        self.mark: np.ndarray = fixed.normal(size=dim)
+        self.position: np.ndarray = fixed.normal(size=(num_patches, dim)) * 3
 
     @property
     def random_reward(self) -> float:
-        """What a random choice is paid on average, 0 to 1."""
+        """Mean reward of a random choice, 0 to 1."""
         return self.num_targets / self.num_patches
 
     def reset(
@@ -58,22 +63,22 @@ class IdentityTask(VectorEnv):
 
     def _observe(self) -> np.ndarray:
         draws = self.np_random.random((self.num_envs, self.num_patches))
-        self.targets = draws.argsort(axis=1).argsort(axis=1) < self.num_targets
+        self.targets: np.ndarray = draws.argsort(axis=1).argsort(axis=1) < self.num_targets
         noise = self.np_random.normal(size=(self.num_envs, self.num_patches, self.dim)) * 0.3
         return (self.position + noise + self.targets[..., None] * self.mark).astype(np.float32)
 
 
 class SequentialIdentityTask(IdentityTask):
-    """The same task, one patch a step: an episode is `num_targets` choices, paid at its end.
+    """The same task with one patch per step: an episode has `num_targets` choices, and the reward comes at its end.
 
-    What is chosen already shows as zeros; choosing it again masks a random other patch.
+    Masked patches are shown as zeros; choosing one again masks a random other patch.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.single_action_space = gym.spaces.Discrete(self.num_patches)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.masking_steps = self.num_targets
+        self.single_action_space: gym.Space[Any] = gym.spaces.Discrete(self.num_patches)
+        self.action_space: gym.Space[Any] = batch_space(self.single_action_space, self.num_envs)
+        self.masking_steps: int = self.num_targets
 
     def action_masks(self) -> np.ndarray:
         """True where a patch is not masked yet (B, L), for MaskablePPO."""
@@ -98,37 +103,37 @@ class SequentialIdentityTask(IdentityTask):
                 "patch_reward": zero,
                 "patch_loss": zero,
             }
-            going_on = np.zeros(self.num_envs, dtype=bool)
+            ended = np.zeros(self.num_envs, dtype=bool)
             observation = np.where(self.mask[..., None], np.float32(0), self.shown)
-            return observation, zero.sum(axis=1).astype(np.float64), going_on, going_on, info
+            return observation, zero.sum(axis=1).astype(np.float64), ended, ended, info
         mask = self.mask
         self._begin()
         return super().step(np.where(mask, 1.0, -1.0))
 
     def _begin(self) -> None:
-        self.mask = np.zeros((self.num_envs, self.num_patches), dtype=bool)
-        self.steps = 0
+        self.mask: np.ndarray = np.zeros((self.num_envs, self.num_patches), dtype=bool)
+        self.steps: int = 0
 
     def _observe(self) -> np.ndarray:
-        self.shown = super()._observe()
+        self.shown: np.ndarray = super()._observe()
         return self.shown
 
 
 class PixelIdentityTask(IdentityTask):
-    """The same with raw images: the mark is a texture of the pixels, and noise is all the rest.
+    """The same task with raw images: the mark is a texture of the pixels, and everything else is noise.
 
-    For agents that put the image together again: a patch has 4 by 4 pixels.
+    For agents that see pixels. A patch has 4 by 4 pixels.
     """
 
     def __init__(
         self, num_envs: int = 16, num_patches: int = 16, num_targets: int = 4, dim: int = 16
     ) -> None:
         super().__init__(num_envs, num_patches, num_targets, dim)
-        self.position = np.zeros_like(self.position)
+        self.position: np.ndarray = np.zeros_like(self.position)
 
 
 def identity_task(agent: Agent, num_patches: int = 16, **options: Any) -> IdentityTask:
-    """The identity task with a quarter of targets, in the actions and observations that the agent wants."""
+    """The identity task with the agent's form of action and observation; a quarter of the patches are targets."""
     if agent.sees_pixels:
         task = PixelIdentityTask
     else:
@@ -137,5 +142,5 @@ def identity_task(agent: Agent, num_patches: int = 16, **options: Any) -> Identi
 
 
 def solved(env: IdentityTask, reward: float) -> float:
-    """Share of the way from a random choice (0) to the best one (1)."""
+    """The reward on a scale from that of a random choice (0) to the best possible (1)."""
     return (reward - env.random_reward) / (1.0 - env.random_reward)

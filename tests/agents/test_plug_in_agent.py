@@ -11,7 +11,7 @@ def ratio(done):
     return float(done.stdout.rsplit("ratio ", 1)[1])
 
 
-def test_the_agent_in_one_file_learns_and_judges_itself(tmp_path):
+def test_the_agent_in_one_file_learns_and_evaluates_itself(tmp_path):
     data = write_discs(tmp_path / "discs.npz", size=64)
     arguments = ("--data", data, "--updates", 3, "--rollout", 2, "--num-envs", 4)
     first, second = (run(PROGRAM.name, *arguments, cwd=tmp_path) for _ in range(2))
@@ -21,7 +21,7 @@ def test_the_agent_in_one_file_learns_and_judges_itself(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_agent_in_one_file_masks_what_pays_more_than_chance(tmp_path):
+def test_the_agent_in_one_file_earns_more_than_random_masks(tmp_path):
     assert ratio(run(PROGRAM.name, cwd=tmp_path)) > 1.2
 
 

@@ -1,4 +1,4 @@
-"""The conformance kit, on parts that are sound and on parts with one fault each."""
+"""The conformance kit, on parts without a fault and on parts with one fault each."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_every_policy_passes_our_checker(name):
     check_policy(lambda autoencoder: make_policy(name, autoencoder))
 
 
-def test_a_policy_and_an_agent_of_somebody_else_pass_our_checker():
+def test_a_policy_and_an_agent_of_another_package_pass_our_checker():
     check_policy(Bright)
     check_agent(PositionBandit)
 
@@ -80,8 +80,8 @@ class CallsInTheEnd(PositionBandit):
             callback(metrics)
 
 
-class StartsAnew(PositionBandit):
-    """Takes the number of steps for a total, as some libraries do."""
+class StartsAgain(PositionBandit):
+    """Interprets the number of steps as a total, as some libraries do."""
 
     num_updates = 0
 
@@ -141,27 +141,27 @@ class ForgetsItsCounts(PositionBandit):
 @pytest.mark.parametrize(
     ("agent", "sentence"),
     [
-        (NoAgent, r"NoAgent is no Agent: let it inherit from ahm_gym\.agents\.Agent"),
+        (NoAgent, r"NoAgent is not a subclass of Agent: let it inherit from ahm_gym\.agents\.Agent"),
         (lambda *args, **options: NoAgent(), r"let it inherit from ahm_gym\.agents\.Agent"),
         (OnlyActs, "OnlyActs has no learn, load_state_dict, state_dict"),
         (UnknownEnvironment, "env_id is 'AHM/Maskin-v0'"),
-        (OneScoreAnImage, r"gives torch.float32 \(4,\): expected one float score a patch, \(4, 8\)"),
-        (Array, "gives a ndarray"),
+        (OneScoreAnImage, r"returns torch.float32 \(4,\): expected one float score per patch, \(4, 8\)"),
+        (Array, "returns a ndarray"),
         (NotFinite, "not finite"),
         (WithGradient, "require a gradient"),
         (AlwaysDraws, "other scores the second time"),
         (OneMore, "made 4 updates"),
-        (CallsInTheEnd, r"when \[3, 3, 3\] updates were made"),
-        (StartsAnew, "seed=None\\) made 0 more updates"),
-        (NeverStops, "went on to 6"),
+        (CallsInTheEnd, r"after updates \[3, 3, 3\]"),
+        (StartsAgain, "seed=None\\) made 0 more updates"),
+        (NeverStops, "continued to update 6"),
         (NoReward, "have no 'reward'"),
         (TensorMetrics, r"metrics\['loss'\] is a Tensor"),
         (IgnoresTheSeed, "the same seed differ"),
         (OneSeed, "another seed of learn\\(\\) changes nothing"),
         (CannotBeSaved, "state/generator is a Generator"),
-        (ForgetsWhatItLearned, "acts otherwise \\(deterministic=True\\)"),
-        (ForgetsItsDraws, "acts otherwise \\(deterministic=False\\)"),
-        (ForgetsItsCounts, "learns on otherwise"),
+        (ForgetsWhatItLearned, "acts differently \\(deterministic=True\\)"),
+        (ForgetsItsDraws, "acts differently \\(deterministic=False\\)"),
+        (ForgetsItsCounts, "learns differently"),
     ],
 )
 def test_our_checker_finds_the_fault_of_an_agent(agent, sentence):
@@ -267,7 +267,7 @@ class Training(RandomPolicy):
 
 
 class Forgetful(RandomPolicy):
-    """Adds up what patches have lost, and keeps it to itself."""
+    """Adds up the losses of patches, but leaves the sum out of its state."""
 
     total = 0.0
 
@@ -282,12 +282,15 @@ class Forgetful(RandomPolicy):
 @pytest.mark.parametrize(
     ("policy", "sentence"),
     [
-        (NoPolicy, r"NoPolicy is no MaskPolicy: let it inherit from ahm_gym\.policies\.MaskPolicy"),
+        (
+            NoPolicy,
+            r"NoPolicy is not a subclass of MaskPolicy: let it inherit from ahm_gym\.policies\.MaskPolicy",
+        ),
         (lambda autoencoder: NoPolicy(autoencoder), r"let it inherit from ahm_gym\.policies\.MaskPolicy"),
         (NoScores, "NoScores has no score"),
-        (SquareOnly, r"on a grid of 2x5 gives torch.float32 \(1, 25\)"),
-        (GreyOnly, r"on a grid of 5x3 gives torch.float32 \(1, 3, 15\)"),
-        (Whole, "gives torch.int64"),
+        (SquareOnly, r"on a grid of 2x5 returns torch.float32 \(1, 25\)"),
+        (GreyOnly, r"on a grid of 5x3 returns torch.float32 \(1, 3, 15\)"),
+        (Whole, "returns torch.int64"),
         (Infinite, "not finite"),
         (Attached, "require a gradient"),
         (Global, "torch's global generator"),
@@ -297,11 +300,11 @@ class Forgetful(RandomPolicy):
         (HalfSpread, r"spread_fraction\(0.75\) is -0.25"),
         (NoWeights, "weigh.* every masked patch has weight 0"),
         (GlobalWeights, "weigh.* draws from torch's global generator"),
-        (Silent, "observe\\(\\) gives a NoneType"),
+        (Silent, "observe\\(\\) returns a NoneType"),
         (Tensors, "expected a name and a number"),
         (Shuffling, "observe\\(\\) draws from"),
         (Training, "changed the autoencoder"),
-        (Forgetful, "scores otherwise"),
+        (Forgetful, "scores differently"),
     ],
 )
 def test_our_checker_finds_the_fault_of_a_policy(policy, sentence):
