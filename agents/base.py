@@ -50,7 +50,8 @@ class Agent(ABC):
     The default is constant, because many algorithms drift once no choice is rewarded.
     """
     spread_fraction: Share = 1.0
-    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function."""
+    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function
+    of training progress."""
     reward: str = "relative"
     """Name of the default reward, one of `ahm_gym.envs.REWARDS`."""
     takes_tensors: bool = False

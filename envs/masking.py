@@ -122,12 +122,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self.render_mode: str | None = checked_render_mode(render_mode)
         self.autoreset_mode: AutoresetMode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        shape = (self.num_patches, autoencoder.dim)
-        self.single_observation_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
-        self.single_action_space: gym.Space[Any] = self._action_space()
-        self.observation_space: gym.Space[Any] = batch_space(self.single_observation_space, num_envs)
-        self.action_space: gym.Space[Any] = batch_space(self.single_action_space, num_envs)
-
+        self._define_spaces((self.num_patches, autoencoder.dim))
         self.generator: torch.Generator = torch.Generator()
         self.reward: Reward = make_reward(reward, self.pretrainer, self.generator)
         self._reward_name = reward
@@ -237,6 +232,12 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         if hasattr(self, "_batches"):  # Gymnasium 1.2 also closes an environment whose __init__ failed
             self._batches.close()
+
+    def _define_spaces(self, shape: tuple[int, int]) -> None:
+        self.single_observation_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.single_action_space: gym.Space[Any] = self._action_space()
+        self.observation_space: gym.Space[Any] = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space: gym.Space[Any] = batch_space(self.single_action_space, self.num_envs)
 
     def _action_space(self) -> gym.Space[Any]:
         return gym.spaces.Box(-1.0, 1.0, (self.num_patches,), np.float32)

@@ -1,4 +1,4 @@
-"""An agent of your own in one file: PPO from scratch on the masking environment, one score a patch."""
+"""An agent of your own in one file: PPO from scratch on the masking environment, one score per patch."""
 
 import copy
 from collections.abc import Callable

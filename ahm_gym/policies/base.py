@@ -28,7 +28,8 @@ class MaskPolicy(ABC):
     """Share of the masked patches that the scores choose, 0 to 1, or a function of training progress; the rest is
     drawn at random."""
     spread_fraction: Share = 0.0
-    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function."""
+    """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function
+    of training progress."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder: Autoencoder = autoencoder

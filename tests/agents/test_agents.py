@@ -64,7 +64,7 @@ def test_orders_are_drawn_as_often_as_their_probability_says():
         assert float(share) == pytest.approx(float(expected), abs=0.01)
 
 
-def test_entropy_and_expected_value_of_each_draw_are_those_of_the_softmax_over_what_is_left():
+def test_entropy_and_expected_value_of_each_draw_are_those_of_the_softmax_over_the_remaining_patches():
     generator = torch.Generator().manual_seed(1)
     logits, values = torch.randn(2, 1, L, generator=generator)
     left = torch.tensor([[True, True, True, True, False]])
@@ -109,14 +109,14 @@ def test_the_image_gradient_equals_the_enumerated_one():
     logits, rewards, values = torch.randn(3, L, generator=generator)
     z = logits.clone().requires_grad_()
     sum(p * rewards[list(pair)].mean() for pair, p in enumerate_orders(z)).backward()
-    # The loss is a mean over the two draws, and it falls where the expected reward rises.
+    # The loss is a mean over the two draws, and it falls as the expected reward rises.
     torch.testing.assert_close(
         policy_gradient(logits, rewards, values, "image"), -z.grad / 2, atol=1e-6, rtol=1e-4
     )
 
 
-def test_the_image_gradient_is_exact_where_the_environment_passes_draws_by():
-    """Of patches 0 and 1, which share a window, only one is masked: the other's draw is passed by."""
+def test_the_image_gradient_is_exact_if_the_environment_skips_draws():
+    """Patches 0 and 1 share a window, so only one of them is masked: the environment skips the draw of the other."""
     generator = torch.Generator().manual_seed(6)
     logits, rewards, values = torch.randn(3, L, generator=generator)
     z = logits.clone().requires_grad_()
@@ -216,7 +216,7 @@ def test_logits_stay_within_bounds_and_can_be_learned_wherever_their_mean_drifts
     assert float(shifted.grad.abs().amax(dim=1).min()) > 0.01
 
 
-def test_small_logits_are_as_they_are_but_for_their_mean():
+def test_small_logits_only_lose_their_mean():
     raw = 0.1 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     everything = torch.ones(3, 64, dtype=torch.bool)
     torch.testing.assert_close(
@@ -224,7 +224,7 @@ def test_small_logits_are_as_they_are_but_for_their_mean():
     )
 
 
-def test_a_cost_holds_the_logits_of_a_steady_reward():
+def test_a_cost_limits_the_logits_of_a_steady_reward():
     deviations = []
     for options in ({}, {"logit_cost": 0.0}):
         env = MaskingVectorEnv(
@@ -264,7 +264,7 @@ def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
     assert agent.network.normalise.count == 4  # a worker's statistics arrive without an update, too
 
 
-def test_a_copy_of_an_agent_draws_what_the_agent_would():
+def test_a_copy_of_an_agent_draws_like_the_agent():
     agent = make_agent("a3c", (16, 8), seed=1)
     agent.generator.manual_seed(7)
     copied, pickled = copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))
@@ -298,11 +298,11 @@ LEARNING = {
     "dqn": (250, 0.7),
     "a2c": (300, 0.8),
 }
-"""Updates and share of the way from a random to the best choice, where they are not 300 and 0.9."""
+"""Updates, and share of the way from a random to the best choice, if they are not 300 and 0.9."""
 
 
 SLOW = ("maskable_ppo", "sac", "tqc", "trpo")
-"""They take as long as all others, and are td3, dqn and ppo but for how they learn."""
+"""They take as long as all others together, and differ from td3, dqn and ppo only in how they learn."""
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a3c_solves_the_identity_task_with_its_other_settings(options):
 
 
 class OneMaskAStep(IdentityTask):
-    """The identity task in two steps: half of the targets are masked in each, paid at the end."""
+    """The identity task in two steps: each masks half of the targets, and the reward comes at the end."""
 
     def reset(self, *, seed=None, options=None):
         self.half = None
@@ -366,7 +366,7 @@ class OneMaskAStep(IdentityTask):
 
 
 class MostlyUnpaid(IdentityTask):
-    """A quarter of the images is paid; what the others are told is the opposite."""
+    """Only a quarter of the images is paid; the reward of the others has the opposite sign."""
 
     def step(self, actions):
         observation, reward, terminated, truncated, info = super().step(actions)
@@ -385,7 +385,7 @@ def test_a3c_learns_from_the_images_that_are_paid(credit):
 
 
 class HalfPaid(OneMaskAStep):
-    """In two steps; half of the images are paid at the end."""
+    """Two steps; half of the images are paid at the end."""
 
     def step(self, actions):
         observation, reward, terminated, truncated, info = super().step(actions)
@@ -403,7 +403,7 @@ def test_a3c_learns_in_two_steps_from_the_images_that_are_paid(options):
 
 
 class FallingRewards(IdentityTask):
-    """Rewards shrink tenfold in the course of training, as an autoencoder's loss does."""
+    """Rewards shrink tenfold during training, as an autoencoder's loss does."""
 
     steps = 0
 
@@ -473,6 +473,6 @@ def test_an_unknown_agent_is_refused_with_the_nearest_name():
         make_agent("a3", (16, 8))
 
 
-def test_patches_that_make_no_square_need_a_grid():
+def test_patches_that_do_not_form_a_square_need_a_grid():
     with pytest.raises(InputError, match="15 patches do not form a square"):
         make_agent("a3c", (15, 8))

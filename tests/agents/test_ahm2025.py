@@ -48,7 +48,7 @@ def test_one_number_a_patch_comes_from_the_image_that_the_patches_make(patch_siz
     torch.testing.assert_close(logits_of_their_own, LOGIT_CAP * (logits / LOGIT_CAP).tanh())
 
 
-def test_patches_are_drawn_with_noise_unless_the_highest_are_asked_for():
+def test_patches_are_drawn_with_noise_unless_top_k_is_chosen():
     logits = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     drawn = [build().draw(logits, EVERYTHING, generator) for _ in range(2)]
@@ -58,7 +58,7 @@ def test_patches_are_drawn_with_noise_unless_the_highest_are_asked_for():
     assert torch.equal(*highest)
 
 
-def test_patches_that_are_masked_already_are_the_last_of_the_highest():
+def test_top_k_chooses_masked_patches_last():
     available = EVERYTHING.clone()
     available[:, :3] = False
     order = build(draws="top_k").draw(torch.ones(4, 16), available, torch.Generator())
@@ -93,7 +93,7 @@ class Rich(PixelIdentityTask):
         return observation, reward, terminated, truncated, info
 
 
-def test_the_critic_counts_in_the_rewards_own_scale_unless_it_is_capped_at_6():
+def test_the_critic_follows_the_scale_of_the_rewards_unless_it_is_capped_at_6():
     linear, capped = build(), build(critic="relu6")
     for agent in (linear, capped):
         play(agent, 3, Rich(num_envs=8))
@@ -161,7 +161,7 @@ def test_a_vision_transformers_embeddings_are_refused_by_the_training_loop():
     )
 
 
-def test_equal_probabilities_of_the_published_agent_are_no_raster_order():
+def test_equal_probabilities_of_the_published_agent_do_not_give_raster_order():
     agent = make_agent("ahm2025", (16, 16), draws="top_k")
     available = torch.ones(200, 16, dtype=torch.bool)
     orders = agent.draw(torch.zeros(200, 16), available, torch.Generator().manual_seed(0))

@@ -81,7 +81,7 @@ def test_dqn_s_exploration_goes_on_from_a_checkpoint_in_the_middle_of_a_session(
     assert max(rates[1:]) == pytest.approx(0.02)
 
 
-def test_the_progress_bar_of_sb3_comes_to_its_end(make_env, monkeypatch):
+def test_the_progress_bar_of_sb3_reaches_its_end(make_env, monkeypatch):
     totals = []
     learn = PPO.learn
 
@@ -214,7 +214,7 @@ def test_hardly_any_of_ppo_s_first_scores_are_clipped_to_the_same_value():
 def test_the_networks_are_shared_over_patches_and_see_their_neighbours(name):
     small, large = (make_agent(name, (rows * rows, 8)) for rows in (4, 8))
     sizes = [sum(p.numel() for p in agent.algorithm.policy.parameters()) for agent in (small, large)]
-    # Only positions (32 numbers a patch in every network) and the Gaussian's deviations grow with the grid.
+    # Only positions (32 numbers per patch in every network) and the Gaussian's deviations grow with the grid.
     assert sizes[1] - sizes[0] <= 48 * (32 * 6 + 1)
 
 
@@ -247,7 +247,7 @@ def test_learning_leaves_the_global_generators_as_they_were():
     assert np.array_equal(before[1], np.random.get_state()[1])
 
 
-def test_python_s_generator_is_seeded_for_a_while_only():
+def test_python_s_generator_is_seeded_only_for_a_while():
     random.seed(3)
     before = random.getstate()
     with seeded(5):
@@ -297,7 +297,7 @@ def test_rewards_that_were_not_measured_count_as_the_mean_of_the_others():
     assert env.update["reward"] == 2.0
 
 
-def test_algorithms_of_the_extra_say_so_where_it_is_missing(monkeypatch):
+def test_algorithms_of_a_missing_extra_say_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(InputError, match=r"pip install 'ahm-gym\[contrib\]'"):
         make_agent("trpo", (16, 8))

@@ -1,4 +1,4 @@
-"""Several workers: what they learn together, and what is left of them however a run ends."""
+"""Several workers: they learn together, and leave nothing behind however a run ends."""
 
 import copy
 import os
@@ -36,7 +36,7 @@ def test_an_agent_whose_workers_cannot_start_can_still_be_copied():
 
 
 class Pausing:
-    """A callback that wants the workers at rest after every third update, and looks whether they are."""
+    """A callback that wants the workers idle after every third update, and checks that they are."""
 
     def __init__(self, agent):
         self.agent, self.count, self.writes_at_rest = agent, 0, []
@@ -47,12 +47,12 @@ class Pausing:
     def __call__(self, metrics):
         self.count += 1
         if self.count % 3 == 0:
-            time.sleep(0.02)  # time enough for a worker that does not rest
+            time.sleep(0.02)  # long enough for a worker that is not idle
             self.writes_at_rest.append((self.count, int(self.agent.writes)))
         return False
 
 
-def test_workers_rest_where_the_callback_wants_a_pause():
+def test_workers_are_idle_when_the_callback_wants_a_pause():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
     callback = Pausing(agent)
     agent.learn(IdentityTask, 20, seed=0, callback=callback)
@@ -94,7 +94,7 @@ def test_the_callback_can_stop_workers_early_and_hears_of_every_update():
 
 @pytest.fixture
 def traces(monkeypatch):
-    """Gives what is left of programs started since: living processes, and files in shared memory."""
+    """Yields a function that lists what programs started since have left: processes and files in shared memory."""
     mark = f"AHM_TEST_{uuid.uuid4().hex}"
     monkeypatch.setenv(mark, "1")
     memory = Path("/dev/shm")
@@ -115,19 +115,19 @@ def traces(monkeypatch):
 
 
 def is_in_use(file):
-    """Whether a number in the name of the file is that of a living process, of another test perhaps."""
+    """Whether a number in the file's name is the id of a living process, perhaps of another test."""
     return any(Path("/proc", number).exists() for number in re.findall(r"\d+", file.name))
 
 
 def is_marked(entry, mark):
     try:
         return mark.encode() in (entry / "environ").read_bytes()
-    except OSError:  # it has ended meanwhile, or belongs to somebody else
+    except OSError:  # it has ended meanwhile, or belongs to another user
         return False
 
 
 def children(process):
-    """Processes that the run has started, but for Python's own tracker of semaphores."""
+    """Processes that the run has started, except Python's own semaphore tracker."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 

@@ -139,7 +139,7 @@ def test_before_the_last_step_only_guided_patches_are_masked(cls):
 
 
 @pytest.mark.parametrize("cls", STEPWISE)
-def test_a_number_of_steps_is_refused_where_it_follows_from_the_guided_patches(cls):
+def test_a_number_of_steps_is_refused_if_it_follows_from_the_guided_patches(cls):
     with pytest.raises(InputError, match="masking_steps does not apply to this form"):
         make_env(cls, masking_steps=2)
 

@@ -23,7 +23,7 @@ def test_of_too_many_ones_a_random_subset_is_masked():
     assert len(set(map(frozenset, patches_of(info["guided"])))) > 1
 
 
-def test_to_too_few_ones_random_patches_are_added():
+def test_random_patches_are_added_to_too_few_ones():
     env = begin(MultiBinaryMaskingVectorEnv, guided_fraction=0.5)
     *_, info = env.step(bits(1, 7))
     assert info["repaired"].all()

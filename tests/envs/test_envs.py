@@ -114,7 +114,7 @@ def test_the_highest_scores_are_masked_and_the_update_reduces_nothing_but_the_lo
 
 
 def hide_first(patches, masks, generator):
-    """Weights of a random share of 1 but for the first patch of each image, which counts for nothing if masked."""
+    """Random weights from 0 to 1, but 0 for the first patch of each image."""
     weight = masks.weight * torch.rand(masks.weight.shape, generator=generator)
     weight[:, 0] = 0.0
     return weight
@@ -156,14 +156,14 @@ def test_the_pixels_of_a_patch_of_weight_0_do_not_change_the_update(make, model)
     assert info["mask"][:, 0].all() and all(map(torch.equal, *weights))
 
 
-def test_weights_that_mean_nothing_are_refused_by_the_environment(make):
+def test_invalid_weights_are_refused_by_the_environment(make):
     env = make(weigh=lambda patches, masks, generator: torch.zeros_like(masks.weight))
     env.reset(seed=0)
     with pytest.raises(InputError, match="every masked patch has weight 0"):
         env.step(scores(env))
 
 
-def test_the_observation_is_the_embedding_by_the_encoder_as_it_stands(make):
+def test_the_observation_is_the_embedding_by_the_current_encoder(make):
     env = make()
     env.reset(seed=0)
     observation, *_ = env.step(scores(env))
@@ -248,7 +248,7 @@ def test_tensors_hold_what_arrays_would(make, masking_steps):
         assert np.array_equal(array, tensor.numpy())
 
 
-def test_a_reset_to_the_present_batch_starts_no_processes_again(images, monkeypatch):
+def test_a_reset_to_the_current_batch_keeps_the_loading_processes(images, monkeypatch):
     started, loader = [], BatchStream._loader
     monkeypatch.setattr(BatchStream, "_loader", lambda stream: started.append(1) or loader(stream))
     env = MaskingVectorEnv(4, data=images, image_size=32, data_workers=1)
@@ -268,7 +268,7 @@ def test_rendering_before_the_first_reset_is_refused(make):
         make(render_mode="rgb_array").render()
 
 
-def test_disabled_autoreset_refuses_to_step_over_the_end(make):
+def test_disabled_autoreset_refuses_to_step_past_the_end(make):
     env = make(autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ResetNeeded):
         env.step(scores(env))
@@ -287,7 +287,7 @@ def test_a_next_step_reset_row_ignores_its_action_and_updates_nothing(make):
     assert not reward.any() and not terminated.any() and observation.any()
 
 
-def test_a_reset_never_touches_an_autoencoder_that_was_handed_in(make):
+def test_a_reset_never_touches_an_autoencoder_that_was_passed_in(make):
     pretrainer = Pretrainer(build_autoencoder("tiny", image_size=(32, 32), seed=5), num_steps=10)
     env = make(pretrainer=pretrainer)
     env.reset(seed=0)
@@ -299,7 +299,7 @@ def test_a_reset_never_touches_an_autoencoder_that_was_handed_in(make):
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_the_update_works_where_the_caller_has_switched_gradients_off(make, context):
+def test_the_update_works_if_the_caller_has_switched_gradients_off(make, context):
     env = make()
     with context():
         env.reset(seed=0)
@@ -310,7 +310,7 @@ def test_the_update_works_where_the_caller_has_switched_gradients_off(make, cont
 
 
 @pytest.mark.parametrize("mask_ratio", [0.75, RisingMaskRatio(0.25, 0.75)], ids=["constant", "rising"])
-def test_going_on_from_a_saved_state_is_exact(make, mask_ratio):
+def test_continuing_from_a_saved_state_is_exact(make, mask_ratio):
     def trace(env, count):
         return [env.step(scores(env, i))[1] for i in range(count)]
 
@@ -366,7 +366,7 @@ def test_actions_may_be_tensors_that_carry_gradients(images, cls):
 
 @pytest.mark.parametrize("checks_late", [False, True])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode, checks_late):
+def test_a_failed_update_requires_a_reset(make, mode, checks_late):
     env = make(autoreset_mode=mode)
     env.pretrainer.checks_late = checks_late  # as on a GPU
     env.reset(seed=0)
@@ -386,7 +386,7 @@ def test_after_an_update_that_failed_a_reset_is_asked_for(make, mode, checks_lat
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_after_a_reset_that_failed_another_is_asked_for(make, mode, monkeypatch):
+def test_a_failed_reset_requires_another(make, mode, monkeypatch):
     env = make(autoreset_mode=mode, masking_steps=2)
     env.reset(seed=0)
     env.step(scores(env))
@@ -399,7 +399,7 @@ def test_after_a_reset_that_failed_another_is_asked_for(make, mode, monkeypatch)
     env.step(scores(env))
 
 
-def test_three_numbers_are_no_image_size(images):
+def test_three_numbers_are_not_an_image_size(images):
     with pytest.raises(InputError, match="image size 32 32 32: give one number"):
         MaskingVectorEnv(2, data=images, image_size=(32, 32, 32))
 

@@ -37,7 +37,7 @@ def test_the_length_of_an_episode_follows_the_guided_share_over_training():
     assert lengths == [1, 3, 6]
 
 
-def test_choosing_a_masked_patch_masks_another_one_and_says_so():
+def test_choosing_a_masked_patch_masks_another_one_and_reports_it():
     env = make_env(SequentialMaskingVectorEnv)
     _, info = env.reset(seed=0)
     assert info["action_mask"].all()
@@ -68,7 +68,7 @@ def test_repeated_and_masked_choices_of_a_group_are_repaired():
     assert all({0, 1, 2, 3, 4} <= chosen for chosen in patches_of(info["guided"])[:3])
 
 
-def test_the_first_choices_count_where_fewer_than_a_group_are_left():
+def test_the_first_choices_count_if_fewer_than_a_group_are_left():
     env = begin(GroupMaskingVectorEnv, group_size=4, guided_fraction=0.5)
     env.step(np.tile([0, 1, 2, 3], (B, 1)))
     assert env.num_guided == 2

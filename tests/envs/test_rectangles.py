@@ -25,7 +25,7 @@ def test_of_a_rectangle_that_is_too_large_a_random_subset_is_masked():
     assert len(set(map(frozenset, patches_of(info["guided"])))) > 1
 
 
-def test_to_a_rectangle_that_is_too_small_the_nearest_visible_patches_are_added():
+def test_the_nearest_visible_patches_are_added_to_a_rectangle_that_is_too_small():
     env = begin(RectangleMaskingVectorEnv, num_rectangles=3)
     *_, info = env.step(np.tile([0, 0, 0, 0], (B, 1)))
     assert patches_of(info["guided"]) == [{0, 1, 4, 5}] * B
@@ -49,7 +49,7 @@ def test_fewer_guided_patches_than_rectangles_take_one_step_each():
     assert [info["guided"].sum(axis=1).tolist() for info in play(env)] == [[1] * B, [2] * B, [3] * B]
 
 
-def test_rectangles_of_an_image_that_is_not_square_go_by_rows_and_columns():
+def test_rectangles_in_an_image_that_is_not_square_follow_rows_and_columns():
     images = torch.randn(4, 1, 16, 32, generator=torch.Generator().manual_seed(0))
     env = RectangleMaskingVectorEnv(2, data=images, image_size=(16, 32), patch_size=8, num_rectangles=2)
     assert env.single_action_space.nvec.tolist() == [2, 4, 2, 4]

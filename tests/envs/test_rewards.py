@@ -43,7 +43,7 @@ def test_relative_is_standardised_by_the_randomly_masked_patches(pretrainer):
     assert float(paid[masks.guided].mean()) != pytest.approx(0, abs=1e-3)
 
 
-def test_relative_takes_all_masked_patches_where_none_is_random(pretrainer):
+def test_relative_uses_all_masked_patches_if_none_is_random(pretrainer):
     _, masks, patch_loss = draw()
     paid = build("relative", pretrainer)(patch_loss, Masks.of(masks.masked, masks.masked))
     assert float(paid[masks.masked].mean()) == pytest.approx(0, abs=1e-5)
@@ -67,7 +67,7 @@ def test_rank_pays_minus_one_to_one_in_the_order_of_the_loss(pretrainer):
 
 
 def paid_for_progress(reward, pretrainer, num_steps):
-    """What each of so many updates pays, and the patch losses before them."""
+    """The rewards of `num_steps` updates, and the patch losses before them."""
     images, masks, _ = draw()
     paid, losses = [], []
     for _ in range(num_steps):
@@ -77,11 +77,11 @@ def paid_for_progress(reward, pretrainer, num_steps):
     return paid, losses
 
 
-def test_progress_pays_what_an_earlier_copy_does_worse(pretrainer):
+def test_progress_pays_for_patches_that_an_earlier_copy_reconstructs_worse(pretrainer):
     reward = build("progress", pretrainer)
     reward.lag = 10
     paid, losses = paid_for_progress(reward, pretrainer, 35)
-    # 20 updates were made when the copy was taken that is in use since the 30th.
+    # The copy in use since update 30 was made after 20 updates.
     mask = draw()[1].masked
     floor = 0.05 * losses[34][mask].mean()
     expected = ((losses[20] + floor) / (losses[34] + floor)).log()
@@ -104,7 +104,7 @@ def test_progress_around_a_trained_autoencoder_begins_with_it(pretrainer):
     assert torch.allclose(paid[14][:2][mask[:2]], expected[:2][mask[:2]], atol=1e-4)
 
 
-def test_progress_looks_at_no_earlier_copy_where_nothing_is_guided(pretrainer, monkeypatch):
+def test_progress_skips_the_earlier_copy_if_no_patch_is_guided(pretrainer, monkeypatch):
     reward = build("progress", pretrainer)
     reward.lag = 1
     images, masks, _ = draw()
@@ -130,7 +130,7 @@ def test_progress_pays_the_same_for_halving_a_large_and_a_small_loss(pretrainer)
     assert 0.4 < float(paid[0]) < float(paid[1]) < 0.7 and paid[2:].tolist() == [0.0, 0.0]
 
 
-def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
+def test_progress_continues_from_its_state_with_both_copies(pretrainer):
     reward = build("progress", pretrainer)
     reward.lag = 2
     paid_for_progress(reward, pretrainer, 5)
@@ -146,7 +146,7 @@ def test_progress_goes_on_from_its_state_with_both_copies(pretrainer):
     assert all(map(torch.equal, paid, expected))
 
 
-def test_progress_is_not_paid_against_a_frozen_autoencoder():
+def test_progress_refuses_a_frozen_autoencoder():
     frozen = Pretrainer(build_autoencoder("tiny", image_size=(32, 32)), num_steps=50, frozen=True)
     with pytest.raises(InputError, match="reward progress measures what the autoencoder learns"):
         build("progress", frozen)
@@ -166,7 +166,7 @@ def test_advantage_pays_the_excess_over_a_random_mask_of_the_same_image(pretrain
 
 
 def reference_cells(images, filled, side):
-    """The reward of AHM pixel by pixel: what every cell of `side` pixels pays, row by row."""
+    """The reward of AHM computed pixel by pixel: the reward of every cell of `side` pixels, row by row."""
     paid = torch.zeros(len(images), 4, 4)
     for i in range(len(images)):
         low, high = images[i].min(), images[i].max()
@@ -205,13 +205,13 @@ def test_ahm2025_does_not_depend_on_how_images_are_normalised(pretrainer):
 
 
 @pytest.mark.parametrize("name", ["ahm2025:", "ahm2025:0", "ahm2025:33", "ahm2025:x", "loss:20"])
-def test_an_argument_that_a_reward_does_not_take_is_refused(name, pretrainer):
+def test_an_argument_that_a_reward_does_not_have_is_refused(name, pretrainer):
     with pytest.raises(InputError, match="ahm2025:"):
         build(name, pretrainer)
 
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
-def test_going_on_from_a_saved_state_pays_the_same(name, pretrainer):
+def test_continuing_from_a_saved_state_pays_the_same(name, pretrainer):
     first = build(name, pretrainer)
     images, masks, patch_loss = draw()
     result = pretrainer.forward(images, masks)

@@ -66,12 +66,12 @@ def test_noise_is_finite_whatever_is_drawn(monkeypatch):
         assert torch.isfinite(gumbel_noise(torch.zeros(1, 3), torch.Generator())).all()
 
 
-def test_entropy_is_one_where_all_patches_are_alike_and_zero_where_one_has_all():
+def test_entropy_is_one_if_all_patches_are_alike_and_zero_if_one_has_all_probability():
     assert relative_entropy(torch.zeros(2, 6)) == pytest.approx(1.0)
     assert relative_entropy(torch.tensor([[100.0, 0.0, 0.0]])) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_it_learns_to_show_what_costs_much():
+def test_it_learns_to_show_patches_with_a_high_loss():
     autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
     policy = make_policy("adamae", autoencoder)
     generator = torch.Generator().manual_seed(0)

@@ -85,7 +85,7 @@ def test_hints_are_shown_and_are_a_random_half_of_the_most_attended_tenth(autoen
     torch.testing.assert_close(scores[~hints], attention[~hints])
 
 
-def test_one_patch_is_hinted_where_a_tenth_is_less(autoencoder, attention):
+def test_one_patch_is_a_hint_if_a_tenth_is_less_than_one(autoencoder, attention):
     ranked = make_policy("attention_hints", autoencoder).rank(attention[:, :4], torch.Generator())
     assert torch.equal(ranked.argmin(dim=1), attention[:, :4].argmax(dim=1))
 

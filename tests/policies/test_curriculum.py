@@ -31,7 +31,7 @@ def test_the_factor_goes_from_partner_to_adversary():
     assert [curriculum_factor(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, -1.0]
 
 
-def test_the_gradient_turns_round_with_the_factor_and_vanishes_between():
+def test_the_gradient_changes_sign_with_the_factor_and_vanishes_between():
     mask = torch.tensor([[True, True, True, False]])
     helping, opposing = gradient(1.0, mask), gradient(-1.0, mask)
     torch.testing.assert_close(helping, -opposing)
@@ -100,7 +100,7 @@ def test_the_overlap_is_the_mean_covariance_of_two_images():
 
 
 def test_scores_mask_each_patch_as_often_as_its_coin_says():
-    """Of many patches: the count is exact, and the coins only have it on average."""
+    """With many patches, because the count is exact but coins only have it on average."""
     policy = make_policy("curriculum", build_autoencoder("tiny", image_size=(128, 128), patch_size=8))
     logits = torch.linspace(-2, 3, 256)
     policy.scorer.network.forward = lambda embeddings: logits.expand(len(embeddings), -1)
@@ -112,7 +112,7 @@ def test_scores_mask_each_patch_as_often_as_its_coin_says():
 
 
 @pytest.mark.parametrize(("progress", "sign"), [(0.0, -1), (1.0, 1)])
-def test_it_learns_to_mask_what_is_easy_at_first_and_what_is_hard_at_the_end(progress, sign):
+def test_it_learns_to_mask_easy_patches_at_first_and_hard_ones_at_the_end(progress, sign):
     autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
     policy = make_policy("curriculum", autoencoder)
     generator = torch.Generator().manual_seed(0)

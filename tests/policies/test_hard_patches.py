@@ -81,7 +81,7 @@ def test_scores_come_from_averages_of_predictor_and_encoder(autoencoder):
     assert not torch.equal(policy.predictor.network.head.weight, policy.scorer.network.head.weight)
 
 
-def test_features_that_scoring_left_are_those_of_the_same_patches_only(autoencoder):
+def test_features_from_scoring_are_only_used_for_the_same_patches(autoencoder):
     first, hard = batch(autoencoder, 0)
     mask = torch.ones_like(hard, dtype=torch.bool)
     results = []

@@ -44,7 +44,9 @@ def run(autoencoder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_a_rule_guides_every_masked_patch_and_draws_anew_from_another_generator(name, autoencoder, patches):
+def test_a_rule_guides_every_masked_patch_and_draws_differently_from_another_generator(
+    name, autoencoder, patches
+):
     policy = make_policy(name, autoencoder)
     first, other = (policy.score(patches, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(first, other)
@@ -58,7 +60,7 @@ def small_batch(autoencoder, seed):
 
 
 def learn(policy, autoencoder, steps):
-    """Scores and metrics of a few updates, each on a batch and with a generator of its own."""
+    """Scores and metrics of a few updates, each with its own batch and generator."""
     history = []
     for step in steps:
         patches = small_batch(autoencoder, step)
@@ -71,7 +73,9 @@ def learn(policy, autoencoder, steps):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_policy_goes_on_from_its_state_exactly_and_is_the_same_for_the_same_autoencoder(name, autoencoder):
+def test_a_policy_continues_from_its_state_exactly_and_is_the_same_for_the_same_autoencoder(
+    name, autoencoder
+):
     whole, stopped = (make_policy(name, autoencoder) for _ in range(2))
     expected = learn(whole, autoencoder, range(4))
     learn(stopped, autoencoder, range(2))
@@ -86,7 +90,7 @@ def test_a_policy_goes_on_from_its_state_exactly_and_is_the_same_for_the_same_au
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("model", ["unet", "test_vit2"])
-def test_a_policy_works_with_every_autoencoder_where_its_rule_has_a_sense(model, name):
+def test_a_policy_works_with_every_autoencoder_for_which_its_rule_makes_sense(model, name):
     autoencoder = build_autoencoder(model, image_size=(32, 48), patch_size=8, channels=2)
     if model == "unet" and name.startswith("attention"):
         with pytest.raises(InputError, match="choose a vision transformer"):
@@ -154,7 +158,7 @@ def test_block_masks_lie_together(autoencoder, patches):
     assert neighbours("block") > 1.3 * neighbours("random")
 
 
-def test_an_agent_as_policy_acts_as_it_was_trained_to_whatever_the_autoencoder(run, patches):
+def test_an_agent_as_policy_acts_as_it_was_trained_with_any_autoencoder(run, patches):
     folder, agent = run
     other = build_autoencoder("small", image_size=SIZE, patch_size=8, seed=9)
     policy = make_policy(f"agent:{folder}", other)

@@ -20,7 +20,7 @@ def test_the_momentum_rises_over_training_and_warms_up_over_the_first_updates():
     assert momenta == pytest.approx([0.999, 0.99945, 0.9999])
 
 
-def test_the_teacher_is_the_average_that_its_momenta_say():
+def test_the_teacher_is_the_average_that_follows_from_its_momenta():
     followed = network()
     teacher = Teacher(followed, start=0.4, end=0.4)
     expected = followed[0].weight.detach().clone()

@@ -20,7 +20,9 @@ def patches(autoencoder):
     return PatchBatch(images, autoencoder.embed(images).detach(), autoencoder.grid, 0.5, 0.5)
 
 
-def test_scores_are_the_teachers_losses_under_a_random_mask_and_what_it_saw_ranks_below(autoencoder, patches):
+def test_scores_are_the_teachers_losses_under_a_random_mask_and_patches_that_it_saw_rank_below(
+    autoencoder, patches
+):
     policy = make_policy("teacher_loss", autoencoder)
     scores = policy.score(patches, torch.Generator().manual_seed(0))
     mask = scores >= 0

@@ -5,7 +5,7 @@ from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
 
 
-def test_what_varies_most_is_masked_or_what_varies_least():
+def test_the_patches_that_vary_most_or_least_are_masked():
     autoencoder = build_autoencoder("tiny", image_size=(16, 24), patch_size=8, channels=2)
     images = torch.zeros(1, 2, 16, 24)
     images[:, :, :, :8] = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
