@@ -50,7 +50,7 @@ class Learner:
 
     Args:
         agent: holds the shared weights, the optimiser and the lock.
-        network: acts; a copy of the agent's network, or with one worker that network itself.
+        network: the network that acts: a copy of the agent's, or with one worker the agent's own.
         env: environment of this worker.
         generator: draws for this worker.
         seed: seed of the generator and the environment; None leaves both as they are.
