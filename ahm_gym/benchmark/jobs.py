@@ -25,9 +25,9 @@ from ahm_gym.masking.selection import count_masked
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder
-from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining import figures
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.pretraining.mask_quality import reconstruction_psnr
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.runs.folder import RunFolder
@@ -202,14 +202,7 @@ def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDat
     """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
     image_size = image_size_of(config.image_size)
     dataset = open_data(config.data, root=config.data_root, image_size=image_size)
-    autoencoder = build_autoencoder(
-        config.model,
-        image_size=image_size,
-        patch_size=config.patch_size,
-        channels=dataset.channels,
-        seed=config.seed,
-        normalise_target=config.normalise_target,
-    ).to(pick_device(config.device))
+    autoencoder = starting_autoencoder(config, dataset.channels, fresh=False).to(pick_device(config.device))
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
         load_autoencoder(autoencoder, config.run_dir)
