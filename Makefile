@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes ahm_gym --ignoreexternal
 	$(BIN)/lint-imports
 
 check: lint test
