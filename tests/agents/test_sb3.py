@@ -351,7 +351,7 @@ def test_a_run_trains_resumes_and_serves_as_a_frozen_policy(name, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             pretrain(config)
     pretrain(config, resume=True)
-    assert f"{name} goes on with its weights" in capsys.readouterr().err
+    assert f"{name} continues with its weights" in capsys.readouterr().err
     run = RunFolder.open(tmp_path / "run", "pretrain")
     assert run.checkpoint_step() == 6
     run.close()
