@@ -65,5 +65,5 @@ def agent_class(name: str) -> Any:
 
 def _not_an_agent(name: str, cls: type[Any]) -> InputError:
     return InputError(
-        f"agent {name} is a {cls.__name__}, which is not an Agent: make it a subclass of ahm_gym.agents.Agent."
+        f"agent {name} is a {cls.__name__}, which is not an Agent: let it inherit from ahm_gym.agents.Agent."
     )

@@ -53,7 +53,7 @@ def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
     policy = factory(autoencoder, argument) if colon else factory(autoencoder)
     if not isinstance(policy, MaskPolicy):
         raise InputError(
-            f"policy {name} is a {type(policy).__name__}, which is not a MaskPolicy: make it a subclass "
-            "of ahm_gym.policies.MaskPolicy."
+            f"policy {name} is a {type(policy).__name__}, which is not a MaskPolicy: let it inherit "
+            "from ahm_gym.policies.MaskPolicy."
         )
     return policy
