@@ -36,7 +36,7 @@ class A3C(Agent):
     - Policy: patches are drawn one after another without replacement (Plackett-Luce). The environment masks the first
       of them, and the log-probability of each draw is exact (`ahm_gym.agents.ordering`).
     - Critic: a value for every patch, and one for the whole mask.
-    - Credit: by default each draw is paid by the reward of its own patch (`ahm_gym.agents.losses`).
+    - Credit: by default each draw is credited with the reward of its own patch (`ahm_gym.agents.losses`).
     - Asynchrony: each worker acts in its own environment with a copy of the weights, and applies its gradients to the
       shared weights. Meanwhile others may have changed them: `agent/staleness` counts their updates.
 
@@ -48,10 +48,10 @@ class A3C(Agent):
         gamma: discount per step.
         gae_lambda: lambda of generalised advantage estimation, for episodes of several steps.
         n_steps: steps per rollout; None means the whole episode.
-        entropy_coef: weight of the mean entropy of the draws; rewards are scaled to a root mean square of 1.
+        entropy_coef: weight of the mean entropy of the draws, relative to rewards of root mean square 1.
         value_coef: weight of the critic's loss.
         logit_cost: weight of the mean square of the logits. Small logits can still change sign while the autoencoder
-            changes. Choose less for image credit, because its advantages are smaller.
+            changes. Choose a smaller value for image credit, because its advantages are smaller.
         learning_rate: learning rate of Adam.
         max_grad_norm: largest norm of the gradient, which is clipped to it.
         width: width of the network's hidden layers.

@@ -25,12 +25,12 @@ Callback = Callable[[Metrics], bool]
 
 @runtime_checkable
 class PausingCallback(Protocol):
-    """A callback that is called with all workers idle after the updates that it announces."""
+    """A callback that names the updates after which every worker must be idle when it is called."""
 
     def __call__(self, metrics: Metrics) -> bool: ...
 
     def next_pause(self, done: int) -> int:
-        """Number of updates in this call of `learn` after which all workers must be idle next; `done` are done."""
+        """Number of updates since `learn` began after which all workers must next be idle; `done` are finished."""
         ...
 
 

@@ -33,13 +33,13 @@ class Transition:
     """
 
     output: ActorCriticOutput
-    """Of the state before the step."""
+    """Output of the network for the state before the step."""
     order: Int[Tensor, "B L"]
     """The action: patch indices in the order in which they were drawn."""
     available: Bool[Tensor, "B L"]
     """True for patches that could be drawn."""
     chosen: Bool[Tensor, "B L"]
-    """True for entries of `order` that the environment masked because of it."""
+    """True for entries of `order` that the environment masked by following it."""
     patch_reward: Float[Tensor, "B L"]
     image_reward: Float[Tensor, " B"]
     ended: Bool[Tensor, " B"]
@@ -52,7 +52,7 @@ class Learner:
         agent: holds the shared weights, the optimiser and the lock.
         network: the network that acts: a copy of the agent's, or with one worker the agent's own.
         env: environment of this worker.
-        generator: draws for this worker.
+        generator: generator of this worker's draws.
         seed: seed of the generator and the environment; None leaves both as they are.
 
     Raises:

@@ -48,7 +48,7 @@ def step_loss(
         output: output of the network for the state before the step.
         order: patch indices in the order in which they were drawn.
         available: True for patches that could be drawn.
-        chosen: True for entries of the order that the environment masked because of it. The environment skips entries
+        chosen: True for entries of the order that the environment masked by following it. The environment skips entries
             if their window must stay visible (`ahm_gym.masking.spread`); they are draws for image credit, but not for
             local credit. Entries after the last chosen one are not draws.
         masked: patches on which the critic is fitted, guided or random; none in images that were not paid.

@@ -83,7 +83,7 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
     dice, images, labels = shown(results["patch_dice"]), results["num_images"], results["labels"]
     print(f"\nPatch Dice {dice} on {images} test images, {labels} labelled training images")
     print(f"Wrote {config.run_dir}/results.json")
-    print("Next, to fine-tune: ahm-gym finetune with the same flags")
+    print("Next, to fine-tune: ahm-gym finetune with the same flags, and another --run-dir if you gave one")
 
 
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:

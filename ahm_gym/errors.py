@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that could not continue, because of a non-finite loss, a dead worker or a full disk."""
+    """A run that could not continue, because of a non-finite loss or a dead worker."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], unlisted: Collection[str] = ()) -> InputError:

@@ -1,4 +1,4 @@
-"""Masking as an environment: actions choose the masks of a batch, an update of the autoencoder pays for them."""
+"""Masking as an environment: actions choose the masks of a batch, and the update that follows pays the reward."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     - Reward: mean reward of an image's guided patches, 0 if there are none; paid in the last step.
     - Episode: `masking_steps` steps, the same for all images of the batch. Each masks an equal part of the patches.
     - `info`, one row per image: `mask`, `guided`, `weight` (how much a patch counts in the loss), `patch_loss` and
-      `patch_reward` (all three 0 on visible patches), and `paid`, False if the reward was not measured.
+      `patch_reward` (these three are 0 on visible patches), and `paid`, False if the reward was not measured.
 
     Args:
         num_envs: images in a batch.
@@ -140,7 +140,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         """Starts a new batch of images.
 
         A seed fixes the order of the images and every draw, and rebuilds an autoencoder that the environment
-        built itself; a pretrainer that was passed in is never touched. The first reset without a seed after
+        built itself; a pretrainer that was passed in stays as it is. The first reset without a seed after
         `load_state_dict` continues with the batch of that state.
         """
         if seed is not None:

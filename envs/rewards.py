@@ -77,11 +77,11 @@ class Copy:
         self._passes = Replay(self._fill_in, records=self.model.records)
 
     def patch_loss(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        return self._passes(images, *self.model.places(Masks.of(mask)))[0]
+        return self._passes(images, *self.model.mask_inputs(Masks.of(mask)))[0]
 
-    def _fill_in(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+    def _fill_in(self, images: Tensor, *mask_inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), self._autocast():
-            return (self.model.fill_in(images, *places).patch_loss,)
+            return (self.model.fill_in(images, *mask_inputs).patch_loss,)
 
 
 class ProgressReward(LossReward):

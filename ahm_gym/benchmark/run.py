@@ -207,8 +207,10 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
     saved = saved_settings(config.out)
     if saved is None:
         return
+    # A setting that is newer than the folder had its default there.
+    kept_settings = flat(settings_of(BenchmarkConfig())) | flat(saved)
     for name, value in flat(settings_of(config)).items():
-        if (kept := flat(saved).get(name)) != value:
+        if (kept := kept_settings[name]) != value:
             raise InputError(
                 f"`{name}={value}` differs from the {kept} of the benchmark in {config.out}: use the same value, "
                 "or choose another `out`."

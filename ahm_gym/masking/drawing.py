@@ -23,7 +23,7 @@ class GrowingMask:
         grid: rows and columns of patches.
         steps: (num_new, num_guided) for every step: the patches to mask, and how many of them the scores choose.
         spread_fraction: probability that an image gets a spread mask; see `Spread`.
-        generator: generator of all random draws; the first is made in the first step.
+        generator: generator of all random draws; nothing is drawn before the first step.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class GrowingMask:
         masked = self.masks.masked
         if scores.shape != masked.shape:
             raise InputError(
-                f"the actions have shape {tuple(scores.shape)}: expected one score a patch, {tuple(masked.shape)}."
+                f"the actions have shape {tuple(scores.shape)}: expected one score per patch, {tuple(masked.shape)}."
             )
         if self.num_done == 0:
             num_masked = sum(num_new for num_new, _ in self.steps)
@@ -95,7 +95,7 @@ def draw_masks(
     """Masks with `num_masked` patches in every image, drawn in one step.
 
     Args:
-        scores: one score a patch, in main memory; the patches with the highest scores are masked first.
+        scores: one score per patch, in main memory; the patches with the highest scores are masked first.
         grid: rows and columns of patches.
         num_masked: number of masked patches in each image.
         generator: generator of all random draws.

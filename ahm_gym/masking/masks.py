@@ -15,7 +15,7 @@ from ahm_gym.errors import InputError
 class Masks:
     """Which patches of a batch are hidden, which of them the scores chose, and how much each counts in the loss.
 
-    Masks belong in main memory: creating them checks their weights, which would wait for a GPU.
+    Keep masks in main memory: the constructor checks the weights, and on a GPU the check would have to wait.
 
     Raises:
         InputError: if a weight is negative, not finite or on a visible patch, or no masked patch has a positive one.
@@ -56,7 +56,7 @@ class Masks:
         """
         if weight.shape != self.masked.shape:
             raise InputError(
-                f"the weights have shape {tuple(weight.shape)}: expected one a patch, {tuple(self.masked.shape)}."
+                f"the weights have shape {tuple(weight.shape)}: expected one per patch, {tuple(self.masked.shape)}."
             )
         return Masks(self.masked, self.guided, weight.detach().to(self.masked.device, torch.float32))
 

@@ -82,7 +82,7 @@ def select_patches(
     """The patches to mask (True = selected), and those of them that the scores chose.
 
     Args:
-        scores: one score a patch; the patches with the highest scores are masked first.
+        scores: one score per patch; the patches with the highest scores are masked first.
         num_masked: number of patches to mask in each image.
         num_guided: how many of them the scores choose; the rest is drawn uniformly.
         generator: generator of the rest and of the order of equal scores.

@@ -27,7 +27,7 @@ class Spread:
     window: Int[Tensor, " L"]
     """Index of the window that each patch belongs to."""
     allowed: Bool[Tensor, "*B L"]
-    """For each window in turn, one entry a patch: True as often as a patch may be masked, then False.
+    """One window after the other, one entry per patch: True for as many patches as may be masked, then False.
 
     A 2x2 window that keeps one patch visible has True, True, True, False. One row for each image, or one for all.
     """

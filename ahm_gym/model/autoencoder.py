@@ -1,4 +1,4 @@
-"""The base class of autoencoders: embeddings of patches, and reconstructions with one loss a patch."""
+"""The base class of autoencoders: embeddings of patches, and reconstructions with one loss per patch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Reconstruction(NamedTuple):
 class Autoencoder(nn.Module):
     """Reconstructs the masked patches of images; the base class of `MaskedAutoencoder` and `UNetAutoencoder`.
 
-    A subclass sets `encoder`, the network that is exported and fine-tuned, and implements `embed` and `fill_in`.
+    A subclass sets `encoder`, the network that is exported and fine-tuned, and implements `embed`,
+    `embedding_state` and `fill_in`.
 
     Args:
         image_size: height and width in pixels.
@@ -92,14 +93,14 @@ class Autoencoder(nn.Module):
             masks: masks, or a plain mask (True = masked) in which every masked patch has weight 1. If they are in
                 main memory, the call does not wait for the GPU.
         """
-        return self.fill_in(images, *self.places(as_masks(masks)))
+        return self.fill_in(images, *self.mask_inputs(as_masks(masks)))
 
-    def places(self, masks: Masks) -> tuple[Tensor, ...]:
+    def mask_inputs(self, masks: Masks) -> tuple[Tensor, ...]:
         """The tensors that `fill_in` needs of the masks, on the autoencoder's device: here the mask and the weights."""
         return to_device(masks.masked, self.device), to_device(masks.weight, self.device)
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        """Reconstructs images, given the tensors that `places` returned; works on the device alone."""
+    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+        """Reconstructs images, given the tensors that `mask_inputs` returned; works on the device alone."""
         raise NotImplementedError
 
     def compare(

@@ -45,7 +45,7 @@ class Encoder(Protocol):
     """Whether the network itself returns to full resolution, so that a segmenter only adds a head."""
 
     def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
-        """One feature vector a patch, in reading order."""
+        """One feature vector per patch, in reading order."""
         ...
 
     def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:

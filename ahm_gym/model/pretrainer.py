@@ -46,8 +46,8 @@ class Pretrainer:
         autoencoder: autoencoder to update; it is moved to `device`.
         num_steps: length of the learning-rate schedule in updates.
         learning_rate: peak learning rate, at the end of the warm-up.
-        device: device to train on. On a GPU the passes run in bfloat16 and are recorded as CUDA graphs, so the
-            weights must stay the same tensors from then on.
+        device: device to train on. On a GPU the passes run in bfloat16 and are recorded as CUDA graphs, so do
+            not replace the weights after the first step; change them in place.
         frozen: never update the autoencoder; steps only reconstruct and are counted.
 
     Raises:
@@ -201,8 +201,8 @@ class Pretrainer:
     def _backward(self, images: Tensor, masks: Masks) -> Reconstruction:
         if not self.model.training:
             self.model.train()
-        places = (_outside_inference(place) for place in self.model.places(masks))
-        *result, norm = self._passes(images, *places)
+        mask_inputs = (_outside_inference(tensor) for tensor in self.model.mask_inputs(masks))
+        *result, norm = self._passes(images, *mask_inputs)
         result = Reconstruction(*result)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # the tensor that a recording writes to, even if it was replaced since
@@ -217,12 +217,12 @@ class Pretrainer:
             self.check()
         return result
 
-    def _forward_and_backward(self, images: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+    def _forward_and_backward(self, images: Tensor, *mask_inputs: Tensor) -> tuple[Tensor, ...]:
         """Computes clipped gradients; returns the reconstruction and the norm of the gradient before clipping."""
         for parameter in self._parameters:
             parameter.grad = None
         with self.autocast():
-            result = self.model.fill_in(images, *places)
+            result = self.model.fill_in(images, *mask_inputs)
         result.loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)
         self._gradients = [parameter.grad for parameter in self._parameters]

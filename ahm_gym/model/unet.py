@@ -143,8 +143,8 @@ class UNetAutoencoder(Autoencoder):
         """Empty, because the pixels do not depend on weights."""
         return {}
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        mask, weight = places
+    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+        mask, weight = mask_inputs
         visible = images.masked_fill(self._hidden(self._checked(images), mask), 0.0)
         filled = cast(Tensor, self.head(self.encoder(visible)))  # B C H W
         return self.compare(patchify(filled, self.patch_size), patchify(images, self.patch_size), weight)

@@ -76,7 +76,7 @@ class MaskedAutoencoder(Autoencoder):
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """Patch embedding plus position embedding of every patch: what an agent observes."""
-        return self._place(self._project(patchify(self._checked(images), self.patch_size)))
+        return self._add_position(self._project(patchify(self._checked(images), self.patch_size)))
 
     def embedding_state(self) -> dict[str, Tensor]:
         """The weights of the patch embedding and the position embedding."""
@@ -96,12 +96,12 @@ class MaskedAutoencoder(Autoencoder):
         visible = None if mask is None else to_device(visible_indices(mask), patches.device)
         return self._encode_patches(patches, visible)
 
-    def places(self, masks: Masks) -> tuple[Tensor, ...]:
+    def mask_inputs(self, masks: Masks) -> tuple[Tensor, ...]:
         """Indices of the visible patches, and the weights."""
         return to_device(visible_indices(masks.masked), self.device), to_device(masks.weight, self.device)
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *places: Tensor) -> Reconstruction:
-        visible, weight = places
+    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+        visible, weight = mask_inputs
         patches = patchify(self._checked(images), self.patch_size)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
         return self.compare(prediction, patches, weight)
@@ -112,7 +112,7 @@ class MaskedAutoencoder(Autoencoder):
         weight = embedder.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return embedder.norm(functional.linear(patches, weight, embedder.proj.bias))
 
-    def _place(
+    def _add_position(
         self, tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N D"]:
         position = self.encoder.pos_embed
@@ -126,7 +126,7 @@ class MaskedAutoencoder(Autoencoder):
     ) -> Float[Tensor, "B N D"]:
         if visible is not None:
             patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[2]))  # B V P
-        tokens = self._place(self._project(patches), visible)
+        tokens = self._add_position(self._project(patches), visible)
         encoder = self.encoder
         tokens = encoder.pos_drop(torch.cat([*self._prefix(len(tokens)), tokens], dim=1))
         return encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))

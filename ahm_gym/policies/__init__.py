@@ -25,7 +25,7 @@ POLICIES: dict[str, str] = {
     "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
     "textured": "ahm_gym.policies.texture:TexturedPolicy",
     "flat": "ahm_gym.policies.texture:FlatPolicy",
-    "agent": "ahm_gym.pretraining.frozen:from_run",
+    "agent": "ahm_gym.pretraining.trained_agent:from_run",
 }
 """Name to factory, imported on demand: `factory(autoencoder)`, plus the part of the name after a colon, if any."""
 

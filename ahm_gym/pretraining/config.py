@@ -17,7 +17,7 @@ class PretrainConfig:
     """Images: a folder, an .npz file, medsegbench:NAME or medmnist:NAME.
     None uses an averaged brain (MNI152) that comes with nilearn, to try things out."""
     data_root: Path | None = None
-    """Folder in which relative names of data are looked up first, like the environment variable AHM_DATA."""
+    """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
     policy: str = "a3c"
     """The policy or the learning agent that chooses the masks.
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
@@ -51,21 +51,24 @@ class PretrainConfig:
     """Mask ratio at the start of training, which rises linearly to mask_ratio. None keeps the ratio constant."""
     reward: str | None = None
     """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
-    None uses that of the agent: progress for a3c, relative for the others and with a reconstructor."""
+    None: the agent's own, which is progress for a3c and ahm2025, relative for others and with a reconstructor."""
     guided_fraction: float | None = None
     """Share of the masked patches that the scores choose, 0 to 1; the rest is random.
-    None: the policy's own schedule."""
+    None: the policy's own schedule, or 1 with a reconstructor."""
     guided_ramp: tuple[float, float] | None = None
-    """Start and end, as shares of training, of a linear rise of this fraction from 0. None keeps it constant."""
+    """Start and end, as shares of training, between which guided_fraction rises linearly from 0.
+    It needs guided_fraction. None keeps that constant."""
     spread_fraction: float | None = None
     """Share of the images whose visible patches are spread over the whole image, regardless of the scores.
-    At a mask ratio of 0.75, one of every 2x2 patches is visible. None: the policy's own schedule."""
+    At a mask ratio of 0.75, one of every 2x2 patches is visible.
+    None: the policy's own schedule, or 0 with a reconstructor."""
     spread_ramp: tuple[float, float] | None = None
-    """Start and end, as shares of training, of a linear fall of this fraction to 0. None keeps it constant."""
+    """Start and end, as shares of training, between which spread_fraction falls linearly to 0.
+    It needs spread_fraction. None keeps that constant."""
     masking_steps: int = 1
     """Number of steps in which an agent builds each mask."""
     num_workers: int = 1
-    """Number of worker processes of the agent, with one thread each. Only 1 is deterministic."""
+    """Number of workers of the agent. 1 learns in this process and is deterministic; more are processes of one thread."""
     data_workers: int | None = None
     """Number of processes that load images; 0 loads them between updates. None: up to 8 with a GPU, 0 without."""
     seed: int = 0

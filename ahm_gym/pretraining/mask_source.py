@@ -113,7 +113,7 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise InputError(f"`agent_options={pair}`: write NAME=VALUE, such as critic=relu6.")
+            raise InputError(f"`agent_options={pair}`: write NAME=VALUE, such as entropy_coef=0.05.")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

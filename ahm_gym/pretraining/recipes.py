@@ -49,7 +49,7 @@ SET_BY_RECIPE: tuple[str, ...] = (
     "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "guided_ramp",
     "spread_fraction", "spread_ramp", "masking_steps",
 )  # fmt: skip
-"""Settings that the recipe makes itself."""
+"""Settings that the recipe sets itself."""
 OF_THE_AGENT: tuple[str, ...] = ("reward", "num_workers", "agent_options")
 """Settings that apply only to the stage with a learning agent."""
 

@@ -43,8 +43,8 @@ def pretrain(
         given: names of settings that were given explicitly. When resuming, they must have the values of the run, and
             so must all settings that differ from the defaults.
         title: title of the progress bar.
-        interrupt: what can stop the run. After a signal in the very last step the run is complete, and the caller
-            sees the signal only here.
+        interrupt: what can stop the run. If a signal arrives in the last step, the run completes, and only this
+            object knows of the signal.
 
     Raises:
         InputError: if settings or data cannot be used; no folder is left behind.

@@ -21,11 +21,11 @@ from ahm_gym.model.encoders import export_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
-from ahm_gym.pretraining.frozen import save_agent
 from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.settings import to_json
 
@@ -179,7 +179,7 @@ class Training:
             )
 
     def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:
-        """Exports the encoder and the agent, then writes the checkpoint, so that none exists without them."""
+        """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them."""
         autoencoder = self.pretrainer.autoencoder
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("encoder", lambda folder: export_encoder(autoencoder.encoder, folder, **statistics))

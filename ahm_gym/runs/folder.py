@@ -68,7 +68,7 @@ class RunFolder:
 
         Args:
             path: None if a program should resume but no folder was given.
-            kind: pretrain, recipe or segment.
+            kind: pretrain, recipe or finetune.
 
         Raises:
             InputError: if the folder is missing or holds no run of that kind.

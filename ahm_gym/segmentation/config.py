@@ -24,7 +24,7 @@ class ProbeConfig:
     data: str | None = None
     """Labelled images, as for pretraining. None uses the images of the encoder's run, or the MNI152 brain."""
     data_root: Path | None = None
-    """Folder in which relative names of data are looked up first, like the environment variable AHM_DATA."""
+    """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
     labels: int | None = None
     """Number of labelled training images. None uses all of them."""
     model: str | None = None
@@ -38,7 +38,7 @@ class ProbeConfig:
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
-    """Folder of the run. None uses the first free runs/ENCODER-finetune-N, or runs/ENCODER-probe-N."""
+    """Folder of the run. None: the first free runs/ENCODER-finetune-N or runs/ENCODER-probe-N; DATA-scratch without an encoder."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", os.fspath(self.encoder))

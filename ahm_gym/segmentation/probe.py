@@ -64,10 +64,13 @@ class Probe:
             seed: seed of their choice; see `choose_labelled`.
 
         Returns:
-            `patch_dice` on test, also `per_class` and, in `cases`, for every case and class; `lambda`, the ridge
-            penalty, and `background_weight`, the factor of the predicted share of background, with the best
-            `val_patch_dice`; `val_r2`, the largest share of the variance of the label fractions on val that any
-            penalty explains; and `labels` and `num_images`, the numbers of training and test images.
+            A dictionary with these keys.
+
+            - `patch_dice`: on test; also `per_class`, and in `cases` for every case and class.
+            - `lambda`, `background_weight`: the ridge penalty and the factor of the predicted share of background
+              that have the best `val_patch_dice`.
+            - `val_r2`: the largest share of the variance of the label fractions on val that any penalty explains.
+            - `labels`, `num_images`: numbers of training and test images.
 
         Raises:
             InputError: if there are too few labels, or no patch of val is mostly foreground.

@@ -324,6 +324,18 @@ def test_a_task_without_the_labels_that_it_needs_is_refused(config, discs, tmp_p
         assert benchmark.open_all(dataclasses.replace(part, tasks=("finetune", "frozen")))
 
 
+def test_a_folder_that_is_older_than_a_setting_had_its_default(config):
+    out_of_time = dataclasses.replace(config, time_budget=1e-9)
+    run_benchmark(out_of_time)
+    saved = json.loads((config.out / "config.json").read_text())
+    del saved["pretrain"]["masking_steps"]
+    (config.out / "config.json").write_text(json.dumps(saved))
+    other = dataclasses.replace(out_of_time.pretrain, masking_steps=2)
+    with pytest.raises(InputError, match="`pretrain.masking_steps=2` differs from the 1"):
+        run_benchmark(dataclasses.replace(out_of_time, pretrain=other))
+    run_benchmark(out_of_time)
+
+
 def test_a_folder_with_other_settings_or_other_contents_is_refused(config, tmp_path):
     run_benchmark(dataclasses.replace(config, time_budget=1e-9))
     with pytest.raises(InputError, match="`pretrain.steps=3` differs from the 2 of the benchmark in"):

@@ -13,8 +13,8 @@ from ahm_gym.masking.selection import PatchBatch, mask_top_k
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import POLICIES, make_policy
-from ahm_gym.pretraining.frozen import save_agent
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.testing.agents import saved_and_loaded
 
 SIZE = (32, 48)

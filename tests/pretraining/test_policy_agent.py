@@ -17,9 +17,9 @@ from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
 from ahm_gym.policies.random import RandomPolicy
 from ahm_gym.pretraining.config import PretrainConfig
-from ahm_gym.pretraining.frozen import FrozenAgent
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.run import pretrain
+from ahm_gym.pretraining.trained_agent import FrozenAgent
 
 
 def first_half(self, patches, masks, generator):
