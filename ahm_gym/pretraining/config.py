@@ -68,7 +68,8 @@ class PretrainConfig:
     masking_steps: int = 1
     """Number of steps in which an agent builds each mask."""
     num_workers: int = 1
-    """Number of workers of the agent. 1 learns in this process and is deterministic; more are processes of one thread."""
+    """Number of workers of the agent. 1 learns in this process and is deterministic.
+    More are processes with one thread each."""
     data_workers: int | None = None
     """Number of processes that load images; 0 loads them between updates. None: up to 8 with a GPU, 0 without."""
     seed: int = 0

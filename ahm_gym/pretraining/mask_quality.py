@@ -135,8 +135,8 @@ def mask_quality(
     """Metrics of a policy's scores on validation images, with names that start with `val/`.
 
     `loss` is the mean true patch loss. `spearman` is the correlation of the scores with the true patch loss, and
-    `spearman_variance` that of the local variance with it. `excess`, `overlap`, `entropy` and `masked_foreground`, the share of
-    foreground patches that are masked, describe masks that the scores alone choose.
+    `spearman_variance` is that of the local variance with it. `excess`, `overlap`, `entropy` and `masked_foreground`,
+    the share of foreground patches that are masked, describe masks that the scores alone choose.
     """
     autoencoder.eval()
     with torch.no_grad():

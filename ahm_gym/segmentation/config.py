@@ -38,7 +38,8 @@ class ProbeConfig:
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     run_dir: Path | None = None
-    """Folder of the run. None: the first free runs/ENCODER-finetune-N or runs/ENCODER-probe-N; DATA-scratch without an encoder."""
+    """Folder of the run. None: the first free runs/ENCODER-finetune-N or runs/ENCODER-probe-N.
+    Without an encoder, ENCODER is DATA-scratch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", os.fspath(self.encoder))
