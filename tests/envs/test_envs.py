@@ -418,7 +418,7 @@ def test_data_of_another_channel_count_than_the_autoencoder_is_refused(images):
 def test_actions_of_another_shape_and_nan_are_refused(make):
     env = make()
     env.reset(seed=0)
-    with pytest.raises(InputError, match="one score a patch"):
+    with pytest.raises(InputError, match="one score per patch"):
         env.step(np.zeros((4, L + 1)))
     with pytest.raises(InputError, match="NaN"):
         env.step(np.full((4, L), np.nan))
