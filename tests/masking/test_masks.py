@@ -44,7 +44,7 @@ def test_invalid_weights_are_refused(place, value, sentence):
 
 
 def test_weights_of_another_shape_are_refused():
-    with pytest.raises(InputError, match=r"weights have shape \(1, 4\): expected one a patch, \(2, 4\)"):
+    with pytest.raises(InputError, match=r"weights have shape \(1, 4\): expected one per patch, \(2, 4\)"):
         Masks.of(MASKED).weighted(torch.ones(1, 4))
 
 
