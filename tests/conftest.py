@@ -1,6 +1,8 @@
 """Fixtures that several test modules use."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +10,46 @@ import ahm_gym._compat  # noqa: F401
 
 import pytest
 import torch
+from jaxtyping import config
 from matplotlib.figure import Figure
 from PIL import Image
 
+CHECKED_SECONDS = 0.2
+"""Seconds of a test, and of its fixtures, in which annotations are checked; loops repeat the same calls."""
 DRAW = Figure.savefig
 torch.set_num_threads(1)  # more threads do not speed up small shapes, and would slow down worker processes
+
+
+class Checking(threading.Thread):
+    """Ends the checks of annotations some time after the last call of `begin`: they take a third of a long test."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.began = time.monotonic()
+
+    def begin(self) -> None:
+        self.began = time.monotonic()
+        config.update("jaxtyping_disable", False)
+
+    def run(self) -> None:
+        while True:
+            time.sleep(CHECKED_SECONDS / 4)
+            if time.monotonic() - self.began > CHECKED_SECONDS:
+                config.update("jaxtyping_disable", True)
+
+
+CHECKING = Checking()
+CHECKING.start()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    CHECKING.begin()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    CHECKING.begin()
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,6 @@ from ahm_gym.errors import RunError
 from ahm_gym.testing import IdentityTask, solved
 
 
-def test_two_workers_solve_the_identity_task_and_count_their_updates_together():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    metrics = []
-    agent.learn(IdentityTask, 400, seed=0, callback=lambda m: metrics.append(m) or False)
-    assert len(metrics) == int(agent.writes) == 400
-    assert solved(IdentityTask(), float(np.mean([m["reward"] for m in metrics[-50:]]))) >= 0.9
-    assert all(m["agent/staleness"] >= 0 for m in metrics)
-    copy.deepcopy(agent)
-
-
 def test_an_agent_whose_workers_cannot_start_can_still_be_copied():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
     with pytest.raises((AttributeError, pickle.PicklingError)):
@@ -36,28 +26,33 @@ def test_an_agent_whose_workers_cannot_start_can_still_be_copied():
 
 
 class Pausing:
-    """A callback that wants the workers idle after every third update, and checks that they are."""
+    """A callback that wants the workers idle after every third of the first updates, and stops after 400."""
 
     def __init__(self, agent):
-        self.agent, self.count, self.writes_at_rest = agent, 0, []
+        self.agent, self.heard, self.writes_at_rest = agent, [], []
 
     def next_pause(self, done):
-        return 3 * (done // 3 + 1)
+        return 3 * (done // 3 + 1) if done < 18 else 10_000
 
     def __call__(self, metrics):
-        self.count += 1
-        if self.count % 3 == 0:
+        self.heard.append(metrics)
+        count = len(self.heard)
+        if count % 3 == 0 and count <= 18:
             time.sleep(0.02)  # long enough for a worker that is not idle
-            self.writes_at_rest.append((self.count, int(self.agent.writes)))
-        return False
+            self.writes_at_rest.append((count, int(self.agent.writes)))
+        return count >= 400
 
 
-def test_workers_are_idle_when_the_callback_wants_a_pause():
+def test_two_workers_learn_together_pause_where_the_callback_wants_it_and_stop_when_it_asks():
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
     callback = Pausing(agent)
-    agent.learn(IdentityTask, 20, seed=0, callback=callback)
+    agent.learn(IdentityTask, 10_000, seed=0, callback=callback)
+    heard = callback.heard
     assert callback.writes_at_rest == [(count, count) for count in (3, 6, 9, 12, 15, 18)]
-    assert callback.count == 20
+    assert 400 <= int(agent.writes) == len(heard) < 10_000
+    assert solved(IdentityTask(), float(np.mean([m["reward"] for m in heard[350:400]]))) >= 0.9
+    assert all(m["agent/staleness"] >= 0 for m in heard)
+    copy.deepcopy(agent)
 
 
 class Raising(IdentityTask):
@@ -78,18 +73,6 @@ def test_a_worker_that_raises_or_dies_ends_the_run_with_the_reason(env, reason):
     agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
     with pytest.raises(RunError, match=reason):
         agent.learn(env, 100, seed=0)
-
-
-def test_the_callback_can_stop_workers_early_and_hears_of_every_update():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
-    heard = []
-
-    def stops(metrics):
-        heard.append(metrics)
-        return len(heard) >= 9
-
-    agent.learn(IdentityTask, 10_000, seed=0, callback=stops)
-    assert 9 <= int(agent.writes) == len(heard) < 10_000
 
 
 @pytest.fixture
