@@ -50,6 +50,8 @@ class PretrainResult:
     def __fspath__(self) -> str:
         return str(self.run_dir)
 
+    __str__ = __fspath__
+
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -67,6 +69,8 @@ class FinetuneResult:
 
     def __fspath__(self) -> str:
         return str(self.run_dir)
+
+    __str__ = __fspath__
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def pretrain(settings: Pretrain, given: set[str]) -> PretrainResult:
         InputError: if settings or data cannot be used; no folder is left behind.
         RunError: if the run cannot continue; its last checkpoint is valid.
     """
-    run_dir = recipes.run_program(settings, given)
+    run_dir = recipes.run_program(settings, given).absolute()
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     stages = tuple(run_dir / name for name in config.get("stages", ()))
     last = stages[-1] if stages else run_dir
@@ -151,12 +155,13 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
     config = config if settings.resume else with_run_dir(config, "finetune")
     scores = finetuning.finetune(config, resume=settings.resume, given=given)
     assert config.run_dir is not None, "chosen above, or needed to resume"
+    run_dir = config.run_dir.absolute()
     return FinetuneResult(
-        run_dir=config.run_dir,
+        run_dir=run_dir,
         dice=scores["dice"],
         scores=scores,
-        segmenter=config.run_dir / "segmenter",
-        overlays=config.run_dir / "figures" / "overlays.png",
+        segmenter=run_dir / "segmenter",
+        overlays=run_dir / "figures" / "overlays.png",
     )
 
 
@@ -172,7 +177,7 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
     config = with_run_dir(settings, "probe")
     scores = finetuning.run_probe(config)
     assert config.run_dir is not None, "chosen above"
-    return ProbeResult(config.run_dir, scores["patch_dice"], scores)
+    return ProbeResult(config.run_dir.absolute(), scores["patch_dice"], scores)
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:
@@ -197,8 +202,11 @@ def make_vec(num_envs: int = 16, *, form: str = "Masking", **options: Any) -> Ma
         options: keyword arguments of `ahm_gym.envs.MaskingVectorEnv`.
 
     Raises:
-        InputError: if an option is out of range, or the data cannot be used.
+        InputError: if the form is unknown, an option is out of range, or the data cannot be used.
     """
+    forms = [name[4:-3] for name in gym.registry if name.startswith("AHM/")]
+    if form not in forms:
+        raise unknown_name("form of the actions", form, forms)
     env = gym.make_vec(f"ahm_gym:AHM/{form}-v0", num_envs=num_envs, **options)
     assert isinstance(env, MaskingVectorEnv)
     return env

@@ -26,7 +26,10 @@ def with_flags(message: str) -> str:
         name, equals, value = setting[1].partition("=")
         if name.rpartition(".")[2] not in SETTINGS:
             return setting[0]
-        return f"--{name.replace('_', '-')}{' ' if equals else ''}{value}"
+        written = name.replace("_", "-")
+        if value in ("True", "False"):
+            return f"--{written}" if value == "True" else f"--no-{written}"
+        return f"--{written}{' ' if equals else ''}{value}"
 
     return re.sub(r"`([a-z_.]+(?:=[^`]*)?)`", flag, message)
 
@@ -45,13 +48,15 @@ def nested_flag(argument: str) -> str:
     --batch-size; a setting of fine-tuning, such as --finetune.steps, --finetune-steps.
     """
     flag, equals, value = argument.partition("=")
-    name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    written = flag.removeprefix("--").replace("-", "_")
+    name = written.removeprefix("no_")
     if not flag.startswith("--") or name in names_of(BenchmarkConfig):
         return argument
     for program, kind in NESTED.items():
         own = name.removeprefix(f"{program}_")
-        if own in names_of(kind) and (own != name or program == "pretrain"):
-            negated = "no-" if flag.startswith("--no-") else ""
+        settable = names_of(kind) - set(SET_BY_THE_BENCHMARK[program])
+        if own in settable and (own != name or program == "pretrain"):
+            negated = "no-" if name != written else ""
             return f"--{program}.{negated}{own.replace('_', '-')}{equals}{value}"
     return argument
 

@@ -56,4 +56,4 @@ def equal_parts(count: int, num_parts: int) -> list[int]:
 def check_count(name: str, count: int, num_masked: int) -> None:
     """Raises InputError if the count is not from 1 to `num_masked`, the fewest patches masked during training."""
     if not 1 <= count <= num_masked:
-        raise InputError(f"{name} is {count}: choose from 1 to the {num_masked} patches that are masked.")
+        raise InputError(f"`{name}` is {count}: choose from 1 to the {num_masked} patches that are masked.")

@@ -67,8 +67,9 @@ def check(config: BenchmarkConfig) -> None:
     check_numbers("count", seeds=config.seeds, jobs=config.jobs)
     for program in ("pretrain", "finetune"):
         nested = getattr(config, program)
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "checkpoint_every"):
             check_numbers("count", **{f"{program}.{name}": getattr(nested, name)})
+        check_numbers("size", **{f"{program}.learning_rate": nested.learning_rate})
         for name in SET_BY_THE_BENCHMARK[program]:
             if getattr(nested, name) != getattr(type(nested), name):
                 raise InputError(

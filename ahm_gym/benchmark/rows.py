@@ -197,7 +197,10 @@ def read_lines(out: Path) -> list[Row]:
         InputError: if a line is not a row; the message names the line and the field.
     """
     path = out / "rows.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text ({error}): restore it, or choose another folder.") from error
     rows = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
@@ -239,9 +242,32 @@ def read_rows(out: Path) -> Rows:
         raise InputError(
             f"{out / 'rows.jsonl'} holds no finished row: run the benchmark first, or give its folder."
         )
-    config = out / "config.json"
+    return Rows(read_settings(out), pretraining, scores)
+
+
+KINDS_OF_SETTINGS: dict[str, type] = {
+    "pretrain": dict, "finetune": dict, "machine": dict, "data": dict, "patients": dict, "command": str,
+}  # fmt: skip
+"""What must be an object or a text in the `config.json` of a benchmark."""
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """The `config.json` in the folder of a benchmark; empty without one.
+
+    Raises:
+        InputError: if it cannot be read, or an entry has the wrong type.
+    """
+    path = out / "config.json"
     try:
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise InputError(f"{config} is not JSON ({error}): restore it, or delete it.") from error
-    return Rows(settings, pretraining, scores)
+        raise InputError(f"{path} is not JSON ({error}): restore it, or choose another folder.") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} holds no settings of a benchmark: restore it, or choose another folder.")
+    for name, kind in KINDS_OF_SETTINGS.items():
+        if name in settings and not isinstance(settings[name], kind):
+            expected = "a text" if kind is str else "an object"
+            raise InputError(
+                f"`{name}` in {path} is {settings[name]!r}: expected {expected}; restore the file."
+            )
+    return settings

@@ -17,7 +17,7 @@ from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.processes import run_groups
 from ahm_gym.benchmark.progress import BenchmarkProgress, append_row
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, read_lines
+from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, read_lines, read_settings
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
@@ -245,11 +245,8 @@ def saved_settings(out: Path) -> dict[str, Any] | None:
         if out.exists() and (not out.is_dir() or any(item.name[0] != "." for item in out.iterdir())):
             raise other
         return None
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): restore it, or choose another `out`.") from error
-    if not isinstance(saved, dict) or saved.get("kind") != "benchmark":
+    saved = read_settings(out)
+    if saved.get("kind") != "benchmark":
         raise other
     return saved
 

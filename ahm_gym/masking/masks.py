@@ -18,7 +18,8 @@ class Masks:
     Keep masks in main memory: the constructor checks the weights, and on a GPU the check would have to wait.
 
     Raises:
-        InputError: if a weight is negative, not finite or on a visible patch, or no masked patch has a positive one.
+        InputError: if a weight is negative, not finite or on a visible patch, or no masked patch has a positive one;
+            for shapes that differ, masks that are not boolean, or weights that are not floating-point numbers.
     """
 
     masked: Bool[Tensor, "B L"]
@@ -33,6 +34,15 @@ class Masks:
 
     def __post_init__(self) -> None:
         weight = self.weight
+        if (
+            self.masked.dtype != torch.bool
+            or self.guided.dtype != torch.bool
+            or not weight.is_floating_point()
+        ):
+            raise InputError("masks are boolean, and weights floating-point numbers: convert them first.")
+        _check_shape(weight, self.masked)
+        if not bool(weight.sum().isfinite()) and bool(weight.isfinite().all()):
+            raise InputError("the sum of the weights is not finite: choose smaller weights.")
         if bool((weight.isfinite() & (weight >= 0) & (self.masked | (weight == 0))).all()):
             if bool(weight.any()) or not bool(self.masked.any()):
                 return
@@ -54,11 +64,15 @@ class Masks:
         Raises:
             InputError: if the weights have another shape, or `Masks` refuses them.
         """
-        if weight.shape != self.masked.shape:
-            raise InputError(
-                f"the weights have shape {tuple(weight.shape)}: expected one per patch, {tuple(self.masked.shape)}."
-            )
+        _check_shape(weight, self.masked)
         return Masks(self.masked, self.guided, weight.detach().to(self.masked.device, torch.float32))
+
+
+def _check_shape(weight: Tensor, masked: Tensor) -> None:
+    if weight.shape != masked.shape:
+        raise InputError(
+            f"the weights have shape {tuple(weight.shape)}: expected one per patch, {tuple(masked.shape)}."
+        )
 
 
 def as_masks(masks: Masks | Bool[Tensor, "B L"]) -> Masks:

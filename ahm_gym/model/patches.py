@@ -29,16 +29,15 @@ def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
         InputError: if the patch size does not divide the image size.
     """
     height, width = image_size
-    if (
-        patch_size < 1
-        or height < patch_size
-        or width < patch_size
-        or height % patch_size
-        or width % patch_size
-    ):
+    if not 1 <= patch_size <= min(height, width):
+        raise InputError(
+            f"patch size {patch_size} does not fit the image size {height}x{width}: choose a patch size from 1 to "
+            f"{min(height, width)} pixels."
+        )
+    if height % patch_size or width % patch_size:
         raise InputError(
             f"patch size {patch_size} does not divide the image size {height}x{width}: "
-            f"choose an image size that is a multiple of {max(patch_size, 1)}, or another patch size."
+            f"choose an image size that is a multiple of {patch_size}, or another patch size."
         )
     return height // patch_size, width // patch_size
 

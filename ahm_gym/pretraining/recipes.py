@@ -16,7 +16,7 @@ from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
-from ahm_gym.runs.settings import as_config, from_json, to_json
+from ahm_gym.runs.settings import as_config, from_json, same, to_json
 from ahm_gym.runs.storage import recover_all, write_atomically
 
 
@@ -74,9 +74,12 @@ def run_recipe(
     chosen = _chosen(config, given)
     if resume:
         run = RunFolder.open(config.run_dir, "recipe")
-        name = _same_recipe(name, run.config["recipe"])
-        _check_agreement(chosen, run.config["settings"])
-        stages = configure(name, run.config["settings"], run.path)
+        kept, settings = run.config.get("recipe"), run.config.get("settings")
+        if not isinstance(kept, str) or not isinstance(settings, dict):
+            raise InputError(f"{run.path}/config.json does not name a recipe and its settings: restore it.")
+        name = _same_recipe(name, kept)
+        _check_agreement(chosen, settings)
+        stages = configure(name, settings, run.path)
     else:
         name = name or ""
         path = config.run_dir or free_run_dir(run_stem(replace(config, policy=name)))
@@ -197,7 +200,7 @@ def _same_recipe(asked: str | None, kept: str) -> str:
 
 def _check_agreement(chosen: dict[str, Any], kept: dict[str, Any]) -> None:
     for key, value in chosen.items():
-        if key not in kept or kept[key] != value:
+        if key not in kept or not same(kept[key], value):
             raise InputError(
                 f"`{key}` differs from what this run was started with, and a run keeps its settings: "
                 "leave it out, or start a new run in another `run_dir`."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +27,15 @@ def as_config(kind: type[Config], settings: Any) -> Config:
 
 def to_json(config: DataclassInstance) -> dict[str, Any]:
     """The settings as JSON values. Paths become absolute, so that a run can resume from any folder."""
+    return pydantic.TypeAdapter(type(config)).dump_python(_with_absolute_paths(config), mode="json")
+
+
+def _with_absolute_paths(config: Any) -> Any:
+    """The settings, nested ones included, with absolute paths."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     absolute = {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
-    return pydantic.TypeAdapter(type(config)).dump_python(replace(config, **absolute), mode="json")
+    nested = {name: _with_absolute_paths(value) for name, value in values.items() if is_dataclass(value)}
+    return replace(config, **absolute, **nested)
 
 
 def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config:
@@ -43,11 +50,18 @@ def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config
         InputError: if a value has the wrong type.
     """
     try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
+        content = json.dumps(values)
+    except TypeError as error:
+        raise InputError(f"a value in {source} is no number, text or list ({error}): choose one.") from error
+    try:
+        # As JSON, so that lists may be tuples and texts paths, but no text a number.
+        return pydantic.TypeAdapter(kind).validate_json(content, strict=True)
     except pydantic.ValidationError as error:
         raise _wrong_type(error, values, source) from error
 
 
+REQUIRED = ("steps", "seed")
+"""Settings that every run has saved: without them it could not be resumed as it was."""
 EXPECTED: dict[str, tuple[str, str]] = {
     "int": ("a whole number", "whole numbers"),
     "float": ("a number", "numbers"),
@@ -57,8 +71,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "tuple": ("a list", "lists"),
     "dataclass": ("settings by name", "settings by name"),
     "finite": ("a finite number", "finite numbers"),
-    "missing": ("a value", "more values"),
-    "too": ("a shorter list", "shorter lists"),
+    "missing": ("more values", "more values"),
+    "too": ("fewer values", "fewer values"),
 }
 """What a message calls a value, and several of them, by the first word of pydantic's type of error."""
 
@@ -100,12 +114,15 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
     Raises:
         InputError: if a given setting differs from that of the run, or a saved one has the wrong type.
     """
+    for name in REQUIRED:
+        if name not in saved:
+            raise InputError(f"`{name}` is missing in the settings of this run: restore its config.json.")
     kept = from_json(type(config), saved, "the settings of this run")
     for item in fields(config):
         name, asked, own = item.name, getattr(config, item.name), getattr(kept, item.name)
         if name == "run_dir" or name not in saved:
             continue
-        if (name in given or _same(asked) != _same(item.default)) and _same(asked) != _same(own):
+        if (name in given or not same(asked, item.default)) and not same(asked, own):
             why = "its schedule depends on that length" if name == "steps" else "a run keeps its settings"
             raise InputError(
                 f"`{name}={_plain(asked)}` differs from the {_plain(own)} that this run was started with, and "
@@ -115,10 +132,12 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
     return replace(kept, **{"run_dir": getattr(config, "run_dir"), **unsaved})  # noqa: B009
 
 
-def _same(value: Any) -> Any:
-    """The value in a form that can be compared: a size of one number is that of a square."""
-    value = list(value) if isinstance(value, (tuple, list)) else value
-    return value * 2 if isinstance(value, list) and len(value) == 1 else value
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are equal; a size of one number is that of a square."""
+    if isinstance(one, (tuple, list)) or isinstance(other, (tuple, list)):
+        first, second = (list(v) if isinstance(v, (tuple, list)) else [v] for v in (one, other))
+        return (first * 2 if len(first) == 1 else first) == (second * 2 if len(second) == 1 else second)
+    return one == other
 
 
 def _plain(value: Any) -> str:

@@ -27,8 +27,9 @@ def resolve(config: Config) -> Config:
         InputError: if a number is out of range or the encoder cannot be found.
     """
     check_seed(config.seed)
-    if config.labels is not None:
-        check_numbers("count", labels=config.labels)
+    for name in ("labels", "patch_size"):
+        if (number := getattr(config, name)) is not None:
+            check_numbers("count", **{name: number})
     if isinstance(config, FinetuneConfig):
         names = ("steps", "batch_size", "checkpoint_every")
         check_numbers("count", **{name: getattr(config, name) for name in names})

@@ -293,6 +293,7 @@ def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch
         ({"pretrain": PretrainConfig(patch_size=5)}, "patch size 5"),
         ({"pretrain": PretrainConfig(mask_ratio=1.5)}, "mask ratio 1.5"),
         ({"pretrain": PretrainConfig(seed=3)}, "`pretrain.seed` is set by the benchmark"),
+        ({"finetune": FinetuneConfig(learning_rate=0.0)}, "`finetune.learning_rate` is 0.0"),
         ({"device": "tpu"}, "`device=tpu`"),
     ],
 )

@@ -5,7 +5,7 @@ from benchmark_rows import board, make_rows, write_rows
 from programs import ROOT
 
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import read_lines
+from ahm_gym.benchmark.rows import read_lines, read_settings
 from ahm_gym.errors import InputError
 
 SCORE = next(
@@ -76,3 +76,17 @@ def test_settings_that_are_not_json_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is not JSON"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("null", "holds no settings"),
+        ('{"pretrain": 5}', "expected an object"),
+        ('{"command": 5}', "expected a text"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused_in_one_sentence(tmp_path, content, reason):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=reason):
+        read_settings(tmp_path)

@@ -345,7 +345,7 @@ def test_the_single_environment_gives_one_image(images):
     [
         ({"mask_ratio": 1.5}, "mask ratio 1.5"),
         ({"reward": "losss"}, "did you mean 'loss'"),
-        ({"masking_steps": 13}, "masking_steps is 13: choose from 1 to the 12"),
+        ({"masking_steps": 13}, "`masking_steps` is 13: choose from 1 to the 12"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"render_mode": "human"}, "render mode 'human'"),
         ({"model": "tinyy"}, "did you mean 'tiny'"),

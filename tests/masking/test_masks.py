@@ -65,3 +65,9 @@ def test_drawing_masks_equals_its_single_steps(guided_fraction, spread_fraction)
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(InputError, match="guided fraction 1.5"):
         draw_masks(torch.rand(2, 4), (2, 2), 2, torch.Generator(), guided_fraction=1.5)
+
+
+def test_weights_whose_sum_is_not_finite_are_refused():
+    masks = Masks.of(torch.tensor([[True, False, True, False]]))
+    with pytest.raises(InputError, match="the sum of the weights is not finite"):
+        masks.weighted(masks.masked * 3e38)

@@ -43,7 +43,7 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"initial_mask_ratio": float("nan")}, "initial mask ratio nan"),
         ({"initial_mask_ratio": 0.8}, "initial mask ratio 0.8 is above the final mask ratio 0.75"),
         ({"policy": "random", "masking_steps": 2}, "`masking_steps=2` goes with a learning agent"),
-        ({"initial_mask_ratio": 0.25, "masking_steps": 5}, "masking_steps is 5: choose from 1 to the 4"),
+        ({"initial_mask_ratio": 0.25, "masking_steps": 5}, "`masking_steps` is 5: choose from 1 to the 4"),
         ({"patch_size": 5}, "patch size 5 does not divide"),
         ({"policy": "a3d"}, "did you mean 'a3c'"),
         ({"model": "smal"}, "did you mean 'small'"),

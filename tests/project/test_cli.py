@@ -117,6 +117,8 @@ def test_settings_that_the_benchmark_chooses_are_not_in_its_help(capsys):
         ("--steps=5", "--pretrain.steps=5"),
         ("--batch-size", "--pretrain.batch-size"),
         ("--no-normalise-target", "--pretrain.no-normalise-target"),
+        ("--no_normalise_target", "--pretrain.no-normalise-target"),
+        ("--seed", "--seed"),
         ("--normalise-target", "--pretrain.normalise-target"),
         ("--finetune-steps", "--finetune.steps"),
         ("--finetune-learning-rate=0.1", "--finetune.learning-rate=0.1"),

@@ -36,7 +36,7 @@ def test_settings_are_converted_to_their_base_class():
         ({"steps": 2.5}, "`steps` in a test is 2.5: expected a whole number."),
         ({"mask_ratio": "half"}, "`mask_ratio` in a test is 'half': expected a number."),
         ({"policy": 3}, "`policy` in a test is 3: expected text."),
-        ({"init": 3}, "`init` in a test is 3: expected a path."),
+        ({"init": 3}, "`init` in a test is 3: expected text."),
         ({"normalise_target": "no way"}, "`normalise_target` in a test is 'no way': expected true or false."),
         ({"image_size": "abc"}, "`image_size` in a test is 'abc': expected a whole number or a list."),
         (
@@ -49,7 +49,7 @@ def test_settings_are_converted_to_their_base_class():
         ({"guided_ramp": [0.1]}, "`guided_ramp` in a test is [0.1]: expected a list of more values."),
         (
             {"guided_ramp": [0.1, 0.2, 0.3]},
-            "`guided_ramp` in a test is [0.1, 0.2, 0.3]: expected a shorter list.",
+            "`guided_ramp` in a test is [0.1, 0.2, 0.3]: expected fewer values.",
         ),
         ({"steps": "abc", "seed": "abc"}, "`steps` in a test is 'abc': expected a whole number."),
     ],
@@ -95,3 +95,29 @@ def test_a_setting_that_the_saved_run_does_not_have_is_the_given_one():
     saved = to_json(PretrainConfig())
     del saved["masking_steps"]
     assert merge_resumed(PretrainConfig(masking_steps=3), saved).masking_steps == 3
+
+
+def test_one_number_for_a_size_agrees_with_the_square_that_was_saved():
+    saved = to_json(PretrainConfig(image_size=(32, 32), steps=3))
+    for size in (32, (32,), (32, 32)):
+        assert merge_resumed(PretrainConfig(image_size=size), saved).image_size == (32, 32)
+    with pytest.raises(InputError, match="`image_size=48` differs from the 32 32"):
+        merge_resumed(PretrainConfig(image_size=48), saved)
+
+
+def test_a_run_that_has_lost_its_number_of_steps_is_not_resumed_with_another():
+    saved = to_json(PretrainConfig(steps=3))
+    del saved["steps"]
+    with pytest.raises(InputError, match="`steps` is missing in the settings of this run"):
+        merge_resumed(PretrainConfig(), saved)
+
+
+def test_no_text_or_truth_value_is_read_as_a_number():
+    for value in ("3", True):
+        with pytest.raises(InputError, match="`steps` in a test is .*: expected a whole number"):
+            from_json(PretrainConfig, {"steps": value}, "a test")
+
+
+def test_paths_of_nested_settings_become_absolute():
+    nested = to_json(BenchmarkConfig(pretrain=PretrainConfig(init=Path("a.pth"))))["pretrain"]
+    assert Path(nested["init"]).is_absolute()
