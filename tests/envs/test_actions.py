@@ -82,7 +82,7 @@ def test_every_batch_masks_the_count_of_its_progress(cls, guided_fraction):
 )
 def test_a_count_must_fit_the_fewest_patches_of_a_rising_ratio(cls, name):
     make_env(cls, mask_ratio=RISING, **{name: 4})
-    with pytest.raises(InputError, match=f"{name} is 5: choose from 1 to the 4"):
+    with pytest.raises(InputError, match=f"`{name}` is 5: choose from 1 to the 4"):
         make_env(cls, mask_ratio=RISING, **{name: 5})
 
 
@@ -149,7 +149,7 @@ def test_a_number_of_steps_is_refused_if_it_follows_from_the_guided_patches(cls)
 )
 @pytest.mark.parametrize("count", [0, 13])
 def test_a_count_out_of_range_is_refused(cls, name, count):
-    with pytest.raises(InputError, match=f"{name} is {count}: choose from 1 to the 12"):
+    with pytest.raises(InputError, match=f"`{name}` is {count}: choose from 1 to the 12"):
         make_env(cls, **{name: count})
 
 
