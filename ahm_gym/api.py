@@ -30,10 +30,22 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class PretrainResult:
-    """The files of a pretraining run. It can be passed as the path of the run folder."""
+class RunResult:
+    """The folder of a run. A result can be passed as the path of that folder."""
 
     run_dir: Path
+
+    def __fspath__(self) -> str:
+        return str(self.run_dir)
+
+    def __str__(self) -> str:
+        return str(self.run_dir)
+
+
+@dataclass(frozen=True)
+class PretrainResult(RunResult):
+    """The files of a pretraining run."""
+
     encoder: Path
     """The exported encoder. `load_encoder` reads it; timm also reads a vision transformer."""
     agent: Path | None
@@ -47,17 +59,11 @@ class PretrainResult:
     stages: tuple[Path, ...] = ()
     """The runs of a recipe's stages, in order; the fields above describe the last one."""
 
-    def __fspath__(self) -> str:
-        return str(self.run_dir)
-
-    __str__ = __fspath__
-
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(RunResult):
     """The scores and files of a fine-tuning run."""
 
-    run_dir: Path
     dice: float | None
     """Mean Dice over cases and classes, 0 to 1; None if no case contains a class."""
     scores: dict[str, Any]
@@ -67,17 +73,11 @@ class FinetuneResult:
     overlays: Path
     """Picture of labels and predictions for some cases, from worst to best."""
 
-    def __fspath__(self) -> str:
-        return str(self.run_dir)
-
-    __str__ = __fspath__
-
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """The scores and the folder of a probe."""
+class ProbeResult(RunResult):
+    """The scores of a probe."""
 
-    run_dir: Path
     patch_dice: float | None
     """Dice over patches, 0 to 1; None if no test image contains a class."""
     scores: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,11 @@ class Masks:
         ):
             raise InputError("masks are boolean, and weights floating-point numbers: convert them first.")
         _check_shape(weight, self.masked)
-        if not bool(weight.sum().isfinite()) and bool(weight.isfinite().all()):
-            raise InputError("the sum of the weights is not finite: choose smaller weights.")
         if bool((weight.isfinite() & (weight >= 0) & (self.masked | (weight == 0))).all()):
-            if bool(weight.any()) or not bool(self.masked.any()):
+            total = float(weight.sum())
+            if not math.isfinite(total):
+                raise InputError("the sum of the weights is not finite: choose smaller weights.")
+            if total > 0 or not bool(self.masked.any()):
                 return
             raise InputError("every masked patch has weight 0: give at least one a positive weight.")
         if not bool(weight.isfinite().all()):
