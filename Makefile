@@ -17,11 +17,12 @@ pretrain: $(VENV)/.installed
 test: $(VENV)/.installed-all
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# --verifytypes ignores --pythonpath, and does not see what an editable installation points to.
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes ahm_gym --ignoreexternal
+	PATH='$(abspath $(BIN))':"$$PATH" PYTHONPATH='$(CURDIR)' pyright --verifytypes ahm_gym --ignoreexternal
 	$(BIN)/lint-imports
 
 check: lint test
