@@ -14,8 +14,9 @@ install: $(VENV)/.installed-all
 pretrain: $(VENV)/.installed
 	$(BIN)/python -m ahm_gym pretrain $(ARGS)
 
+# Many tests start processes, which take twice as long without cached bytecode.
 test: $(VENV)/.installed-all
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # --verifytypes ignores --pythonpath, and does not see what an editable installation points to.
 lint: $(VENV)/.installed-all

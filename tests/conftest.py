@@ -14,7 +14,7 @@ from jaxtyping import config
 from matplotlib.figure import Figure
 from PIL import Image
 
-CHECKED_SECONDS = 0.2
+CHECKED_SECONDS = 0.1
 """Seconds of a test, and of its fixtures, in which annotations are checked; loops repeat the same calls."""
 DRAW = Figure.savefig
 torch.set_num_threads(1)  # more threads do not speed up small shapes, and would slow down worker processes

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
@@ -27,6 +26,8 @@ def rank_correlation(scores: Float[Tensor, "B L"], truth: Float[Tensor, "B L"]) 
 
     An image in which all scores or all true values are equal counts as 0.
     """
+    from scipy.stats import rankdata  # takes a second to import, and workers of an agent never need it
+
     first, second = (rankdata(value.cpu().numpy(), axis=1) for value in (scores, truth))
     first, second = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (first, second))
     spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
