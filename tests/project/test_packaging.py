@@ -157,7 +157,7 @@ def test_the_wheel_holds_every_module_once_and_nothing_under_a_bare_name(wheel):
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     templates = (ROOT / "ahm_gym" / "benchmark" / "report" / "templates").iterdir()
     page = [path.relative_to(ROOT).as_posix() for path in templates]
-    assert len(page) > 8 and sorted(names) == sorted([*modules(), *page])
+    assert len(page) > 8 and sorted(names) == sorted([*modules(), *page, "ahm_gym/py.typed"])
 
 
 SPAWN = """
