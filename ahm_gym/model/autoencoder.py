@@ -27,7 +27,7 @@ class Reconstruction(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Reconstructs the masked patches of images; the base class of `MaskedAutoencoder` and `UNetAutoencoder`.
+    """Reconstructs the masked patches of images; the base class of `MaskedAutoencoder` and `ConvAutoencoder`.
 
     A subclass sets `encoder`, the network that is exported and fine-tuned, and implements `embed`,
     `embedding_state` and `fill_in`.

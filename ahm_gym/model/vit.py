@@ -186,13 +186,13 @@ def build_autoencoder(
     """A newly initialised autoencoder.
 
     Args:
-        model: tiny, small, base, unet, or the name of one of timm's plain vision transformers.
+        model: tiny, small, base, unet, resenc, or the name of one of timm's plain vision transformers.
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch in pixels.
         channels: number of image channels.
         seed: seed of the initial weights; the global generator is not changed.
         options: more keyword arguments of `MaskedAutoencoder`, which override those of the preset, or of
-            `UNetAutoencoder`.
+            `ConvAutoencoder`.
 
     Raises:
         InputError: if the model is unknown or the patch size does not divide the image size.

@@ -33,7 +33,11 @@ class PretrainConfig:
     patch_size: int = 8
     """Side of a patch in pixels."""
     model: str = "tiny"
-    """The autoencoder: tiny, small, base, unet, or the name of a plain vision transformer of timm."""
+    """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; unet (MONAI's U-Net), or
+    resenc (nnU-Net's residual-encoder U-Net)."""
+    hiding: str | None = None
+    """How a U-Net hides masked patches. zero: they are 0, the mean. token: they show a learned patch. masked: its
+    encoder skips them, as in SparK. None: zero. A vision transformer always leaves them out."""
     init: Path | None = None
     """Published weights to start from: an MAE or timm checkpoint, .pth or .safetensors. None: random weights."""
     reconstructor: Path | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.encoder_base import ARCHITECTURES
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
@@ -48,15 +51,23 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         fresh: load the weights of `init` or `reconstructor`; not needed if a checkpoint replaces them.
 
     Raises:
-        InputError: if the model is unknown or the weights do not fit it.
+        InputError: if the model is unknown, has no such `hiding`, or the weights do not fit it.
     """
+    options: dict[str, Any] = {"normalise_target": config.normalise_target}
+    if config.hiding is not None:
+        if config.model not in ARCHITECTURES:
+            raise InputError(
+                f"`hiding={config.hiding}` goes with a U-Net (`model=unet` or `model=resenc`); `model={config.model}` "
+                "leaves masked patches out: leave `hiding` out."
+            )
+        options["hiding"] = config.hiding
     autoencoder = build_autoencoder(
         config.model,
         image_size=image_size_of(config.image_size),
         patch_size=config.patch_size,
         channels=channels,
         seed=config.seed,
-        normalise_target=config.normalise_target,
+        **options,
     )
     if config.init is not None and fresh:
         print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)

@@ -28,7 +28,7 @@ class ProbeConfig:
     labels: int | None = None
     """Number of labelled training images. None uses all of them."""
     model: str | None = None
-    """tiny, small, base, unet, or the name of a plain vision transformer of timm. None: the encoder's, or tiny."""
+    """tiny, small, base, unet, resenc, or a plain vision transformer of timm. None: the encoder's, or tiny."""
     image_size: int | tuple[int, ...] | None = None
     """Side of the training images in pixels, or height and width. None: the encoder's, or 64."""
     patch_size: int | None = None

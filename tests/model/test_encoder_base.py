@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from ahm_gym.errors import InputError
+from ahm_gym.model.conv_autoencoder import ConvAutoencoder
 from ahm_gym.model.encoder_base import ARCHITECTURES, NUM_MAPS, Encoder
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
-from ahm_gym.model.unet import UNetAutoencoder
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 
@@ -73,7 +73,7 @@ def noise(*shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("model", ["tiny", "unet", "averages"])
+@pytest.mark.parametrize("model", ["tiny", "unet", "resenc", "averages"])
 def test_an_encoder_reports_the_shapes_that_it_returns(model):
     network = build(model).eval()
     encoder = as_encoder(network)
@@ -84,10 +84,10 @@ def test_an_encoder_reports_the_shapes_that_it_returns(model):
     maps = encoder.feature_maps(images)
     expected = [(2, encoder.width, 32, 48)] if encoder.has_decoder else [(2, encoder.width, 4, 6)] * NUM_MAPS
     assert [tuple(found.shape) for found in maps] == expected
-    assert encoder.has_decoder is (model == "unet")
+    assert encoder.has_decoder is (model in ("unet", "resenc"))
 
 
-@pytest.mark.parametrize("model", ["tiny", "unet", "averages"])
+@pytest.mark.parametrize("model", ["tiny", "unet", "resenc", "averages"])
 def test_every_trained_parameter_is_in_one_group_and_a_frozen_one_in_none(model):
     network = build(model).requires_grad_(True)
     given = [p for group in as_encoder(network).parameter_groups(0.05) for p in group["params"]]
@@ -119,7 +119,7 @@ def test_a_new_encoder_is_exported_loaded_and_segments_without_a_change_elsewher
 
 
 def test_a_new_architecture_builds_its_own_autoencoder():
-    assert isinstance(build_autoencoder("averages", seed=7), UNetAutoencoder)
+    assert isinstance(build_autoencoder("averages", seed=7), ConvAutoencoder)
 
 
 def test_a_network_of_an_unknown_class_is_refused():

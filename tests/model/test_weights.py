@@ -9,7 +9,7 @@ from ahm_gym.model.patches import patchify, unpatchify
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 
-MODELS = pytest.mark.parametrize("model", ["tiny", "unet"])
+MODELS = pytest.mark.parametrize("model", ["tiny", "unet", "resenc"])
 
 
 def build(model, **options):

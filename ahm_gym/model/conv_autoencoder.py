@@ -1,0 +1,115 @@
+"""The autoencoder of convolutional networks: three ways to hide patches from a U-Net."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ahm_gym.errors import unknown_name
+from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
+from ahm_gym.model.conv_network import ConvNetwork
+from ahm_gym.model.patches import patchify, unpatchify
+
+HIDING: tuple[str, ...] = ("zero", "token", "masked")
+"""zero: hidden patches are 0, the mean of normalised images. token: they show a learned patch. masked: the layers of
+the encoder skip them, and its maps show a learned value there."""
+
+
+class ConvAutoencoder(Autoencoder):
+    """Predicts every pixel of masked patches with a U-Net, of which encoder and decoder are both pretrained.
+
+    With hiding `zero`, and `UNet`, this is the reconstructor of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025);
+    `masked` follows SparK (Tian et al., ICLR 2023). In all three no hidden pixel is read. An agent observes the raw
+    pixels of each patch; `unpatchify` puts the image together again.
+
+    Args:
+        network: U-Net without a head.
+        hiding: one of `HIDING`.
+        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+
+    Raises:
+        InputError: if `hiding` is unknown.
+    """
+
+    embeds_pixels: bool = True
+
+    def __init__(self, network: ConvNetwork, *, hiding: str = "zero", normalise_target: bool = False) -> None:
+        if hiding not in HIDING:
+            raise unknown_name("hiding", hiding, HIDING)
+        super().__init__(
+            image_size=network.image_size,
+            patch_size=network.patch_size,
+            channels=network.channels,
+            dim=network.channels * network.patch_size**2,
+            normalise_target=normalise_target,
+        )
+        self.hiding: str = hiding
+        self.encoder: ConvNetwork = network
+        self.head: nn.Conv2d = nn.Conv2d(network.width, network.channels, 1)
+        shapes = {"zero": [], "token": [self.dim], "masked": network.map_widths}[hiding]
+        self.tokens: nn.ParameterList = nn.ParameterList(0.02 * torch.randn(width) for width in shapes)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """The pixels of each patch, in the order of `patchify`."""
+        return patchify(self._checked(images), self.patch_size)
+
+    def embedding_state(self) -> dict[str, Tensor]:
+        """Empty, because the pixels do not depend on weights."""
+        return {}
+
+    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+        mask, weight = mask_inputs
+        patches = patchify(self._checked(images), self.patch_size)
+        hidden = mask[..., None]
+        if self.hiding == "token":
+            shown = torch.where(hidden, self.tokens[0].to(patches.dtype), patches)
+        else:
+            shown = patches.masked_fill(hidden, 0.0)
+        visible = unpatchify(shown, self.grid, self.patch_size)
+        features = (
+            self._encode_masked(visible, mask) if self.hiding == "masked" else self.encoder.encode(visible)
+        )
+        filled = cast(Tensor, self.head(self.encoder.decode(features)))  # B C H W
+        return self.compare(patchify(filled, self.patch_size), patches, weight)
+
+    def _encode_masked(
+        self, visible: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps of the visible patches, with the token of each resolution in hidden pixels."""
+        pixels = (~mask).float().unflatten(1, self.grid)[:, None]  # B 1 rows columns
+        pixels = pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+        visibility = self.encoder.visibility
+        with visibility.of(pixels):
+            maps = self.encoder.encode(visible)
+            filled = []
+            for features, token in zip(maps, self.tokens, strict=True):
+                there = visibility.at((features.shape[2], features.shape[3]))
+                assert there is not None, "inside the context"
+                filled.append(torch.where(there > 0, features, token.to(features.dtype)[:, None, None]))
+        return filled
+
+
+def build_seeded(
+    network: type[ConvNetwork],
+    seed: int,
+    *,
+    hiding: str = "zero",
+    normalise_target: bool = False,
+    **sizes: Any,
+) -> ConvAutoencoder:
+    """An autoencoder with a newly initialised network; the global generator is not changed.
+
+    Args:
+        network: class of the network.
+        seed: seed of the weights.
+        hiding: as for `ConvAutoencoder`.
+        normalise_target: as for `ConvAutoencoder`.
+        sizes: keyword arguments of the network; by default it is for one channel of 64 by 64 pixels in patches of 8.
+    """
+    shape: dict[str, Any] = {"image_size": (64, 64), "patch_size": 8, "channels": 1} | sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return ConvAutoencoder(network(**shape), hiding=hiding, normalise_target=normalise_target)

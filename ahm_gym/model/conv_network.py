@@ -1,0 +1,120 @@
+"""What the convolutional networks share: they encode an image into maps, and decode these to full resolution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import safetensors.torch
+from jaxtyping import Float
+from timm.models import adapt_input_conv
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from ahm_gym.errors import InputError
+from ahm_gym.model.encoder_base import as_encoder
+from ahm_gym.model.masked_layers import Visibility
+
+
+class ConvNetwork(nn.Module):
+    """The base class of U-Nets without a head: they return a feature map of the image's own size.
+
+    Such a network has a decoder, so pretraining and segmentation share all layers but the last. A subclass implements
+    `encode` and `decode`, and calls `describe` at the end of its constructor.
+    """
+
+    has_decoder: bool = True
+    kind: ClassVar[str]
+    """Its name in `ARCHITECTURES`."""
+    stem: ClassVar[str]
+    """Name of the weights of the first convolution."""
+    decoder_prefixes: ClassVar[tuple[str, ...]]
+    """What the names of the decoder's weights start with."""
+
+    def describe(
+        self,
+        image_size: tuple[int, int],
+        patch_size: int,
+        channels: int,
+        features: tuple[int, ...],
+        visibility: Visibility,
+    ) -> None:
+        """Sets the attributes of an `Encoder`; `features` are the channels of the maps, the finest first."""
+        self.image_size: tuple[int, int] = image_size
+        self.patch_size: int = patch_size
+        self.channels: int = channels
+        self.map_widths: tuple[int, ...] = features
+        self.visibility: Visibility = visibility
+
+    @property
+    def width(self) -> int:
+        """The number of channels of the feature map."""
+        raise NotImplementedError
+
+    def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps of all resolutions, the finest first."""
+        raise NotImplementedError
+
+    def decode(self, maps: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B D H W"]:
+        """The feature map of the image's size, from what `encode` returned."""
+        raise NotImplementedError
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
+        return self.decode(self.encode(images))
+
+    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """The feature map averaged over each patch, in reading order."""
+        return nn.functional.avg_pool2d(self(images), self.patch_size).flatten(2).transpose(1, 2)
+
+    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D H W"]]:
+        """A single feature map, of the images' own size."""
+        return [self(images)]
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups with the same learning rate for all parameters."""
+        return param_groups_weight_decay(self, weight_decay)
+
+    def sizes(self) -> dict[str, Any]:
+        """Arguments of the constructor beside the size, the patch size and the channels of the images."""
+        raise NotImplementedError
+
+    def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+        """Writes `model.safetensors` and `config.json`, in the layout of timm's exports."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / "model.safetensors")
+        arguments = {"img_size": self.image_size, "patch_size": self.patch_size, "in_chans": self.channels}
+        config = {
+            "kind": self.kind,
+            "architecture": self.kind,
+            "model_args": {**arguments, **self.sizes()},
+            "pretrained_cfg": statistics,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+as_encoder.register(ConvNetwork, lambda network: network)
+
+Network = TypeVar("Network", bound=ConvNetwork)
+
+
+def load_network(network: Network, folder: Path) -> Network:
+    """Loads exported weights; the first convolution is converted if the number of channels differs."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    stem = weights[network.stem]
+    if stem.shape[1] != network.channels:
+        weights[network.stem] = adapt_input_conv(network.channels, stem, base_chans=stem.shape[1])
+    network.load_state_dict(weights)
+    return network
+
+
+def check_halvings(image_size: tuple[int, int], stride: int, name: str) -> None:
+    """Raises InputError if a network with this largest stride does not fit the image size."""
+    height, width = image_size
+    if height % stride or width % stride or height * width <= stride**2:
+        halvings = {8: "three", 16: "four", 32: "five"}.get(stride, f"{stride.bit_length() - 1}")
+        raise InputError(
+            f"image size {height}x{width} does not fit {name}, which halves it {halvings} times: choose multiples "
+            f"of {stride} such as {4 * stride}, at least one of them above {stride}."
+        )
