@@ -55,6 +55,9 @@ class FinetuneConfig(ProbeConfig):
     """Number of images in an update."""
     learning_rate: float = 3e-3
     """Peak learning rate of the decoder; it decreases towards the first layers of the encoder."""
+    decoder: str = "unetr"
+    """Decoder on a vision transformer. unetr: also reads the image, for the best segmentations.
+    plain: reads the features alone, to measure an encoder. A U-Net has its own decoder."""
     freeze: bool = False
     """Keep the encoder unchanged and train only the decoder."""
     native_resolution: bool = False

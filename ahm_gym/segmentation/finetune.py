@@ -150,6 +150,7 @@ class Finetuning:
                 starting_encoder(config, self.dataset),
                 self.dataset.num_classes,
                 freeze=config.freeze,
+                decoder=config.decoder,
                 seed=config.seed,
             )
         self.segmenter: Segmenter = segmenter.to(self.device)

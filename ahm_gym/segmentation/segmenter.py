@@ -1,4 +1,4 @@
-"""The segmenter: an encoder with a light UNETR decoder, or only with a head if it has its own decoder."""
+"""The segmenter: an encoder with a light decoder, or only with a head if it has its own decoder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from monai.inferers.utils import sliding_window_inference
-from monai.networks.blocks.dynunet_block import UnetOutBlock
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ahm_gym.data import Sample
 from ahm_gym.data.store import covering_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
-from ahm_gym.model.encoder_base import NUM_MAPS
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
-from ahm_gym.model.patches import grid_of
 from ahm_gym.runs.storage import as_os_error
+from ahm_gym.segmentation.decoders import build_decoder, resize
 
 WEIGHT_DECAY: float = 0.05
 """Weight decay of the matrices; other parameters have none."""
@@ -37,16 +33,22 @@ class Segmenter(nn.Module):
     Args:
         encoder: network of a class that `as_encoder` knows; it sets the image size, patch size and channels.
         num_classes: number of classes including the background, at least 2.
-        feature_size: width of the UNETR decoder at full resolution. It doubles each time the resolution is halved,
-            up to 8 times this width. Not used if the encoder has its own decoder.
+        feature_size: width of the decoder at full resolution.
         freeze: train only the decoder.
+        decoder: one of `DECODERS`.
 
     Raises:
-        InputError: if there are fewer than 2 classes.
+        InputError: if there are fewer than 2 classes, or the decoder is unknown or does not go with the encoder.
     """
 
     def __init__(
-        self, encoder: nn.Module, num_classes: int, *, feature_size: int = 16, freeze: bool = False
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        *,
+        feature_size: int = 16,
+        freeze: bool = False,
+        decoder: str = "unetr",
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -60,18 +62,8 @@ class Segmenter(nn.Module):
         described = as_encoder(encoder)
         self.image_size: tuple[int, int] = described.image_size
         self.channels: int = described.channels
-        self.decoder: UnetrDecoder | PixelHead
-        if described.has_decoder:
-            self.decoder = PixelHead(described.width, num_classes)
-        else:
-            self.decoder = UnetrDecoder(
-                described.width,
-                channels=self.channels,
-                num_classes=num_classes,
-                grid=grid_of(self.image_size, described.patch_size),
-                patch_size=described.patch_size,
-                feature_size=feature_size,
-            )
+        self.decoder_name: str = decoder
+        self.decoder: nn.Module = build_decoder(decoder, described, num_classes, feature_size)
 
     @property
     def device(self) -> torch.device:
@@ -99,85 +91,13 @@ class Segmenter(nn.Module):
         return self.decoder(images, self.features(images))
 
 
-class PixelHead(nn.Module):
-    """Computes class logits from a feature map of the image's size, pixel by pixel."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.out: nn.Conv2d = nn.Conv2d(width, num_classes, 1)
-
-    def forward(
-        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
-    ) -> Float[Tensor, "B K H W"]:
-        return self.out(features[0])
-
-
-class UnetrDecoder(nn.Module):
-    """Computes class logits at full resolution from the feature maps and the image itself.
-
-    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two dimensions.
-    Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power of two,
-    the rest is interpolated.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        channels: int,
-        num_classes: int,
-        grid: tuple[int, int],
-        patch_size: int,
-        feature_size: int,
-    ) -> None:
-        super().__init__()
-        levels = max(patch_size.bit_length() - 1, 1)
-        self.size: tuple[int, int] = (grid[0] << levels, grid[1] << levels)
-        self.first: int = min(levels, NUM_MAPS) - 1
-        """The feature maps from this index on, the deepest ones, enter at the resolution of the grid."""
-        self.sources: list[int] = [max(self.first - level, 0) for level in range(1, levels)]
-        """Index of the feature map that enters at each further level."""
-        widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
-        inputs = [dim * (NUM_MAPS - self.first), *widths]
-        common: dict[str, Any] = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
-        self.up: nn.ModuleList = nn.ModuleList(
-            UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
-            for before, width in zip(inputs, widths, strict=False)
-        )
-        self.skips: nn.ModuleList = nn.ModuleList(
-            UnetrPrUpBlock(
-                in_channels=dim,
-                out_channels=width,
-                num_layer=depth,
-                stride=1,
-                upsample_kernel_size=2,
-                **common,
-            )
-            for depth, width in enumerate(widths[:-1])
-        )
-        self.stem: nn.Module = UnetrBasicBlock(
-            in_channels=channels, out_channels=feature_size, stride=1, **common
-        )
-        self.out: nn.Module = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
-
-    def forward(
-        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
-    ) -> Float[Tensor, "B K H W"]:
-        maps = torch.cat(features[self.first :], dim=1)
-        skips = [skip(features[source]) for skip, source in zip(self.skips, self.sources, strict=True)]
-        skips.append(self.stem(resize(images, self.size)))
-        for up, skip in zip(self.up, skips, strict=True):
-            maps = up(maps, skip)  # B width 2h 2w
-        return resize(self.out(maps), (images.shape[2], images.shape[3]))
-
-
 def build_segmenter(
-    encoder: nn.Module, num_classes: int, *, freeze: bool = False, seed: int = 0
+    encoder: nn.Module, num_classes: int, *, freeze: bool = False, decoder: str = "unetr", seed: int = 0
 ) -> Segmenter:
     """A segmenter with a decoder that is initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, 4))
-        return Segmenter(encoder, num_classes, freeze=freeze)
+        return Segmenter(encoder, num_classes, freeze=freeze, decoder=decoder)
 
 
 def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
@@ -190,13 +110,6 @@ def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
         *param_groups_weight_decay(segmenter.decoder, WEIGHT_DECAY),
     ]
     return [{"lr_scale": 1.0} | group for group in groups]
-
-
-def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:
-    """The images, resized bilinearly to `size` (rows, columns), with antialiasing."""
-    if (images.shape[2], images.shape[3]) == size:
-        return images
-    return functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def working_size(
@@ -260,6 +173,7 @@ def save_segmenter(
         "num_classes": segmenter.num_classes,
         "feature_size": segmenter.feature_size,
         "freeze": segmenter.freeze,
+        "decoder": segmenter.decoder_name,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -8,6 +8,7 @@ from ahm_gym.data import Sample
 from ahm_gym.errors import InputError
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import build_encoder, feature_depths
+from ahm_gym.segmentation.decoders import DECODERS
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
     build_segmenter,
@@ -38,8 +39,11 @@ def sample_of(image, label_size):
     [((32, 48), 8, 1), ((64, 32), 16, 3), ((16, 24), 4, 2), ((64, 64), 32, 1), ((28, 42), 14, 1), ((9, 6), 3, 5),
      ((6, 4), 1, 1)],
 )  # fmt: skip
-def test_logits_have_one_value_a_class_and_pixel_for_any_patch_size(image_size, patch_size, channels):
-    segmenter = build_segmenter(untrained(image_size, patch_size, channels), 3)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_logits_have_one_value_a_class_and_pixel_for_any_patch_size(
+    image_size, patch_size, channels, decoder
+):
+    segmenter = build_segmenter(untrained(image_size, patch_size, channels), 3, decoder=decoder)
     logits = segmenter(noise(2, channels, *image_size))
     assert logits.shape == (2, 3, *image_size)
     logits.square().mean().backward()
@@ -69,6 +73,31 @@ def test_features_are_the_normed_patch_tokens_of_their_block():
     assert torch.allclose(maps[1], expected, atol=1e-6)
     last = encoder.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     assert torch.allclose(maps[3], last, atol=1e-6)
+
+
+def test_the_plain_decoder_reads_every_depth_and_no_pixel():
+    segmenter = build_segmenter(untrained(), 2, decoder="plain").eval()
+    images = noise(2, 1, 32, 32).requires_grad_(True)
+    features = [value.detach().requires_grad_(True) for value in segmenter.features(images)]
+    segmenter.decoder(images, features).square().sum().backward()
+    assert images.grad is None and all(value.grad.abs().sum() > 0 for value in features)
+
+
+def test_the_unetr_decoder_reads_the_pixels():
+    segmenter = build_segmenter(untrained(), 2).eval()
+    images = noise(2, 1, 32, 32).requires_grad_(True)
+    segmenter.decoder(images, [value.detach() for value in segmenter.features(images)]).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_an_unknown_decoder_is_refused():
+    with pytest.raises(InputError, match="unknown decoder 'plane'.*plain"):
+        build_segmenter(untrained(), 2, decoder="plane")
+
+
+def test_a_u_net_refuses_the_plain_decoder():
+    with pytest.raises(InputError, match="`decoder=plain` goes with a vision transformer"):
+        build_segmenter(untrained(model="unet"), 2, decoder="plain")
 
 
 def test_all_four_depths_reach_the_logits_at_patch_size_16():

@@ -1,0 +1,159 @@
+"""Decoders: from the feature maps of an encoder to class logits for every pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ahm_gym._compat  # noqa: F401
+
+import torch
+from jaxtyping import Float
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.model.encoder_base import NUM_MAPS, Encoder
+from ahm_gym.model.patches import grid_of
+
+DECODERS: tuple[str, ...] = ("unetr", "plain")
+"""unetr also reads the image, and segments even without an encoder; plain reads the features alone, to measure them."""
+
+
+def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: int) -> nn.Module:
+    """The decoder of that name for an encoder; only a head if the encoder has its own decoder.
+
+    Args:
+        name: one of `DECODERS`.
+        encoder: encoder whose feature maps it reads.
+        num_classes: number of classes including the background.
+        feature_size: width at full resolution.
+
+    Raises:
+        InputError: if the name is unknown, or `plain` is asked for although the encoder has its own decoder.
+    """
+    if name not in DECODERS:
+        raise unknown_name("decoder", name, DECODERS)
+    if encoder.has_decoder and name == "plain":
+        raise InputError(
+            "`decoder=plain` goes with a vision transformer; a U-Net has its own decoder: leave it out."
+        )
+    if encoder.has_decoder:
+        return PixelHead(encoder.width, num_classes)
+    if name == "plain":
+        return PlainDecoder(encoder.width, num_classes=num_classes, feature_size=feature_size)
+    return UnetrDecoder(
+        encoder.width,
+        channels=encoder.channels,
+        num_classes=num_classes,
+        grid=grid_of(encoder.image_size, encoder.patch_size),
+        patch_size=encoder.patch_size,
+        feature_size=feature_size,
+    )
+
+
+class PixelHead(nn.Module):
+    """Computes class logits from a feature map of the image's size, pixel by pixel."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.out: nn.Conv2d = nn.Conv2d(width, num_classes, 1)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
+    ) -> Float[Tensor, "B K H W"]:
+        return self.out(features[0])
+
+
+class PlainDecoder(nn.Module):
+    """Computes class logits from the feature maps alone: without a path from the pixels, it measures the features.
+
+    The maps of all depths are normalised, mixed for every patch and upsampled: a linear map of each patch's features
+    and two convolutions, in contrast to `UnetrDecoder`, which segments even without an encoder.
+    """
+
+    def __init__(self, dim: int, *, num_classes: int, feature_size: int) -> None:
+        super().__init__()
+        width = 4 * feature_size
+        self.normalise: nn.ModuleList = nn.ModuleList(nn.GroupNorm(1, dim) for _ in range(NUM_MAPS))
+        self.mix: nn.Conv2d = nn.Conv2d(NUM_MAPS * dim, width, 1)
+        self.refine: nn.Sequential = nn.Sequential(
+            nn.GELU(), nn.Conv2d(width, feature_size, 3, padding=1), nn.GELU()
+        )
+        self.out: nn.Conv2d = nn.Conv2d(feature_size, num_classes, 3, padding=1)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
+    ) -> Float[Tensor, "B K H W"]:
+        size = (images.shape[2], images.shape[3])
+        maps = [norm(feature) for norm, feature in zip(self.normalise, features, strict=True)]
+        mixed = self.mix(torch.cat(maps, dim=1))
+        half = (max(size[0] // 2, mixed.shape[2]), max(size[1] // 2, mixed.shape[3]))
+        return resize(self.out(self.refine(resize(mixed, half))), size)
+
+
+class UnetrDecoder(nn.Module):
+    """Computes class logits at full resolution from the feature maps and the image itself.
+
+    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two dimensions.
+    Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power of two,
+    the rest is interpolated.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        channels: int,
+        num_classes: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        feature_size: int,
+    ) -> None:
+        super().__init__()
+        levels = max(patch_size.bit_length() - 1, 1)
+        self.size: tuple[int, int] = (grid[0] << levels, grid[1] << levels)
+        self.first: int = min(levels, NUM_MAPS) - 1
+        """The feature maps from this index on, the deepest ones, enter at the resolution of the grid."""
+        self.sources: list[int] = [max(self.first - level, 0) for level in range(1, levels)]
+        """Index of the feature map that enters at each further level."""
+        widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
+        inputs = [dim * (NUM_MAPS - self.first), *widths]
+        common: dict[str, Any] = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
+        self.up: nn.ModuleList = nn.ModuleList(
+            UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
+            for before, width in zip(inputs, widths, strict=False)
+        )
+        self.skips: nn.ModuleList = nn.ModuleList(
+            UnetrPrUpBlock(
+                in_channels=dim,
+                out_channels=width,
+                num_layer=depth,
+                stride=1,
+                upsample_kernel_size=2,
+                **common,
+            )
+            for depth, width in enumerate(widths[:-1])
+        )
+        self.stem: nn.Module = UnetrBasicBlock(
+            in_channels=channels, out_channels=feature_size, stride=1, **common
+        )
+        self.out: nn.Module = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
+    ) -> Float[Tensor, "B K H W"]:
+        maps = torch.cat(features[self.first :], dim=1)
+        skips = [skip(features[source]) for skip, source in zip(self.skips, self.sources, strict=True)]
+        skips.append(self.stem(resize(images, self.size)))
+        for up, skip in zip(self.up, skips, strict=True):
+            maps = up(maps, skip)  # B width 2h 2w
+        return resize(self.out(maps), (images.shape[2], images.shape[3]))
+
+
+def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:
+    """The images, resized bilinearly to `size` (rows, columns), with antialiasing."""
+    if (images.shape[2], images.shape[3]) == size:
+        return images
+    return functional.interpolate(images, size, mode="bilinear", antialias=True)
