@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahm_gym.benchmark.rows import KINDS
+from ahm_gym.benchmark.rows import BASELINES, KINDS
 from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.segmentation.config import FinetuneConfig
@@ -16,7 +16,7 @@ SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
     "finetune": (
         "encoder", "data", "data_root", "labels", "model", "image_size", "patch_size", "seed", "device", "run_dir",
-        "freeze",
+        "decoder", "freeze",
     ),
 }  # fmt: skip
 """Settings of pretraining and fine-tuning that the benchmark chooses for each job."""
@@ -43,7 +43,11 @@ class BenchmarkConfig:
     seeds: int = 2
     """Number of seeds: 0, 1, ... of weights, images, masks and the choice of labels."""
     tasks: tuple[str, ...] = TASKS
-    """How encoders are evaluated: finetune, frozen (only the decoder is trained), probe (a linear map)."""
+    """How encoders are evaluated: finetune; plain, the same with a decoder that sees the features alone; frozen, where
+    only this decoder is trained; probe, a linear map."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    """What encoders are compared with, beside the untrained one: unet_scratch, a U-Net fine-tuned from scratch;
+    raw_patches, the mean and deviation of each patch."""
     pretrain: PretrainConfig = PRETRAINING
     """Pretraining, the same for every policy. Settings of agents apply to the learning agents only."""
     finetune: FinetuneConfig = FINETUNING
@@ -81,5 +85,7 @@ def check(config: BenchmarkConfig) -> None:
     for name in ("tasks", "labels"):
         if not getattr(config, name):
             raise InputError(f"`{name}` is empty: name at least one.")
+    if not set(config.baselines) <= set(BASELINES):
+        raise InputError(f"`baselines={','.join(config.baselines)}`: choose from {', '.join(BASELINES)}.")
     if not set(config.tasks) <= set(TASKS):
         raise InputError(f"`tasks={','.join(config.tasks)}`: choose from {', '.join(TASKS)}.")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ahm_gym.benchmark.evaluations import probe_draws, scores_of_finetuning, scores_of_probe
 from ahm_gym.benchmark.memory import peak_memory_mib, reset_peak_memory
-from ahm_gym.benchmark.rows import UNTRAINED, PretrainRow, Row, ScoreRow
+from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, UNTRAINED, PretrainRow, Row, ScoreRow
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
@@ -87,6 +87,8 @@ class Group:
     """Folder of the benchmark."""
     commit: str
     """The commit at the start, also in processes that start after files have changed."""
+    has_decoder: bool = False
+    """Whether the network has a decoder of its own, and so needs no other."""
 
     def __str__(self) -> str:
         return f"{self.data}, {self.pretraining.policy}, seed {self.pretraining.seed}"
@@ -101,6 +103,9 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
         Interrupted: after a request to stop, with the state of the pretraining saved.
     """
     jobs = list(group.jobs)
+    if group.pretraining.policy in BASELINES:
+        yield from run_evaluations(group, jobs, interrupt)
+        return
     try:
         pretrained = pretraining_row(group, interrupt)
     except Interrupted:
@@ -111,6 +116,11 @@ def run_group(group: Group, interrupt: Interrupt) -> Iterator[Row | Failure]:
     if jobs[0].kind == "pretrain":
         jobs.pop(0)
         yield pretrained
+    yield from run_evaluations(group, jobs, interrupt)
+
+
+def run_evaluations(group: Group, jobs: list[Job], interrupt: Interrupt) -> Iterator[Row | Failure]:
+    """Yields the row or the failure of each evaluation as it ends; see `run_group`."""
     for job in jobs:
         if interrupt.requested:
             return
@@ -223,16 +233,17 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
     run_dir = config.run_dir.with_name(f"{config.run_dir.name}-{job.kind}-{job.labels}")
     settings = replace(
         group.finetuning,
-        encoder="none" if config.policy == UNTRAINED else str(config.run_dir),
+        encoder="none" if config.policy in NOT_PRETRAINED else str(config.run_dir),
         data=config.data,
         data_root=config.data_root,
         labels=job.labels,
-        model=config.model,
+        model=BASELINES[config.policy].model if config.policy in BASELINES else config.model,
         image_size=config.image_size,
         patch_size=config.patch_size,
         seed=config.seed,
         device=config.device,
         freeze=job.kind == "frozen",
+        decoder="plain" if job.kind in ("plain", "frozen") and not group.has_decoder else "unetr",
         run_dir=run_dir,
     )
     shutil.rmtree(

@@ -17,8 +17,31 @@ REFERENCE = "random"
 UNTRAINED = "scratch"
 """The policy of an encoder without pretraining."""
 
-KINDS: dict[str, str] = {"finetune": "fine-tuned", "frozen": "frozen encoder", "probe": "probe"}
+KINDS: dict[str, str] = {
+    "finetune": "fine-tuned",
+    "plain": "fine-tuned, plain decoder",
+    "frozen": "frozen, plain decoder",
+    "probe": "probe",
+}
 """Kinds of score, with their names in the report, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A network that is compared without any pretraining."""
+
+    model: str
+    kinds: tuple[str, ...]
+    """The kinds of score that it has."""
+
+
+BASELINES: dict[str, Baseline] = {
+    "unet_scratch": Baseline("unet", ("finetune",)),
+    "raw_patches": Baseline("raw_patches", ("frozen", "probe")),
+}
+"""A U-Net from scratch, the alternative to pretraining; the mean and deviation of each patch, the least to beat."""
+NOT_PRETRAINED: tuple[str, ...] = (UNTRAINED, *BASELINES)
+"""What stands in the place of a policy in rows without pretraining."""
 
 Metric: TypeAlias = Literal["dice", "iou", "hd95"]
 
@@ -77,7 +100,7 @@ class PretrainRow(BaseRow):
 class ScoreRow(BaseRow):
     """Test scores of one evaluation of an encoder."""
 
-    kind: Literal["finetune", "frozen", "probe"]
+    kind: Literal["finetune", "plain", "frozen", "probe"]
     labels: PositiveInt
     split: str
     dice: float | None
@@ -178,9 +201,10 @@ class Rows:
 
     @property
     def policies(self) -> list[str]:
-        """The policies; the untrained encoder and the reference come first."""
+        """The policies; the untrained encoder, the baselines and the reference come first."""
         found = {key[1] for key in self.pretraining} | {key[2] for key in self.scores}
-        return sorted(found, key=lambda policy: (policy != UNTRAINED, policy != REFERENCE, policy))
+        first = [*NOT_PRETRAINED, REFERENCE]
+        return sorted(found, key=lambda name: (first.index(name) if name in first else len(first), name))
 
     @property
     def seeds(self) -> list[int]:

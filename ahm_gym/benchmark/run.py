@@ -17,11 +17,13 @@ from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.processes import run_groups
 from ahm_gym.benchmark.progress import BenchmarkProgress, append_row
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, read_lines, read_settings
+from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, REFERENCE, UNTRAINED, read_lines, read_settings
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.model.encoder_base import as_encoder
+from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.training import Training
@@ -30,7 +32,9 @@ from ahm_gym.runs.provenance import commit, hardware, versions
 from ahm_gym.runs.settings import to_json
 from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomically
 
-OPEN = ("data", "data_root", "policies", "labels", "seeds", "tasks", "jobs", "time_budget", "device", "out")
+OPEN = (
+    "data", "data_root", "policies", "labels", "seeds", "tasks", "baselines", "jobs", "time_budget", "device", "out",
+)  # fmt: skip
 """Settings that may change between sessions of a benchmark: they affect how much is run, not the results."""
 WITHOUT_EFFECT = ("data_workers", "checkpoint_every")
 """Settings of pretraining and fine-tuning that do not affect results."""
@@ -98,7 +102,8 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
         InputError: if `labels` do not fit the data, or two policies would share a folder.
     """
     done = {row.key for row in read_lines(config.out)}
-    policies = list(dict.fromkeys([UNTRAINED, REFERENCE, *config.policies]))
+    has_decoder = check_network(config)
+    policies = list(dict.fromkeys([UNTRAINED, *config.baselines, REFERENCE, *config.policies]))
     if len({file_name(policy) for policy in policies}) < len(policies):
         raise InputError(
             f"`policies={','.join(policies)}`: two of them would be stored under one name; rename a run."
@@ -108,17 +113,46 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
         for name, (spec, dataset) in datasets.items():
             counts = {count_labels(label, dataset): label for label in reversed(config.labels)}
             for policy in policies:
-                jobs = [Job("pretrain", name, policy, seed)]
+                jobs = [] if policy in BASELINES else [Job("pretrain", name, policy, seed)]
                 jobs += [
-                    Job(task, name, policy, seed, count, amount)
-                    for task in dict.fromkeys(config.tasks)
+                    Job(kind, name, policy, seed, count, amount)
+                    for kind in kinds_of_score(config, policy, has_decoder)
                     for count, amount in sorted(counts.items())
                 ]
                 missing = tuple(job for job in jobs if job.key not in done)
                 if missing:
                     pretraining = pretraining_of(config, spec, name, policy, seed)
-                    groups.append(Group(pretraining, config.finetune, name, missing, config.out, commit()))
+                    given = (pretraining, config.finetune, name, missing, config.out, commit())
+                    groups.append(Group(*given, has_decoder=has_decoder))
     return groups
+
+
+def check_network(config: BenchmarkConfig) -> bool:
+    """Whether the network has a decoder of its own; builds it, and the U-Net of the baselines.
+
+    Raises:
+        InputError: if the model is unknown, or the image size does not fit one of the two.
+    """
+    shape = {
+        "image_size": image_size_of(config.pretrain.image_size),
+        "patch_size": config.pretrain.patch_size,
+    }
+    if "unet_scratch" in config.baselines and "finetune" in config.tasks:
+        try:
+            load_encoder(None, model="unet", **shape)
+        except InputError as error:
+            raise InputError(f"{error} Or leave the U-Net out: `baselines=raw_patches`.") from error
+    return as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder
+
+
+def kinds_of_score(config: BenchmarkConfig, policy: str, has_decoder: bool) -> list[str]:
+    """The kinds of score that a policy or a baseline has."""
+    kinds = list(dict.fromkeys(config.tasks))
+    if policy in BASELINES:
+        baseline = BASELINES[policy]
+        # A benchmark of U-Nets has its own network from scratch.
+        return [kind for kind in kinds if kind in baseline.kinds and baseline.model != config.pretrain.model]
+    return [kind for kind in kinds if kind != "plain" or not has_decoder]
 
 
 def pretraining_of(
@@ -193,7 +227,7 @@ def check_policies(groups: list[Group]) -> None:
     seen = set()
     for group in groups:
         policy = group.pretraining.policy
-        if policy != UNTRAINED and (group.data, policy) not in seen:
+        if policy not in NOT_PRETRAINED and (group.data, policy) not in seen:
             seen.add((group.data, policy))
             Training(group.pretraining)
 

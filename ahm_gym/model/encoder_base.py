@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 
-ARCHITECTURES: dict[str, str] = {"unet": "ahm_gym.model.unet", "resenc": "ahm_gym.model.resenc"}
+ARCHITECTURES: dict[str, str] = {
+    "unet": "ahm_gym.model.unet",
+    "resenc": "ahm_gym.model.resenc",
+    "raw_patches": "ahm_gym.model.raw_patches",
+}
 """Modules of the models that do not come from timm, by name.
 
 `build(seed, ...)` returns an autoencoder, `load(folder, ...)` an exported encoder. The modules are imported only when

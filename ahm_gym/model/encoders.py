@@ -15,6 +15,7 @@ from torch import nn
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import grid_of
+from ahm_gym.model.raw_patches import RawPatches
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
@@ -118,13 +119,14 @@ def load_encoder(
         InputError: if the folder holds no encoder, one of another model, or one that cannot be read.
     """
     if spec is None:
-        return build_autoencoder(
-            model or "tiny",
-            image_size=image_size or (64, 64),
-            patch_size=patch_size or 8,
-            channels=channels or 1,
-            seed=seed,
-        ).encoder
+        untrained: dict[str, Any] = {
+            "image_size": image_size or (64, 64),
+            "patch_size": patch_size or 8,
+            "channels": channels or 1,
+        }
+        if model == "raw_patches":
+            return RawPatches(**untrained)
+        return build_autoencoder(model or "tiny", seed=seed, **untrained).encoder
     found = find_encoder(spec)
     if model is not None and _architecture(model) != _architecture(found.model):
         raise InputError(

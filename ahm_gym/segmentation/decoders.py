@@ -87,7 +87,8 @@ class PlainDecoder(nn.Module):
         self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
     ) -> Float[Tensor, "B K H W"]:
         size = (images.shape[2], images.shape[3])
-        maps = [norm(feature) for norm, feature in zip(self.normalise, features, strict=True)]
+        # The group norm of torch 2.13 crashes in the backward pass on some maps that are not contiguous.
+        maps = [norm(feature.contiguous()) for norm, feature in zip(self.normalise, features, strict=True)]
         mixed = self.mix(torch.cat(maps, dim=1))
         half = (max(size[0] // 2, mixed.shape[2]), max(size[1] // 2, mixed.shape[3]))
         return resize(self.out(self.refine(resize(mixed, half))), size)

@@ -120,7 +120,7 @@ class Probe:
         return torch.stack(features), torch.stack(fractions)
 
     def _encode(self, indices: list[int]) -> None:
-        device = next(self.network.parameters()).device
+        device = next((value.device for value in self.network.parameters()), torch.device("cpu"))
         size, patch_size = self.encoder.image_size, self.encoder.patch_size
         with torch.no_grad():
             images = self.dataset.resized(indices, size).to(device)

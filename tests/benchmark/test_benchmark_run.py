@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,7 +15,7 @@ from ahm_gym.benchmark import evaluations, jobs, processes
 from ahm_gym.benchmark import run as benchmark
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.benchmark.rows import read_lines as read_rows
-from ahm_gym.benchmark.run import count_labels, run_benchmark
+from ahm_gym.benchmark.run import count_labels, plan, run_benchmark
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretraining.config import PretrainConfig
@@ -45,6 +46,7 @@ def settings_of(discs, out):
         labels=("4",),
         seeds=1,
         tasks=("probe",),
+        baselines=(),
         pretrain=PretrainConfig(steps=2, batch_size=8, image_size=32),
         finetune=FinetuneConfig(steps=2),
         out=out,
@@ -72,7 +74,9 @@ def ended(config, probed):
 def finished(discs, tmp_path_factory):
     """The folder of a benchmark with two seeds and all tasks."""
     config = settings_of(discs, tmp_path_factory.mktemp("finished") / "out")
-    return run_benchmark(dataclasses.replace(config, seeds=2, tasks=BenchmarkConfig.tasks))
+    return run_benchmark(
+        dataclasses.replace(config, seeds=2, tasks=BenchmarkConfig.tasks, baselines=BenchmarkConfig.baselines)
+    )
 
 
 def scores(rows):
@@ -85,7 +89,16 @@ def test_there_is_a_row_for_every_policy_seed_task_and_number_of_labels(finished
         (kind, "discs", policy, seed, labels)
         for policy in ("scratch", "random", "a3c")
         for seed in (0, 1)
-        for kind, labels in (("pretrain", None), ("finetune", 4), ("frozen", 4), ("probe", 4))
+        for kind, labels in (("pretrain", None), ("finetune", 4), ("plain", 4), ("frozen", 4), ("probe", 4))
+    }
+    expected |= {
+        (kind, "discs", baseline, seed, 4)
+        for seed in (0, 1)
+        for baseline, kind in (
+            ("unet_scratch", "finetune"),
+            ("raw_patches", "frozen"),
+            ("raw_patches", "probe"),
+        )
     }
     assert len(keys) == len(expected) and set(keys) == expected
 
@@ -104,9 +117,46 @@ def test_a_row_has_scores_seconds_and_its_origin(finished):
     assert rows["pretrain", "discs", "scratch", 0, None].psnr < learned.psnr
 
 
-def test_frozen_and_tuned_encoders_get_other_scores(finished):
+def test_every_kind_of_evaluation_gets_another_score(finished):
     found = scores(read_rows(finished))
-    assert found["finetune", "discs", "a3c", 0, 4] != found["frozen", "discs", "a3c", 0, 4]
+    kinds = ("finetune", "plain", "frozen", "probe")
+    assert len({found[kind, "discs", "a3c", 0, 4] for kind in kinds}) == 4
+
+
+def test_an_evaluation_fine_tunes_with_its_own_decoder(config, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jobs, "finetune", lambda settings, **_: asked.update({job.kind: settings}))
+    config = dataclasses.replace(config, tasks=("finetune", "plain", "frozen"))
+    group = plan(config, benchmark.open_all(config))[0]
+    for job in group.jobs[1:]:
+        with contextlib.suppress(TypeError):
+            jobs.evaluate(group, job, Interrupt())
+    assert {kind: (one.decoder, one.freeze) for kind, one in asked.items()} == {
+        "finetune": ("unetr", False), "plain": ("plain", False), "frozen": ("plain", True),
+    }  # fmt: skip
+
+
+def test_a_u_net_has_no_other_decoder_and_is_its_own_baseline(config):
+    config = dataclasses.replace(
+        config,
+        tasks=BenchmarkConfig.tasks,
+        baselines=BenchmarkConfig.baselines,
+        pretrain=dataclasses.replace(config.pretrain, model="unet"),
+    )
+    groups = plan(config, benchmark.open_all(config))
+    asked = {(group.pretraining.policy, job.kind) for group in groups for job in group.jobs}
+    assert not any(kind == "plain" or policy == "unet_scratch" for policy, kind in asked)
+    assert ("raw_patches", "frozen") in asked and ("scratch", "finetune") in asked
+    assert all(group.has_decoder for group in groups)
+
+
+def test_an_image_size_that_does_not_fit_the_u_net_of_the_baselines_is_refused_with_the_way_out(config):
+    pretraining = dataclasses.replace(config.pretrain, image_size=40)
+    config = dataclasses.replace(config, tasks=("finetune",), pretrain=pretraining)
+    with_unet = dataclasses.replace(config, baselines=("unet_scratch",))
+    with pytest.raises(InputError, match="40x40 does not fit the U-Net.*`baselines=raw_patches`"):
+        plan(with_unet, benchmark.open_all(with_unet))
+    assert plan(config, benchmark.open_all(config))
 
 
 def test_all_policies_of_a_seed_are_evaluated_with_the_same_labels(finished, discs, monkeypatch):
@@ -285,7 +335,8 @@ def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch
         ({"labels": ("1.5",)}, "`labels=1.5`: discs has 24"),
         ({"labels": ("0.0",)}, "`labels=0.0`: discs has 24"),
         ({"labels": ()}, "`labels` is empty"),
-        ({"tasks": ("probes",)}, "choose from finetune, frozen, probe"),
+        ({"tasks": ("probes",)}, "choose from finetune, plain, frozen, probe"),
+        ({"baselines": ("resnet",)}, "`baselines=resnet`: choose from unet_scratch, raw_patches"),
         ({"seeds": 0}, "`seeds` is 0: choose a whole number"),
         ({"jobs": 0}, "`jobs` is 0: choose a whole number"),
         ({"time_budget": 0.0}, "`time_budget` is 0.0"),
@@ -468,7 +519,7 @@ def test_after_a_kill_at_any_moment_the_same_command_continues(discs, tmp_path):
     process.communicate()
     result = run("benchmark.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "6 of 6 | " in result.stderr and "report.html" in result.stdout
+    assert "7 of 7 | " in result.stderr and "report.html" in result.stdout
     assert len(read_rows(tmp_path / "out")) == 6
 
 

@@ -77,6 +77,32 @@ def test_findings_are_sentences_with_the_numbers_behind_them(out):
     assert "Missing seeds" not in text + page
 
 
+def test_the_report_warns_where_a_task_does_not_tell_pretraining_from_none(out, tmp_path):
+    warning = "warning: fine-tuned, 10 labels on hc18_128 does not tell pretraining with random masks (0.000)"
+    assert warning[:50] not in (out / "leaderboard.md").read_text()  # in these rows, pretraining gains 0.1
+    rows = list(make_rows(("hc18_128",), FEW, seeds=3, cases=12))
+    pretrained = {
+        (r["kind"], r["labels"], r["seed"]): r for r in rows if r["policy"] == "random" and "labels" in r
+    }
+    same = [
+        pretrained[r["kind"], r["labels"], r["seed"]] | {"policy": "scratch"}
+        if r["policy"] == "scratch" and r["kind"] == "finetune" and r["labels"] == 10
+        else r
+        for r in rows
+    ]
+    text, page = report(tmp_path, same)
+    for found in (text, page):
+        assert found.count(warning) == 1
+    assert 'class="sentences doubt"' in page
+
+
+def test_a_baseline_has_only_its_kinds_of_score(tmp_path):
+    rows = list(make_rows(("hc18_128",), FEW, seeds=2, cases=4))
+    unet = [r | {"policy": "unet_scratch"} for r in rows if r["policy"] == "grid" and r["kind"] == "finetune"]
+    text, page = report(tmp_path, [*rows, *unet])
+    assert "unet_scratch" in text and "unet_scratch" in page and "Missing seeds" not in text + page
+
+
 def test_markdown_tables_have_as_many_entries_in_every_line(out):
     blocks = (out / "leaderboard.md").read_text().split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 from ahm_gym.benchmark.report.leaderboard import Cell
 from ahm_gym.benchmark.report.text import decimals, p_value, plural, signed
-from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED, Rows, Task
+from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, REFERENCE, UNTRAINED, Rows, Task
 from ahm_gym.benchmark.statistics import NO_DIFFERENCE, ONE_PATIENT, ONE_SEED
 
 OUTCOMES: dict[str, str] = {
@@ -42,6 +42,23 @@ def by_data(cells: list[Cell]) -> list[str]:
                 parts.append(f"{policies} {said}")
         if parts:
             found.append(f"{data}: {'; '.join(parts)}.")
+    return found
+
+
+def doubts(task: Task, cells: list[Cell]) -> list[str]:
+    """A warning for every data set on which a task does not tell the untrained encoder from random masks.
+
+    What a task cannot tell apart there, it cannot tell apart between policies either.
+    """
+    found = []
+    for cell in sorted(cells, key=lambda cell: cell.data):
+        if cell.policy != UNTRAINED or not _verdict(cell) or _verdict(cell) == f"worse than {REFERENCE}":
+            continue
+        gain = signed(-_difference(cell))
+        found.append(
+            f"warning: {task.name} on {cell.data} does not tell pretraining with {REFERENCE} masks ({gain}) from an "
+            "untrained encoder, so differences between policies say little there."
+        )
     return found
 
 
@@ -84,10 +101,12 @@ def missing(rows: Rows) -> list[str]:
     lacking: dict[tuple[str, str], dict[tuple[int, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
     for data in rows.data:
         for policy in rows.policies:
-            if policy != UNTRAINED:
+            if policy not in NOT_PRETRAINED:
                 found = {seed for seed in rows.seeds if (data, policy, seed) in rows.pretraining}
                 _note(lacking[data, policy], rows.seeds, found, "pretraining")
             for task in rows.tasks:
+                if policy in BASELINES and task.kind not in BASELINES[policy].kinds:
+                    continue
                 found = {seed for seed in rows.seeds if (task, data, policy, seed) in rows.scores}
                 _note(lacking[data, policy], rows.seeds, found, task.name)
     return [

@@ -45,7 +45,8 @@ def leaderboard_markdown(rows: Rows, scores: list[Cell], pretraining: list[Pretr
     by_task = {task: [cell for cell in scores if cell.task == task] for task in rows.tasks}
     blocks = ["# Leaderboard", "## What was found"]
     for task, cells in by_task.items():
-        blocks += [findings.tally(task, cells), _bullets(findings.by_data(cells))]
+        told = [*findings.doubts(task, cells), *findings.by_data(cells)]
+        blocks += [findings.tally(task, cells), _bullets(told)]
     if gaps := findings.missing(rows):
         blocks += [f"## {findings.MISSING}", _bullets(gaps)]
     blocks += ["## By mean rank", RANKING]

@@ -93,6 +93,7 @@ def _findings(rows: Rows, scores: list[Cell]) -> dict[str, Any]:
         tasks.append(
             {
                 "tally": findings.tally(task, cells),
+                "doubts": findings.doubts(task, cells),
                 "by_data": findings.by_data(cells),
                 "comparisons": findings.sentences(cells),
             }

@@ -1,0 +1,81 @@
+"""The mean and the deviation of the pixels of each patch, as an encoder without weights: what any encoder must beat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ahm_gym.errors import InputError
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.encoder_base import NUM_MAPS, as_encoder
+from ahm_gym.model.patches import grid_of, patchify
+
+
+class RawPatches(nn.Module):
+    """Describes each patch by the mean and the standard deviation of its pixels in every channel.
+
+    Args:
+        image_size: height and width in pixels.
+        patch_size: side of a patch in pixels.
+        channels: number of image channels.
+
+    Raises:
+        InputError: if the patch size does not divide the image size.
+    """
+
+    has_decoder: bool = False
+
+    def __init__(self, *, image_size: tuple[int, int], patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.image_size: tuple[int, int] = image_size
+        self.patch_size: int = patch_size
+        self.channels: int = channels
+        self.width: int = 2 * channels
+        self.grid: tuple[int, int] = grid_of(image_size, patch_size)
+
+    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """The means of all channels, then their standard deviations, in reading order."""
+        patches = patchify(images, self.patch_size).unflatten(2, (-1, self.channels))  # B L pixels C
+        deviation, mean = torch.std_mean(patches, dim=2, correction=0)
+        return torch.cat((mean, deviation), dim=2)
+
+    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+        """The same map for every depth."""
+        return [self.patch_features(images).transpose(1, 2).unflatten(2, self.grid)] * NUM_MAPS
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Empty: there is nothing to train."""
+        return []
+
+    def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
+        """Writes `config.json`; there are no weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "kind": "raw_patches",
+            "architecture": "raw_patches",
+            "model_args": {
+                "img_size": self.image_size,
+                "patch_size": self.patch_size,
+                "in_chans": self.channels,
+            },
+            "pretrained_cfg": statistics,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+as_encoder.register(RawPatches, lambda network: network)
+
+
+def build(seed: int = 0, **options: Any) -> Autoencoder:
+    """Raises InputError: there is nothing to pretrain."""
+    raise InputError("`model=raw_patches` has nothing to pretrain: choose tiny or unet, or probe it.")
+
+
+def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> RawPatches:
+    """The encoder for images of this shape; nothing is read."""
+    return RawPatches(image_size=image_size, patch_size=patch_size, channels=channels)
