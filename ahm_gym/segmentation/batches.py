@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
+from ahm_gym.segmentation.augmentation import Augmentation
 from ahm_gym.segmentation.segmenter import working_size
 
 CROP_SCALE: tuple[float, float] = (0.5, 1.0)
@@ -56,6 +57,7 @@ class LabelledBatches:
         seed: seed of the order, the crops and the flips.
         native_resolution: crop from the image at its full resolution, instead of from the image shrunk until it
             just covers `image_size`.
+        augmentation: one of `AUGMENTATIONS`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LabelledBatches:
         image_size: tuple[int, int],
         seed: int,
         native_resolution: bool = False,
+        augmentation: str = "light",
     ) -> None:
         self.dataset: ImageDataset = dataset
         self.indices: list[int] = indices
@@ -74,6 +77,7 @@ class LabelledBatches:
         self.image_size: tuple[int, int] = image_size
         self.seed: int = seed
         self.native_resolution: bool = native_resolution
+        self.augmentation: Augmentation = Augmentation(augmentation)
 
     def __getitem__(self, number: int) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, "B 1 H W"]]:
         """The normalised images and the labels of a batch, counted from 0."""
@@ -88,7 +92,11 @@ class LabelledBatches:
             torch.default_generator.manual_seed(derive_seed(self.seed, 3, number))
             pairs = [self._crop(self.indices[place]) for place in places]
         images, labels = zip(*pairs, strict=True)
-        return self.dataset.normalise(torch.stack(images)), torch.stack(labels)
+        images = self.dataset.normalise(torch.stack(images))
+        seeds = [derive_seed(self.seed, 5, at) for at in range(first, first + self.batch_size)]
+        changed = [self.augmentation(*pair) for pair in zip(images, labels, seeds, strict=True)]
+        images, labels = zip(*changed, strict=True)
+        return torch.stack(images), torch.stack(labels)
 
     def _crop(self, index: int) -> tuple[Float[Tensor, "C H W"], Int[Tensor, "1 H W"]]:
         sample = self.dataset.sample(index)

@@ -60,6 +60,9 @@ class FinetuneConfig(ProbeConfig):
     plain: reads the features alone, to measure an encoder. A U-Net has its own decoder."""
     freeze: bool = False
     """Keep the encoder unchanged and train only the decoder."""
+    augmentation: str = "light"
+    """Random changes of the labelled images. light: crops and flips.
+    nnunet: also rotations, zooms, noise, blur, contrast and gamma, as nnU-Net makes them."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100

@@ -142,6 +142,7 @@ class Finetuning:
             image_size=shape_of(config)[0],
             seed=config.seed,
             native_resolution=config.native_resolution,
+            augmentation=config.augmentation,
         )
         if exported is not None and (exported / "config.json").is_file():
             segmenter = load_segmenter(exported)
