@@ -18,7 +18,7 @@ import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError
-from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, with_flags
+from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import Finetune, FinetuneConfig, ProbeConfig
@@ -91,7 +91,9 @@ def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     from ahm_gym.benchmark.run import run_benchmark
 
     config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
-    listed = {name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks")}
+    listed = {
+        name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks", "baselines")
+    }
     out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *argv]))
     print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
 
@@ -122,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
-    args = list(map(nested_flag, argv)) if name == "benchmark" else argv
+    args = split_numbers(map(nested_flag, argv) if name == "benchmark" else argv)
     commands = {name: shown_settings(kind) for name, (kind, _) in PROGRAMS.items()}
     every: Any = functools.reduce(
         operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())

@@ -87,3 +87,16 @@ def shown_settings(kind: type[Any]) -> type[Any]:
 def split_at_commas(values: tuple[str, ...]) -> tuple[str, ...]:
     """Splits values that hold several values with commas between them."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def split_numbers(argv: Iterable[str]) -> list[str]:
+    """The command line with `--flag 0.25,0.5` and `--flag=0.25,0.5` written as `--flag 0.25 0.5`."""
+    args: list[str] = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        numbers = value if equals and flag.startswith("--") else argument
+        if re.fullmatch(r"\d*\.?\d+(,\d*\.?\d+)+", numbers):
+            args += [flag] * (numbers is not argument) + numbers.split(",")
+        else:
+            args.append(argument)
+    return args

@@ -51,7 +51,8 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         model: preset or timm name of the autoencoder to build.
         image_size: side, or height and width, in pixels.
         patch_size: side of a patch in pixels.
-        mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio`.
+        mask_ratio: share of masked patches, or a function of training progress, such as `RisingMaskRatio` or
+            `MixedMaskRatio`.
         guided_fraction: share of the masked patches that the scores choose, or a function of training progress.
         spread_fraction: share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`),
             or a function of training progress.

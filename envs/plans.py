@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from ahm_gym.errors import InputError
+from ahm_gym.masking.schedules import MixedMaskRatio
 from ahm_gym.masking.selection import count_masked
 
 MaskRatio = float | Callable[[float], float]
@@ -22,11 +23,13 @@ def masked_count(mask_ratio: MaskRatio, num_patches: int, progress: float) -> in
 
 
 def least_masked_count(mask_ratio: MaskRatio, num_patches: int) -> int:
-    """Smallest number of masked patches during training; a function is evaluated in steps of one percent.
+    """Smallest number of masked patches during training; any other function is evaluated in steps of one percent.
 
     Raises:
         InputError: if the ratio is not strictly between 0 and 1 at one of these steps.
     """
+    if isinstance(mask_ratio, MixedMaskRatio):
+        return min(count_masked(num_patches, ratio) for ratio in mask_ratio.ratios)
     return min(masked_count(mask_ratio, num_patches, percent / 100) for percent in range(101))
 
 

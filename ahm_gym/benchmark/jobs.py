@@ -21,6 +21,7 @@ from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.masking.schedules import typical_mask_ratio
 from ahm_gym.masking.selection import count_masked
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import image_size_of
@@ -216,7 +217,7 @@ def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDat
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
         load_autoencoder(autoencoder, config.run_dir)
-    return autoencoder, count_masked(autoencoder.num_patches, config.mask_ratio), dataset
+    return autoencoder, count_masked(autoencoder.num_patches, typical_mask_ratio(config.mask_ratio)), dataset
 
 
 def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float:

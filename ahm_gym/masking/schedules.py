@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,34 @@ class RisingMaskRatio:
     def __call__(self, progress: float) -> float:
         # This form is exact at the end, and for a constant ratio.
         return max(self.initial, self.final - (self.final - self.initial) * (1.0 - progress))
+
+
+@dataclass(frozen=True)
+class MixedMaskRatio:
+    """One of several mask ratios for each update, so that an autoencoder learns easy and hard reconstruction.
+
+    The ratio is a pseudo-random function of the progress of training alone: the same updates have the same ratio for
+    every seed and policy, and in a resumed run.
+
+    Raises:
+        InputError: if there is no ratio, or one is not strictly between 0 and 1.
+    """
+
+    ratios: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ratios:
+            raise InputError("`mask_ratio` is empty: give a ratio such as 0.75, or several.")
+        for ratio in self.ratios:
+            check_mask_ratio(ratio)
+
+    def __call__(self, progress: float) -> float:
+        return random.Random(progress).choice(self.ratios)
+
+
+def typical_mask_ratio(mask_ratio: float | tuple[float, ...]) -> float:
+    """The ratio at which masks and reconstructions are measured: the mean, if a run mixes several."""
+    return sum(mask_ratio) / max(len(mask_ratio), 1) if isinstance(mask_ratio, tuple) else mask_ratio
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ class PretrainConfig:
     """Predict patches with zero mean and unit variance instead of raw pixels."""
     learning_rate: float = 1e-3
     """Peak learning rate of the autoencoder, reached after the warm-up."""
-    mask_ratio: float = 0.75
-    """Share of the patches that are masked, between 0 and 1."""
+    mask_ratio: float | tuple[float, ...] = 0.75
+    """Share of the patches that are masked, between 0 and 1. Several, such as 0.25 0.5 0.75: each update has one of
+    them at random."""
     initial_mask_ratio: float | None = None
     """Mask ratio at the start of training, which rises linearly to mask_ratio. None keeps the ratio constant."""
     reward: str | None = None

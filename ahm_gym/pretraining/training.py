@@ -16,7 +16,13 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
-from ahm_gym.masking.schedules import RisingMaskRatio, Share, chosen_share
+from ahm_gym.masking.schedules import (
+    MixedMaskRatio,
+    RisingMaskRatio,
+    Share,
+    chosen_share,
+    typical_mask_ratio,
+)
 from ahm_gym.model.encoders import export_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
@@ -98,7 +104,7 @@ class Training:
             self.dataset,
             autoencoder,
             self.agent,
-            mask_ratio=config.mask_ratio,
+            mask_ratio=typical_mask_ratio(config.mask_ratio),
             guided_fraction=self.guided_fraction,
             spread_fraction=self.spread_fraction,
         )
@@ -120,10 +126,9 @@ class Training:
 
     def _env_factory(self, *, shared: bool) -> EnvFactory:
         config = self.config
-        initial, ratio = config.initial_mask_ratio, config.mask_ratio
         options: dict[str, Any] = {
             "num_envs": config.batch_size,
-            "mask_ratio": ratio if initial is None else RisingMaskRatio(initial, ratio),
+            "mask_ratio": self._mask_ratio(),
             "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
@@ -135,6 +140,16 @@ class Training:
         if config.masking_steps != 1:
             options["masking_steps"] = config.masking_steps
         return EnvFactory(self.agent.env_id, self.dataset, self.pretrainer, options, shared)
+
+    def _mask_ratio(self) -> float | RisingMaskRatio | MixedMaskRatio:
+        initial, ratio = self.config.initial_mask_ratio, self.config.mask_ratio
+        if isinstance(ratio, tuple):
+            if initial is not None:
+                raise InputError(
+                    "`initial_mask_ratio` rises to one `mask_ratio`, and several were given: leave one of the two out."
+                )
+            return MixedMaskRatio(ratio)
+        return ratio if initial is None else RisingMaskRatio(initial, ratio)
 
     @property
     def make_env(self) -> Callable[[], MaskingVectorEnv]:

@@ -8,7 +8,7 @@ from ahm_gym.envs.plans import (
     proportional_plan,
 )
 from ahm_gym.errors import InputError
-from ahm_gym.masking.schedules import RisingMaskRatio
+from ahm_gym.masking.schedules import MixedMaskRatio, RisingMaskRatio
 
 
 @pytest.mark.parametrize("num_masked", [1, 7, 12])
@@ -29,6 +29,7 @@ def test_plans_name_the_new_and_the_guided_patches_of_every_step():
 def test_the_fewest_masked_patches_are_those_of_the_lowest_ratio_wherever_it_lies():
     assert least_masked_count(0.75, 16) == masked_count(0.75, 16, 0.3) == 12
     assert least_masked_count(RisingMaskRatio(0.25, 0.75), 16) == 4
+    assert least_masked_count(MixedMaskRatio((0.75, 0.25, 0.9)), 16) == 4
     assert least_masked_count(lambda progress: 0.1 + abs(progress - 0.4), 100) == 10
 
 

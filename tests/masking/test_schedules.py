@@ -4,7 +4,14 @@ from hypothesis import strategies as st
 
 from ahm_gym.agents.base import GUIDED_FALL, Agent
 from ahm_gym.errors import InputError
-from ahm_gym.masking.schedules import Ramp, RisingMaskRatio, chosen_share, ramp
+from ahm_gym.masking.schedules import (
+    MixedMaskRatio,
+    Ramp,
+    RisingMaskRatio,
+    chosen_share,
+    ramp,
+    typical_mask_ratio,
+)
 from ahm_gym.masking.selection import count_masked
 from ahm_gym.masking.spread import SPREAD_FALL
 
@@ -69,3 +76,16 @@ def test_a_given_share_is_used_and_otherwise_that_of_the_policy():
     falls = chosen_share("spread", 0.2, (0.0, 0.5), 0.3, falls=True)
     assert [rises(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.0, 0.1, 0.2])
     assert [falls(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
+
+
+def test_mixed_ratios_are_drawn_evenly_by_the_progress_alone():
+    ratio = MixedMaskRatio((0.25, 0.5, 0.9))
+    drawn = [ratio(update / 900) for update in range(900)]
+    assert drawn == [MixedMaskRatio((0.25, 0.5, 0.9))(update / 900) for update in range(900)]
+    assert {value: 250 < drawn.count(value) < 350 for value in ratio.ratios} == dict.fromkeys(
+        ratio.ratios, True
+    )
+
+
+def test_masks_are_measured_at_the_mean_of_mixed_ratios():
+    assert typical_mask_ratio(0.75) == 0.75 and typical_mask_ratio((0.5, 0.75)) == 0.625

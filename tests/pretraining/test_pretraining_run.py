@@ -11,6 +11,7 @@ from pretraining_runs import Stop, comparable, stop_at
 from programs import assert_same, final_state
 
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.masking.schedules import MixedMaskRatio
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.recorder import Recorder
@@ -27,6 +28,7 @@ from ahm_gym.runs.storage import locked
         {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3},
         {"policy": "random"},
         {"policy": "random", "initial_mask_ratio": 0.1},
+        {"policy": "a3c", "mask_ratio": (0.25, 0.5, 0.9), "masking_steps": 2},
         {"policy": "block"},
         {"policy": "grid"},
         {"policy": "spread"},
@@ -67,6 +69,15 @@ def counts_of_masked(config, monkeypatch):
 def test_the_mask_ratio_rises_over_the_run_with_every_policy(config, policy, monkeypatch):
     rising = dataclasses.replace(config, policy=policy, initial_mask_ratio=0.25, guided_fraction=1.0)
     assert counts_of_masked(rising, monkeypatch) == [[4 + i] for i in range(8)]
+
+
+@pytest.mark.parametrize("policy", ["random", "spread", "a3c", "ppo"])
+def test_mixed_mask_ratios_are_the_same_for_every_policy_and_seed(config, policy, monkeypatch):
+    mixed = dataclasses.replace(
+        config, policy=policy, mask_ratio=(0.25, 0.5, 0.75), guided_fraction=1.0, seed=3
+    )
+    ratio = MixedMaskRatio((0.25, 0.5, 0.75))
+    assert counts_of_masked(mixed, monkeypatch) == [[round(16 * ratio(update / 8))] for update in range(8)]
 
 
 def test_a_rising_mask_ratio_is_always_inspected_at_its_final_value(config, tmp_path):

@@ -38,6 +38,9 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
     ("options", "message"),
     [
         ({"mask_ratio": 1.2}, "mask ratio 1.2"),
+        ({"mask_ratio": ()}, "`mask_ratio` is empty"),
+        ({"mask_ratio": (0.5, 1.0)}, "mask ratio 1.0 is out of range"),
+        ({"mask_ratio": (0.5, 0.75), "initial_mask_ratio": 0.25}, "several were given"),
         ({"initial_mask_ratio": 0.0}, "initial mask ratio 0.0"),
         ({"initial_mask_ratio": 1.0}, "initial mask ratio 1.0"),
         ({"initial_mask_ratio": float("nan")}, "initial mask ratio nan"),

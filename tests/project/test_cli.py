@@ -12,7 +12,7 @@ from programs import ROOT
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
-from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, with_flags
+from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, split_numbers, with_flags
 
 COMMANDS = ("pretrain", "finetune", "probe", "benchmark", "report")
 HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn"}
@@ -225,3 +225,16 @@ def test_a_report_without_rows_is_refused_with_one_sentence(tmp_path, capsys):
     code, _, err = run(capsys, "report", tmp_path)
     assert code == 2 and err.startswith("error: ") and str(tmp_path) in err and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (["--mask-ratio", "0.25,0.5,.9"], ["--mask-ratio", "0.25", "0.5", ".9"]),
+        (["--mask-ratio=0.25,0.5"], ["--mask-ratio", "0.25", "0.5"]),
+        (["--mask-ratio=0.5", "--data", "a,b"], ["--mask-ratio=0.5", "--data", "a,b"]),
+        (["--agent-options", "a=1,2"], ["--agent-options", "a=1,2"]),
+    ],
+)
+def test_numbers_may_be_separated_by_commas(given, parsed):
+    assert split_numbers(given) == parsed
