@@ -109,6 +109,17 @@ def load_network(network: Network, folder: Path) -> Network:
     return network
 
 
+def renew_decoder(network: ConvNetwork, fresh: ConvNetwork) -> None:
+    """Replaces the weights of the decoder by those of `fresh`, a new network of the same sizes."""
+    new = fresh.state_dict()
+    network.load_state_dict(
+        {
+            name: new[name] if name.startswith(network.decoder_prefixes) else value
+            for name, value in network.state_dict().items()
+        }
+    )
+
+
 def check_halvings(image_size: tuple[int, int], stride: int, name: str) -> None:
     """Raises InputError if a network with this largest stride does not fit the image size."""
     height, width = image_size

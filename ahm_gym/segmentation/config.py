@@ -15,6 +15,9 @@ EncoderPath = Annotated[
 ]
 
 
+TRANSFERS: tuple[str, ...] = ("all", "encoder")
+
+
 @dataclass(frozen=True)
 class ProbeConfig:
     """Evaluate a frozen encoder in seconds, by a linear map from its patch features to the labels."""
@@ -55,6 +58,8 @@ class FinetuneConfig(ProbeConfig):
     """Number of images in an update."""
     learning_rate: float = 3e-3
     """Peak learning rate of the decoder; it decreases towards the first layers of the encoder."""
+    transfer: str = "all"
+    """What a U-Net takes over from pretraining: all of its layers, or its encoder alone, with a new decoder."""
     decoder: str = "unetr"
     """Decoder on a vision transformer. unetr: also reads the image, for the best segmentations.
     plain: reads the features alone, to measure an encoder. A U-Net has its own decoder."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute, stem_of
-from ahm_gym.errors import check_numbers, check_seed
+from ahm_gym.errors import InputError, check_numbers, check_seed, unknown_name
+from ahm_gym.model.conv_autoencoder import build_seeded
+from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
 from ahm_gym.model.encoders import find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
-from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import TRANSFERS, FinetuneConfig, ProbeConfig
 
 Config = TypeVar("Config", bound=ProbeConfig)
 
@@ -34,6 +36,8 @@ def resolve(config: Config) -> Config:
         names = ("steps", "batch_size", "checkpoint_every")
         check_numbers("count", **{name: getattr(config, name) for name in names})
         check_numbers("size", learning_rate=config.learning_rate)
+        if config.transfer not in TRANSFERS:
+            raise unknown_name("transfer", config.transfer, TRANSFERS)
     config = spelled_out(config)
     if config.encoder == "none":
         return replace(
@@ -94,11 +98,13 @@ def open_labelled(config: ProbeConfig) -> ImageDataset:
 def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> nn.Module:
     """The encoder of resolved settings, for images of their size and the dataset's channels."""
     image_size, patch_size = shape_of(config)
-    return load_encoder(
-        None if config.encoder == "none" else Path(config.encoder),
-        model=config.model,
-        image_size=image_size,
-        patch_size=patch_size,
-        channels=dataset.channels,
-        seed=config.seed,
-    )
+    shape: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": dataset.channels}
+    spec = None if config.encoder == "none" else Path(config.encoder)
+    network = load_encoder(spec, model=config.model, **shape, seed=config.seed)
+    if isinstance(config, FinetuneConfig) and config.transfer == "encoder":
+        if not isinstance(network, ConvNetwork):
+            raise InputError(
+                f"`transfer=encoder` leaves the decoder of a U-Net behind, and {config.model} has none: leave it out."
+            )
+        renew_decoder(network, build_seeded(type(network), config.seed, **shape, **network.sizes()).encoder)
+    return network

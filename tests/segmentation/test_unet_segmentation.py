@@ -16,6 +16,7 @@ from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import finetune
+from ahm_gym.segmentation.inputs import open_labelled, resolve, starting_encoder
 from ahm_gym.segmentation.probe import Probe
 from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, parameter_groups, save_segmenter
 
@@ -69,6 +70,32 @@ def test_other_sizes_and_channels_are_converted(pretrained):
 def test_an_untrained_u_net_is_the_one_that_pretraining_starts_from():
     unet = load_encoder(None, model="unet", image_size=(32, 48), channels=2, seed=3).state_dict()
     assert all(torch.equal(value, unet[name]) for name, value in untrained(seed=3).state_dict().items())
+
+
+@pytest.mark.parametrize("model", ["unet", "resenc"])
+def test_the_encoder_alone_can_be_transferred(model, discs, tmp_path):
+    trained = build_autoencoder(model, image_size=(32, 32), channels=1, seed=7).encoder
+    export_encoder(trained, tmp_path / "trained", mean=(0.5,), std=(0.2,))
+    config = FinetuneConfig(encoder=str(tmp_path / "trained"), data=str(discs), transfer="encoder", seed=2)
+    config = resolve(config)
+    dataset = open_labelled(config)
+    found = starting_encoder(config, dataset).state_dict()
+    new = build_autoencoder(model, image_size=(32, 32), channels=1, seed=2).encoder.state_dict()
+    for name, value in trained.state_dict().items():
+        expected = new[name] if name.startswith(trained.decoder_prefixes) else value
+        assert torch.equal(found[name], expected), name
+    whole = starting_encoder(dataclasses.replace(config, transfer="all"), dataset).state_dict()
+    assert all(torch.equal(whole[name], value) for name, value in trained.state_dict().items())
+    assert sum(name.startswith(trained.decoder_prefixes) for name in whole) in (40, 24)
+
+
+def test_a_vision_transformer_has_no_decoder_to_leave_behind_and_other_transfers_are_refused(discs):
+    config = FinetuneConfig(data=str(discs), image_size=32, transfer="encoder")
+    config = resolve(config)
+    with pytest.raises(InputError, match="`transfer=encoder` leaves the decoder of a U-Net behind"):
+        starting_encoder(config, open_labelled(config))
+    with pytest.raises(InputError, match="unknown transfer 'everything'"):
+        resolve(dataclasses.replace(config, transfer="everything"))
 
 
 def test_a_vision_transformer_is_refused_for_a_u_net_and_the_reverse(pretrained, tmp_path):
