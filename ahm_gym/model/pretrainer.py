@@ -19,6 +19,7 @@ from ahm_gym.device.transfers import Fetch
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.masking.masks import Masks, as_masks
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
+from ahm_gym.model.moving_average import MovingAverage
 from ahm_gym.model.vit import build_autoencoder
 
 WEIGHT_DECAY: float = 0.05
@@ -49,9 +50,11 @@ class Pretrainer:
         device: device to train on. On a GPU the passes run in bfloat16 and are recorded as CUDA graphs, so do
             not replace the weights after the first step; change them in place.
         frozen: never update the autoencoder; steps only reconstruct and are counted.
+        average: decay of an exponential moving average (EMA) of the weights, `trained`; None keeps none.
 
     Raises:
-        InputError: if the number of steps is below 1 or the learning rate is not positive and finite.
+        InputError: if the number of steps is below 1, the learning rate is not positive and finite, or the decay is
+            not between 0 and 1.
     """
 
     def __init__(
@@ -62,7 +65,10 @@ class Pretrainer:
         learning_rate: float = 1e-3,
         device: torch.device | str = "cpu",
         frozen: bool = False,
+        average: float | None = None,
     ) -> None:
+        if average is not None and not 0.0 < average < 1.0:
+            raise InputError(f"`average` is {average}: choose a decay between 0 and 1, such as 0.999.")
         if num_steps < 1:
             raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
@@ -75,6 +81,9 @@ class Pretrainer:
         groups = param_groups_weight_decay(self.autoencoder, WEIGHT_DECAY)[::-1]  # matrices first
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             groups, lr=learning_rate, betas=(0.9, 0.95), fused=True
+        )
+        self._average = (
+            None if average is None else MovingAverage(self.autoencoder, start=average, end=average)
         )
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
@@ -101,6 +110,11 @@ class Pretrainer:
     def model(self) -> Autoencoder:
         """The autoencoder that this process computes with: its own snapshot, or else the shared one."""
         return self.autoencoder if self._local is None else self._local
+
+    @property
+    def trained(self) -> Autoencoder:
+        """The autoencoder whose encoder is exported: the average of the weights if there is one."""
+        return self.autoencoder if self._average is None else self._average.network
 
     def step(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """Makes one update, unless frozen; returns the reconstruction from before the update, detached.
@@ -161,6 +175,8 @@ class Pretrainer:
         state of the optimiser while it holds `lock`, a lock between processes.
         """
         share(self.autoencoder, self.optimizer)
+        if self._average is not None:
+            self._average.network.share_memory()
         self._updates.share_memory_()
         self._lock = lock
         return self
@@ -180,12 +196,16 @@ class Pretrainer:
                 "optimizer": self.optimizer.state_dict(),
                 "updates": self.updates,
             }
+            if self._average is not None:
+                state["average"] = self._average.state_dict()
             return copy.deepcopy(state) if self._lock else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self._updates.fill_(state["updates"])
         self._unchecked = None
 
@@ -235,6 +255,9 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self._average is not None:
+            self._average.updates = self.updates  # also those of other processes
+            self._average.follow(self.progress)
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass; see `Autoencoder.autocast`."""

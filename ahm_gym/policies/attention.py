@@ -14,7 +14,8 @@ from torch import Tensor
 from ahm_gym.errors import InputError
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.policies.teacher import TaughtPolicy, Teacher
+from ahm_gym.model.moving_average import MovingAverage
+from ahm_gym.policies.teacher import TaughtPolicy
 
 
 class AttentionPolicy(TaughtPolicy):
@@ -28,7 +29,7 @@ class AttentionPolicy(TaughtPolicy):
 
     Unlike in the paper, the attention is learned by reconstruction, not by distillation; if there is no class
     token, it is the mean attention that a patch receives from all tokens; and the teacher's momentum rises
-    linearly from 0.996 to 1 instead of by a cosine, and warms up (see `Teacher`).
+    linearly from 0.996 to 1 instead of by a cosine, and warms up (see `MovingAverage`).
 
     Raises:
         InputError: if the attention of the encoder's last block cannot be computed.
@@ -40,7 +41,9 @@ class AttentionPolicy(TaughtPolicy):
     def __init__(self, autoencoder: Autoencoder) -> None:
         check_attention(autoencoder)
         self.autoencoder = autoencoder
-        self.teacher: Teacher[VisionTransformer] = Teacher(autoencoder.encoder, start=0.996, end=1.0)
+        self.teacher: MovingAverage[VisionTransformer] = MovingAverage(
+            autoencoder.encoder, start=0.996, end=1.0
+        )
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         batch, num_patches = patches.embeddings.shape[:2]

@@ -14,9 +14,9 @@ from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoders import as_encoder
+from ahm_gym.model.moving_average import MovingAverage
 from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.policies.scorer import PatchScorer, TrainedScorer
-from ahm_gym.policies.teacher import Teacher
 
 
 class HardPatchesPolicy(MaskPolicy):
@@ -32,17 +32,17 @@ class HardPatchesPolicy(MaskPolicy):
     autoencoder, so predicting the order of losses is not a second task of the encoder. Since no gradient
     reaches the encoder, the predictor learns from the features with which it also scores, those of the whole
     image by the averaged encoder; in the paper it follows the student, on the masked image. The momentum
-    warms up (see `Teacher`).
+    warms up (see `MovingAverage`).
     """
 
     guided_fraction: Share = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__(autoencoder)
-        self.encoder: Teacher[nn.Module] = Teacher(autoencoder.encoder)
+        self.encoder: MovingAverage[nn.Module] = MovingAverage(autoencoder.encoder)
         blank = torch.zeros(1, autoencoder.channels, *autoencoder.image_size, device=autoencoder.device)
         self.scorer: TrainedScorer = TrainedScorer(autoencoder, self._features(blank).shape[2])
-        self.predictor: Teacher[PatchScorer] = Teacher(self.scorer.network)
+        self.predictor: MovingAverage[PatchScorer] = MovingAverage(self.scorer.network)
         self._seen: tuple[PatchBatch, Tensor] | None = None
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

@@ -11,7 +11,8 @@ from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.policies.teacher import TaughtPolicy, Teacher
+from ahm_gym.model.moving_average import MovingAverage
+from ahm_gym.policies.teacher import TaughtPolicy
 
 
 class TeacherLossPolicy(TaughtPolicy):
@@ -23,13 +24,13 @@ class TeacherLossPolicy(TaughtPolicy):
     never reaches them, and with a guided share of 1 the mask is the random mask.
 
     Unlike in the paper, the networks are those of this project, images are two-dimensional, the mask ratio is
-    that of the run (0.6 in the paper), and the teacher's momentum warms up (see `Teacher`).
+    that of the run (0.6 in the paper), and the teacher's momentum warms up (see `MovingAverage`).
     """
 
     guided_fraction: Share = Ramp(first=0.0, last=0.5, start=0.0, end=1.0)
 
     def __init__(self, autoencoder: Autoencoder) -> None:
-        self.teacher: Teacher[Autoencoder] = Teacher(autoencoder)
+        self.teacher: MovingAverage[Autoencoder] = MovingAverage(autoencoder)
 
     @torch.no_grad()
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

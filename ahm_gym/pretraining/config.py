@@ -49,6 +49,9 @@ class PretrainConfig:
     """Predict patches with zero mean and unit variance instead of raw pixels."""
     learning_rate: float = 1e-3
     """Peak learning rate of the autoencoder, reached after the warm-up."""
+    average: float | None = None
+    """Decay of an average of the weights over the updates (EMA), such as 0.999. The encoder of the average is then
+    exported. None exports the last weights."""
     mask_ratio: float | tuple[float, ...] = 0.75
     """Share of the patches that are masked, between 0 and 1. Several, such as 0.25 0.5 0.75: each update has one of
     them at random."""

@@ -84,6 +84,7 @@ class Training:
             learning_rate=config.learning_rate,
             device=self.device,
             frozen=config.reconstructor is not None,
+            average=config.average,
         )
         self.agent_options: dict[str, Any] = agent_options(
             config.policy, config.agent_options, autoencoder, config.model
@@ -195,9 +196,9 @@ class Training:
 
     def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:
         """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them."""
-        autoencoder = self.pretrainer.autoencoder
+        autoencoder, trained = self.pretrainer.autoencoder, self.pretrainer.trained.encoder
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
-        run.replace("encoder", lambda folder: export_encoder(autoencoder.encoder, folder, **statistics))
+        run.replace("encoder", lambda folder: export_encoder(trained, folder, **statistics))
         if not isinstance(self.agent, PolicyAgent):
             made = (self.config.policy, self.agent_options, self.agent, self.config.model)
             run.replace("agent", lambda folder: save_agent(folder, *made, autoencoder))

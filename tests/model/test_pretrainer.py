@@ -107,6 +107,51 @@ def test_a_snapshot_applies_its_gradients_to_the_shared_weights():
         assert two.is_shared()
 
 
+def averaged(decay):
+    autoencoder = build().autoencoder
+    return Pretrainer(autoencoder, num_steps=10, learning_rate=0.01, average=decay)
+
+
+def test_the_average_of_the_weights_warms_up_then_has_its_decay():
+    pretrainer = averaged(0.3)
+    expected = [value.clone() for value in pretrainer.autoencoder.parameters()]
+    for update in range(6):
+        pretrainer.step(*batch(update))
+        momentum = min(0.3, (1 + update) / (10 + update))
+        now = pretrainer.autoencoder.parameters()
+        expected = [
+            momentum * old + (1 - momentum) * new.detach() for old, new in zip(expected, now, strict=True)
+        ]
+    for found, value in zip(pretrainer.trained.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    assert not any(value.requires_grad for value in pretrainer.trained.parameters())
+    other = averaged(0.3)
+    other.load_state_dict(pretrainer.state_dict())
+    for found, value in zip(other.trained.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_without_an_average_the_weights_themselves_are_the_result():
+    pretrainer = build()
+    assert pretrainer.trained is pretrainer.autoencoder and "average" not in pretrainer.state_dict()
+
+
+def test_the_average_is_shared_with_other_processes():
+    alone, shared = averaged(0.9), averaged(0.9)
+    shared.share_memory(torch.multiprocessing.get_context("spawn").Lock()).attach()
+    for seed in range(3):
+        alone.step(*batch(seed))
+        shared.step(*batch(seed))
+    for one, two in zip(alone.trained.parameters(), shared.trained.parameters(), strict=True):
+        assert torch.equal(one, two) and two.is_shared()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, float("nan")])
+def test_a_decay_that_is_not_between_0_and_1_is_refused(decay):
+    with pytest.raises(InputError, match="`average` is .*: choose a decay between 0 and 1"):
+        averaged(decay)
+
+
 def test_a_lock_that_is_never_released_ends_the_run():
     lock = torch.multiprocessing.get_context("spawn").Lock()
     lock.acquire()

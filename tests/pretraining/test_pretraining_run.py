@@ -12,6 +12,7 @@ from programs import assert_same, final_state
 
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.masking.schedules import MixedMaskRatio
+from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.recorder import Recorder
@@ -27,7 +28,7 @@ from ahm_gym.runs.storage import locked
         {"policy": "a3c", "reward": "progress", "masking_steps": 3, "guided_fraction": 1.0},
         {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3},
         {"policy": "random"},
-        {"policy": "random", "initial_mask_ratio": 0.1},
+        {"policy": "random", "initial_mask_ratio": 0.1, "average": 0.9},
         {"policy": "a3c", "mask_ratio": (0.25, 0.5, 0.9), "masking_steps": 2},
         {"policy": "block"},
         {"policy": "grid"},
@@ -288,3 +289,13 @@ def test_a_second_program_in_the_same_run_folder_is_refused(config, monkeypatch)
         pretrain(config, resume=True)
     assert_same(final_state(config.run_dir), before)
     assert final_state(pretrain(config, resume=True))["pretrainer"]["updates"] == 8
+
+
+def test_the_encoder_of_the_averaged_weights_is_exported(config):
+    path = pretrain(dataclasses.replace(config, policy="random", average=0.9))
+    state = final_state(path)["pretrainer"]
+    exported = load_encoder(path).state_dict()
+    averaged = state["average"]["network"]
+    assert all(torch.equal(value, averaged[name]) for name, value in exported.items())
+    last = state["autoencoder"]
+    assert any(not torch.equal(value, last[name]) for name, value in exported.items())

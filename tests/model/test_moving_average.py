@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ahm_gym.policies.teacher import Teacher
+from ahm_gym.model.moving_average import MovingAverage
 
 
 def network():
@@ -11,7 +11,7 @@ def network():
 
 
 def test_the_momentum_rises_over_training_and_warms_up_over_the_first_updates():
-    teacher = Teacher(network())
+    teacher = MovingAverage(network())
     assert teacher.momentum(0.0) == pytest.approx(0.1)
     teacher.updates = 90
     assert teacher.momentum(0.0) == pytest.approx(0.91)
@@ -22,7 +22,7 @@ def test_the_momentum_rises_over_training_and_warms_up_over_the_first_updates():
 
 def test_the_teacher_is_the_average_that_follows_from_its_momenta():
     followed = network()
-    teacher = Teacher(followed, start=0.4, end=0.4)
+    teacher = MovingAverage(followed, start=0.4, end=0.4)
     expected = followed[0].weight.detach().clone()
     for step in range(4):
         with torch.no_grad():
@@ -36,7 +36,7 @@ def test_the_teacher_is_the_average_that_follows_from_its_momenta():
 
 def test_the_statistics_of_a_network_are_averaged_and_its_counters_copied():
     followed = network()
-    teacher = Teacher(followed)
+    teacher = MovingAverage(followed)
     followed(torch.randn(16, 3))
     teacher.follow(0.0)
     first, start = followed[1].running_mean, torch.zeros(2)
@@ -46,7 +46,7 @@ def test_the_statistics_of_a_network_are_averaged_and_its_counters_copied():
 
 def test_a_teacher_is_a_frozen_copy():
     followed = network()
-    teacher = Teacher(followed)
+    teacher = MovingAverage(followed)
     assert not teacher.network.training and followed.training
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     before = [value.clone() for value in followed.state_dict().values()]
