@@ -196,6 +196,12 @@ class AHMReward(LossReward):
 
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         super().__init__(pretrainer, generator)
+        target = self.pretrainer.autoencoder.target
+        if not target.shows_pixels:
+            raise InputError(
+                f"reward ahm2025 compares pixels, and `target={target.name}` predicts none: choose another reward or "
+                "`target=pixels`."
+            )
         self.cell_size: int = pretrainer.autoencoder.patch_size
         self.cells: Fetch | None = None
 

@@ -220,8 +220,10 @@ def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDat
     return autoencoder, count_masked(autoencoder.num_patches, typical_mask_ratio(config.mask_ratio)), dataset
 
 
-def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float:
-    """PSNR of the reconstructions of test images under random masks, in dB."""
+def psnr_of(autoencoder: Autoencoder, num_masked: int, dataset: ImageDataset) -> float | None:
+    """PSNR of the reconstructions of test images under random masks, in dB; None if no pixels are predicted."""
+    if not autoencoder.target.shows_pixels:
+        return None
     indices = dataset.indices("test") or dataset.indices("val") or dataset.indices("train")
     return reconstruction_psnr(autoencoder, dataset, indices, num_masked)
 

@@ -12,7 +12,7 @@ from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks, as_masks
 from ahm_gym.model.patches import grid_of, patchify, unpatchify
-from ahm_gym.model.targets import PixelTarget
+from ahm_gym.model.targets import Target, make_target
 
 
 class Reconstruction(NamedTuple):
@@ -22,8 +22,8 @@ class Reconstruction(NamedTuple):
     """Mean of the patch losses, weighted by the weights of the masks; `backward()` starts here."""
     patch_loss: Float[Tensor, "B L"]
     """Mean squared error of every patch, regardless of its weight; meaningful only for masked patches."""
-    prediction: Float[Tensor, "B L P"]
-    """Predicted patches, in the scale of the target."""
+    prediction: Float[Tensor, "B L T"]
+    """What was predicted for each patch: its pixels, in the scale of the target, or the values of another target."""
 
 
 class Autoencoder(nn.Module):
@@ -37,10 +37,10 @@ class Autoencoder(nn.Module):
         patch_size: side of a patch in pixels.
         channels: number of image channels.
         dim: width D of the embeddings that `embed` returns.
-        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+        target: what is predicted, one of `TARGETS`.
 
     Raises:
-        InputError: if the patch size does not divide the image size.
+        InputError: if the patch size does not divide the image size, or the target is unknown.
     """
 
     encoder: Any
@@ -56,16 +56,21 @@ class Autoencoder(nn.Module):
         patch_size: int,
         channels: int,
         dim: int,
-        normalise_target: bool = False,
+        target: str = "pixels",
     ) -> None:
         super().__init__()
         self.image_size: tuple[int, int] = image_size
         self.patch_size: int = patch_size
         self.channels: int = channels
         self.dim: int = dim
-        self.target: PixelTarget = PixelTarget(normalise_target)
+        self.target: Target = make_target(target, channels, patch_size)
         self.grid: tuple[int, int] = grid_of(image_size, patch_size)
         self.num_patches: int = self.grid[0] * self.grid[1]
+
+    @property
+    def target_size(self) -> int:
+        """Number of values that are predicted for each patch."""
+        return (self.patch_size // self.target.cell) ** 2 * self.target.channels
 
     @property
     def device(self) -> torch.device:
@@ -105,18 +110,22 @@ class Autoencoder(nn.Module):
 
     def compare(
         self,
-        prediction: Float[Tensor, "B L P"],
+        prediction: Float[Tensor, "B L T"],
+        images: Float[Tensor, "B C H W"],
         patches: Float[Tensor, "B L P"],
         weight: Float[Tensor, "B L"],
     ) -> Reconstruction:
-        """The losses of a prediction of these patches; `weight` is how much each patch counts in the mean."""
-        patch_loss = (prediction.float() - self.target.of(patches)).square().mean(dim=-1)
+        """The losses of a prediction for these images and their patches; `weight` is how much each patch counts."""
+        patch_loss = (prediction.float() - self.target.of(images, patches)).square().mean(dim=-1)
         return Reconstruction((patch_loss * weight).sum() / weight.sum(), patch_loss, prediction)
 
     def reconstruct(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L P"]
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L T"]
     ) -> Float[Tensor, "B C H W"]:
-        """The images with their masked patches replaced by the predicted ones, in the scale of the images."""
+        """The images with their masked patches replaced by the predicted ones, in the scale of the images.
+
+        With a target that has no pixels, they are replaced by the mean of the images.
+        """
         patches = patchify(images, self.patch_size)
         filled = self.target.to_pixels(prediction.float(), patches)
         return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)

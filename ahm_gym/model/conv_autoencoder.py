@@ -28,7 +28,7 @@ class ConvAutoencoder(Autoencoder):
     Args:
         network: U-Net without a head.
         hiding: one of `HIDING`.
-        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+        target: what is predicted, one of `TARGETS`.
 
     Raises:
         InputError: if `hiding` is unknown.
@@ -36,7 +36,7 @@ class ConvAutoencoder(Autoencoder):
 
     embeds_pixels: bool = True
 
-    def __init__(self, network: ConvNetwork, *, hiding: str = "zero", normalise_target: bool = False) -> None:
+    def __init__(self, network: ConvNetwork, *, hiding: str = "zero", target: str = "pixels") -> None:
         if hiding not in HIDING:
             raise unknown_name("hiding", hiding, HIDING)
         super().__init__(
@@ -44,11 +44,12 @@ class ConvAutoencoder(Autoencoder):
             patch_size=network.patch_size,
             channels=network.channels,
             dim=network.channels * network.patch_size**2,
-            normalise_target=normalise_target,
+            target=target,
         )
         self.hiding: str = hiding
         self.encoder: ConvNetwork = network
-        self.head: nn.Conv2d = nn.Conv2d(network.width, network.channels, 1)
+        cell = self.target.cell
+        self.head: nn.Conv2d = nn.Conv2d(network.width, self.target.channels, cell, cell)
         shapes = {"zero": [], "token": [self.dim], "masked": network.map_widths}[hiding]
         self.tokens: nn.ParameterList = nn.ParameterList(0.02 * torch.randn(width) for width in shapes)
 
@@ -72,8 +73,9 @@ class ConvAutoencoder(Autoencoder):
         features = (
             self._encode_masked(visible, mask) if self.hiding == "masked" else self.encoder.encode(visible)
         )
-        filled = cast(Tensor, self.head(self.encoder.decode(features)))  # B C H W
-        return self.compare(patchify(filled, self.patch_size), patches, weight)
+        filled = cast(Tensor, self.head(self.encoder.decode(features)))  # a position a cell of the target
+        prediction = patchify(filled, self.patch_size // self.target.cell)
+        return self.compare(prediction, images, patches, weight)
 
     def _encode_masked(
         self, visible: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]
@@ -97,7 +99,7 @@ def build_seeded(
     seed: int,
     *,
     hiding: str = "zero",
-    normalise_target: bool = False,
+    target: str = "pixels",
     **sizes: Any,
 ) -> ConvAutoencoder:
     """An autoencoder with a newly initialised network; the global generator is not changed.
@@ -106,10 +108,10 @@ def build_seeded(
         network: class of the network.
         seed: seed of the weights.
         hiding: as for `ConvAutoencoder`.
-        normalise_target: as for `ConvAutoencoder`.
+        target: as for `ConvAutoencoder`.
         sizes: keyword arguments of the network; by default it is for one channel of 64 by 64 pixels in patches of 8.
     """
     shape: dict[str, Any] = {"image_size": (64, 64), "patch_size": 8, "channels": 1} | sizes
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return ConvAutoencoder(network(**shape), hiding=hiding, normalise_target=normalise_target)
+        return ConvAutoencoder(network(**shape), hiding=hiding, target=target)

@@ -96,9 +96,11 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     if step is None:
         raise InputError(f"{run} has no checkpoint yet: resume it with pretrain {resume_flags(run)}.")
     own = {name: getattr(autoencoder, name) for name in ("image_size", "patch_size", "channels")}
-    own["normalise_target"] = autoencoder.target.normalise
-    saved = {name: folder.config.get(name) for name in own}
-    saved["image_size"] = tuple(saved["image_size"] or ())
+    own["target"] = autoencoder.target.name
+    # Runs of older versions have another name for the target.
+    older = "normalised" if folder.config.get("normalise_target") else "pixels"
+    saved = {"target": older} | {name: folder.config[name] for name in own if name in folder.config}
+    saved["image_size"] = tuple(saved.get("image_size") or ())
     weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
     if own != saved or next(shapes) != next(shapes):

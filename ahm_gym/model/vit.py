@@ -33,7 +33,7 @@ class MaskedAutoencoder(Autoencoder):
         decoder_dim: width of the decoder.
         decoder_depth: number of blocks of the decoder.
         decoder_heads: number of attention heads in each block of the decoder.
-        normalise_target: predict patches with zero mean and unit variance instead of raw pixels.
+        target: what is predicted, one of `TARGETS`.
         norm_eps: epsilon of every LayerNorm; None keeps that of the encoder, and 1e-6 in the decoder.
     """
 
@@ -46,7 +46,7 @@ class MaskedAutoencoder(Autoencoder):
         decoder_dim: int = 64,
         decoder_depth: int = 2,
         decoder_heads: int = 4,
-        normalise_target: bool = False,
+        target: str = "pixels",
         norm_eps: float | None = None,
     ) -> None:
         described = ViTEncoder(encoder)
@@ -55,7 +55,7 @@ class MaskedAutoencoder(Autoencoder):
             patch_size=described.patch_size,
             channels=described.channels,
             dim=described.width,
-            normalise_target=normalise_target,
+            target=target,
         )
         self.encoder: VisionTransformer = encoder
         self.num_prefix: int = encoder.num_prefix_tokens
@@ -69,7 +69,7 @@ class MaskedAutoencoder(Autoencoder):
             Block(decoder_dim, decoder_heads, qkv_bias=True) for _ in range(decoder_depth)
         )
         self.decoder_norm: nn.LayerNorm = nn.LayerNorm(decoder_dim, eps=1e-6)
-        self.decoder_pred: nn.Linear = nn.Linear(decoder_dim, self.patch_size**2 * self.channels)
+        self.decoder_pred: nn.Linear = nn.Linear(decoder_dim, self.target_size)
         self._initialise(norm_eps)
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
@@ -104,7 +104,7 @@ class MaskedAutoencoder(Autoencoder):
         visible, weight = mask_inputs
         patches = patchify(self._checked(images), self.patch_size)
         prediction = self._decode(self._encode_patches(patches, visible), visible)
-        return self.compare(prediction, patches, weight)
+        return self.compare(prediction, images, patches, weight)
 
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed

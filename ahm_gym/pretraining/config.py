@@ -45,8 +45,9 @@ class PretrainConfig:
     The number of steps then counts batches."""
     agent_options: tuple[str, ...] = ()
     """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
-    normalise_target: bool = False
-    """Predict patches with zero mean and unit variance instead of raw pixels."""
+    target: str = "pixels"
+    """What is predicted for masked patches. pixels: the raw pixels. normalised: pixels with zero mean and unit variance
+    in each patch. hog: histograms of oriented gradients, as in MaskFeat."""
     learning_rate: float = 1e-3
     """Peak learning rate of the autoencoder, reached after the warm-up."""
     average: float | None = None

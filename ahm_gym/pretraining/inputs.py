@@ -53,7 +53,7 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
     Raises:
         InputError: if the model is unknown, has no such `hiding`, or the weights do not fit it.
     """
-    options: dict[str, Any] = {"normalise_target": config.normalise_target}
+    options: dict[str, Any] = {"target": config.target}
     if config.hiding is not None:
         if config.model not in ARCHITECTURES:
             raise InputError(

@@ -46,7 +46,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
 """ahm2025 is the method of AHM (Xu, Liu, Xu, Lukasiewicz, IEEE TMI 2025); see docs/ahm2025.md."""
 
 SET_BY_RECIPE: tuple[str, ...] = (
-    "policy", "model", "init", "reconstructor", "normalise_target", "guided_fraction", "guided_ramp",
+    "policy", "model", "init", "reconstructor", "target", "guided_fraction", "guided_ramp",
     "spread_fraction", "spread_ramp", "masking_steps",
 )  # fmt: skip
 """Settings that the recipe sets itself."""

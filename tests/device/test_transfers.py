@@ -21,7 +21,9 @@ MODELS = [("tiny", False), ("tiny", True), ("unet", False)]
 
 
 def pretrainer_of(model="tiny", normalise=False, **options):
-    autoencoder = build_autoencoder(model, image_size=(32, 32), normalise_target=normalise, seed=0)
+    autoencoder = build_autoencoder(
+        model, image_size=(32, 32), target="normalised" if normalise else "pixels", seed=0
+    )
     return Pretrainer(autoencoder, num_steps=20, **options)
 
 

@@ -182,7 +182,9 @@ def reference_cells(images, filled, side):
 @pytest.mark.parametrize(("name", "side"), [("ahm2025", 8), ("ahm2025:8", 8), ("ahm2025:10", 10)])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_ahm2025_pays_error_and_brightness_of_each_cell(name, side, normalise):
-    autoencoder = build_autoencoder("unet", image_size=(32, 32), normalise_target=normalise)
+    autoencoder = build_autoencoder(
+        "unet", image_size=(32, 32), target="normalised" if normalise else "pixels"
+    )
     pretrainer = Pretrainer(autoencoder, num_steps=50)
     images, masks, patch_loss = draw()
     reward = build(name, pretrainer)

@@ -168,7 +168,7 @@ def test_the_prediction_is_that_of_the_image_with_zeros_in_the_masked_patches():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_loss_is_the_mean_squared_error_of_the_masked_patches(channels, normalise):
-    autoencoder = build(channels=channels, normalise_target=normalise)
+    autoencoder = build(channels=channels, target="normalised" if normalise else "pixels")
     images, mask = images_and_mask(channels)
     result = autoencoder(images, mask)
     target = patchify(images, 8)

@@ -95,7 +95,7 @@ def test_masked_pixels_do_not_reach_the_encoder():
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_loss_is_the_mean_squared_error_of_the_masked_patches(normalise):
-    autoencoder = build(normalise_target=normalise)
+    autoencoder = build(target="normalised" if normalise else "pixels")
     images, mask = images_and_mask()
     result = autoencoder(images, mask)
     target = patchify(images, 8)
@@ -117,9 +117,9 @@ def test_gradients_reach_every_trained_parameter():
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_a_perfect_prediction_reconstructs_the_image(normalise):
-    autoencoder = build(normalise_target=normalise)
+    autoencoder = build(target="normalised" if normalise else "pixels")
     images, mask = images_and_mask()
-    perfect = autoencoder.target.of(patchify(images, 8))
+    perfect = autoencoder.target.of(images, patchify(images, 8))
     torch.testing.assert_close(autoencoder.reconstruct(images, mask, perfect), images, atol=1e-4, rtol=0)
 
 

@@ -45,7 +45,7 @@ def gradients(autoencoder, images, masks):
 @MODELS
 @pytest.mark.parametrize("normalise", [False, True])
 def test_without_weights_the_loss_is_the_mean_of_the_masked_patches_to_the_bit(model, normalise):
-    autoencoder = build(model, normalise_target=normalise)
+    autoencoder = build(model, target="normalised" if normalise else "pixels")
     images, masks = images_and_masks()
     result = autoencoder(images, masks)
     expected = (result.patch_loss * masks.masked).sum() / masks.masked.sum()

@@ -13,7 +13,7 @@ from ahm_gym.pretraining.run import pretrain
 @pytest.mark.parametrize(
     ("other", "own"),
     [("tiny", {"model": "unet"}), ("unet", {"model": "tiny"}), ("tiny", {"patch_size": 16}),
-     ("tiny", {"normalise_target": True}), ("tiny", {"model": "small"})],
+     ("tiny", {"target": "normalised"}), ("tiny", {"model": "small"})],
 )  # fmt: skip
 def test_the_autoencoder_of_another_model_or_size_is_refused(config, other, own, tmp_path):
     source = dataclasses.replace(config, policy="random", model=other, steps=1, run_dir=tmp_path / "source")
@@ -50,6 +50,11 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"patch_size": 5}, "patch size 5 does not divide"),
         ({"policy": "a3d"}, "did you mean 'a3c'"),
         ({"model": "smal"}, "did you mean 'small'"),
+        ({"target": "hogs"}, "unknown target 'hogs': did you mean 'hog'"),
+        ({"target": "hog", "patch_size": 1}, "`target=hog` needs patches of at least 2 pixels"),
+        ({"target": "hog", "reward": "ahm2025"}, "`target=hog` predicts none"),
+        ({"hiding": "masked"}, "`hiding=masked` goes with a U-Net"),
+        ({"model": "unet", "hiding": "mask"}, "unknown hiding 'mask'"),
         ({"reward": "progres"}, "did you mean 'progress'"),
         ({"guided_fraction": 1.5}, "guided fraction 1.5"),
         ({"spread_fraction": -0.5}, "spread fraction -0.5"),
@@ -94,8 +99,8 @@ def test_a_refused_run_leaves_no_folder_behind(config, options, message, tmp_pat
 
 def test_a_given_flag_counts_even_if_it_has_the_default_value(config):
     path = pretrain(config)
-    given = flags_in(["--resume", "--steps", str(PretrainConfig.steps), "--no-normalise-target"])
-    assert {"steps", "normalise_target"} <= given
+    given = flags_in(["--resume", "--steps", str(PretrainConfig.steps), "--no-native-resolution"])
+    assert {"steps", "native_resolution"} <= given
     with pytest.raises(InputError, match=f"`steps={PretrainConfig.steps}` differs from the 8"):
         pretrain(PretrainConfig(run_dir=path), resume=True, given=given)
 

@@ -48,7 +48,7 @@ def test_normalised_targets_change_the_loss(config, tmp_path):
     config = dataclasses.replace(config, policy="random", steps=1)
     raw = comparable(pretrain(config))
     normalised = comparable(
-        pretrain(dataclasses.replace(config, normalise_target=True, run_dir=tmp_path / "normalised"))
+        pretrain(dataclasses.replace(config, target="normalised", run_dir=tmp_path / "normalised"))
     )
     assert raw[0]["val/loss"] != normalised[0]["val/loss"]
 

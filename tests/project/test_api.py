@@ -130,7 +130,7 @@ def test_a_wrong_type_in_the_settings_of_a_run_is_one_sentence(discs, tmp_path):
         ("pretrain", {"steps": 1.5}, r"^`steps` in .* is 1\.5: expected a whole number\.$"),
         ("pretrain", {"data": 3}, r"^`data` in .* is 3: expected text\.$"),
         ("pretrain", {"image_size": "large"}, r"^`image_size` in .* is 'large': expected a whole number or a list\.$"),
-        ("pretrain", {"normalise_target": "perhaps"}, r"^`normalise_target` in .* expected true or false\.$"),
+        ("finetune", {"freeze": "perhaps"}, r"^`freeze` in .* expected true or false\.$"),
         ("finetune", {"learning_rate": "fast"}, r"^`learning_rate` in .* of finetune\(\) .*: expected a number\.$"),
         ("probe", {"encoder": 3}, r"^`encoder` in .* is 3: expected text\.$"),
         ("pretrain", {"steps": 0}, r"^`steps` is 0: choose a whole number, 1 or more\.$"),

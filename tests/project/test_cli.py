@@ -116,10 +116,10 @@ def test_settings_that_the_benchmark_chooses_are_not_in_its_help(capsys):
         ("--pretrain.steps", "--pretrain.steps"),
         ("--steps=5", "--pretrain.steps=5"),
         ("--batch-size", "--pretrain.batch-size"),
-        ("--no-normalise-target", "--pretrain.no-normalise-target"),
-        ("--no_normalise_target", "--pretrain.no-normalise-target"),
+        ("--no-finetune-native-resolution", "--finetune.no-native-resolution"),
+        ("--finetune_native_resolution", "--finetune.native-resolution"),
         ("--seed", "--seed"),
-        ("--normalise-target", "--pretrain.normalise-target"),
+        ("--target", "--pretrain.target"),
         ("--finetune-steps", "--finetune.steps"),
         ("--finetune-learning-rate=0.1", "--finetune.learning-rate=0.1"),
         ("--finetune.steps", "--finetune.steps"),
@@ -142,8 +142,9 @@ def test_a_short_flag_of_a_benchmark_is_a_nested_setting(flag, nested):
         (("--pretrain-steps", "7"), "pretrain", "steps", 7),
         (("--pretrain.steps", "7"), "pretrain", "steps", 7),
         (("--batch-size=7",), "pretrain", "batch_size", 7),
-        (("--normalise-target",), "pretrain", "normalise_target", True),
-        (("--no-normalise-target",), "pretrain", "normalise_target", False),
+        (("--target", "hog"), "pretrain", "target", "hog"),
+        (("--finetune-native-resolution",), "finetune", "native_resolution", True),
+        (("--finetune.no-native-resolution",), "finetune", "native_resolution", False),
         (("--agent-options", "entropy_coef=0.1", "width=8"), "pretrain", "agent_options",
          ("entropy_coef=0.1", "width=8")),
         (("--finetune-steps", "7"), "finetune", "steps", 7),
@@ -169,7 +170,7 @@ def test_settings_in_a_message_become_flags():
 
 def test_the_flags_on_a_command_line_are_known_by_the_names_of_their_settings():
     assert flags_in(["pretrain", "--batch-size=3", "--steps", "4"]) == {"batch_size", "steps"}
-    assert "normalise_target" in flags_in(["--no-normalise-target"])
+    assert "native_resolution" in flags_in(["--no-native-resolution"])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ RUNS: Mapping[str, tuple[object, ...]] = {
     "a3c": ("--policy", "a3c", "--steps", 40),
     "a3c-steps": ("--policy", "a3c", "--steps", 12, "--masking-steps", 3, "--initial-mask-ratio", 0.5),
     "a3c-relative": ("--policy", "a3c", "--steps", 12, "--reward", "relative", "--agent-options", "credit=image"),
-    "unet": ("--policy", "a3c", "--steps", 12, "--model", "unet", "--normalise-target"),
+    "unet": ("--policy", "a3c", "--steps", 12, "--model", "unet", "--target", "normalised"),
     "ppo": ("--policy", "ppo", "--steps", 12),
     "dqn": ("--policy", "dqn", "--steps", 12),
 }  # fmt: skip

@@ -34,10 +34,10 @@ def test_settings_are_converted_to_their_base_class():
         ({"steps": "abc"}, "`steps` in a test is 'abc': expected a whole number."),
         ({"steps": None}, "`steps` in a test is None: expected a whole number."),
         ({"steps": 2.5}, "`steps` in a test is 2.5: expected a whole number."),
-        ({"mask_ratio": "half"}, "`mask_ratio` in a test is 'half': expected a number."),
+        ({"mask_ratio": "half"}, "`mask_ratio` in a test is 'half': expected a number or a list."),
         ({"policy": 3}, "`policy` in a test is 3: expected text."),
         ({"init": 3}, "`init` in a test is 3: expected text."),
-        ({"normalise_target": "no way"}, "`normalise_target` in a test is 'no way': expected true or false."),
+        ({"target": True}, "`target` in a test is True: expected text."),
         ({"image_size": "abc"}, "`image_size` in a test is 'abc': expected a whole number or a list."),
         (
             {"image_size": [32, "x"]},
