@@ -80,6 +80,10 @@ def check(config: BenchmarkConfig) -> None:
                     f"`{program}.{name}` is set by the benchmark for each job: leave it out; `data`, `policies`, "
                     "`labels`, `seeds`, `tasks`, `device` and `out` of the benchmark determine it."
                 )
+    if config.finetune.split == "val" and "probe" in config.tasks:
+        raise InputError(
+            "`finetune.split=val` keeps test images unseen, and the probe scores them: choose `tasks=finetune` or others."
+        )
     if config.time_budget is not None and not config.time_budget > 0:
         raise InputError(f"`time_budget` is {config.time_budget}: choose a number of minutes above 0.")
     for name in ("tasks", "labels"):

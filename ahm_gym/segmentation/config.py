@@ -68,6 +68,9 @@ class FinetuneConfig(ProbeConfig):
     augmentation: str = "light"
     """Random changes of the labelled images. light: crops and flips.
     nnunet: also rotations, zooms, noise, blur, contrast and gamma, as nnU-Net makes them."""
+    split: str | None = None
+    """Images to score: test, or val to choose settings without a look at the test images.
+    None: test, or val if no test image has a label."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset, Sample
 from ahm_gym.data.sample import Split
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.runs.progress import Progress
 from ahm_gym.segmentation.metrics import (
     CaseScores,
@@ -29,16 +29,25 @@ NUM_SHOWN: int = 8
 """Maximum number of cases in the picture."""
 
 
-def choose_split(dataset: ImageDataset) -> Split:
-    """The split to evaluate on: test, or val if no test image has a label.
+EVALUATED: tuple[Split, ...] = ("test", "val")
+"""Splits to evaluate on; the first that has labels is the default."""
+
+
+def choose_split(dataset: ImageDataset, asked: str | None = None) -> Split:
+    """The split to evaluate on: the one that was asked for, or else test, or val if no test image has a label.
 
     Raises:
-        InputError: if neither split has labels.
+        InputError: if the split is unknown, or has no labels.
     """
-    splits: tuple[Split, ...] = ("test", "val")
-    for split in splits:
-        if dataset.indices(split, labelled=True):
+    if asked is not None and asked not in EVALUATED:
+        raise unknown_name("split", asked, EVALUATED)
+    for split in EVALUATED:
+        if asked in (None, split) and dataset.indices(split, labelled=True):
             return split
+    if asked is not None:
+        raise InputError(
+            f"`split={asked}`: {dataset.name} has no labelled {asked} images; leave it out, or add some."
+        )
     raise InputError(
         f"{dataset.name} has no labelled test or val images to evaluate on: add some (test_images and test_label in "
         "an .npz file; in a folder, a split.csv can name them)."

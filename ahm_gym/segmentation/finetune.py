@@ -134,7 +134,7 @@ class Finetuning:
         self.config: FinetuneConfig = config
         self.device: torch.device = pick_device(config.device)
         self.dataset: ImageDataset = open_labelled(config)
-        self.split: Split = choose_split(self.dataset)
+        self.split: Split = choose_split(self.dataset, config.split)
         self.batches: LabelledBatches = LabelledBatches(
             self.dataset,
             choose_labelled(self.dataset, config.labels, config.seed),

@@ -336,6 +336,7 @@ def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch
         ({"labels": ("0.0",)}, "`labels=0.0`: discs has 24"),
         ({"labels": ()}, "`labels` is empty"),
         ({"tasks": ("probes",)}, "choose from finetune, plain, frozen, probe"),
+        ({"finetune": FinetuneConfig(split="val")}, "`finetune.split=val` keeps test images unseen"),
         ({"baselines": ("resnet",)}, "`baselines=resnet`: choose from unet_scratch, raw_patches"),
         ({"seeds": 0}, "`seeds` is 0: choose a whole number"),
         ({"jobs": 0}, "`jobs` is 0: choose a whole number"),

@@ -93,11 +93,17 @@ def test_distances_are_in_millimetres_where_every_image_has_a_spacing(segmenter,
 
 def test_val_stands_in_for_a_test_split_without_labels(tmp_path):
     val = {"val_images": squares(2), "val_label": (squares(2) > 0).astype(np.uint8)}
-    assert choose_split(archive(tmp_path / "both.npz", **val)) == "test"
+    both = archive(tmp_path / "both.npz", **val)
+    assert choose_split(both) == choose_split(both, "test") == "test" and choose_split(both, "val") == "val"
+    with pytest.raises(InputError, match="unknown split 'valid'.*val"):
+        choose_split(both, "valid")
     both = dict(np.load(tmp_path / "both.npz"))
     del both["test_label"]
     np.savez(tmp_path / "val.npz", **both)
-    assert choose_split(open_data(str(tmp_path / "val.npz"), image_size=(32, 32))) == "val"
+    only_val = open_data(str(tmp_path / "val.npz"), image_size=(32, 32))
+    assert choose_split(only_val) == "val"
+    with pytest.raises(InputError, match="`split=test`: val has no labelled test images"):
+        choose_split(only_val, "test")
 
 
 def test_data_without_labels_to_evaluate_on_is_refused(tmp_path):
