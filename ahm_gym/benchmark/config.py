@@ -82,7 +82,7 @@ def check(config: BenchmarkConfig) -> None:
                 )
     if config.finetune.split == "val" and "probe" in config.tasks:
         raise InputError(
-            "`finetune.split=val` keeps test images unseen, and the probe scores them: choose `tasks=finetune` or others."
+            "`finetune.split=val` keeps test images unseen, and the probe scores them: choose `tasks=finetune`."
         )
     if config.time_budget is not None and not config.time_budget > 0:
         raise InputError(f"`time_budget` is {config.time_budget}: choose a number of minutes above 0.")

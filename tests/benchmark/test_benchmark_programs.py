@@ -93,3 +93,27 @@ def test_asynchronous_workers_are_compared_by_updates_and_by_time(tmp_path):
     lines = [line for line in printed("asynchrony.py", *arguments, cwd=tmp_path) if line.startswith("| ")]
     assert [line.split(" |")[0] for line in lines] == ["| 1 workers", "| 2 workers"] * 3
     assert (tmp_path / "runs" / "asynchrony" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_gpu_queue_runs_what_is_missing_and_ends_in_time(tmp_path):
+    data = write_discs(tmp_path / "discs.npz")
+    small = (
+        "--image-size 32 --batch-size 8 --pretrain-steps 2 --finetune-steps 2 --seeds 1 --labels 4 --jobs 1"
+    )
+    arguments = [
+        "--minutes", "3", "--device", "cpu", "--data", data, "--out", tmp_path / "out", f"--flags={small}",
+        "--items", "step_cost", "resenc",
+    ]  # fmt: skip
+    first = printed("gpu/run_queue.py", *map(str, arguments), cwd=tmp_path)
+    assert "step_cost: exit code 0" in "\n".join(first) and "resenc: ended with exit code 0" in first
+    (row,) = map(json.loads, (tmp_path / "out" / "queue.jsonl").read_text().splitlines())
+    assert row["item"] == "step_cost" and "hardware" in row and json.loads(row["last"])
+    rows = (tmp_path / "out" / "resenc" / "rows.jsonl").read_text().splitlines()
+    policies = {json.loads(line)["policy"] for line in rows}
+    assert policies == {"scratch", "unet_scratch", "random", "a3c"}
+    second = printed("gpu/run_queue.py", *map(str, arguments), cwd=tmp_path)
+    assert "step_cost: done before at this commit on this hardware" in second
+    assert (tmp_path / "out" / "resenc" / "rows.jsonl").read_text().splitlines() == rows
+    late = printed("gpu/run_queue.py", "--minutes", "0.1", *map(str, arguments[2:]), cwd=tmp_path)
+    assert all("not started" in line for line in late)
