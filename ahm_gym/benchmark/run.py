@@ -131,7 +131,7 @@ def check_network(config: BenchmarkConfig) -> bool:
     """Whether the network has a decoder of its own; builds it, and the U-Net of the baselines.
 
     Raises:
-        InputError: if the model is unknown, or the image size does not fit one of the two.
+        InputError: if the model is unknown, the image size does not fit one of the two, or no task is left.
     """
     shape = {
         "image_size": image_size_of(config.pretrain.image_size),
@@ -142,7 +142,13 @@ def check_network(config: BenchmarkConfig) -> bool:
             load_encoder(None, model="unet", **shape)
         except InputError as error:
             raise InputError(f"{error} Or leave the U-Net out: `baselines=raw_patches`.") from error
-    return as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder
+    has_decoder = as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder
+    if has_decoder and set(config.tasks) == {"plain"}:
+        raise InputError(
+            f"`tasks=plain` goes with a vision transformer; {config.pretrain.model} has its own decoder: choose "
+            "`tasks=finetune`."
+        )
+    return has_decoder
 
 
 def kinds_of_score(config: BenchmarkConfig, policy: str, has_decoder: bool) -> list[str]:

@@ -148,6 +148,8 @@ def test_a_u_net_has_no_other_decoder_and_is_its_own_baseline(config):
     assert not any(kind == "plain" or policy == "unet_scratch" for policy, kind in asked)
     assert ("raw_patches", "frozen") in asked and ("scratch", "finetune") in asked
     assert all(group.has_decoder for group in groups)
+    with pytest.raises(InputError, match="`tasks=plain` goes with a vision transformer"):
+        plan(dataclasses.replace(config, tasks=("plain",)), benchmark.open_all(config))
 
 
 def test_an_image_size_that_does_not_fit_the_u_net_of_the_baselines_is_refused_with_the_way_out(config):
