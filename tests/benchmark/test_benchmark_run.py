@@ -523,7 +523,7 @@ def test_after_a_kill_at_any_moment_the_same_command_continues(discs, tmp_path):
     result = run("benchmark.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "7 of 7 | " in result.stderr and "report.html" in result.stdout
-    assert len(read_rows(tmp_path / "out")) == 6
+    assert len(read_rows(tmp_path / "out")) == 7
 
 
 def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not(

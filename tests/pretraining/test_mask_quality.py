@@ -100,7 +100,7 @@ def test_psnr_is_that_of_the_masked_pixels_in_the_range_of_the_image(tmp_path):
 
         def forward(self, images, masks):
             patches = patchify(images, self.patch_size)
-            return self.compare(patches + 0.1 / dataset.std[0], patches, masks.weight)
+            return self.compare(patches + 0.1 / dataset.std[0], images, patches, masks.weight)
 
     autoencoder = Adds(image_size=(32, 32), patch_size=8, channels=1, dim=4)
     autoencoder.weight = torch.nn.Parameter(torch.zeros(1))
