@@ -22,6 +22,8 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.model import unet
+from ahm_gym.model.conv_network import check_halvings
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.patches import image_size_of
@@ -128,7 +130,7 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
 
 
 def check_network(config: BenchmarkConfig) -> bool:
-    """Whether the network has a decoder of its own; builds it, and the U-Net of the baselines.
+    """Whether the network has a decoder of its own; builds it, and checks the U-Net of the baselines.
 
     Raises:
         InputError: if the model is unknown, the image size does not fit one of the two, or no task is left.
@@ -139,7 +141,7 @@ def check_network(config: BenchmarkConfig) -> bool:
     }
     if "unet_scratch" in config.baselines and "finetune" in config.tasks:
         try:
-            load_encoder(None, model="unet", **shape)
+            check_halvings(shape["image_size"], unet.STRIDE, "the U-Net")
         except InputError as error:
             raise InputError(f"{error} Or leave the U-Net out: `baselines=raw_patches`.") from error
     has_decoder = as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,7 +12,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
-from ahm_gym.model.encoder_base import as_encoder
+from ahm_gym.model.encoder_base import as_encoder, write_description
 from ahm_gym.model.masked_layers import Visibility
 
 
@@ -38,19 +37,19 @@ class ConvNetwork(nn.Module):
         patch_size: int,
         channels: int,
         features: tuple[int, ...],
+        width: int,
         visibility: Visibility,
     ) -> None:
-        """Sets the attributes of an `Encoder`; `features` are the channels of the maps, the finest first."""
+        """Sets the attributes of an `Encoder`; `features` are the channels of the maps, the finest first.
+
+        The feature map of the decoder has `width` channels.
+        """
         self.image_size: tuple[int, int] = image_size
         self.patch_size: int = patch_size
         self.channels: int = channels
-        self.map_widths: tuple[int, ...] = features
+        self.map_widths: tuple[int, ...] = tuple(features)
+        self.width: int = width
         self.visibility: Visibility = visibility
-
-    @property
-    def width(self) -> int:
-        """The number of channels of the feature map."""
-        raise NotImplementedError
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of all resolutions, the finest first."""
@@ -81,17 +80,9 @@ class ConvNetwork(nn.Module):
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
         """Writes `model.safetensors` and `config.json`, in the layout of timm's exports."""
-        folder.mkdir(parents=True, exist_ok=True)
+        write_description(self, self.kind, folder, statistics, **self.sizes())
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         safetensors.torch.save_file(weights, folder / "model.safetensors")
-        arguments = {"img_size": self.image_size, "patch_size": self.patch_size, "in_chans": self.channels}
-        config = {
-            "kind": self.kind,
-            "architecture": self.kind,
-            "model_args": {**arguments, **self.sizes()},
-            "pretrained_cfg": statistics,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 as_encoder.register(ConvNetwork, lambda network: network)

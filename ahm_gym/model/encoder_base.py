@@ -6,6 +6,7 @@ and a line in `ARCHITECTURES`.
 
 from __future__ import annotations
 
+import json
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -76,3 +77,26 @@ def as_encoder(network: nn.Module) -> Encoder:
         f"{type(network).__name__} is not a known encoder: use timm's plain VisionTransformer or a U-Net, or register "
         "the class with as_encoder (ahm_gym/model/encoder_base.py)."
     )
+
+
+def write_description(
+    encoder: Encoder, kind: str, folder: Path, statistics: dict[str, tuple[float, ...]], **sizes: Any
+) -> None:
+    """Writes the `config.json` of an exported encoder, in the layout of timm's exports; creates the folder.
+
+    Args:
+        encoder: encoder to describe.
+        kind: its name in `ARCHITECTURES`.
+        folder: folder of the export.
+        statistics: mean and standard deviation of the images.
+        sizes: further arguments that its network is built with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = {"img_size": encoder.image_size, "patch_size": encoder.patch_size, "in_chans": encoder.channels}
+    config = {
+        "kind": kind,
+        "architecture": kind,
+        "model_args": {**shape, **sizes},
+        "pretrained_cfg": statistics,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

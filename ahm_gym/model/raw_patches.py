@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.encoder_base import NUM_MAPS, as_encoder
+from ahm_gym.model.encoder_base import NUM_MAPS, as_encoder, write_description
 from ahm_gym.model.patches import grid_of, patchify
 
 
@@ -54,18 +53,7 @@ class RawPatches(nn.Module):
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
         """Writes `config.json`; there are no weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "kind": "raw_patches",
-            "architecture": "raw_patches",
-            "model_args": {
-                "img_size": self.image_size,
-                "patch_size": self.patch_size,
-                "in_chans": self.channels,
-            },
-            "pretrained_cfg": statistics,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_description(self, "raw_patches", folder, statistics)
 
 
 as_encoder.register(RawPatches, lambda network: network)

@@ -130,7 +130,7 @@ class ResEncUNet(ConvNetwork):
         image_size: height and width in pixels of the images to train on; the weights fit any size.
         patch_size: side of a patch in pixels, for masks and `patch_features`.
         channels: number of image channels.
-        features: channels at each resolution, the finest first; each is half of the one before.
+        features: channels at each resolution, the finest first; each resolution is half of the one before.
         blocks: number of residual blocks at each resolution.
 
     Raises:
@@ -161,11 +161,7 @@ class ResEncUNet(ConvNetwork):
         self.encoder: ResidualEncoder = ResidualEncoder(channels, features, blocks)
         self.decoder: UNetDecoder = UNetDecoder(features)
         self._initialise()
-        self.describe(image_size, patch_size, channels, tuple(features), make_maskable(self.encoder))
-
-    @property
-    def width(self) -> int:
-        return self.map_widths[0]
+        self.describe(image_size, patch_size, channels, features, features[0], make_maskable(self.encoder))
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         return self.encoder(images)

@@ -18,7 +18,7 @@ hog: histograms of oriented gradients, as in MaskFeat."""
 
 
 class Target:
-    """What is predicted for every patch: the values of a map of the image, of which each patch has its part."""
+    """What is predicted for every patch: a map is computed from the image, and each patch has its own part of it."""
 
     name: str
     """One of `TARGETS`."""

@@ -53,11 +53,7 @@ class UNet(ConvNetwork, BasicUNet):
         self.final_conv: nn.Module = nn.Identity()
         self.features: tuple[int, ...] = features
         down = (self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4)
-        self.describe(image_size, patch_size, channels, features[:-1], make_maskable(*down))
-
-    @property
-    def width(self) -> int:
-        return self.features[-1]
+        self.describe(image_size, patch_size, channels, features[:-1], features[-1], make_maskable(*down))
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         maps = [self.conv_0(images)]
