@@ -1,8 +1,8 @@
 """Measures the cost of a step: of a plain MAE, our bare update, the environment with random masks, and A3C.
 
 `python benchmarks/step_cost.py` measures two sizes on random images: the tiny preset at 64 px in batches of 64, also
-with the two rewards that need another forward pass, and ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px
-in batches of 256). `--quick` measures the tiny size alone, without those rewards and the plain MAE. A3C has its default
+with the two rewards that need another forward pass; the residual U-Net at 64 px in batches of 16 (on a GPU 64); and
+ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px in batches of 256). `--quick` measures the tiny size alone, without those rewards and the plain MAE. A3C has its default
 recipe at two points: at the beginning of a run, when it chooses most, and in the second half, when it chooses nothing;
 "a3c run" is the mean of both. Steps are interleaved, so that slow moments of the machine affect all kinds equally; on a
 GPU they are timed in blocks of 10, with a synchronisation after each block. The last line is JSON: ratios of the tiny
@@ -62,13 +62,17 @@ class Size:
     image_size: int
     patch_size: int
     batch: int
-    encoder: tuple[int, int, int]
-    """Width, blocks and heads of the plain MAE's encoder."""
-    decoder: tuple[int, int, int]
+    encoder: tuple[int, int, int] | None = None
+    """Width, blocks and heads of the plain MAE's encoder; None measures no plain MAE."""
+    decoder: tuple[int, int, int] = (64, 2, 4)
     """Width, blocks and heads of its decoder."""
 
 
-TINY = Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4), (64, 2, 4))
+TINY = Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4))
+RESENC = {
+    "cpu": Size("residual U-Net, 64 px, patch 8", "resenc", 64, 8, 16),
+    "cuda": Size("residual U-Net, 64 px, patch 8", "resenc", 64, 8, 64),
+}
 SMALL = {
     "cpu": Size("ViT-S/16, 224 px", "small", 224, 16, 16, (384, 12, 6), (192, 4, 6)),
     "cuda": Size("ViT-S/8, 128 px", "small", 128, 8, 256, (384, 12, 6), (192, 4, 6)),
@@ -86,10 +90,10 @@ def main() -> None:
     print(f"{hardware(device)}, torch {torch.__version__}, mask ratio {MASK_RATIO}")
     print(f"limit of a large matrix product: {limit / 1e12:.2f} TFLOP/s")
     ratios = {}
-    for size in [TINY] if arguments.quick else [TINY, SMALL[device.type]]:
+    for size in [TINY] if arguments.quick else [TINY, RESENC[device.type], SMALL[device.type]]:
         kinds = steps(size, device)
         if arguments.quick:
-            del kinds["plain"]
+            kinds.pop("plain")
         elif size is TINY:
             kinds |= reward_steps(size, device)
         seconds = measure(kinds, arguments.rounds, 36.0 if arguments.quick else math.inf, device)
@@ -106,31 +110,38 @@ def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
     num_masked = round(num_patches * MASK_RATIO)
     mask = mask_top_k(torch.rand(size.batch, num_patches), num_masked)
 
-    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder).to(device)
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    shuffle = torch.rand(size.batch, num_patches, device=device).argsort(dim=1)
-
-    def plain_step() -> None:
-        optimizer.zero_grad()
-        with bare.autocast():
-            loss = plain(batch, shuffle, num_patches - num_masked)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
-        optimizer.step()
-
     def a3c_at(progress: float) -> Callable[[], object]:
         shares = {name: share_at(share, progress, name) for name, share in SHARES.items()}
-        agent = A3C((num_patches, size.encoder[0]), grid=bare.autoencoder.grid, device=device)
+        agent = A3C((num_patches, bare.autoencoder.dim), grid=bare.autoencoder.grid, device=device)
         env = environment(size, images, device, reward=A3C.reward, **shares)
         return Learner(agent, agent.network, env, agent.generator, 0).episode
 
-    return {
-        "plain": plain_step,
+    plain = {} if size.encoder is None else {"plain": plain_step(size, batch, num_masked)}
+    return plain | {
         "bare": lambda: bare.step(batch, mask),
         "random": random_step(environment(size, images, device)),
         "a3c": a3c_at(0.0),
         "a3c late": a3c_at(1.0),
     }
+
+
+def plain_step(size: Size, batch: torch.Tensor, num_masked: int) -> Callable[[], object]:
+    """An update of a plain MAE with a fixed mask."""
+    assert size.encoder is not None, "the size has a plain MAE"
+    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder).to(batch.device)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    num_patches = (size.image_size // size.patch_size) ** 2
+    shuffle = torch.rand(size.batch, num_patches, device=batch.device).argsort(dim=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
+            loss = plain(batch, shuffle, num_patches - num_masked)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+
+    return step
 
 
 def reward_steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -237,7 +248,7 @@ def report(size: Size, seconds: dict[str, np.ndarray], least: float) -> dict[str
     }
     ratios = {}
     for key, (above, below) in pairs.items():
-        if above not in seconds or below not in seconds:
+        if not {above, below} <= seconds.keys():
             continue
         ratios[key] = round(float(np.median(seconds[above]) / np.median(seconds[below])), 3)
         low, high = interval(lambda a, b: np.median(a) / np.median(b), seconds[above], seconds[below])

@@ -35,6 +35,7 @@ class ConvAutoencoder(Autoencoder):
     """
 
     embeds_pixels: bool = True
+    records: bool = True
 
     def __init__(self, network: ConvNetwork, *, hiding: str = "zero", target: str = "pixels") -> None:
         if hiding not in HIDING:
