@@ -81,7 +81,7 @@ class Copy:
 
     def _fill_in(self, images: Tensor, *mask_inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), self._autocast():
-            return (self.model.fill_in(images, *mask_inputs).patch_loss,)
+            return (self.model.run(images, *mask_inputs).patch_loss,)
 
 
 class ProgressReward(LossReward):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ahm_gym.device.compiling import Compiled
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks, as_masks
@@ -48,6 +50,10 @@ class Autoencoder(nn.Module):
     """Whether `embed` returns the raw pixels of each patch, from which the image can be put together again."""
     records: bool = False
     """Whether `fill_in` never waits for the GPU, so that a `Replay` may record it."""
+    compiled: bool = False
+    """Whether `run` compiles `fill_in`, which takes up to a minute for each batch size."""
+    can_compile: bool = True
+    """Whether torch.compile knows all of its layers."""
 
     def __init__(
         self,
@@ -108,6 +114,16 @@ class Autoencoder(nn.Module):
         """Reconstructs images, given the tensors that `mask_inputs` returned; works on the device alone."""
         raise NotImplementedError
 
+    def run(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+        """The same as `fill_in`, and compiled if `compiled` is set.
+
+        Raises:
+            RunError: if it cannot be compiled here.
+        """
+        if not self.compiled:
+            return self.fill_in(images, *mask_inputs)
+        return Reconstruction(*compiled_fill_in()(self, images, *mask_inputs))
+
     def compare(
         self,
         prediction: Float[Tensor, "B L T"],
@@ -138,3 +154,9 @@ class Autoencoder(nn.Module):
                 f"for {expected}: resize the images, or build it with their channels and image_size."
             )
         return images
+
+
+@functools.cache
+def compiled_fill_in() -> Compiled:
+    """`fill_in` as a compiled function of the autoencoder and its arguments, for all autoencoders of this process."""
+    return Compiled(lambda autoencoder, *inputs: tuple(autoencoder.fill_in(*inputs)))

@@ -49,6 +49,7 @@ class ConvAutoencoder(Autoencoder):
         )
         self.hiding: str = hiding
         self.encoder: ConvNetwork = network
+        self.can_compile: bool = network.can_compile
         cell = self.target.cell
         self.head: nn.Conv2d = nn.Conv2d(network.width, self.target.channels, cell, cell)
         shapes = {"zero": [], "token": [self.dim], "masked": network.map_widths}[hiding]

@@ -24,6 +24,7 @@ class ConvNetwork(nn.Module):
     """
 
     has_decoder: bool = True
+    can_compile: ClassVar[bool] = True
     kind: ClassVar[str]
     """Its name in `ARCHITECTURES`."""
     stem: ClassVar[str]

@@ -242,7 +242,7 @@ class Pretrainer:
         for parameter in self._parameters:
             parameter.grad = None
         with self.autocast():
-            result = self.model.fill_in(images, *mask_inputs)
+            result = self.model.run(images, *mask_inputs)
         result.loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)
         self._gradients = [parameter.grad for parameter in self._parameters]

@@ -36,6 +36,8 @@ class UNet(ConvNetwork, BasicUNet):
         InputError: if the image size cannot be halved four times, or only a single pixel would be left.
     """
 
+    can_compile: ClassVar[bool] = False
+    """torch.compile gets the strides of its replication padding wrong."""
     kind: ClassVar[str] = "unet"
     stem: ClassVar[str] = "conv_0.conv_0.conv.weight"
     decoder_prefixes: ClassVar[tuple[str, ...]] = ("upcat_",)

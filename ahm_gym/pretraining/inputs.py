@@ -51,7 +51,7 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         fresh: load the weights of `init` or `reconstructor`; not needed if a checkpoint replaces them.
 
     Raises:
-        InputError: if the model is unknown, has no such `hiding`, or the weights do not fit it.
+        InputError: if the model is unknown, has no such `hiding` or cannot be compiled, or the weights do not fit it.
     """
     options: dict[str, Any] = {"target": config.target}
     if config.hiding is not None:
@@ -69,6 +69,12 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         seed=config.seed,
         **options,
     )
+    if config.compile and not autoencoder.can_compile:
+        raise InputError(
+            f"`compile` does not work with `model={config.model}`, whose padding torch.compile gets wrong: choose "
+            "`model=resenc`, or leave `compile` out."
+        )
+    autoencoder.compiled = config.compile
     if config.init is not None and fresh:
         print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
     if config.reconstructor is not None and fresh:
