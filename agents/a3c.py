@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import GUIDED_FALL, Agent, Callback, MakeEnv
-from ahm_gym.agents.learner import Learner, Transition
+from ahm_gym.agents.learner import Learner
 from ahm_gym.agents.losses import StepLoss, step_loss
 from ahm_gym.agents.networks import (
     ActorCritic,
+    ActorCriticOutput,
     PatchActorCritic,
     available_patches,
     square_grid,
@@ -25,6 +26,7 @@ from ahm_gym.agents.workers import run_workers
 from ahm_gym.device.sharing import held, share
 from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.masking.schedules import Share
+from ahm_gym.masking.selection import random_scores
 from ahm_gym.masking.spread import SPREAD_FALL
 
 
@@ -115,7 +117,9 @@ class A3C(Agent):
             else:
                 built = network(grid)
             self.network: ActorCritic = built.to(self.device)
-        self.optimizer: torch.optim.Adam = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
+        self.optimizer: torch.optim.Adam = torch.optim.Adam(
+            self.network.parameters(), lr=learning_rate, fused=self.device.type == "cuda"
+        )
         self.generator: torch.Generator = torch.Generator()
         self.writes: Tensor = torch.zeros((), dtype=torch.int64)
         """Number of updates of the shared weights so far."""
@@ -141,36 +145,30 @@ class A3C(Agent):
             logits = self.network(observation).logits
         if deterministic:
             return logits
-        order = draw_order(logits, available_patches(observation), self.generator)
-        return scores_of_order(order)
+        uniform = random_scores((logits.shape[0], logits.shape[1]), self.generator, logits.device)
+        return scores_of_order(draw_order(logits, available_patches(observation), uniform))
 
     def draw(
         self,
         logits: Float[Tensor, "B L"],
         available: Bool[Tensor, "B L"],
-        generator: torch.Generator,
+        uniform: Float[Tensor, "B L"],
     ) -> Int[Tensor, "B L"]:
-        """Draws the order in which patches are masked during learning."""
-        return draw_order(logits, available, generator)
+        """The order in which patches are masked during learning; `uniform` are random numbers from 0 to 1."""
+        return draw_order(logits, available, uniform)
 
     def step_loss(
         self,
-        step: Transition,
+        output: ActorCriticOutput,
+        order: Int[Tensor, "B L"],
+        available: Bool[Tensor, "B L"],
+        chosen: Bool[Tensor, "B L"],
         masked: Bool[Tensor, "B L"],
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
     ) -> StepLoss:
         """The losses of one step; see `ahm_gym.agents.losses.step_loss`."""
-        return step_loss(
-            step.output,
-            step.order,
-            step.available,
-            step.chosen,
-            masked,
-            patch_return,
-            image_return,
-            self.credit,
-        )
+        return step_loss(output, order, available, chosen, masked, patch_return, image_return, self.credit)
 
     def write(self) -> None:
         """Updates the shared weights by their gradients; called under the lock."""

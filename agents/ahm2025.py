@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.agents.a3c import A3C
-from ahm_gym.agents.learner import Transition
 from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import (
     LOGIT_CAP,
@@ -22,7 +21,7 @@ from ahm_gym.agents.networks import (
     capped,
 )
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.masking.selection import order_by_score
+from ahm_gym.masking.selection import order_with_ties
 from ahm_gym.model.patches import unpatchify
 
 DRAWS: tuple[str, ...] = ("ordered", "top_k")
@@ -122,22 +121,25 @@ class AHM2025(A3C):
         self,
         logits: Float[Tensor, "B L"],
         available: Bool[Tensor, "B L"],
-        generator: torch.Generator,
+        uniform: Float[Tensor, "B L"],
     ) -> Int[Tensor, "B L"]:
         if self.draws == "ordered":
-            return super().draw(logits, available, generator)
-        return order_by_score(logits.detach().masked_fill(~available, -torch.inf), generator)
+            return super().draw(logits, available, uniform)
+        return order_with_ties(logits.detach().masked_fill(~available, -torch.inf), uniform)
 
     def step_loss(
         self,
-        step: Transition,
+        output: ActorCriticOutput,
+        order: Int[Tensor, "B L"],
+        available: Bool[Tensor, "B L"],
+        chosen: Bool[Tensor, "B L"],
         masked: Bool[Tensor, "B L"],
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
     ) -> StepLoss:
         if self.draws == "ordered":
-            return super().step_loss(step, masked, patch_return, image_return)
-        return independent_loss(step.output, patch_return, masked.any(dim=1))
+            return super().step_loss(output, order, available, chosen, masked, patch_return, image_return)
+        return independent_loss(output, patch_return, masked.any(dim=1))
 
     def write(self) -> None:
         rate = self.learning_rate * self.learning_rate_decay ** int(self.writes)
@@ -160,6 +162,8 @@ class ConvActorCritic(ActorCritic):
         draws: ordered, for which only differences of logits count, or top_k, for which each is a probability.
         critic: linear, or relu6, which limits values to 0 to 6 and leaves rewards unscaled.
     """
+
+    records: bool = True
 
     def __init__(
         self,
@@ -205,7 +209,7 @@ class ConvActorCritic(ActorCritic):
 class FixedScale(RunningScale):
     """Leaves rewards unscaled."""
 
-    def follow(self, rewards: Float[Tensor, " N"]) -> None:
+    def follow(self, mean_square: Float[Tensor, ""]) -> None:
         return None
 
     def value(self) -> Float[Tensor, ""]:

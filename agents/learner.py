@@ -14,15 +14,20 @@ from torch import Tensor, nn
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
 from ahm_gym.agents.losses import StepLoss
-from ahm_gym.agents.networks import ActorCritic, ActorCriticOutput, available_patches
+from ahm_gym.agents.networks import ActorCritic, available_patches
 from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.device.sharing import hand_over_gradients, read, write_buffers
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.masking.selection import random_scores
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C
+
+ON_DEVICE: tuple[str, ...] = ("observation", "order", "available")
+"""Attributes of a transition that are on the agent's device."""
 
 
 @dataclass
@@ -32,14 +37,13 @@ class Transition:
     Rewards stay in main memory until the learner learns from them.
     """
 
-    output: ActorCriticOutput
-    """Output of the network for the state before the step."""
+    observation: Float[Tensor, "B L D"]
     order: Int[Tensor, "B L"]
     """The action: patch indices in the order in which they were drawn."""
     available: Bool[Tensor, "B L"]
     """True for patches that could be drawn."""
-    chosen: Bool[Tensor, "B L"]
-    """True for entries of `order` that the environment masked by following it."""
+    guided: Bool[Tensor, "B L"]
+    """True for patches that the environment masked by following the order."""
     patch_reward: Float[Tensor, "B L"]
     image_reward: Float[Tensor, " B"]
     ended: Bool[Tensor, " B"]
@@ -78,6 +82,11 @@ class Learner:
         self.env: VectorEnv[Any, Any, Any] = env
         self.generator: torch.Generator = generator
         self._writes_read = 0
+        records = network.records
+        self._observe = Replay(self._observed, records=records)
+        self._act = Replay(self._drawn, records=records)
+        self._passes = Replay(self._forward_and_backward, records=records)
+        self._gradients: list[Tensor | None] = []
         if seed is not None:
             generator.manual_seed(seed)
         observation, _ = env.reset(seed=seed)
@@ -113,26 +122,26 @@ class Learner:
                 read(network, agent.network)
         self._writes_read = int(agent.writes)
         network.train()
+        self._observe(self.observation)
         rollout: list[Transition] = []
         while True:
             observation = self.observation
-            available = available_patches(observation)
-            output = network(observation)
-            order = agent.draw(output.logits, available, self.generator)
-            scores = Fetch(scores_of_order(order)).wait().numpy()
+            shape = (observation.shape[0], observation.shape[1])
+            uniform = random_scores(shape, self.generator, agent.device)
+            order, available, scores = self._act(observation, uniform)
+            scores = Fetch(scores).wait().numpy()
             next_observation, reward, terminated, truncated, info = self.env.step(scores)
             if "patch_reward" not in info:
                 raise InputError(
                     "the environment's info has no 'patch_reward': A3C needs the reward of every patch; "
                     "use AHM/Masking-v0."
                 )
-            guided = self._tensor(info["guided"]).bool() & available
             rollout.append(
                 Transition(
-                    output=output,
+                    observation=observation,
                     order=order,
                     available=available,
-                    chosen=guided.gather(1, order),
+                    guided=torch.as_tensor(info["guided"]).bool(),
                     patch_reward=torch.as_tensor(info["patch_reward"], dtype=torch.float32),
                     image_reward=torch.as_tensor(reward, dtype=torch.float32),
                     ended=torch.as_tensor(terminated | truncated),
@@ -141,6 +150,20 @@ class Learner:
             self.observation = self._tensor(next_observation)
             if rollout[-1].ended.any() or len(rollout) == agent.n_steps:
                 return rollout, info, reward
+
+    def _observed(self, observation: Float[Tensor, "B L D"]) -> tuple[Tensor, ...]:
+        self.network.observe(observation)
+        return ()
+
+    def _drawn(
+        self, observation: Float[Tensor, "B L D"], uniform: Float[Tensor, "B L"]
+    ) -> tuple[Tensor, ...]:
+        """The order drawn for this observation, the patches that could be drawn, and the scores of the order."""
+        with torch.no_grad():
+            logits = self.network(observation).logits
+            available = available_patches(observation)
+            order = self.agent.draw(logits, available, uniform)
+            return order, available, scores_of_order(order)
 
     def _learn(
         self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"]
@@ -154,20 +177,25 @@ class Learner:
         """
         agent, network = self.agent, self.network
         mask = mask & paid[:, None]
-        if bool(rollout[-1].ended.all()):
-            network.reward_scale.follow(to_device(rollout[-1].patch_reward[mask], agent.device))
-        mask, paid = to_device(mask, agent.device), to_device(paid, agent.device)
-        for step in rollout:
-            step.chosen = step.chosen & paid[:, None]
-        returns, image_returns = self._returns(rollout)
-        losses = [agent.step_loss(step, mask, returns[t], image_returns[t]) for t, step in enumerate(rollout)]
-        mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
-        loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
-        loss = loss + agent.logit_cost * mean.logit_square
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), agent.max_grad_norm)
-        numbers = torch.stack((norm, loss, mean.policy, mean.value, mean.relative_entropy))
+        ended = bool(rollout[-1].ended.all())
+        if ended and bool(mask.any()):
+            mean_square = rollout[-1].patch_reward[mask].square().mean()
+            network.reward_scale.follow(to_device(mean_square, agent.device))
+        bootstrap = self._bootstrap(ended)
+        in_main_memory = (
+            torch.stack([step.guided & paid[:, None] for step in rollout]),
+            mask,
+            torch.stack([step.patch_reward for step in rollout]),
+            torch.stack([step.image_reward for step in rollout]),
+            torch.stack([step.ended for step in rollout]),
+        )
+        (numbers,) = self._passes(
+            *(torch.stack([getattr(step, name) for step in rollout]) for name in ON_DEVICE),
+            *(to_device(value, agent.device) for value in in_main_memory),
+            *bootstrap,
+        )
+        for parameter, gradient in zip(network.parameters(), self._gradients, strict=True):
+            parameter.grad = gradient  # the tensor that a recording writes to
         size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
         if not math.isfinite(size):
             raise RunError(
@@ -182,44 +210,64 @@ class Learner:
             "agent/staleness": float(staleness),
         }
 
-    def _returns(self, rollout: list[Transition]) -> tuple[Float[Tensor, "T B L"], Float[Tensor, "T B"]]:
-        """Returns of the patches and of the whole mask, in units of the reward's root mean square."""
-        agent = self.agent
-        scale = self.network.reward_scale.value()
-        ended = torch.stack([step.ended for step in rollout])
-        continues = not bool(ended[-1].all())
-        ended, patch_reward, image_reward = (
-            to_device(value, agent.device)
-            for value in (
-                ended,
-                torch.stack([step.patch_reward for step in rollout]),
-                torch.stack([step.image_reward for step in rollout]),
-            )
-        )
-        values = torch.stack([step.output.values.detach() for step in rollout])
-        image_values = torch.stack([step.output.image_value.detach() for step in rollout])
-        bootstrap, image_bootstrap = torch.zeros_like(values[0]), torch.zeros_like(image_values[0])
-        if continues:
-            with torch.no_grad():
-                self.network.eval()
-                after = self.network(self.observation)
-                bootstrap, image_bootstrap = after.values, after.image_value
+    def _bootstrap(self, ended: bool) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
+        """Values of the patches and of the whole mask after the rollout; 0 if the episode has ended."""
+        if ended:
+            zeros = torch.zeros(self.observation.shape[:2], device=self.agent.device)
+            return zeros, zeros[:, 0]
+        with torch.no_grad():
+            self.network.eval()
+            after = self.network(self.observation)
+            self.network.train()
+        return after.values, after.image_value
+
+    def _forward_and_backward(
+        self,
+        observation: Float[Tensor, "T B L D"],
+        order: Int[Tensor, "T B L"],
+        available: Bool[Tensor, "T B L"],
+        guided: Bool[Tensor, "T B L"],
+        mask: Bool[Tensor, "B L"],
+        patch_reward: Float[Tensor, "T B L"],
+        image_reward: Float[Tensor, "T B"],
+        ended: Bool[Tensor, "T B"],
+        bootstrap: Float[Tensor, "B L"],
+        image_bootstrap: Float[Tensor, " B"],
+    ) -> tuple[Tensor, ...]:
+        """Computes clipped gradients; returns the norm before clipping, the loss and its parts as one tensor."""
+        agent, network = self.agent, self.network
+        parameters = list(network.parameters())
+        for parameter in parameters:
+            parameter.grad = None
+        outputs = [network(seen) for seen in observation]
+        scale = network.reward_scale.value()
         options = {"gamma": agent.gamma, "gae_lambda": agent.gae_lambda}
-        patch = lambda_returns(
-            patch_reward / scale,
-            values,
-            ended[..., None].expand(values.shape),
-            bootstrap,
-            **options,
+        values = torch.stack([output.values.detach() for output in outputs])
+        image_values = torch.stack([output.image_value.detach() for output in outputs])
+        image_ended, ended = ended, ended[..., None].expand(values.shape)
+        patch_return = lambda_returns(patch_reward / scale, values, ended, bootstrap, **options)
+        image_return = lambda_returns(
+            image_reward / scale, image_values, image_ended, image_bootstrap, **options
         )
-        image = lambda_returns(
-            image_reward / scale,
-            image_values,
-            ended,
-            image_bootstrap,
-            **options,
-        )
-        return patch, image
+        losses = [
+            agent.step_loss(
+                output,
+                order[t],
+                available[t],
+                (guided[t] & available[t]).gather(1, order[t]),
+                mask,
+                patch_return[t],
+                image_return[t],
+            )
+            for t, output in enumerate(outputs)
+        ]
+        mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
+        loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
+        loss = loss + agent.logit_cost * mean.logit_square
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, agent.max_grad_norm)
+        self._gradients = [parameter.grad for parameter in parameters]
+        return (torch.stack((norm, loss, mean.policy, mean.value, mean.relative_entropy)).detach(),)
 
     def _write(self) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read."""

@@ -31,9 +31,17 @@ class ActorCriticOutput(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """The interface of A3C's networks: logits and values of observations, and the scale of the rewards."""
+    """The interface of A3C's networks: logits and values of observations, and the scale of the rewards.
+
+    A3C calls `forward` twice for each observation, to act and to learn, and expects the same result.
+    """
 
     reward_scale: RunningScale
+    records: bool = False
+    """Whether `observe` and `forward` never wait for the GPU, so that a `Replay` may record them."""
+
+    def observe(self, observation: Float[Tensor, "B L D"]) -> None:
+        """Updates running statistics of the observations, if there are any; called before each rollout."""
 
     def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
         raise NotImplementedError
@@ -50,6 +58,8 @@ class PatchActorCritic(ActorCritic):
         kind: conv (two 3x3 convolutions over the grid) or attention (one transformer block).
     """
 
+    records: bool = True
+
     def __init__(
         self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
     ) -> None:
@@ -61,6 +71,9 @@ class PatchActorCritic(ActorCritic):
         self.reward_scale: RunningScale = RunningScale()
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
+
+    def observe(self, observation: Float[Tensor, "B L D"]) -> None:
+        self.normalise.follow(observation)
 
     def forward(self, observation: Float[Tensor, "B L D"]) -> ActorCriticOutput:
         hidden = self.trunk(self.normalise(observation))  # B L width
@@ -151,12 +164,12 @@ class ObservationNorm(nn.Module):
 
     def forward(self, observation: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         shown = available_patches(observation)[..., None]
-        if self.training:
-            self._follow(observation.detach(), shown)
         return (observation - self.mean) * (self.variance + 1e-6).rsqrt() * shown
 
-    def _follow(self, observation: Float[Tensor, "B L D"], shown: Bool[Tensor, "B L 1"]) -> None:
+    def follow(self, observation: Float[Tensor, "B L D"]) -> None:
+        """Updates the statistics with a new batch."""
         with torch.no_grad():
+            shown = available_patches(observation)[..., None]
             self.count += 1
             rate = (1.0 / self.count).clamp(min=self.momentum)
             count = shown.sum(dim=0)  # L 1
@@ -179,12 +192,11 @@ class RunningScale(nn.Module):
         self.register_buffer("square", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
 
-    def follow(self, rewards: Float[Tensor, " N"]) -> None:
-        """Updates the statistics with new rewards."""
-        if rewards.numel():
-            self.count += 1
-            rate = (1.0 / self.count).clamp(min=self.momentum)
-            self.square.lerp_(rewards.square().mean(), rate)
+    def follow(self, mean_square: Float[Tensor, ""]) -> None:
+        """Updates the statistics with the mean square of new rewards."""
+        self.count += 1
+        rate = (1.0 / self.count).clamp(min=self.momentum)
+        self.square.lerp_(mean_square, rate)
 
     def value(self) -> Float[Tensor, ""]:
         """The root mean square so far."""

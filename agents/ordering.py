@@ -6,19 +6,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ahm_gym.device.transfers import to_device
-
 
 def draw_order(
-    logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], generator: torch.Generator
+    logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], uniform: Float[Tensor, "B L"]
 ) -> Int[Tensor, "B L"]:
     """Patch indices in the order in which they are drawn; unavailable patches come last.
 
     Sorting logits plus Gumbel noise is equivalent to drawing from the softmax over the remaining patches, one after
     another (Kool et al., "Stochastic Beams and Where to Find Them", 2019).
+
+    Args:
+        logits: logits of the patches.
+        available: False for patches that cannot be drawn.
+        uniform: random numbers from 0 to 1, which determine the draws.
     """
-    uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1.0 - 1e-7)
-    uniform = to_device(uniform, logits.device)
+    uniform = uniform.clamp(1e-20, 1.0 - 1e-7)
     noisy = logits.detach() - (-uniform.log()).log()
     return noisy.masked_fill(~available, -torch.inf).argsort(dim=1, descending=True)
 

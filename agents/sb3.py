@@ -25,6 +25,7 @@ from ahm_gym.agents.ordering import draw_order, scores_of_order
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_presets import ALGORITHMS, Algorithm
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.masking.selection import random_scores
 
 CPU: torch.device = torch.device("cpu")
 SET_HERE: tuple[str, ...] = ("policy", "env", "seed", "device", "_init_setup_model")
@@ -118,7 +119,6 @@ class SB3Agent(Agent):
     def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
         """One score per patch; if the algorithm chooses one patch per step, its preferences for the first patch."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
-        self.normalise.eval()
         policy = self.algorithm.policy
         policy.set_training_mode(False)
         with torch.no_grad():
@@ -134,7 +134,8 @@ class SB3Agent(Agent):
                 logits = policy.get_distribution(shown).distribution.logits
         if deterministic:
             return logits
-        return scores_of_order(draw_order(logits, available_patches(observation), self.generator))
+        uniform = random_scores((logits.shape[0], logits.shape[1]), self.generator, logits.device)
+        return scores_of_order(draw_order(logits, available_patches(observation), uniform))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -172,14 +173,16 @@ class SB3Agent(Agent):
             getattr(self.algorithm, name).data.copy_(value)
 
     def _normalised(self, observation: np.ndarray, begins: bool) -> np.ndarray:
-        self.normalise.train(begins)
         shown = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
+        if begins:
+            self.normalise.follow(shown)
         with torch.no_grad():
             return self.normalise(shown).cpu().numpy()
 
     def _scaled(self, reward: np.ndarray) -> float:
         if reward.any():
-            self.reward_scale.follow(torch.as_tensor(reward, dtype=torch.float32, device=self.device))
+            paid = torch.as_tensor(reward, dtype=torch.float32, device=self.device)
+            self.reward_scale.follow(paid.square().mean())
         return float(self.reward_scale.value()) if self.reward_scale.count else 1.0
 
 

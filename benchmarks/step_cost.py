@@ -1,12 +1,12 @@
 """Measures the cost of a step: of a plain MAE, our bare update, the environment with random masks, and A3C.
 
-`python benchmarks/step_cost.py` measures two sizes on random images: the tiny preset at 64 px in batches of 64, also
+`python benchmarks/step_cost.py` measures three sizes on random images: the tiny preset at 64 px in batches of 64, also
 with the two rewards that need another forward pass; the residual U-Net at 64 px in batches of 16 (on a GPU 64); and
-ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px in batches of 256). `--quick` measures the tiny size alone, without those rewards and the plain MAE. A3C has its default
-recipe at two points: at the beginning of a run, when it chooses most, and in the second half, when it chooses nothing;
-"a3c run" is the mean of both. Steps are interleaved, so that slow moments of the machine affect all kinds equally; on a
-GPU they are timed in blocks of 10, with a synchronisation after each block. The last line is JSON: ratios of the tiny
-size.
+ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px in batches of 256). `--quick` measures the tiny size
+alone, without those rewards and the plain MAE. A3C has its default recipe at two points: at the beginning of a run,
+when it chooses most, and in the second half, when it chooses nothing; "a3c run" is the mean of both. Steps are
+interleaved, so that slow moments of the machine affect all kinds equally; on a GPU they are timed in blocks of 10, with
+a synchronisation after each block. The last line is JSON: ratios of the tiny size.
 """
 
 from __future__ import annotations

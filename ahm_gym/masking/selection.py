@@ -66,7 +66,14 @@ def random_scores(
 
 def order_by_score(scores: Float[Tensor, "B L"], generator: torch.Generator) -> Int[Tensor, "B L"]:
     """Patch indices from the highest to the lowest score, with equal scores in random order."""
-    shuffle = sorting_order(random_scores((scores.shape[0], scores.shape[1]), generator, scores.device))
+    return order_with_ties(
+        scores, random_scores((scores.shape[0], scores.shape[1]), generator, scores.device)
+    )
+
+
+def order_with_ties(scores: Float[Tensor, "B L"], uniform: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The same, with equal scores in the order of `uniform`."""
+    shuffle = sorting_order(uniform)
     by_score = scores.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
     return shuffle.gather(1, by_score)
 

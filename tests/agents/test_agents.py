@@ -22,6 +22,7 @@ from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.device.sharing import hand_over_gradients
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.masking.selection import random_scores
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.testing import IdentityTask, identity_task, solved
@@ -56,9 +57,8 @@ def test_the_probabilities_of_all_ordered_draws_sum_to_one_and_are_the_enumerate
 
 def test_orders_are_drawn_as_often_as_their_probability_says():
     logits = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0])
-    orders = draw_order(
-        logits.expand(20_000, L), EVERYTHING.expand(20_000, L), torch.Generator().manual_seed(0)
-    )
+    uniform = random_scores((20_000, L), torch.Generator().manual_seed(0))
+    orders = draw_order(logits.expand(20_000, L), EVERYTHING.expand(20_000, L), uniform)
     for pair, expected in enumerate_orders(logits):
         share = (orders[:, :2] == torch.tensor(pair)).all(dim=1).float().mean()
         assert float(share) == pytest.approx(float(expected), abs=0.01)
@@ -78,7 +78,8 @@ def test_entropy_and_expected_value_of_each_draw_are_those_of_the_softmax_over_t
 
 def test_patches_that_are_not_available_are_drawn_last():
     available = torch.tensor([[False, True, True, False, True]]).expand(500, L)
-    orders = draw_order(torch.zeros(500, L), available, torch.Generator().manual_seed(0))
+    uniform = random_scores((500, L), torch.Generator().manual_seed(0))
+    orders = draw_order(torch.zeros(500, L), available, uniform)
     assert set(orders[:, 3:].flatten().tolist()) == {0, 3}
 
 
@@ -181,11 +182,12 @@ def test_lambda_one_gives_the_discounted_sum_of_rewards():
 
 
 def test_the_normaliser_leaves_masked_rows_zero_and_takes_the_position_out():
-    norm = ObservationNorm(4, 3).train()
+    norm = ObservationNorm(4, 3)
     position = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0)) * 10
     for seed in range(200):
         observation = position + torch.randn(64, 4, 3, generator=torch.Generator().manual_seed(seed))
         observation[:, 2] = 0
+        norm.follow(observation)
         out = norm(observation)
     assert not out[:, 2].any()
     shown = out[:, [0, 1, 3]]

@@ -7,6 +7,7 @@ from ahm_gym.agents import make_agent
 from ahm_gym.agents.ahm2025 import ConvActorCritic, independent_loss, patch_size_of
 from ahm_gym.agents.networks import LOGIT_CAP, ActorCriticOutput, bounded
 from ahm_gym.errors import InputError
+from ahm_gym.masking.selection import random_scores
 from ahm_gym.model.patches import patchify
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.mask_source import agent_options, make_mask_source
@@ -50,10 +51,10 @@ def test_one_number_a_patch_comes_from_the_image_that_the_patches_make(patch_siz
 
 def test_patches_are_drawn_with_noise_unless_top_k_is_chosen():
     logits = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    drawn = [build().draw(logits, EVERYTHING, generator) for _ in range(2)]
+    uniforms = [random_scores((4, 16), torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    drawn = [build().draw(logits, EVERYTHING, uniform) for uniform in uniforms]
     assert not torch.equal(*drawn)
-    highest = [build(draws="top_k").draw(logits, EVERYTHING, generator) for _ in range(2)]
+    highest = [build(draws="top_k").draw(logits, EVERYTHING, uniform) for uniform in uniforms]
     assert torch.equal(highest[0], logits.argsort(dim=1, descending=True))
     assert torch.equal(*highest)
 
@@ -61,7 +62,7 @@ def test_patches_are_drawn_with_noise_unless_top_k_is_chosen():
 def test_top_k_chooses_masked_patches_last():
     available = EVERYTHING.clone()
     available[:, :3] = False
-    order = build(draws="top_k").draw(torch.ones(4, 16), available, torch.Generator())
+    order = build(draws="top_k").draw(torch.ones(4, 16), available, torch.zeros(4, 16))
     assert set(order[:, 13:].flatten().tolist()) == {0, 1, 2}
 
 
@@ -164,5 +165,6 @@ def test_a_vision_transformers_embeddings_are_refused_by_the_training_loop():
 def test_equal_probabilities_of_the_published_agent_do_not_give_raster_order():
     agent = make_agent("ahm2025", (16, 16), draws="top_k")
     available = torch.ones(200, 16, dtype=torch.bool)
-    orders = agent.draw(torch.zeros(200, 16), available, torch.Generator().manual_seed(0))
+    uniform = random_scores((200, 16), torch.Generator().manual_seed(0))
+    orders = agent.draw(torch.zeros(200, 16), available, uniform)
     assert len(set(orders[:, 0].tolist())) == 16

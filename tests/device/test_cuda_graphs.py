@@ -7,6 +7,8 @@ import pytest
 import torch
 from episodes import IMAGES, B
 
+from ahm_gym.agents import make_agent
+from ahm_gym.agents.learner import Learner
 from ahm_gym.device import cuda_graphs as graphs
 from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.envs import MaskingVectorEnv
@@ -50,14 +52,17 @@ class Imitation:
             parameter.grad = before
 
 
-def imitate(monkeypatch, parameters=()):
+def imitate(monkeypatch, parameters=(), buffers=tuple):
     """Makes work in main memory recordable; returns a list that collects the shapes of every recording."""
     recorded = []
 
     def record(replay, inputs):
         recorded.append([tuple(value.shape) for value in inputs])
         replay._inputs = tuple(value.clone() for value in inputs)
+        before = [buffer.clone() for buffer in buffers()]
         replay._outputs = replay._function(*replay._inputs)
+        for buffer, value in zip(buffers(), before, strict=True):
+            buffer.copy_(value)  # a GPU records work without doing it
         return Imitation(replay, (list(parameters), [parameter.grad for parameter in parameters]))
 
     monkeypatch.setattr(Replay, "_record", record)
@@ -152,3 +157,45 @@ def test_in_main_memory_nothing_is_recorded():
     for number in range(replay.settled + 5):
         assert replay(torch.tensor([number]))[0] == number + 1
     assert len(calls) == replay.settled + 5
+
+
+def episodes(device, *, num_episodes=8, **options):
+    """A learner of A3C after some episodes, and what they reported."""
+    pretrainer = Pretrainer(
+        build_autoencoder("tiny", image_size=(32, 32)), num_steps=num_episodes, device=device
+    )
+    env = MaskingVectorEnv(B, data=IMAGES, pretrainer=pretrainer, guided_fraction=0.5, tensors=True)
+    agent = make_agent("a3c", (16, 128), device=device, **options)
+    learner = Learner(agent, agent.network, env, agent.generator, 0)
+    return learner, [learner.episode() for _ in range(num_episodes)]
+
+
+@pytest.mark.parametrize("options", [{}, {"network": "attention", "credit": "image"}], ids=str)
+def test_an_agent_learns_the_same_from_replayed_episodes(options, monkeypatch):
+    plain = episodes("cpu", **options)
+    learners = []
+    original = Learner.__init__
+
+    def imitated(learner, *arguments):
+        original(learner, *arguments)
+        learners.append(learner)
+        imitate(monkeypatch, list(learner.network.parameters()), learner.network.buffers)
+
+    monkeypatch.setattr(Replay, "settled", 2)
+    monkeypatch.setattr(Learner, "__init__", imitated)
+    played = episodes("cpu", **options)
+    assert learners[0]._passes.recorded and learners[0]._act.recorded and learners[0]._observe.recorded
+    for one, two in zip(plain[1], played[1], strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    for one, two in zip(plain[0].network.parameters(), played[0].network.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@needs_gpu
+def test_an_agent_on_a_gpu_learns_the_same_from_replayed_episodes(monkeypatch):
+    plain = episodes("cuda")
+    monkeypatch.setattr(Replay, "settled", 2)
+    played = episodes("cuda")
+    assert played[0]._passes.recorded
+    for one, two in zip(plain[0].network.parameters(), played[0].network.parameters(), strict=True):
+        assert (one - two).norm() < 0.1 * one.norm() + 1e-3

@@ -1,5 +1,8 @@
 """Code waits for a GPU only where it must: on a simulated GPU, and on a real one if there is one."""
 
+import warnings
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,7 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-MODELS = [("tiny", False), ("tiny", True), ("unet", False)]
+MODELS = [("tiny", False), ("tiny", True), ("unet", False), ("resenc", False)]
 
 
 def pretrainer_of(model="tiny", normalise=False, **options):
@@ -256,6 +259,18 @@ def test_observations_and_rewards_are_not_in_half_precision(model, reward, monke
     assert result.prediction.dtype == torch.bfloat16 and result.patch_loss.dtype == torch.float32
 
 
+@contextmanager
+def no_synchronisation():
+    """Within it, whatever waits for the GPU raises an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it calls itself a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @needs_gpu
 @pytest.mark.parametrize("settled", [1, 20])
 @pytest.mark.parametrize(("model", "normalise"), MODELS)
@@ -267,11 +282,8 @@ def test_an_update_on_a_gpu_never_synchronises(model, normalise, settled, monkey
     pretrainer.step(images, mask)
     pretrainer.step(images, mask)
     pretrainer.check()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         pretrainer.step(images, mask)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     pretrainer.check()
 
 
