@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
 from ahm_gym.agents.losses import StepLoss
 from ahm_gym.agents.networks import ActorCritic, available_patches
 from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
-from ahm_gym.device.cuda_graphs import Replay
+from ahm_gym.device.cuda_graphs import Gradients, Replay
 from ahm_gym.device.sharing import hand_over_gradients, read, write_buffers
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import InputError, RunError
@@ -85,8 +85,8 @@ class Learner:
         records = network.records
         self._observe = Replay(self._observed, records=records)
         self._act = Replay(self._drawn, records=records)
-        self._passes = Replay(self._forward_and_backward, records=records)
-        self._gradients: list[Tensor | None] = []
+        parameters = list(network.parameters())
+        self._passes = Gradients(self._loss, parameters, agent.max_grad_norm, records=records)
         if seed is not None:
             generator.manual_seed(seed)
         observation, _ = env.reset(seed=seed)
@@ -189,13 +189,12 @@ class Learner:
             torch.stack([step.image_reward for step in rollout]),
             torch.stack([step.ended for step in rollout]),
         )
-        (numbers,) = self._passes(
+        _, numbers, norm = self._passes(
             *(torch.stack([getattr(step, name) for step in rollout]) for name in ON_DEVICE),
             *(to_device(value, agent.device) for value in in_main_memory),
             *bootstrap,
         )
-        for parameter, gradient in zip(network.parameters(), self._gradients, strict=True):
-            parameter.grad = gradient  # the tensor that a recording writes to
+        numbers = torch.cat((norm[None], numbers))
         size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
         if not math.isfinite(size):
             raise RunError(
@@ -221,7 +220,7 @@ class Learner:
             self.network.train()
         return after.values, after.image_value
 
-    def _forward_and_backward(
+    def _loss(
         self,
         observation: Float[Tensor, "T B L D"],
         order: Int[Tensor, "T B L"],
@@ -234,11 +233,8 @@ class Learner:
         bootstrap: Float[Tensor, "B L"],
         image_bootstrap: Float[Tensor, " B"],
     ) -> tuple[Tensor, ...]:
-        """Computes clipped gradients; returns the norm before clipping, the loss and its parts as one tensor."""
+        """The loss, and the loss with its parts as one tensor."""
         agent, network = self.agent, self.network
-        parameters = list(network.parameters())
-        for parameter in parameters:
-            parameter.grad = None
         outputs = [network(seen) for seen in observation]
         scale = network.reward_scale.value()
         options = {"gamma": agent.gamma, "gae_lambda": agent.gae_lambda}
@@ -264,10 +260,7 @@ class Learner:
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, agent.max_grad_norm)
-        self._gradients = [parameter.grad for parameter in parameters]
-        return (torch.stack((norm, loss, mean.policy, mean.value, mean.relative_entropy)).detach(),)
+        return loss, torch.stack((loss, mean.policy, mean.value, mean.relative_entropy))
 
     def _write(self) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Replay:
@@ -74,6 +74,53 @@ class Replay:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_function"], records=state["_records"])
+
+
+class Gradients:
+    """Computes the clipped gradients of a loss. On a GPU, both passes are recorded; see `Replay`.
+
+    Args:
+        loss: takes tensors and returns the loss and any other tensors.
+        parameters: parameters of the model.
+        max_norm: a gradient with a larger norm is scaled down to this norm.
+        records: whether to record.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., tuple[Tensor, ...]],
+        parameters: list[nn.Parameter],
+        max_norm: float,
+        *,
+        records: bool = True,
+    ) -> None:
+        self._loss, self._parameters, self._max_norm = loss, parameters, max_norm
+        self._passes = Replay(self._compute, records=records)
+        self._gradients: list[Tensor | None] = []
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call with the same shapes is a replay."""
+        return self._passes.recorded
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What `loss` returned, detached, and the norm before clipping. The parameters then have the gradients."""
+        results = self._passes(*inputs)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient  # the tensor that a recording writes to, even if it was replaced since
+        return results
+
+    def _compute(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        for parameter in self._parameters:
+            parameter.grad = None
+        results = self._loss(*inputs)
+        results[0].backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        return *(value.detach() for value in results), norm
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_gradients": []}
 
 
 def on_gpu(value: Tensor) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from timm.optim import param_groups_weight_decay
-from torch import Tensor, nn
+from torch import Tensor
 
-from ahm_gym.device.cuda_graphs import Replay
+from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.sharing import hand_over_gradients, held, read, share
 from ahm_gym.device.transfers import Fetch
 from ahm_gym.errors import InputError, RunError
@@ -89,10 +89,7 @@ class Pretrainer:
         self._lock: Any = None
         self._local: Autoencoder | None = None
         self._unchecked: _Unchecked | None = None
-        self._passes = Replay(self._forward_and_backward, records=autoencoder.records)
-        self._parameters = list(self.autoencoder.parameters())
-        """The parameters of `model`; collecting them again would slow down every update."""
-        self._gradients: list[Tensor | None] = []
+        self._passes = self._gradients()
         self.checks_late: bool = self.device.type == "cuda"
         """Whether `step` leaves the check for finite numbers to `check`, so that it never waits for the GPU."""
 
@@ -184,7 +181,7 @@ class Pretrainer:
     def attach(self) -> Pretrainer:
         """Gives this process its own snapshot of the weights; call it once in each worker process."""
         self._local = copy.deepcopy(self.autoencoder)
-        self._parameters = list(self._local.parameters())
+        self._passes = self._gradients()
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,8 +221,6 @@ class Pretrainer:
         mask_inputs = (_outside_inference(tensor) for tensor in self.model.mask_inputs(masks))
         *result, norm = self._passes(images, *mask_inputs)
         result = Reconstruction(*result)
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient  # the tensor that a recording writes to, even if it was replaced since
         self.check()  # of the previous update: its numbers arrived while this one was prepared
         loss_and_norm = torch.stack((result.loss, norm))
         self._unchecked = _Unchecked(Fetch(loss_and_norm), images, self.updates)
@@ -237,16 +232,13 @@ class Pretrainer:
             self.check()
         return result
 
-    def _forward_and_backward(self, images: Tensor, *mask_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Computes clipped gradients; returns the reconstruction and the norm of the gradient before clipping."""
-        for parameter in self._parameters:
-            parameter.grad = None
+    def _gradients(self) -> Gradients:
+        parameters = list(self.model.parameters())
+        return Gradients(self._run, parameters, MAX_GRAD_NORM, records=self.model.records)
+
+    def _run(self, images: Tensor, *mask_inputs: Tensor) -> Reconstruction:
         with self.autocast():
-            result = self.model.run(images, *mask_inputs)
-        result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)
-        self._gradients = [parameter.grad for parameter in self._parameters]
-        return *(value.detach() for value in result), norm
+            return self.model.run(images, *mask_inputs)
 
     def _apply(self) -> None:
         if self._local is not None:
@@ -264,13 +256,11 @@ class Pretrainer:
         return self.autoencoder.autocast()
 
     def __getstate__(self) -> dict[str, Any]:
-        parameters = list(self.autoencoder.parameters())
-        return self.__dict__ | {
-            "_local": None,
-            "_parameters": parameters,
-            "_unchecked": None,
-            "_gradients": [],
-        }
+        return self.__dict__ | {"_local": None, "_unchecked": None, "_passes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._passes = self._gradients()
 
 
 def build_pretrainer(

@@ -14,11 +14,13 @@ import ahm_gym._compat  # noqa: F401
 
 import torch
 from monai.losses.dice import DiceCELoss
-from torch import nn
+from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
+from ahm_gym.device.cuda_graphs import Gradients
+from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import Interrupted, RunError
 from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
@@ -160,6 +162,7 @@ class Finetuning:
         self.loss: DiceCELoss = DiceCELoss(
             softmax=True, to_onehot_y=True, include_background=False, batch=True
         )
+        self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
         self.losses: list[float] = []
         """Losses since the last line of the log."""
 
@@ -212,13 +215,8 @@ class Finetuning:
         config = self.config
         images, labels = self.batches[step - 1]
         self.segmenter.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.segmenter.autocast():
-            logits = self.segmenter(images.to(self.device))
-        loss = self.loss(logits.float(), labels.to(self.device))
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.segmenter.parameters(), MAX_GRAD_NORM)
-        value, size = torch.stack((loss.detach(), norm)).tolist()  # waits for a GPU only once
+        loss, norm = self._passes(to_device(images, self.device), to_device(labels, self.device))
+        value, size = torch.stack((loss, norm)).tolist()  # waits for a GPU only once
         if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
                 f"the loss is {value} (gradient norm {size}) at step {step}: lower "
@@ -229,6 +227,11 @@ class Finetuning:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
         return value
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        with self.segmenter.autocast():
+            logits = self.segmenter(images)
+        return (self.loss(logits.float(), labels),)
 
     def score(self, run: RunFolder) -> dict[str, Any]:
         """Evaluates the segmenter; writes `figures/overlays.png` and `results.json`, and returns the latter."""
