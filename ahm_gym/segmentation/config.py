@@ -58,6 +58,10 @@ class FinetuneConfig(ProbeConfig):
     """Number of images in an update."""
     learning_rate: float = 3e-3
     """Peak learning rate of the decoder; it decreases towards the first layers of the encoder."""
+    encoder_rate: float = 1.0
+    """Factor on the learning rate of the encoder, and of a U-Net's decoder. New layers keep the full rate."""
+    frozen_steps: int = 0
+    """Number of first updates that train the new layers alone."""
     transfer: str = "all"
     """What a U-Net takes over from pretraining: all of its layers, or its encoder alone, with a new decoder."""
     decoder: str = "unetr"

@@ -157,7 +157,9 @@ class Finetuning:
                 seed=config.seed,
             )
         self.segmenter: Segmenter = segmenter.to(self.device)
-        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(parameter_groups(self.segmenter), fused=True)
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
+            parameter_groups(self.segmenter, config.encoder_rate), fused=True
+        )
         # The Dice is taken over the whole batch, because a single image often lacks a class.
         self.loss: DiceCELoss = DiceCELoss(
             softmax=True, to_onehot_y=True, include_background=False, batch=True
@@ -224,7 +226,8 @@ class Finetuning:
             )
         rate = config.learning_rate * cosine_schedule(step - 1, config.steps, WARMUP)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
+            learns = group.get("new", True) or step > config.frozen_steps
+            group["lr"] = rate * group["lr_scale"] if learns else 0.0
         self.optimizer.step()
         return value
 

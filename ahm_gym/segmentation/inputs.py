@@ -35,7 +35,11 @@ def resolve(config: Config) -> Config:
     if isinstance(config, FinetuneConfig):
         names = ("steps", "batch_size", "checkpoint_every")
         check_numbers("count", **{name: getattr(config, name) for name in names})
-        check_numbers("size", learning_rate=config.learning_rate)
+        check_numbers("size", learning_rate=config.learning_rate, encoder_rate=config.encoder_rate)
+        if not 0 <= config.frozen_steps < config.steps:
+            raise InputError(
+                f"`frozen_steps` is {config.frozen_steps}: choose from 0 to {config.steps - 1}, one below `steps`."
+            )
         if config.transfer not in TRANSFERS:
             raise unknown_name("transfer", config.transfer, TRANSFERS)
     config = spelled_out(config)

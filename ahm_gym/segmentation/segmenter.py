@@ -100,16 +100,18 @@ def build_segmenter(
         return Segmenter(encoder, num_classes, freeze=freeze, decoder=decoder)
 
 
-def parameter_groups(segmenter: Segmenter) -> list[dict[str, Any]]:
+def parameter_groups(segmenter: Segmenter, encoder_rate: float = 1.0) -> list[dict[str, Any]]:
     """Parameter groups for the optimiser; `lr_scale` of a group multiplies its learning rate.
 
-    In a vision transformer the learning rates decay from the decoder down to the patch embedding.
+    In a vision transformer the learning rates decay from the decoder down to the patch embedding. `new` is True for
+    the layers that the segmenter adds to the encoder, and `encoder_rate` multiplies the rates of all others.
     """
-    groups = [
-        *as_encoder(segmenter.encoder).parameter_groups(WEIGHT_DECAY),
-        *param_groups_weight_decay(segmenter.decoder, WEIGHT_DECAY),
+    encoder = as_encoder(segmenter.encoder).parameter_groups(WEIGHT_DECAY)
+    new = param_groups_weight_decay(segmenter.decoder, WEIGHT_DECAY)
+    return [
+        *(group | {"lr_scale": encoder_rate * group.get("lr_scale", 1.0), "new": False} for group in encoder),
+        *(group | {"lr_scale": 1.0, "new": True} for group in new),
     ]
-    return [{"lr_scale": 1.0} | group for group in groups]
 
 
 def working_size(

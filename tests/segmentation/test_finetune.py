@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import shutil
@@ -167,6 +168,31 @@ def test_an_encoder_is_fine_tuned_from_its_weights_and_a_frozen_one_keeps_them(p
     assert 0 < (tuned - before).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("model", ["tiny", "unet"])
+def test_in_its_first_updates_only_the_new_layers_learn_if_that_is_asked_for(config, model):
+    config = dataclasses.replace(config, model=model, frozen_steps=2, steps=3)
+    finetuning = Finetuning(resolve(config))
+    encoder, new = finetuning.segmenter.encoder.state_dict, finetuning.segmenter.decoder.state_dict
+    encoder_before, new_before = copy.deepcopy(encoder()), copy.deepcopy(new())
+    for step in (1, 2):
+        finetuning.update(step)
+    assert_same(encoder(), encoder_before)
+    assert any(not torch.equal(value, new_before[name]) for name, value in new().items())
+    finetuning.update(3)
+    assert any(not torch.equal(value, encoder_before[name]) for name, value in encoder().items())
+
+
+def test_the_encoder_learns_at_its_own_rate(config):
+    rates = {}
+    for factor in (1.0, 0.25):
+        finetuning = Finetuning(resolve(dataclasses.replace(config, encoder_rate=factor)))
+        finetuning.update(1)
+        groups = finetuning.optimizer.param_groups
+        rates[factor] = [[group["lr"] for group in groups if group["new"] is new] for new in (False, True)]
+    assert rates[0.25][0] == pytest.approx([0.25 * rate for rate in rates[1.0][0]])
+    assert rates[0.25][1] == rates[1.0][1]
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(config, monkeypatch):
     batches = Finetuning.__init__
 
@@ -189,6 +215,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(conf
         ("`steps` is 0: choose a whole number", {"steps": 0}),
         ("`seed` is -1: choose a whole number", {"seed": -1}),
         ("`learning_rate` is nan", {"learning_rate": float("nan")}),
+        ("`encoder_rate` is 0", {"encoder_rate": 0.0}),
+        ("`frozen_steps` is 6: choose from 0 to 5", {"frozen_steps": 6}),
         ("patch size 5 does not divide", {"patch_size": 5}),
         ("unknown model 'tinny': did you mean 'tiny'", {"model": "tinny"}),
         ("`encoder=.*nowhere` does not exist", {"encoder": "nowhere"}),
