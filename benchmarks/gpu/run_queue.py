@@ -26,17 +26,19 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MINIMUM = 1.0
 """Minutes below which no item is started."""
+MEDIUM = "--pretrain-steps 5500 --batch-size 32"
+LONG = "--pretrain-steps 60000 --batch-size 64"
 CELLS: dict[str, str] = {
-    "resenc": "--model resenc --policies random,a3c --tasks finetune",
-    "unet": "--model unet --policies random,a3c --tasks finetune",
-    "tiny": "--model tiny --policies random,a3c,hard_patches --tasks finetune,plain,probe",
-    "small": "--model small --policies random,a3c --tasks finetune,plain,probe",
+    "resenc": f"--model resenc --policies random,a3c --tasks finetune --compile {MEDIUM}",
+    "tiny": f"--model tiny --policies random,a3c,hard_patches --tasks finetune,plain,probe {MEDIUM}",
+    "unet": f"--model unet --policies random,a3c --tasks finetune {MEDIUM}",
+    "resenc-long": f"--model resenc --policies random,a3c --tasks finetune --compile {LONG}",
+    "tiny-long": f"--model tiny --policies random,a3c,hard_patches --tasks finetune,plain,probe {LONG}",
+    "small-long": f"--model small --policies random,a3c --tasks finetune,plain,probe --compile {LONG}",
 }
 """Benchmarks by name, the most valuable first: flags of `ahm-gym benchmark`."""
-LONG = (
-    "--seeds 5 --labels 10 --batch-size 64 --pretrain-steps 60000 --pretrain-checkpoint-every 2000 --jobs 3"
-)
-"""What all of them share: 60,000 updates of 64 images."""
+SHARED = "--seeds 5 --labels 10 --finetune-steps 1000 --pretrain-checkpoint-every 2000 --jobs 3"
+"""What all of them share. More jobs gain little: processes on one GPU take turns."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def main() -> None:
 def run_cells(item: str, minutes: float, arguments: Arguments) -> None:
     """Runs a benchmark within these minutes; its rows are appended in its own folder."""
     command = [sys.executable, "-m", "ahm_gym", "benchmark", "--data", *arguments.data]
-    command += [*CELLS[item].split(), *LONG.split(), *arguments.flags.split(), "--device", arguments.device]
+    command += [*CELLS[item].split(), *SHARED.split(), *arguments.flags.split(), "--device", arguments.device]
     command += ["--out", str(arguments.out / item), "--time-budget", f"{max(minutes - 0.5, 0.1):.2f}"]
     if arguments.data_root is not None:
         command += ["--data-root", str(arguments.data_root)]

@@ -99,7 +99,8 @@ def test_asynchronous_workers_are_compared_by_updates_and_by_time(tmp_path):
 def test_the_gpu_queue_runs_what_is_missing_and_ends_in_time(tmp_path):
     data = write_discs(tmp_path / "discs.npz")
     small = (
-        "--image-size 32 --batch-size 8 --pretrain-steps 2 --finetune-steps 2 --seeds 1 --labels 4 --jobs 1"
+        "--image-size 32 --batch-size 8 --pretrain-steps 2 --finetune-steps 2 --seeds 1 --labels 4 --jobs 1 "
+        "--no-compile"
     )
     arguments = [
         "--minutes", "3", "--device", "cpu", "--data", data, "--out", tmp_path / "out", f"--flags={small}",
