@@ -1,4 +1,4 @@
-"""The command line: `ahm-gym pretrain`, `finetune`, `probe`, `benchmark` and `report`."""
+"""The command line: `ahm-gym pretrain`, `finetune`, `probe`, `predict`, `benchmark` and `report`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
-from ahm_gym.segmentation.config import Finetune, FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import Finetune, FinetuneConfig, PredictConfig, ProbeConfig
 
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
@@ -86,6 +86,14 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
     print("Next, to fine-tune: ahm-gym finetune with the same flags, and another --run-dir if you gave one")
 
 
+def predict(settings: PredictConfig, argv: list[str]) -> None:
+    """Segments scans, then says what was written."""
+    from ahm_gym.segmentation.prediction import run_predict
+
+    rows = run_predict(settings)
+    print(f"\nWrote {settings.out}/: {len(rows)} masks, areas.csv, overlays.png")
+
+
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     """Runs the missing jobs of a benchmark, then writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
@@ -110,6 +118,7 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "pretrain": (Pretrain, pretrain),
     "finetune": (Finetune, finetune),
     "probe": (ProbeConfig, probe),
+    "predict": (PredictConfig, predict),
     "benchmark": (BenchmarkConfig, benchmark),
     "report": (Report, report),
 }

@@ -13,6 +13,8 @@ from ahm_gym.errors import InputError
 IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagesTr")
 LABEL_FOLDERS: tuple[str, ...] = ("labels", "labelsTr", "masks", "label", "mask")
 SPLIT_TABLE = "split.csv"
+PREDICTIONS = "predictions.jsonl"
+"""A folder with this file holds predicted masks, which are neither images nor labels."""
 
 
 def find_images(folder: Path) -> Path:
@@ -46,10 +48,14 @@ def is_named(folder: Path, names: Sequence[str]) -> bool:
 
 
 def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders in a folder that have one of these names, in upper or lower case, in the order of the names."""
+    """The folders in a folder that have one of these names, in upper or lower case, in the order of the names.
+
+    Folders of predicted masks are left out.
+    """
     order = [name.lower() for name in names]
     # Check names first: on a network drive, asking whether each of 100,000 images is a folder takes long.
     inside = (path for path in folder.iterdir() if path.name.lower() in order and path.is_dir())
+    inside = (path for path in inside if not (path / PREDICTIONS).exists())
     return sorted(inside, key=lambda path: (order.index(path.name.lower()), path))
 
 

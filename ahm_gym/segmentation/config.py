@@ -90,3 +90,17 @@ class Finetune(FinetuneConfig):
 
     resume: bool = False
     """Continue the run in the run folder, with its own settings."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Segment new scans with a fine-tuned run."""
+
+    scans: tyro.conf.Positional[Path]
+    """A folder of images, or one image, in any format of training data."""
+    run: Path
+    """Folder of a fine-tuning run. Its settings and the statistics of its training images are used."""
+    out: Path = Path("predictions")
+    """Folder of the masks. Files that are there are kept, so the same command continues after a stop."""
+    device: str = "auto"
+    """auto, cpu or cuda; auto uses a GPU if there is one."""

@@ -124,7 +124,8 @@ def _segment(
     segmenter.eval()
     with segmenter.autocast():
         image = dataset.normalise(sample.image).to(segmenter.device)
-        return sample, predict(segmenter, image, sample, native_resolution=native_resolution)
+        size = _label(sample).shape
+        return sample, predict(segmenter, image, (size[0], size[1]), native_resolution=native_resolution)
 
 
 def _label(sample: Sample) -> Int[Tensor, "H W"]:

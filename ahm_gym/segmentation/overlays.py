@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,10 +12,13 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 ROWS: tuple[str, ...] = ("image", "label", "prediction")
+MAX_LEGEND: int = 9
+"""Largest number of classes that have colours easy to tell apart, and a legend."""
 MIN_WIDTH: float = 4.5
 """Inches that the title needs."""
 RIM: withStroke = withStroke(linewidth=2.4, foreground="black")
@@ -28,31 +32,46 @@ class Overlay:
     title: str
     image: Float[Tensor, "C H W"]
     """Pixels in [0, 1]; three channels are shown in colour, otherwise only the first channel is shown."""
-    label: Int[Tensor, "H0 W0"]
+    label: Int[Tensor, "H0 W0"] | None
+    """None if there is none; then no image of the picture has one."""
     prediction: Int[Tensor, "H0 W0"]
 
 
 def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> Figure:
     """One column for each image: the image alone, with the outlines of the label, and with those of the prediction."""
-    figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 6.6), dpi=120)
+    rows = [row for row in ROWS if row != "label" or overlays[0].label is not None]
+    figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 2.2 * len(rows)), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(ROWS), len(overlays), squeeze=False)
+    axes = figure.subplots(len(rows), len(overlays), squeeze=False)
     for column, overlay in enumerate(overlays):
-        for row, labels in enumerate((None, overlay.label, overlay.prediction)):
-            axis = axes[row, column]
+        outlined = {"label": overlay.label, "prediction": overlay.prediction}
+        for axis, row in zip(axes[:, column], rows, strict=True):
             _show(axis, overlay)
-            if labels is not None:
+            if (labels := outlined.get(row)) is not None:
                 _outline(axis, labels.numpy(), num_classes)
         axes[0, column].set_title(overlay.title, fontsize=8)
-    for row, name in enumerate(ROWS):
-        axes[row, 0].set_ylabel(name, fontsize=9)
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(row, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.5, rect=(0, 0, 1, 0.98))
+    if num_classes <= MAX_LEGEND:
+        lines = [
+            Line2D([], [], color=_colour(index, num_classes), label=f"class {index}")
+            for index in range(1, num_classes)
+        ]
+        figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=8, frameon=False)
+    figure.tight_layout(pad=0.5, rect=(0, 0.04, 1, 0.98))
     return figure
 
 
+def _colour(index: int, num_classes: int) -> Any:
+    """The colour of a class."""
+    if num_classes <= MAX_LEGEND:
+        return matplotlib.colormaps["Set1"](index - 1)
+    return matplotlib.colormaps["gist_rainbow"]((index - 1) / (num_classes - 1))
+
+
 def _show(axis: Axes, overlay: Overlay) -> None:
-    rows, columns = overlay.label.shape
+    rows, columns = overlay.prediction.shape
     image = overlay.image if overlay.image.shape[0] == 3 else overlay.image[:1]
     pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
     # The label may be larger than the image, so the axes are in pixels of the label.
@@ -64,15 +83,13 @@ def _show(axis: Axes, overlay: Overlay) -> None:
 
 
 def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:
-    colours = matplotlib.colormaps["Set1"] if num_classes <= 9 else matplotlib.colormaps["gist_rainbow"]
     limits = axis.get_xlim(), axis.get_ylim()
     coordinates = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
     for index in range(1, num_classes):
         inside = np.pad(labels == index, 1).astype(float)
         if inside.any():
-            share = index - 1 if num_classes <= 9 else (index - 1) / (num_classes - 1)
             outline = axis.contour(
-                *coordinates, inside, levels=[0.5], colors=[colours(share)], linewidths=1.2
+                *coordinates, inside, levels=[0.5], colors=[_colour(index, num_classes)], linewidths=1.2
             )
             outline.set_path_effects([RIM])
     axis.set_xlim(limits[0])

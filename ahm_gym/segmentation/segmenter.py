@@ -15,7 +15,6 @@ from monai.inferers.utils import sliding_window_inference
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ahm_gym.data import Sample
 from ahm_gym.data.store import covering_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
@@ -124,23 +123,27 @@ def working_size(
 
 
 def predict(
-    segmenter: Segmenter, image: Float[Tensor, "C H W"], sample: Sample, *, native_resolution: bool = False
+    segmenter: Segmenter,
+    image: Float[Tensor, "C H W"],
+    size: tuple[int, int],
+    *,
+    native_resolution: bool = False,
 ) -> Int[Tensor, "H0 W0"]:
-    """The class of every pixel of a sample, at the resolution of its label, or of its image if it has none.
+    """The class of every pixel of an image, with `size` rows and columns.
 
     An image larger than the segmenter's size is covered by overlapping windows.
 
     Args:
         segmenter: segmenter in evaluation mode.
-        image: normalised image of the sample, on the segmenter's device.
-        sample: sample whose label, or else whose image, sets the size of the result.
+        image: normalised image, on the segmenter's device.
+        size: rows and columns of the result.
         native_resolution: do not shrink the image to the segmenter's size.
     """
     stored = (image.shape[1], image.shape[2])
-    size = working_size(stored, segmenter.image_size, native_resolution)
+    worked = working_size(stored, segmenter.image_size, native_resolution)
     with torch.no_grad():
-        resized = resize(image[None], size)
-        if size == segmenter.image_size:
+        resized = resize(image[None], worked)
+        if worked == segmenter.image_size:
             logits = segmenter(resized)
         else:
             logits = sliding_window_inference(
@@ -151,8 +154,7 @@ def predict(
                 overlap=0.5,
                 mode="gaussian",
             )
-    target = stored if sample.label is None else (sample.label.shape[0], sample.label.shape[1])
-    return resize(torch.as_tensor(logits).float(), target)[0].argmax(dim=0).cpu()
+    return resize(torch.as_tensor(logits).float(), size)[0].argmax(dim=0).cpu()
 
 
 def save_segmenter(

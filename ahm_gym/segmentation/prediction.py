@@ -1,0 +1,265 @@
+"""Segments new scans with a fine-tuned run, and writes masks in the geometry of the files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import nibabel
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
+from ahm_gym.data.labels import split_among
+from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, unreadable_kinds
+from ahm_gym.data.scaling import channels_last, scale_intensities, shrink
+from ahm_gym.device.choice import pick_device
+from ahm_gym.errors import InputError, Interrupted
+from ahm_gym.runs.folder import RunFolder
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.progress import Progress
+from ahm_gym.runs.storage import make_folder, write_atomically
+from ahm_gym.segmentation.config import PredictConfig
+from ahm_gym.segmentation.overlays import Overlay, draw_overlays
+from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict
+
+NUM_SHOWN: int = 8
+"""Largest number of scans in the picture."""
+NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained segmenter with all that it needs to know of its run."""
+
+    segmenter: Segmenter
+    mean: tuple[float, ...]
+    """Mean of each channel of the run's training images."""
+    std: tuple[float, ...]
+    native_resolution: bool
+
+    @classmethod
+    def of_run(cls, run: Path, device: str = "auto") -> Predictor:
+        """The segmenter of a fine-tuning run's last checkpoint.
+
+        Raises:
+            InputError: if the folder holds no such run, or none with a segmenter yet.
+        """
+        config = RunFolder.open(run, "finetune").config
+        segmenter = load_segmenter(run / "segmenter").to(pick_device(device)).eval()
+        return cls(segmenter, tuple(config["mean"]), tuple(config["std"]), bool(config["native_resolution"]))
+
+    def scaled(self, image: np.ndarray, origin: str) -> Float[Tensor, "C H W"]:
+        """The image as training saw it before it was normalised: from 0 to 1, and no larger than needed.
+
+        Raises:
+            InputError: if it is no image, or has another number of channels than the training images.
+        """
+        pixels = channels_last(image, origin)
+        if pixels.shape[2] != self.segmenter.channels:
+            raise InputError(
+                f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.segmenter.channels} like the "
+                "training images of the run; convert it, or remove it."
+            )
+        longest = None if self.native_resolution else 2 * min(self.segmenter.image_size)
+        return shrink(scale_intensities(pixels), longest)
+
+    def __call__(self, image: np.ndarray, origin: str) -> UInt8[np.ndarray, "H W"]:
+        """The class of every pixel of an image of rows, columns and, optionally, channels.
+
+        Raises:
+            InputError: as `scaled` does.
+        """
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        normalised = ((self.scaled(image, origin) - mean) / std).to(self.segmenter.device)
+        size = (image.shape[0], image.shape[1])
+        with self.segmenter.autocast():
+            classes = predict(self.segmenter, normalised, size, native_resolution=self.native_resolution)
+        return classes.numpy().astype(np.uint8)
+
+    def mask(self, pixels: Pixels, origin: str) -> UInt8[np.ndarray, "H W *slices"]:
+        """The mask of a file: of an image, or of a volume slice by slice."""
+        if not pixels.is_volume:
+            return self(pixels.array, origin)
+        slices = range(pixels.array.shape[2])
+        return np.stack([self(pixels.array[:, :, at], f"{origin} (slice {at})") for at in slices], axis=2)
+
+
+def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Writes a mask of every scan, `areas.csv` and `overlays.png`; returns a row for each scan.
+
+    Raises:
+        InputError: if the run or a scan cannot be used, or the folder holds masks of another run.
+        Interrupted: on Ctrl-C or SIGTERM, after the present scan.
+    """
+    predictor = Predictor.of_run(config.run, config.device)
+    scans = list_scans(config.scans)
+    rows = _open(config)
+    todo = {name: path for name, path in scans.items() if not _is_done(rows, config.out, name)}
+    if len(todo) < len(scans):
+        print(f"{len(scans) - len(todo)} of {len(scans)} scans are in {config.out} already.", file=sys.stderr)
+    interrupt = Interrupt()
+    with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
+        for done, (name, path) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
+            rows[name] = _segment(predictor, path, config.out / name)
+            with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[name]) + "\n")
+            bar.advance(done)
+            if interrupt.requested and done < len(scans):
+                raise Interrupted(
+                    f"stopped after {done} of {len(scans)} scans; the same command continues.",
+                    interrupt.signal or 2,
+                )
+    found = [rows[name] for name in scans]
+    write_atomically(config.out / "areas.csv", areas_table(found))
+    _draw(predictor, scans, found, config.out)
+    return found
+
+
+def list_scans(place: Path) -> dict[str, Path]:
+    """The images of a folder, or the one file, by name without suffix; labels among them are left out, and said.
+
+    Raises:
+        InputError: if there is no image.
+    """
+    if not place.exists():
+        raise InputError(f"{place} does not exist: give a folder of images, or one image.")
+    if place.is_file():
+        if suffix_of(place) not in READERS:
+            raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
+        return {stem_of(place): place}
+    folder = find_images(place)
+    files = by_stem(folder)
+    images, _ = split_among(files)
+    if left_out := sorted(files.keys() - images.keys()):
+        print(
+            f"note: {len(left_out)} labels are left out, such as {files[left_out[0]].name}.", file=sys.stderr
+        )
+    if others := unreadable_kinds(folder):
+        listed = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in others.items())
+        print(f"note: files of other kinds are left out: {listed}.", file=sys.stderr)
+    return images
+
+
+def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
+    """Makes the folder of the masks, or opens it to continue; returns the rows of finished scans."""
+    run = str(config.run.absolute())
+    place, path = config.out, config.out / PREDICTIONS
+    if place.is_dir() and any(place.iterdir()) and not path.is_file():
+        raise InputError(f"{place} is not empty: choose another folder for `out`.")
+    if not path.is_file():
+        make_folder(place, "`out`")
+        write_atomically(path, json.dumps({"run": run}) + "\n")
+    text = path.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:  # a kill in the middle of a line
+        write_atomically(path, complete)
+    first, *lines = complete.splitlines()
+    if json.loads(first)["run"] != run:
+        raise InputError(f"{place} holds masks of the run {json.loads(first)['run']}: choose another `out`.")
+    return {row["scan"]: row for row in map(json.loads, lines)}
+
+
+def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
+    return name in rows and (out / rows[name]["mask"]).is_file()
+
+
+def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
+    """Writes the mask of a scan; returns its row."""
+    pixels = read_pixels(path)
+    mask = predictor.mask(pixels, str(path))
+    written = write_mask(mask, path, pixels, target)
+    counts = np.bincount(mask.ravel(), minlength=predictor.segmenter.num_classes).tolist()
+    unit, size = _size_of_pixel(path, pixels)
+    return {
+        "scan": target.name,
+        "file": str(path),
+        "mask": written.name,
+        "shape": list(mask.shape),
+        "pixels": counts,
+        "unit": unit,
+        "sizes": None if size is None else [round(count * size, 4) for count in counts],
+    }
+
+
+def write_mask(mask: UInt8[np.ndarray, "H W *slices"], path: Path, pixels: Pixels, target: Path) -> Path:
+    """Writes a mask in the format that fits its scan: NIfTI with the scan's affine, PNG, TIFF with pages, or .npy.
+
+    Args:
+        mask: classes in the order of `Pixels.array`.
+        path: file of the scan.
+        pixels: its content.
+        target: where to write, without a suffix.
+    """
+    suffix = suffix_of(path)
+    if suffix in NIFTI:
+        target = target.with_name(target.name + ".nii.gz")
+        scan: Any = nibabel.load(path)
+        header = scan.header.copy()
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1.0, 0.0)
+        image = nibabel.Nifti1Image(np.rot90(mask, -1), scan.affine, header)  # as `read_pixels` turned it
+        temporary = target.with_name(f".{target.name}")
+        nibabel.save(image, temporary)
+        temporary.replace(target)
+    elif suffix == ".npy":
+        target = target.with_name(target.name + ".npy")
+        content = io.BytesIO()
+        np.save(content, mask)
+        write_atomically(target, content.getvalue())
+    elif pixels.is_volume:
+        target = target.with_name(target.name + ".tif")
+        _, content = cv2.imencodemulti(".tif", list(np.moveaxis(mask, 2, 0)))
+        write_atomically(target, content.tobytes())
+    else:
+        target = target.with_name(target.name + ".png")
+        _, content = cv2.imencode(".png", mask)
+        write_atomically(target, content.tobytes())
+    return target
+
+
+def _size_of_pixel(path: Path, pixels: Pixels) -> tuple[str, float | None]:
+    """The unit and the size of a pixel or voxel; pixels without a size if the file states none."""
+    if suffix_of(path) in NIFTI and pixels.is_volume:
+        sizes = [abs(float(size)) for size in nibabel.load(path).header.get_zooms()[:3]]  # pyright: ignore
+        return ("ml", float(np.prod(sizes)) / 1000) if min(sizes) > 0 else ("pixels", None)
+    if pixels.spacing is not None and not pixels.is_volume:
+        return "mm2", pixels.spacing[0] * pixels.spacing[1]
+    return "pixels", None
+
+
+def areas_table(rows: list[dict[str, Any]]) -> str:
+    """A table (CSV) with a line for each scan and class: pixels, and the area in mm2 or the volume in ml if known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("scan", "class", "pixels", "size", "unit"))
+    for row in rows:
+        for index, count in enumerate(row["pixels"]):
+            size = "" if row["sizes"] is None else row["sizes"][index]
+            writer.writerow((row["scan"], index, count, size, "" if size == "" else row["unit"]))
+    return text.getvalue()
+
+
+def _draw(predictor: Predictor, scans: dict[str, Path], rows: list[dict[str, Any]], out: Path) -> None:
+    """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
+    places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
+    overlays = []
+    for row in (rows[place] for place in places):
+        path, title = scans[row["scan"]], row["scan"]
+        pixels, mask = read_pixels(path), read_pixels(out / row["mask"]).array
+        image = pixels.array
+        if pixels.is_volume:
+            at = int((mask > 0).sum(axis=(0, 1)).argmax())
+            mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
+        shown = predictor.scaled(image, str(path))
+        overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
+    title = f"{len(overlays)} of {len(rows)} scans, and what was found"
+    draw_overlays(overlays, predictor.segmenter.num_classes, title).savefig(out / "overlays.png")

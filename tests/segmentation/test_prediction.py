@@ -1,0 +1,169 @@
+"""Masks of new scans: their geometry, their folder, and what happens on the way."""
+
+import csv
+import dataclasses
+import json
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+import torch
+from programs import write_discs
+
+from ahm_gym.data import open_data
+from ahm_gym.errors import InputError, Interrupted
+from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.segmentation import prediction
+from ahm_gym.segmentation.config import FinetuneConfig, PredictConfig
+from ahm_gym.segmentation.evaluation import evaluate
+from ahm_gym.segmentation.finetune import finetune
+from ahm_gym.segmentation.inputs import resolve
+from ahm_gym.segmentation.prediction import Predictor, list_scans, run_predict
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
+@pytest.fixture(scope="module")
+def run(discs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = FinetuneConfig(
+        data=str(discs), model="unet", image_size=(32,), labels=12, steps=40, batch_size=8, run_dir=folder
+    )
+    finetune(resolve(settings))
+    return folder
+
+
+@pytest.fixture
+def scans(discs, tmp_path):
+    """A folder with three pictures of the test images, and one volume of them."""
+    images = np.load(discs)["test_images"]
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"scan_{index}.png"), images[index])
+    volume = np.stack([np.rot90(image, -1) for image in images[:4]], axis=2)
+    affine = np.diag([0.5, 2.0, 3.0, 1.0])
+    affine[:3, 3] = (10, -20, 30)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), folder / "volume.nii.gz")
+    return folder
+
+
+def config_of(run, scans, tmp_path, **changes):
+    return PredictConfig(scans=scans, run=run, out=tmp_path / "out", device="cpu", **changes)
+
+
+def test_masks_are_found_and_have_the_geometry_of_their_scans(run, scans, discs, tmp_path):
+    rows = run_predict(config_of(run, scans, tmp_path))
+    truth = np.load(discs)["test_label"]
+    assert [row["mask"] for row in rows] == ["scan_0.png", "scan_1.png", "scan_2.png", "volume.nii.gz"]
+    out = tmp_path / "out"
+    pictures = [cv2.imread(str(out / f"scan_{index}.png"), cv2.IMREAD_UNCHANGED) for index in range(3)]
+    for found, label in zip(pictures, truth, strict=False):
+        both = ((found > 0) & (label > 0)).sum()
+        assert found.dtype == np.uint8 and 2 * both / ((found > 0).sum() + (label > 0).sum()) > 0.8
+    mask, scan = nibabel.load(out / "volume.nii.gz"), nibabel.load(scans / "volume.nii.gz")
+    assert mask.shape == scan.shape and np.array_equal(mask.affine, scan.affine)
+    assert mask.get_data_dtype() == np.uint8
+    for index, picture in enumerate(pictures):
+        assert np.array_equal(np.rot90(np.asarray(mask.dataobj)[:, :, index]), picture)
+    table = list(csv.DictReader((out / "areas.csv").read_text().splitlines()))
+    foreground = next(line for line in table if line["scan"] == "volume" and line["class"] == "1")
+    assert int(foreground["pixels"]) == np.asarray(mask.dataobj).sum()
+    assert float(foreground["size"]) == pytest.approx(int(foreground["pixels"]) * 0.003, abs=1e-3)
+    assert foreground["unit"] == "ml" and table[0]["unit"] == ""
+    assert (out / "overlays.png").is_file()
+
+
+def test_predictions_are_those_that_the_run_was_scored_by(run, scans, discs, tmp_path):
+    run_predict(config_of(run, scans, tmp_path))
+    predictor = Predictor.of_run(run, "cpu")
+    dataset = open_data(str(discs), image_size=(32, 32))
+    scores = {entry["case"]: entry for entry in evaluate(predictor.segmenter, dataset, "test")["cases"]}
+    index = dataset.indices("test")[0]
+    label = dataset.sample(index).label.numpy()
+    found = cv2.imread(str(tmp_path / "out" / "scan_0.png"), cv2.IMREAD_UNCHANGED)
+    dice = 2 * ((found == 1) & (label == 1)).sum() / ((found == 1).sum() + (label == 1).sum())
+    assert scores[dataset.sample(index).case]["dice"][0] == pytest.approx(dice, abs=1e-6)
+
+
+def test_the_same_command_continues_after_a_stop(run, scans, tmp_path, monkeypatch):
+    config = config_of(run, scans, tmp_path)
+    monkeypatch.setattr(Interrupt, "requested", True)
+    with pytest.raises(Interrupted, match="stopped after 1 of 4 scans; the same command continues"):
+        run_predict(config)
+    monkeypatch.undo()
+    first = (tmp_path / "out" / "scan_0.png").stat().st_mtime_ns
+    with (tmp_path / "out" / "predictions.jsonl").open("a") as file:
+        file.write('{"scan": "scan_1", "fi')  # a kill in the middle of a line
+    rows = run_predict(config)
+    assert len(rows) == 4 and (tmp_path / "out" / "scan_0.png").stat().st_mtime_ns == first
+    segmented = []
+    monkeypatch.setattr(prediction, "_segment", lambda *arguments: segmented.append(arguments))
+    assert run_predict(config) == rows and not segmented
+
+
+def test_predicted_masks_never_become_labels(run, scans, tmp_path):
+    config = dataclasses.replace(config_of(run, scans, tmp_path), out=scans / "masks")
+    run_predict(config)
+    run_predict(config)
+    assert not any(open_data(str(scans), image_size=(32, 32)).indices("train", labelled=True))
+
+
+def test_labels_among_the_scans_are_left_out(run, scans, tmp_path, capsys):
+    cv2.imwrite(str(scans / "scan_1_mask.png"), np.zeros((8, 8), np.uint8))
+    (scans / "notes.txt").write_text("")
+    assert "scan_1_mask" not in list_scans(scans)
+    said = capsys.readouterr().err
+    assert "1 labels are left out, such as scan_1_mask.png" in said and "1 .txt" in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda scans, out: out.mkdir() or (out / "a.txt").write_text(""), "out is not empty"),
+        (
+            lambda scans, out: (
+                out.mkdir() or (out / "predictions.jsonl").write_text(json.dumps({"run": "/other"}) + "\n")
+            ),
+            "holds masks of the run /other",
+        ),
+        (lambda scans, out: (scans / "scan_1.png").write_bytes(b"broken"), "scan_1.png cannot be read"),
+        (
+            lambda scans, out: cv2.imwrite(str(scans / "scan_1.png"), np.zeros((8, 8, 3), np.uint8)),
+            "wrong channel count: .*scan_1.png has 3, expected 1",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(run, scans, tmp_path, spoil, message):
+    spoil(scans, tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        run_predict(config_of(run, scans, tmp_path))
+
+
+def test_the_place_of_the_scans_and_the_run_are_checked(run, tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        run_predict(config_of(run, tmp_path / "nowhere", tmp_path))
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(InputError, match=r"a.txt cannot be read: expected a file ending in .png"):
+        run_predict(config_of(run, tmp_path / "a.txt", tmp_path))
+    with pytest.raises(InputError, match="give the folder of a finetune run"):
+        run_predict(config_of(tmp_path, tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_other_volumes_keep_their_shape(run, discs, tmp_path, suffix):
+    images = np.load(discs)["test_images"][:6]
+    path = tmp_path / f"volume{suffix}"
+    if suffix == ".npy":
+        np.save(path, np.moveaxis(images, 0, 2))
+    else:
+        cv2.imwritemulti(str(path), list(images))
+    (row,) = run_predict(config_of(run, path, tmp_path))
+    found = tmp_path / "out" / f"volume{suffix}"
+    mask = np.load(found) if suffix == ".npy" else np.stack(cv2.imreadmulti(str(found), flags=-1)[1], axis=2)
+    assert mask.shape == (*images.shape[1:3], 6) == tuple(row["shape"])
+    assert torch.from_numpy(mask).any()
