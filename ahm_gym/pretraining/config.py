@@ -58,6 +58,9 @@ class PretrainConfig:
     them at random."""
     initial_mask_ratio: float | None = None
     """Mask ratio at the start of training, which rises linearly to mask_ratio. None keeps the ratio constant."""
+    target_fraction: float = 1.0
+    """Share of the masked patches of each image that count in the loss, above 0 and up to 1: those to which the policy
+    or the agent gives the highest scores. The others are only hidden. An agent is paid for every patch it chose."""
     reward: str | None = None
     """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
     None: the agent's own, which is progress for a3c and ahm2025, relative for others and with a reconstructor."""

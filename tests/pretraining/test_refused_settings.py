@@ -65,6 +65,8 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
             {"guided_fraction": 0.5, "guided_ramp": (0.8, 0.2)},
             "`guided_ramp`: a ramp from progress 0.8 to 0.2",
         ),
+        ({"target_fraction": 0.0}, "`target_fraction` is 0.0: choose a number above 0"),
+        ({"target_fraction": 1.1}, "`target_fraction` is 1.1: choose a number above 0"),
         ({"steps": 0}, "`steps` is 0"),
         ({"batch_size": 0}, "`batch_size` is 0"),
         ({"seed": -1}, "`seed` is -1"),
