@@ -19,14 +19,14 @@ from ahm_gym.device.transfers import to_device
 from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
 from ahm_gym.envs.observing import Observation, Observed
 from ahm_gym.envs.plans import MaskRatio, check_count, least_masked_count, masked_count, proportional_plan
-from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch
+from ahm_gym.envs.rendering import Shown, checked_render_mode, render_batch, warn_without_mode
 from ahm_gym.envs.reward_base import Reward
 from ahm_gym.envs.rewards import make_reward
 from ahm_gym.envs.updates import Update, begin_update, rows_before_update
-from ahm_gym.errors import InputError, check_seed
+from ahm_gym.errors import check_numbers, check_seed
 from ahm_gym.masking.drawing import GrowingMask
-from ahm_gym.masking.schedules import Share, share_at
-from ahm_gym.masking.selection import PatchBatch, Weigh
+from ahm_gym.masking.schedules import Share, check_target_fraction, share_at
+from ahm_gym.masking.selection import PatchBatch, Weigh, choose_targets
 from ahm_gym.model.patches import grid_of, image_size_of
 from ahm_gym.model.pretrainer import Pretrainer, build_pretrainer
 
@@ -38,7 +38,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
       patch can no longer be masked.
     - Action, `Box(-1, 1, (L,))`: one score per patch. The highest-scored patches are masked, ties at random; these
       patches are "guided". The rest of the mask is drawn at random.
-    - Reward: mean reward of an image's guided patches, 0 if there are none; paid in the last step.
+    - Reward: mean reward of an image's guided patches of any weight, 0 if there are none; paid in the last step.
     - Episode: `masking_steps` steps, the same for all images of the batch. Each masks an equal part of the patches.
     - `info`, one row per image: `mask`, `guided`, `weight` (how much a patch counts in the loss), `patch_loss` and
       `patch_reward` (these three are 0 on visible patches), and `paid`, False if the reward was not measured.
@@ -58,6 +58,8 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
             or a function of training progress.
         weigh: computes the weights (B, L) of finished masks from the batch, the masks and the environment's
             generator. Weight 0 hides a patch without reconstructing it. None: every masked patch has weight 1.
+        target_fraction: share of an image's masked patches that count in the loss: those with the highest scores of
+            the last step, ties at random. The others have weight 0.
         reward: a name in `ahm_gym.envs.REWARDS`.
         masking_steps: steps per episode.
         num_steps: length of the training schedule, in updates, of an autoencoder built here.
@@ -90,6 +92,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         guided_fraction: Share = 1.0,
         spread_fraction: Share = 0.0,
         weigh: Weigh | None = None,
+        target_fraction: float = 1.0,
         reward: str = "relative",
         masking_steps: int = 1,
         num_steps: int = 2000,
@@ -98,8 +101,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         tensors: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise InputError(f"num_envs is {num_envs}: a batch needs at least 1 image.")
+        check_numbers("count", num_envs=num_envs)
         own = None if pretrainer is None else pretrainer.autoencoder.image_size
         self.image_size: tuple[int, int] = own or image_size_of(image_size)
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
@@ -119,6 +121,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self.guided_fraction: Share = guided_fraction
         self.spread_fraction: Share = spread_fraction
         self.weigh: Weigh | None = weigh
+        self.target_fraction: float = check_target_fraction(target_fraction, weighs=weigh is not None)
         self.num_envs: int = num_envs
         self.render_mode: str | None = checked_render_mode(render_mode)
         self.autoreset_mode: AutoresetMode = AutoresetMode(autoreset_mode)
@@ -126,10 +129,9 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self._define_spaces((self.num_patches, autoencoder.dim))
         self.generator: torch.Generator = torch.Generator()
         self.reward: Reward = make_reward(reward, self.pretrainer, self.generator)
-        self._reward_name = reward
-        pin_memory = self.pretrainer.device.type == "cuda"
-        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory)
-        self._masking_steps, self._tensors = masking_steps, tensors
+        pin = self.pretrainer.device.type == "cuda"
+        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory=pin)
+        self._masking_steps, self._tensors, self._reward_name = masking_steps, tensors, reward
         self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None
         self._needs_reset, self._restored, self._valid = True, False, False
@@ -140,9 +142,8 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts a new batch of images.
 
-        A seed fixes the order of the images and every draw, and rebuilds an autoencoder that the environment
-        built itself; a pretrainer that was passed in stays as it is. The first reset without a seed after
-        `load_state_dict` continues with the batch of that state.
+        A seed fixes the order of the images and every draw, and rebuilds an autoencoder that the environment built
+        itself. The first reset without a seed after `load_state_dict` continues with the batch of that state.
         """
         if seed is not None:
             check_seed(seed)
@@ -189,10 +190,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture per image: image | masked image | reconstruction | scores of the last update."""
         if self.render_mode is None:
-            gym.logger.warn(
-                "render() without a render_mode: build the environment with render_mode='rgb_array'."
-            )
-            return None
+            return warn_without_mode()
         if not self._batches.opened:
             raise ResetNeeded("there is nothing to show yet: call reset() before render().")
         shown = self._shown or Shown(self._images, self._mask.masks)
@@ -266,6 +264,8 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self._last_scores, masks = scores, self._mask.masks
         if self._mask.complete and self.weigh is not None:
             masks = self._mask.masks = masks.weighted(self.weigh(self.patches, masks, self.generator))
+        elif self._mask.complete and self.target_fraction < 1.0:
+            masks = self._mask.masks = choose_targets(masks, scores, self.target_fraction, self.generator)
         return info | rows_before_update(masks)
 
     def _update(self) -> Update:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import cv2
+import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
@@ -60,6 +61,11 @@ def to_display(
         return data.denormalise(images).clamp(0, 1)
     low, high = data.min(), data.max()
     return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def warn_without_mode() -> None:
+    """Warns that `render` has nothing to return."""
+    gym.logger.warn("render() without a render_mode: build the environment with render_mode='rgb_array'.")
 
 
 def checked_render_mode(render_mode: str | None) -> str | None:

@@ -115,6 +115,24 @@ def check_share(share: float, name: str = "share") -> float:
     return share
 
 
+def check_target_fraction(target_fraction: float, *, weighs: bool) -> float:
+    """The share of the masked patches that count in the loss, itself.
+
+    Raises:
+        InputError: if it is not above 0 and up to 1, or below 1 although something else weighs the patches (`weighs`).
+    """
+    if not 0.0 < target_fraction <= 1.0:
+        raise InputError(
+            f"`target_fraction` is {target_fraction}: choose a number above 0 and up to 1, such as 0.5."
+        )
+    if weighs and target_fraction < 1.0:
+        raise InputError(
+            f"`target_fraction={target_fraction}` sets the weights of patches in the loss, which the policy or `weigh` "
+            "sets itself: leave one of the two out."
+        )
+    return target_fraction
+
+
 def share_at(share: Share, progress: float, name: str) -> float:
     """The value of a share at this progress of training; `name` names it in the error message.
 

@@ -125,6 +125,22 @@ def select_patches(
     return guided.scatter(1, at_random[:, : num_masked - num_guided], True), guided
 
 
+def choose_targets(
+    masks: Masks, scores: Float[Tensor, "B L"], target_fraction: float, generator: torch.Generator
+) -> Masks:
+    """The same masks, in which only the masked patches with the highest scores of each image count in the loss.
+
+    Args:
+        masks: masks with the same number of masked patches in every image.
+        scores: one score per patch, in main memory.
+        target_fraction: share of the masked patches that have weight 1, at least one per image; the others have 0.
+        generator: generator of the order of equal scores.
+    """
+    num_targets = max(round(target_fraction * int(masks.masked[0].sum())), 1)
+    order = order_by_score(scores.masked_fill(~masks.masked, -torch.inf), generator)
+    return masks.weighted(torch.zeros_like(scores).scatter_(1, order[:, :num_targets], 1.0))
+
+
 def mask_top_k(
     scores: Float[Tensor, "B L"],
     num_masked: int,

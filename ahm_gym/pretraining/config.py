@@ -47,7 +47,8 @@ class PretrainConfig:
     """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
     target: str = "pixels"
     """What is predicted for masked patches. pixels: the raw pixels. normalised: pixels with zero mean and unit variance
-    in each patch. hog: histograms of oriented gradients, as in MaskFeat."""
+    in each patch. hog: histograms of oriented gradients, as in MaskFeat. latent: the features of a slow average of the
+    encoder, which sees the whole image, as in data2vec and I-JEPA; and with half the weight the raw pixels."""
     learning_rate: float = 1e-3
     """Peak learning rate of the autoencoder, reached after the warm-up."""
     average: float | None = None
@@ -58,6 +59,9 @@ class PretrainConfig:
     them at random."""
     initial_mask_ratio: float | None = None
     """Mask ratio at the start of training, which rises linearly to mask_ratio. None keeps the ratio constant."""
+    target_fraction: float = 1.0
+    """Share of the masked patches of each image that count in the loss, above 0 and up to 1: those to which the policy
+    or the agent gives the highest scores. The others are only hidden. An agent is paid for every patch it chose."""
     reward: str | None = None
     """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
     None: the agent's own, which is progress for a3c and ahm2025, relative for others and with a reconstructor."""

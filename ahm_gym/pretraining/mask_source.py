@@ -14,7 +14,9 @@ from ahm_gym.agents.base import Agent, sees_pixels
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies import POLICIES, make_policy, policies
+from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.trained_agent import FrozenAgent
 
 GIVEN: set[str] = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
 """Parameters of an agent's class that are not options."""
@@ -89,6 +91,16 @@ def check_policy_name(
             f"`agent_options={' '.join(options)}` goes with a learning agent such as a3c, not with policy {name}: "
             "leave it out."
         )
+
+
+def weighs(source: Agent | MaskPolicy) -> bool:
+    """Whether an agent or a policy sets the weights of patches in the loss itself, by a `weigh` of its own."""
+    if isinstance(source, PolicyAgent):
+        return weighs(source.policy)
+    if isinstance(source, FrozenAgent):
+        return weighs(source.agent)
+    base = Agent if isinstance(source, Agent) else MaskPolicy
+    return type(source).weigh is not base.weigh
 
 
 def agent_options(name: str, pairs: tuple[str, ...], autoencoder: Autoencoder, model: str) -> dict[str, Any]:

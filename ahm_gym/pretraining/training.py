@@ -20,6 +20,7 @@ from ahm_gym.masking.schedules import (
     MixedMaskRatio,
     RisingMaskRatio,
     Share,
+    check_target_fraction,
     chosen_share,
     typical_mask_ratio,
 )
@@ -29,7 +30,7 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
-from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source
+from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.runs.folder import RunFolder
@@ -74,6 +75,11 @@ class Training:
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
                 "`num_workers` above 1 shares weights in main memory: choose `device=cpu` or 1 worker."
+            )
+        if config.num_workers > 1 and config.target == "latent":
+            raise InputError(
+                "`num_workers` above 1 does not go with `target=latent`, whose teacher belongs to one process: choose 1 "
+                "worker, or another `target`."
             )
         image_size = image_size_of(config.image_size)
         self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
@@ -133,7 +139,7 @@ class Training:
             "reward": self.reward,
             "guided_fraction": self.guided_fraction,
             "spread_fraction": self.spread_fraction,
-            "weigh": self.agent.weigh,
+            **self._weights(),
             "data_workers": count_data_workers(config.data_workers, self.device),
         }
         if self.agent.takes_tensors:
@@ -141,6 +147,11 @@ class Training:
         if config.masking_steps != 1:
             options["masking_steps"] = config.masking_steps
         return EnvFactory(self.agent.env_id, self.dataset, self.pretrainer, options, shared)
+
+    def _weights(self) -> dict[str, Any]:
+        """What sets the weights of the patches in the loss: `target_fraction`, or else the policy or the agent."""
+        share = check_target_fraction(self.config.target_fraction, weighs=weighs(self.agent))
+        return {"target_fraction": share} if share < 1.0 else {"weigh": self.agent.weigh}
 
     def _mask_ratio(self) -> float | RisingMaskRatio | MixedMaskRatio:
         initial, ratio = self.config.initial_mask_ratio, self.config.mask_ratio

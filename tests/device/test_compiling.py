@@ -22,7 +22,9 @@ pytestmark = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "options"), [("tiny", {}), ("resenc", {"hiding": "masked"})])
+@pytest.mark.parametrize(
+    ("model", "options"), [("tiny", {}), ("resenc", {"hiding": "masked"}), ("tiny", {"target": "latent"})]
+)
 def test_compiled_updates_equal_those_that_are_not(model, options):
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     mask = mask_top_k(torch.rand(4, 16, generator=torch.Generator().manual_seed(1)), 12)

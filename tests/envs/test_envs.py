@@ -120,6 +120,43 @@ def hide_first(patches, masks, generator):
     return weight
 
 
+@pytest.mark.parametrize("masking_steps", [1, 3])
+def test_only_the_highest_scored_masked_patches_count_but_all_guided_ones_are_paid(make, masking_steps):
+    options = {"masking_steps": masking_steps, "reward": "loss", "guided_fraction": 0.5}
+    weights, paid = [], []
+    for fraction in (1.0, 0.25):
+        env = make(target_fraction=fraction, **options)
+        env.reset(seed=0)
+        for step in range(masking_steps):
+            action = scores(env, step)
+            *_, reward, _, _, info = env.step(action)
+        ranked = np.where(info["mask"], action, -np.inf).argsort(axis=1)[:, ::-1]
+        expected = np.zeros_like(info["weight"])
+        np.put_along_axis(expected, ranked[:, : round(fraction * env.num_masked)], 1.0, axis=1)
+        assert np.array_equal(info["weight"], expected)
+        assert info["patch_loss"][info["mask"]].all() and info["patch_reward"][info["guided"]].all()
+        weights.append(next(env.pretrainer.autoencoder.parameters()).detach().clone())
+        paid.append(reward)
+    assert np.array_equal(*paid) and not torch.equal(*weights)
+
+
+def test_targets_with_equal_scores_are_drawn_by_the_environments_generator(make):
+    drawn = []
+    for seed in (0, 0, 1):
+        env = make(target_fraction=0.5, num_envs=8)
+        env.reset(seed=0)
+        env.generator.manual_seed(seed)
+        *_, info = env.step(np.zeros((8, L), dtype=np.float32))
+        assert (info["weight"].sum(axis=1) == 6).all() and info["mask"][info["weight"] > 0].all()
+        drawn.append(info["weight"][info["mask"]])
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+def test_two_sources_of_weights_are_refused(make):
+    with pytest.raises(InputError, match="`target_fraction=0.5` sets the weights"):
+        make(weigh=hide_first, target_fraction=0.5)
+
+
 @pytest.mark.parametrize("model", ["tiny", "unet"])
 def test_weights_reach_the_update_and_info_and_are_drawn_from_the_environments_generator(make, model):
     rows = []
@@ -346,7 +383,7 @@ def test_the_single_environment_gives_one_image(images):
         ({"mask_ratio": 1.5}, "mask ratio 1.5"),
         ({"reward": "losss"}, "did you mean 'loss'"),
         ({"masking_steps": 13}, "`masking_steps` is 13: choose from 1 to the 12"),
-        ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_envs": 0}, "`num_envs` is 0"),
         ({"render_mode": "human"}, "render mode 'human'"),
         ({"model": "tinyy"}, "did you mean 'tiny'"),
     ],

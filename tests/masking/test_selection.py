@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ahm_gym.errors import InputError
-from ahm_gym.masking.selection import count_masked, mask_top_k, select_patches
+from ahm_gym.masking.masks import Masks
+from ahm_gym.masking.selection import choose_targets, count_masked, mask_top_k, select_patches
 
 
 @settings(deadline=None, max_examples=50)
@@ -37,6 +38,18 @@ def test_the_random_rest_is_uniform_over_the_patches_that_are_not_guided():
     mask, guided = select_patches(scores, 3, 1, generator)
     assert guided.float().mean(dim=0).tolist() == [1, 0, 0, 0, 0]
     assert torch.allclose(mask.float().mean(dim=0)[1:], torch.full((4,), 0.5), atol=0.03)
+
+
+def test_targets_are_the_masked_patches_with_the_highest_scores_and_ties_are_random():
+    generator = torch.Generator().manual_seed(0)
+    masks = Masks.of(torch.tensor([[True, True, False, True, True]]).expand(4000, 5))
+    scores = torch.tensor([1.0, 2.0, 9.0, 1.0, 1.0]).expand(4000, 5)
+    chosen = choose_targets(masks, scores, 0.5, generator)
+    assert torch.equal(chosen.masked, masks.masked) and (chosen.weight.sum(dim=1) == 2).all()
+    expected = torch.tensor([1 / 3, 1.0, 0.0, 1 / 3, 1 / 3])
+    torch.testing.assert_close(chosen.weight.mean(dim=0), expected, atol=0.03, rtol=0)
+    assert (choose_targets(masks, scores, 0.01, generator).weight.sum(dim=1) == 1).all()
+    assert torch.equal(choose_targets(masks, scores, 1.0, generator).weight, masks.weight)
 
 
 def test_patches_that_are_masked_already_are_not_chosen_again():

@@ -1,5 +1,6 @@
 """A mask policy as an agent, and an agent as a mask policy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from programs import write_discs
 from safetensors.torch import load_file
 
-from ahm_gym.agents import make_agent
+from ahm_gym.agents import agent_class, make_agent
 from ahm_gym.agents.base import update_metrics
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
@@ -20,6 +21,7 @@ from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.trained_agent import FrozenAgent
+from ahm_gym.pretraining.training import Training
 
 
 def first_half(self, patches, masks, generator):
@@ -63,6 +65,24 @@ def test_the_loss_of_an_update_is_the_weighted_mean():
     assert update_metrics(info, np.ones(1))["loss"] == 2.0
     weight = np.array([[3.0, 1.0, 0.0]], dtype=np.float32)
     assert update_metrics(info | {"weight": weight}, np.ones(1))["loss"] == 1.5
+
+
+@pytest.mark.parametrize("policy", ["random", "a3c", "agent"])
+def test_a_share_of_the_masked_patches_does_not_go_with_weights_of_the_policy(
+    discs, tmp_path, monkeypatch, policy
+):
+    config = PretrainConfig(data=str(discs), policy=policy, image_size=(32,), batch_size=4, steps=2)
+    if policy == "agent":
+        run = pretrain(dataclasses.replace(config, policy="a3c", run_dir=tmp_path / "trained"))
+        config = dataclasses.replace(config, policy=f"agent:{run}")
+    config = dataclasses.replace(config, target_fraction=0.5)
+    training = Training(config)
+    assert training.env.target_fraction == 0.5 and training.env.weigh is None
+    training.close()
+    monkeypatch.setattr(RandomPolicy if policy == "random" else agent_class("a3c"), "weigh", first_half)
+    with pytest.raises(InputError, match="`target_fraction=0.5` sets the weights.*leave one of the two out"):
+        Training(config)
+    Training(dataclasses.replace(config, target_fraction=1.0)).close()
 
 
 def test_a_frozen_agent_weighs_and_shares_as_its_agent_does(monkeypatch):
