@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -72,7 +71,7 @@ class Copy:
     """A frozen copy of the autoencoder, whose losses can be measured later."""
 
     def __init__(self, pretrainer: Pretrainer) -> None:
-        self.model: Autoencoder = copy.deepcopy(pretrainer.model).requires_grad_(False)
+        self.model: Autoencoder = pretrainer.model.frozen_copy()
         self._autocast = pretrainer.autocast
         self._passes = Replay(self._fill_in, records=self.model.records)
 

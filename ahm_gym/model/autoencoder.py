@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ahm_gym.device.compiling import Compiled
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks, as_masks
+from ahm_gym.model.latent import PIXEL_WEIGHT, LatentTask
 from ahm_gym.model.patches import grid_of, patchify, unpatchify
 from ahm_gym.model.targets import Target, make_target
 
@@ -23,9 +25,11 @@ class Reconstruction(NamedTuple):
     loss: Float[Tensor, ""]
     """Mean of the patch losses, weighted by the weights of the masks; `backward()` starts here."""
     patch_loss: Float[Tensor, "B L"]
-    """Mean squared error of every patch, regardless of its weight; meaningful only for masked patches."""
+    """Mean squared error of every patch, regardless of its weight; meaningful only for masked patches. With
+    `target=latent`, the error of the features plus half that of the pixels."""
     prediction: Float[Tensor, "B L T"]
-    """What was predicted for each patch: its pixels, in the scale of the target, or the values of another target."""
+    """What was predicted for each patch: its pixels, in the scale of the target, or the values of another target. With
+    `target=latent`, its pixels."""
 
 
 class Autoencoder(nn.Module):
@@ -70,12 +74,14 @@ class Autoencoder(nn.Module):
         self.channels: int = channels
         self.dim: int = dim
         self.target: Target = make_target(target, channels, patch_size)
+        self.latent: LatentTask | None = None
+        """The second task of `target=latent`; the subclass sets it once its encoder is initialised."""
         self.grid: tuple[int, int] = grid_of(image_size, patch_size)
         self.num_patches: int = self.grid[0] * self.grid[1]
 
     @property
     def target_size(self) -> int:
-        """Number of values that are predicted for each patch."""
+        """Number of values that are predicted for each patch, without the features of `target=latent`."""
         return (self.patch_size // self.target.cell) ** 2 * self.target.channels
 
     @property
@@ -130,10 +136,28 @@ class Autoencoder(nn.Module):
         images: Float[Tensor, "B C H W"],
         patches: Float[Tensor, "B L P"],
         weight: Float[Tensor, "B L"],
+        features: Float[Tensor, "B L D"] | None = None,
     ) -> Reconstruction:
-        """The losses of a prediction for these images and their patches; `weight` is how much each patch counts."""
+        """The losses of a prediction for these images and their patches.
+
+        Args:
+            prediction: what is predicted for each patch.
+            images: the images.
+            patches: their patches.
+            weight: how much each patch counts.
+            features: with `target=latent`, the predicted features of each patch.
+        """
         patch_loss = (prediction.float() - self.target.of(images, patches)).square().mean(dim=-1)
+        if self.latent is not None:
+            assert features is not None, "the subclass predicts them"
+            error = (features.float() - self.latent.target(images)).square().mean(dim=-1)
+            patch_loss = error + PIXEL_WEIGHT * patch_loss
         return Reconstruction((patch_loss * weight).sum() / weight.sum(), patch_loss, prediction)
+
+    def frozen_copy(self) -> Autoencoder:
+        """A copy that is not trained, and which shares the teacher of `target=latent`: its targets are the same."""
+        shared = {} if self.latent is None else {id(self.latent.teacher): self.latent.teacher}
+        return copy.deepcopy(self, shared).requires_grad_(False)
 
     def reconstruct(
         self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L T"]

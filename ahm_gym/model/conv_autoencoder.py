@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ahm_gym.errors import unknown_name
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.conv_network import ConvNetwork
+from ahm_gym.model.latent import LatentTask
 from ahm_gym.model.patches import patchify, unpatchify
 
 HIDING: tuple[str, ...] = ("zero", "token", "masked")
@@ -54,6 +55,9 @@ class ConvAutoencoder(Autoencoder):
         self.head: nn.Conv2d = nn.Conv2d(network.width, self.target.channels, cell, cell)
         shapes = {"zero": [], "token": [self.dim], "masked": network.map_widths}[hiding]
         self.tokens: nn.ParameterList = nn.ParameterList(0.02 * torch.randn(width) for width in shapes)
+        if target == "latent":
+            side = network.patch_size
+            self.latent = LatentTask(network, nn.Conv2d(network.width, network.width, side, side))
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The pixels of each patch, in the order of `patchify`."""
@@ -75,9 +79,11 @@ class ConvAutoencoder(Autoencoder):
         features = (
             self._encode_masked(visible, mask) if self.hiding == "masked" else self.encoder.encode(visible)
         )
-        filled = cast(Tensor, self.head(self.encoder.decode(features)))  # a position a cell of the target
+        decoded = self.encoder.decode(features)
+        filled = cast(Tensor, self.head(decoded))  # a position a cell of the target
         prediction = patchify(filled, self.patch_size // self.target.cell)
-        return self.compare(prediction, images, patches, weight)
+        predicted = None if self.latent is None else self.latent.head(decoded).flatten(2).transpose(1, 2)
+        return self.compare(prediction, images, patches, weight, predicted)
 
     def _encode_masked(
         self, visible: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]

@@ -247,6 +247,8 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self.autoencoder.latent is not None:
+            self.autoencoder.latent.follow(self.updates, self.progress)
         if self._average is not None:
             self._average.updates = self.updates  # also those of other processes
             self._average.follow(self.progress)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.vit import MaskedAutoencoder
+from ahm_gym.model.vit import OUTSIDE_ENCODER, MaskedAutoencoder
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.storage import load_state
 
@@ -60,8 +60,9 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
             "choose another `model`."
         )
     published = read_weights(path)
-    own = autoencoder.state_dict()
-    encoder_keys = {key for key in own if not key.startswith(("decoder_", "mask_token"))}
+    weights = autoencoder.state_dict()
+    own = {key: value for key, value in weights.items() if not key.startswith("latent.teacher.")}
+    encoder_keys = {key for key in own if not key.startswith(OUTSIDE_ENCODER)}
     encoder = _fit_encoder(autoencoder, {key: published[key] for key in published if key in encoder_keys})
     fitted = encoder | {key: published[key] for key in published if key in own and key not in encoder_keys}
     _fit_decoder_positions(autoencoder, fitted)
@@ -81,7 +82,9 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
             f"{path} does not fit this model: none of its {len(published)} tensors matches a block of the encoder; "
             "choose the `model` that the checkpoint was made with."
         )
-    autoencoder.load_state_dict(own | taken)
+    autoencoder.load_state_dict(weights | taken)
+    if autoencoder.latent is not None:
+        autoencoder.latent.restart()
     return report
 
 

@@ -12,9 +12,10 @@ from torch.nn import functional
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.patches import patchify
 
-TARGETS: tuple[str, ...] = ("pixels", "normalised", "hog")
+TARGETS: tuple[str, ...] = ("pixels", "normalised", "hog", "latent")
 """pixels: the raw pixels. normalised: with zero mean and unit variance in each patch, as in He et al. (CVPR 2022).
-hog: histograms of oriented gradients, as in MaskFeat."""
+hog: histograms of oriented gradients, as in MaskFeat. latent: the raw pixels, and beside them the features of a
+teacher, which are a task of their own (`ahm_gym.model.latent`)."""
 
 
 class Target:
@@ -49,10 +50,11 @@ class PixelTarget(Target):
     Args:
         channels: number of image channels.
         normalise: whether to standardise each patch to zero mean and unit (unbiased) variance.
+        name: one of `TARGETS`; None: normalised or pixels.
     """
 
-    def __init__(self, channels: int, *, normalise: bool = False) -> None:
-        self.name: str = "normalised" if normalise else "pixels"
+    def __init__(self, channels: int, *, normalise: bool = False, name: str | None = None) -> None:
+        self.name: str = name or ("normalised" if normalise else "pixels")
         self.shows_pixels: bool = True
         self.cell: int = 1
         self.channels: int = channels
@@ -127,7 +129,7 @@ def make_target(name: str, channels: int, patch_size: int) -> Target:
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
     if name != "hog":
-        return PixelTarget(channels, normalise=name == "normalised")
+        return PixelTarget(channels, normalise=name == "normalised", name=name)
     if patch_size < 2:
         raise InputError("`target=hog` needs patches of at least 2 pixels: choose a larger `patch_size`.")
     return HogTarget(channels, patch_size)

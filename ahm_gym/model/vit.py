@@ -17,8 +17,12 @@ from ahm_gym.errors import InputError
 from ahm_gym.masking.masks import Masks
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.encoder_base import ARCHITECTURES
+from ahm_gym.model.latent import LatentTask
 from ahm_gym.model.patches import patchify, visible_indices
 from ahm_gym.model.vit_encoder import PRESETS, Preset, ViTEncoder, build_encoder
+
+OUTSIDE_ENCODER: tuple[str, ...] = ("decoder_", "mask_token", "latent.")
+"""What the names of weights outside the encoder start with."""
 
 
 class MaskedAutoencoder(Autoencoder):
@@ -26,7 +30,7 @@ class MaskedAutoencoder(Autoencoder):
 
     After "Masked Autoencoders Are Scalable Vision Learners" (He et al., CVPR 2022). The mask is always an argument.
     `state_dict()` has the keys of the published checkpoints: timm's names for the encoder, without a prefix, and
-    `decoder_*` and `mask_token` for the rest.
+    `decoder_*` and `mask_token` for the rest; `latent.*` only with `target=latent`.
 
     Args:
         encoder: timm's plain VisionTransformer, without a head.
@@ -71,6 +75,8 @@ class MaskedAutoencoder(Autoencoder):
         self.decoder_norm: nn.LayerNorm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred: nn.Linear = nn.Linear(decoder_dim, self.target_size)
         self._initialise(norm_eps)
+        if target == "latent":
+            self.latent = LatentTask(encoder, nn.Linear(decoder_dim, self.dim))
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
 
@@ -103,8 +109,9 @@ class MaskedAutoencoder(Autoencoder):
     def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
         visible, weight = mask_inputs
         patches = patchify(self._checked(images), self.patch_size)
-        prediction = self._decode(self._encode_patches(patches, visible), visible)
-        return self.compare(prediction, images, patches, weight)
+        decoded = self._decode(self._encode_patches(patches, visible), visible)
+        features = None if self.latent is None else self.latent.head(decoded)
+        return self.compare(self.decoder_pred(decoded), images, patches, weight, features)
 
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed
@@ -143,7 +150,8 @@ class MaskedAutoencoder(Autoencoder):
             prefix = prefix + encoder.pos_embed[:, : self.num_prefix]
         return [prefix.expand(batch, -1, -1)]
 
-    def _decode(self, encoded: Float[Tensor, "B N D"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "B L P"]:
+    def _decode(self, encoded: Float[Tensor, "B N D"], visible: Int[Tensor, "B V"]) -> Float[Tensor, "B L _"]:
+        """What the decoder makes of each patch, before the linear map to its prediction."""
         tokens = self.decoder_embed(encoded)
         prefix, shown = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
         width = tokens.shape[2]
@@ -152,7 +160,7 @@ class MaskedAutoencoder(Autoencoder):
         tokens = torch.cat([prefix, full], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens[:, self.num_prefix :]))
+        return self.decoder_norm(tokens[:, self.num_prefix :])
 
     def _initialise(self, norm_eps: float | None) -> None:
         encoder = self.encoder
@@ -234,7 +242,7 @@ def _drop_encoder_prefix(
 
 
 def _add_encoder_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = ("decoder_", "mask_token", "encoder.")
+    own = (*OUTSIDE_ENCODER, "encoder.")
     for key in [key for key in state if key.startswith(prefix)]:
         name = key[len(prefix) :]
         if not name.startswith(own):

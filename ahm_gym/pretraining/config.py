@@ -47,7 +47,8 @@ class PretrainConfig:
     """Settings of the agent as NAME=VALUE, such as entropy_coef=0.05."""
     target: str = "pixels"
     """What is predicted for masked patches. pixels: the raw pixels. normalised: pixels with zero mean and unit variance
-    in each patch. hog: histograms of oriented gradients, as in MaskFeat."""
+    in each patch. hog: histograms of oriented gradients, as in MaskFeat. latent: the features of a slow average of the
+    encoder, which sees the whole image, as in data2vec and I-JEPA; and with half the weight the raw pixels."""
     learning_rate: float = 1e-3
     """Peak learning rate of the autoencoder, reached after the warm-up."""
     average: float | None = None

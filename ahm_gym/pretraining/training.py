@@ -76,6 +76,11 @@ class Training:
             raise InputError(
                 "`num_workers` above 1 shares weights in main memory: choose `device=cpu` or 1 worker."
             )
+        if config.num_workers > 1 and config.target == "latent":
+            raise InputError(
+                "`num_workers` above 1 does not go with `target=latent`, whose teacher belongs to one process: choose "
+                "1 worker, or another `target`."
+            )
         image_size = image_size_of(config.image_size)
         self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
         autoencoder = starting_autoencoder(config, self.dataset.channels, fresh=fresh)

@@ -20,13 +20,14 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-MODELS = [("tiny", False), ("tiny", True), ("unet", False), ("resenc", False)]
+MODELS = [
+    ("tiny", "pixels"), ("tiny", "normalised"), ("unet", "pixels"), ("resenc", "pixels"),
+    ("tiny", "latent"), ("unet", "latent"),
+]  # fmt: skip
 
 
-def pretrainer_of(model="tiny", normalise=False, **options):
-    autoencoder = build_autoencoder(
-        model, image_size=(32, 32), target="normalised" if normalise else "pixels", seed=0
-    )
+def pretrainer_of(model="tiny", target="pixels", **options):
+    autoencoder = build_autoencoder(model, image_size=(32, 32), target=target, seed=0)
     return Pretrainer(autoencoder, num_steps=20, **options)
 
 
@@ -69,9 +70,9 @@ def test_the_simulated_gpu_notices_code_that_waits_for_it(read):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_an_update_never_waits_and_its_check_waits_once(model, normalise, frozen):
-    pretrainer = pretrainer_of(model, normalise, frozen=frozen)
+@pytest.mark.parametrize(("model", "target"), MODELS)
+def test_an_update_never_waits_and_its_check_waits_once(model, target, frozen):
+    pretrainer = pretrainer_of(model, target, frozen=frozen)
     images, mask = batch()
     gpu = simulate(pretrainer)
     gpu.adopt(images)
@@ -94,9 +95,9 @@ def test_an_update_with_a_mask_on_the_gpu_waits_for_it():
 
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))
-@pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_a_step_of_the_environment_waits_once_with_any_reward(model, normalise, reward):
-    pretrainer = pretrainer_of(model, normalise)
+@pytest.mark.parametrize(("model", "target"), MODELS)
+def test_a_step_of_the_environment_waits_once_with_any_reward(model, target, reward):
+    pretrainer = pretrainer_of(model, target)
     env = env_of(pretrainer, reward=reward)
     copies = [env.reward.earlier.model, env.reward.next.model] if reward == "progress" else []
     env.reward.lag = 2  # so that the reward progress renews its copies during the test
@@ -273,10 +274,10 @@ def no_synchronisation():
 
 @needs_gpu
 @pytest.mark.parametrize("settled", [1, 20])
-@pytest.mark.parametrize(("model", "normalise"), MODELS)
-def test_an_update_on_a_gpu_never_synchronises(model, normalise, settled, monkeypatch):
+@pytest.mark.parametrize(("model", "target"), MODELS)
+def test_an_update_on_a_gpu_never_synchronises(model, target, settled, monkeypatch):
     monkeypatch.setattr(Replay, "settled", settled)
-    pretrainer = pretrainer_of(model, normalise, device="cuda")
+    pretrainer = pretrainer_of(model, target, device="cuda")
     images, mask = batch()
     images = images.cuda()
     pretrainer.step(images, mask)

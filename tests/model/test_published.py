@@ -1,5 +1,6 @@
 import pytest
 import torch
+from programs import assert_same
 from safetensors.torch import save_file
 
 from ahm_gym.errors import InputError
@@ -26,6 +27,15 @@ def test_a_checkpoint_of_the_same_shape_matches_in_every_tensor(published, tmp_p
     assert len(report.matched) == len(published)
     assert report.resized == report.left_out == report.missing == []
     assert all(torch.equal(value, published[key]) for key, value in autoencoder.state_dict().items())
+
+
+def test_the_teacher_starts_from_the_published_encoder(published, tmp_path):
+    torch.save({"model": published}, tmp_path / "mae.pth")
+    autoencoder = build_autoencoder("tiny", image_size=(32, 32), channels=3, seed=0, target="latent")
+    report = load_published(autoencoder, tmp_path / "mae.pth")
+    assert set(report.missing) == {"latent.head.weight", "latent.head.bias"}
+    assert_same(autoencoder.latent.teacher.state_dict(), autoencoder.encoder.state_dict())
+    assert torch.equal(autoencoder.encoder.norm.weight, published["norm.weight"])
 
 
 def test_an_encoder_alone_leaves_the_decoder_as_it_was(published, tmp_path):

@@ -31,6 +31,8 @@ from ahm_gym.runs.storage import locked
         {"policy": "random", "initial_mask_ratio": 0.1, "average": 0.9},
         {"policy": "a3c", "mask_ratio": (0.25, 0.5, 0.9), "masking_steps": 2},
         {"policy": "random", "target_fraction": 0.5},
+        {"policy": "random", "target": "latent", "model": "unet", "average": 0.9},
+        {"policy": "a3c", "target": "latent"},
         {"policy": "block"},
         {"policy": "grid"},
         {"policy": "spread"},

@@ -53,6 +53,7 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"target": "hogs"}, "unknown target 'hogs': did you mean 'hog'"),
         ({"target": "hog", "patch_size": 1}, "`target=hog` needs patches of at least 2 pixels"),
         ({"target": "hog", "reward": "ahm2025"}, "`target=hog` predicts none"),
+        ({"target": "latent", "num_workers": 2}, "`num_workers` above 1 does not go with `target=latent`"),
         ({"hiding": "masked"}, "`hiding=masked` goes with a U-Net"),
         ({"model": "unet", "compile": True}, "`compile` does not work with `model=unet`"),
         ({"model": "unet", "hiding": "mask"}, "unknown hiding 'mask'"),
