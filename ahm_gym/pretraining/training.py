@@ -78,8 +78,8 @@ class Training:
             )
         if config.num_workers > 1 and config.target == "latent":
             raise InputError(
-                "`num_workers` above 1 does not go with `target=latent`, whose teacher belongs to one process: choose 1 "
-                "worker, or another `target`."
+                "`num_workers` above 1 does not go with `target=latent`, whose teacher belongs to one process: choose "
+                "1 worker, or another `target`."
             )
         image_size = image_size_of(config.image_size)
         self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
