@@ -79,7 +79,9 @@ class ProbeResult(RunResult):
     """The scores of a probe."""
 
     patch_dice: float | None
-    """Dice over patches, 0 to 1; None if no test image contains a class."""
+    """Dice over patches, 0 to 1; None if no test image contains a class, or with `head="pixel"`."""
+    ap: float | None
+    """Average precision over pixels, 0 to 1; None if no test image contains a class, or with `head="patch"`."""
     scores: dict[str, Any]
     """The content of `results.json`."""
 
@@ -167,7 +169,7 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
 
 @with_settings_of(ProbeConfig)
 def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
-    """Evaluates a frozen encoder with a linear map from its patch features: `probe(encoder=run, labels=10)`.
+    """Evaluates a frozen encoder with a linear map from its features: `probe(encoder=run, labels=10)`.
 
     The keyword arguments are the fields of `ahm_gym.segmentation.config.ProbeConfig`.
 
@@ -177,7 +179,7 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
     config = with_run_dir(settings, "probe")
     scores = finetuning.run_probe(config)
     assert config.run_dir is not None, "chosen above"
-    return ProbeResult(config.run_dir.absolute(), scores["patch_dice"], scores)
+    return ProbeResult(config.run_dir.absolute(), scores.get("patch_dice"), scores.get("ap"), scores)
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:

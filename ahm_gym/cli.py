@@ -80,10 +80,28 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
 
     config = with_run_dir(settings, "probe")
     results = run_probe(config)
-    dice, images, labels = shown(results["patch_dice"]), results["num_images"], results["labels"]
-    print(f"\nPatch Dice {dice} on {images} test images, {labels} labelled training images")
+    images = f"{results['num_images']} test images, {results['labels']} labelled training images"
+    if config.head == "patch":
+        print(f"\nPatch Dice {shown(results['patch_dice'])} on {images}")
+    else:
+        print(f"\nPixels, {images}")
+        show_pixel_scores(results)
     print(f"Wrote {config.run_dir}/results.json")
     print("Next, to fine-tune: ahm-gym finetune with the same flags, and another --run-dir if you gave one")
+
+
+def show_pixel_scores(results: dict[str, Any]) -> None:
+    """Prints the scores of a pixel probe for every class, and what is missing from them."""
+    for name, row in [*results["per_class"].items(), ("mean", results)]:
+        ap, dice, loss = (shown(row[metric]) for metric in ("ap", "dice", "log_loss"))
+        chance = f" (chance: {shown(row['share'])})" if name != "mean" else ""
+        title = name if name == "mean" else f"class {name}"
+        print(f"{title}: average precision {ap}{chance}, Dice {dice}, log-loss {loss}")
+    if absent := results["absent_classes"]:
+        listed = ", ".join(map(str, absent))
+        print(
+            f"No labelled training image contains the class {listed}: its average precision is that of chance."
+        )
 
 
 def predict(settings: PredictConfig, argv: list[str]) -> None:

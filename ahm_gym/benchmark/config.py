@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ahm_gym.benchmark.rows import BASELINES, KINDS
+from ahm_gym.benchmark.rows import BASELINES, KINDS, PROBES
 from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.segmentation.config import FinetuneConfig
 
 TASKS: tuple[str, ...] = tuple(KINDS)
+DEFAULT_TASKS: tuple[str, ...] = ("finetune", "plain", "frozen", "probe")
 PRETRAINING, FINETUNING = PretrainConfig(steps=300), FinetuneConfig(steps=100)
 SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
@@ -42,9 +43,9 @@ class BenchmarkConfig:
     """Numbers of labelled training images: counts such as 10, or fractions such as 0.1."""
     seeds: int = 2
     """Number of seeds: 0, 1, ... of weights, images, masks and the choice of labels."""
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = DEFAULT_TASKS
     """How encoders are evaluated: finetune; plain, the same with a decoder that sees the features alone; frozen, where
-    only this decoder is trained; probe, a linear map."""
+    only this decoder is trained; probe, a linear map of each patch; pixel_probe, a linear map of each pixel."""
     baselines: tuple[str, ...] = tuple(BASELINES)
     """What encoders are compared with, beside the untrained one: unet_scratch, a U-Net fine-tuned from scratch;
     raw_patches, the mean and deviation of each patch."""
@@ -80,7 +81,7 @@ def check(config: BenchmarkConfig) -> None:
                     f"`{program}.{name}` is set by the benchmark for each job: leave it out; `data`, `policies`, "
                     "`labels`, `seeds`, `tasks`, `device` and `out` of the benchmark determine it."
                 )
-    if config.finetune.split == "val" and "probe" in config.tasks:
+    if config.finetune.split == "val" and set(PROBES) & set(config.tasks):
         raise InputError(
             "`finetune.split=val` keeps test images unseen, and the probe scores them: choose `tasks=finetune`."
         )

@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ahm_gym.benchmark.evaluations import probe_draws, scores_of_finetuning, scores_of_probe
+from ahm_gym.benchmark.evaluations import (
+    probe_draws,
+    scores_of_finetuning,
+    scores_of_pixel_probe,
+    scores_of_probe,
+)
 from ahm_gym.benchmark.memory import peak_memory_mib, reset_peak_memory
-from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, UNTRAINED, PretrainRow, Row, ScoreRow
+from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, PROBES, UNTRAINED, PretrainRow, Row, ScoreRow
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
@@ -47,7 +52,7 @@ class Job:
     """One pretraining, or one evaluation of its encoder. A job yields one row."""
 
     kind: str
-    """pretrain, finetune, frozen or probe."""
+    """pretrain, or one of `KINDS`."""
     data: str
     """Name of the data set."""
     policy: str
@@ -254,6 +259,8 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
     )  # of an interrupted evaluation, which is short enough to start again
     if job.kind == "probe":
         scores = scores_of_probe(probe_draws(settings, interrupt))
+    elif job.kind == "pixel_probe":
+        scores = scores_of_pixel_probe(probe_draws(settings, interrupt, PROBES[job.kind]))
     else:
         scores = scores_of_finetuning(finetune(settings, interrupt=interrupt))
         if job.kind == "finetune" and job.seed == 0:

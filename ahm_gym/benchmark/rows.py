@@ -22,8 +22,11 @@ KINDS: dict[str, str] = {
     "plain": "fine-tuned, plain decoder",
     "frozen": "frozen, plain decoder",
     "probe": "probe",
+    "pixel_probe": "pixel probe",
 }
 """Kinds of score, with their names in the report, in the order of the report."""
+PROBES: dict[str, str] = {"probe": "patch", "pixel_probe": "pixel"}
+"""Kinds of score that are probes, with the heads that they have."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class Baseline:
 
 BASELINES: dict[str, Baseline] = {
     "unet_scratch": Baseline("unet", ("finetune",)),
-    "raw_patches": Baseline("raw_patches", ("frozen", "probe")),
+    "raw_patches": Baseline("raw_patches", ("frozen", "probe", "pixel_probe")),
 }
 """A U-Net from scratch, the alternative to pretraining; the mean and deviation of each patch, the least to beat."""
 NOT_PRETRAINED: tuple[str, ...] = (UNTRAINED, *BASELINES)
 """What stands in the place of a policy in rows without pretraining."""
 
-Metric: TypeAlias = Literal["dice", "iou", "hd95"]
+Metric: TypeAlias = Literal["dice", "iou", "hd95", "ap", "log_loss"]
 
 
 class BaseRow(BaseModel):
@@ -100,7 +103,7 @@ class PretrainRow(BaseRow):
 class ScoreRow(BaseRow):
     """Test scores of one evaluation of an encoder."""
 
-    kind: Literal["finetune", "plain", "frozen", "probe"]
+    kind: Literal["finetune", "plain", "frozen", "probe", "pixel_probe"]
     labels: PositiveInt
     split: str
     dice: float | None
@@ -109,6 +112,12 @@ class ScoreRow(BaseRow):
     hd95: float | None = None
     """95 % Hausdorff distance in `hd95_unit`."""
     hd95_unit: str | None = None
+    ap: float | None = None
+    """Average precision over pixels, 0 to 1; the score of the pixel probe."""
+    log_loss: float | None = None
+    """Mean negative logarithm of the probability of what is true, in nats."""
+    draws: PositiveInt | None = None
+    """Number of draws of labelled images that a pixel probe is averaged over."""
     num_classes: PositiveInt | None = None
     """Number of classes, with the background."""
     cases: dict[str, dict[Metric, list[float | None]]] = {}
@@ -172,9 +181,14 @@ class Task:
         return f"{KINDS[self.kind]}, {self.amount} label{'s' * (self.amount != '1')}"
 
     @property
+    def score(self) -> Metric:
+        """The column of the score that policies are compared and ranked by."""
+        return "ap" if self.kind == "pixel_probe" else "dice"
+
+    @property
     def metric(self) -> str:
-        """The name of the Dice score."""
-        return "patch Dice" if self.kind == "probe" else "Dice"
+        """The name of that score."""
+        return {"probe": "patch Dice", "pixel_probe": "average precision"}.get(self.kind, "Dice")
 
 
 @dataclass(frozen=True)

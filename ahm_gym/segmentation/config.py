@@ -18,9 +18,12 @@ EncoderPath = Annotated[
 TRANSFERS: tuple[str, ...] = ("all", "encoder")
 
 
+HEADS: tuple[str, ...] = ("patch", "pixel")
+
+
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Evaluate a frozen encoder in seconds, by a linear map from its patch features to the labels."""
+class EvaluationConfig:
+    """The settings that the probe and fine-tuning share."""
 
     encoder: EncoderPath = "none"
     """Folder of a pretraining run, or none for an untrained encoder."""
@@ -49,7 +52,16 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(ProbeConfig):
+class ProbeConfig(EvaluationConfig):
+    """Evaluate a frozen encoder in seconds, by a linear map from its features to the labels."""
+
+    head: str = "patch"
+    """What is predicted. patch: the share of every class in each patch, from the features of the last layer.
+    pixel: the class of each pixel, from the features of several depths."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(EvaluationConfig):
     """Segmentation with a pretrained encoder, or from scratch, on a number of labelled images."""
 
     steps: int = 300

@@ -29,7 +29,7 @@ from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.settings import merge_resumed, to_json
 from ahm_gym.runs.storage import locked, write_atomically
 from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
-from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.segmentation.inputs import (
     open_labelled,
@@ -39,6 +39,7 @@ from ahm_gym.segmentation.inputs import (
     starting_encoder,
     with_run_dir,
 )
+from ahm_gym.segmentation.pixel_probe import PixelProbe
 from ahm_gym.segmentation.probe import Probe
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
@@ -106,7 +107,7 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     """
     config = resolve(with_run_dir(config, "probe"))
     assert config.run_dir is not None, "chosen above"
-    results = build_probe(config)(labels=config.labels, seed=config.seed)
+    results = build_probe(config, config.head)(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()
     results = {"split": "test", **results, "config": run.config}
@@ -114,14 +115,15 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     return results
 
 
-def build_probe(config: ProbeConfig) -> Probe:
-    """The probe of the encoder that the settings name; they must have been through `resolve`.
+def build_probe(config: EvaluationConfig, head: str = "patch") -> Probe | PixelProbe:
+    """The probe of the encoder that the settings name, with one of `HEADS`; they must have been through `resolve`.
 
     Raises:
         InputError: if settings or data cannot be used.
     """
     dataset = open_labelled(config)
-    return Probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
+    probe = PixelProbe if head == "pixel" else Probe
+    return probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
 
 
 class Finetuning:

@@ -17,16 +17,16 @@ from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
 from ahm_gym.model.encoders import find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
-from ahm_gym.segmentation.config import TRANSFERS, FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import HEADS, TRANSFERS, EvaluationConfig, FinetuneConfig, ProbeConfig
 
-Config = TypeVar("Config", bound=ProbeConfig)
+Config = TypeVar("Config", bound=EvaluationConfig)
 
 
 def resolve(config: Config) -> Config:
     """The settings, with missing ones taken from the encoder's run or from the defaults.
 
     Raises:
-        InputError: if a number is out of range or the encoder cannot be found.
+        InputError: if a number is out of range, a name is unknown or the encoder cannot be found.
     """
     check_seed(config.seed)
     for name in ("labels", "patch_size"):
@@ -42,6 +42,8 @@ def resolve(config: Config) -> Config:
             )
         if config.transfer not in TRANSFERS:
             raise unknown_name("transfer", config.transfer, TRANSFERS)
+    if isinstance(config, ProbeConfig) and config.head not in HEADS:
+        raise unknown_name("head", config.head, HEADS)
     config = spelled_out(config)
     if config.encoder == "none":
         return replace(
@@ -82,13 +84,13 @@ def with_run_dir(config: Config, what: str) -> Config:
     return replace(config, run_dir=config.run_dir or free_run_dir(f"{start}-{what}"))
 
 
-def shape_of(config: ProbeConfig) -> tuple[tuple[int, int], int]:
+def shape_of(config: EvaluationConfig) -> tuple[tuple[int, int], int]:
     """Image size and patch size of resolved settings."""
     assert config.image_size is not None and config.patch_size is not None, "resolved"
     return image_size_of(config.image_size), config.patch_size
 
 
-def open_labelled(config: ProbeConfig) -> ImageDataset:
+def open_labelled(config: EvaluationConfig) -> ImageDataset:
     """The labelled images of resolved settings."""
     return open_data(
         config.data,
@@ -99,7 +101,7 @@ def open_labelled(config: ProbeConfig) -> ImageDataset:
     )
 
 
-def starting_encoder(config: ProbeConfig, dataset: ImageDataset) -> nn.Module:
+def starting_encoder(config: EvaluationConfig, dataset: ImageDataset) -> nn.Module:
     """The encoder of resolved settings, for images of their size and the dataset's channels."""
     image_size, patch_size = shape_of(config)
     shape: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": dataset.channels}

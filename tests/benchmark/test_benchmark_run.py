@@ -22,7 +22,7 @@ from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.storage import locked
 from ahm_gym.segmentation.batches import choose_labelled
-from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.finetune import run_probe
 
 
@@ -233,7 +233,7 @@ def test_rows_alone_are_enough_to_continue_and_the_encoder_is_trained_again_for_
 
 def test_a_failing_job_is_reported_the_rest_continues_and_only_that_job_is_tried_again(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RunError) as failure:
-        patch.setattr(jobs, "probe_draws", lambda settings, interrupt: 1 / 0)
+        patch.setattr(jobs, "probe_draws", lambda *arguments: 1 / 0)
         run_benchmark(config)
     assert "3 jobs failed" in str(failure.value)
     assert "discs, a3c, seed 0: probe, 4 labels: ZeroDivisionError" in str(failure.value)
@@ -533,7 +533,8 @@ def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not
     settings = FinetuneConfig(
         data=str(discs), image_size=(32,), patch_size=4, seed=2, labels=4, run_dir=tmp_path / "probe"
     )
-    alone = run_probe(settings)
+    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(EvaluationConfig)}
+    alone = run_probe(ProbeConfig(**shared))
     draws = evaluations.probe_draws(settings, Interrupt())
     assert draws[0]["cases"] == alone["cases"]
     assert len(draws) == 4 and len({draw["val_r2"] for draw in draws}) == 4
@@ -542,6 +543,35 @@ def test_the_first_draw_of_a_probe_is_that_of_fine_tuning_and_the_others_are_not
     assert len(evaluations.probe_draws(every, Interrupt())) == 1
     with pytest.raises(Interrupted, match="stopped in a probe"):
         evaluations.probe_draws(settings, Interrupt(deadline=0.0))
+
+
+def test_a_pixel_probe_of_many_labels_has_fewer_draws(monkeypatch):
+    monkeypatch.setattr(evaluations, "NUM_DRAWS", 25)
+    assert [evaluations.num_draws(labels, 24, "pixel") for labels in (20, 21, 24, None)] == [25, 5, 1, 1]
+    assert evaluations.num_draws(21, 24, "patch") == 25
+
+
+def test_the_pixel_probe_is_a_task_that_is_ranked_by_average_precision(config):
+    config = dataclasses.replace(config, tasks=("pixel_probe",), baselines=("raw_patches",))
+    run_benchmark(config)
+    found = {row.policy: row for row in read_rows(config.out) if row.kind == "pixel_probe"}
+    assert found.keys() == {"scratch", "random", "a3c", "raw_patches"}
+    for row in found.values():
+        assert row.draws == 2 and 0 < row.ap <= 1 and 0 <= row.dice <= 1 and row.log_loss > 0
+        cases = [scores["ap"][0] for scores in row.cases.values()]
+        assert row.ap == pytest.approx(np.mean(cases), abs=1e-4) and len(cases) == 8
+    ranked = sorted(found, key=lambda policy: -found[policy].ap)
+    text = (config.out / "leaderboard.md").read_text()
+    table = text[text.index("**discs, pixel probe, 4 labels") :]
+    assert "| policy | average precision |" in table and "| Dice | Dice difference | log-loss |" in table
+    listed = [line.split("|")[1].strip() for line in table.splitlines()[4:8]]
+    assert listed == ranked
+    page = (config.out / "report.html").read_text()
+    assert "difference in average precision" in page and "difference in Dice" not in page
+    header = (config.out / "leaderboard.csv").read_text().splitlines()[0]
+    assert "ap_difference" in header and "log_loss_difference" in header
+    run_benchmark(dataclasses.replace(config, tasks=("pixel_probe", "probe")))
+    assert len([row for row in read_rows(config.out) if row.kind == "pixel_probe"]) == 4
 
 
 def test_a_probe_is_the_mean_over_its_draws():

@@ -43,7 +43,10 @@ def test_a_folder_without_rows_or_with_other_lines_is_refused(tmp_path):
             SCORE | {"cases": {"a": {"dice": ["0.5"]}}},
             r"cases\.a\.dice\.0 is '0\.5' \(input should be a valid n",
         ),
-        (SCORE | {"cases": {"a": {"dcie": [0.5]}}}, "cases.a.dcie.* should be 'dice', 'iou' or 'hd95'"),
+        (
+            SCORE | {"cases": {"a": {"dcie": [0.5]}}},
+            "cases.a.dcie.* should be 'dice', 'iou', 'hd95', 'ap' or 'log_loss'",
+        ),
         (SCORE | {"labels": None}, "labels is None"),
         (SCORE | {"amount": "many"}, "amount is 'many'"),
         (SCORE | {"recall": 0.5}, r"recall is 0\.5 \(extra inputs are not permitted\)"),

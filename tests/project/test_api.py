@@ -70,6 +70,10 @@ def test_a_pretraining_run_is_fine_tuned_and_probed(pretrained, tmp_path, kind):
     assert 0 <= probed.patch_dice <= 1 and probed.run_dir == tmp_path / "probe"
     assert probed.scores == json.loads((probed.run_dir / "results.json").read_text())
     if kind == "result":
+        pixels = ahm_gym.probe(
+            encoder=encoder, labels=4, head="pixel", run_dir=tmp_path / "pixels", device="cpu"
+        )
+        assert 0 <= pixels.ap <= 1 and pixels.patch_dice is None and probed.ap is None
         tuned = ahm_gym.finetune(
             encoder=encoder, labels=4, steps=2, batch_size=2, run_dir=str(tmp_path / "tuned"), device="cpu"
         )

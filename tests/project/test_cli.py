@@ -10,6 +10,7 @@ import tyro
 from benchmark_rows import DATA, FEW, make_rows, write_rows
 from programs import ROOT
 
+from ahm_gym import cli
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
 from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, split_numbers, with_flags
@@ -239,3 +240,15 @@ def test_a_report_without_rows_is_refused_with_one_sentence(tmp_path, capsys):
 )
 def test_numbers_may_be_separated_by_commas(given, parsed):
     assert split_numbers(given) == parsed
+
+
+def test_the_scores_of_pixels_are_printed_with_chance_and_absent_classes(capsys):
+    scores = {"ap": 0.5, "dice": None, "log_loss": 0.25}
+    per_class = {"1": scores | {"share": 0.125}, "2": dict.fromkeys([*scores, "share"])}
+    cli.show_pixel_scores(scores | {"per_class": per_class, "absent_classes": [2]})
+    first, second, mean, absent = capsys.readouterr().out.splitlines()
+    assert first == "class 1: average precision 0.500 (chance: 0.125), Dice undefined, log-loss 0.250"
+    assert second.startswith("class 2: average precision undefined") and mean.startswith(
+        "mean: average precision 0.5"
+    )
+    assert absent.startswith("No labelled training image contains the class 2")

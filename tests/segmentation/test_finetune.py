@@ -12,8 +12,7 @@ from timm.models import save_for_hf
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.folder import RunFolder
-from ahm_gym.runs.settings import as_config
-from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.finetune import Finetuning, finetune, is_finished, run_probe
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.segmenter import load_segmenter
@@ -231,7 +230,9 @@ def test_a_refused_run_leaves_no_folder_behind(program, config, message, change)
     if not change.keys() <= {field.name for field in dataclasses.fields(kind)}:
         pytest.skip("a probe has no such setting")
     with pytest.raises(InputError, match=message):
-        program(dataclasses.replace(as_config(kind, config), **change))
+        shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(EvaluationConfig)}
+        given = ProbeConfig(**shared) if program is run_probe else config
+        program(dataclasses.replace(given, **change))
     assert not config.run_dir.exists()
 
 
@@ -261,6 +262,21 @@ def test_an_existing_folder_and_a_run_of_another_kind_are_refused(config, pretra
     with pytest.raises(InputError, match="is a pretrain run"):
         finetune(FinetuneConfig(run_dir=pretrained), resume=True)
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.txt"]
+
+
+def test_the_pixel_head_writes_its_own_scores(config, pretrained):
+    config = ProbeConfig(
+        encoder=str(pretrained),
+        data=config.data,
+        labels=4,
+        run_dir=config.run_dir,
+        device="cpu",
+        head="pixel",
+    )
+    results = run_probe(config)
+    assert results == json.loads((config.run_dir / "results.json").read_text())
+    assert results["config"]["head"] == "pixel" and "patch_dice" not in results
+    assert {"ap", "dice", "log_loss", "absent_classes"} <= results.keys()
 
 
 def test_the_probe_writes_its_results_into_a_run_folder(config, pretrained):

@@ -79,11 +79,11 @@ def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> Markup
 
 
 def forest(data: str, cells: Sequence[Cell]) -> Markup:
-    """Differences to the reference in Dice with their intervals, the best on top; empty if none is known.
+    """Differences to the reference in the score with their intervals, the best on top; empty if none is known.
 
     The untrained encoder is often far worse. It does not widen the scale; an arrow marks it at the edge instead.
     """
-    rows = [(cell.policy, m, m.comparison) for cell in cells if (m := cell.measures.get("dice"))]
+    rows = [(cell.policy, m, m.comparison) for cell in cells if (m := cell.main)]
     known = sorted(((p, m, one) for p, m, one in rows if one), key=lambda row: -row[2].difference)
     if not known:
         return Markup()
@@ -95,20 +95,24 @@ def forest(data: str, cells: Sequence[Cell]) -> Markup:
     x = padded(bounds, left, width - right)
     bottom = 12 + ROW * len(known)
     ticks = x.ticks(3)
+    axis = f"← worse · difference in {score_name(cells)} · better →"
     parts = [
         _line(x(0), 4, x(0), bottom, "zero"),
         *(
             _tick_x(value, x, bottom, signed(value, _places(ticks)) if value else REFERENCE)
             for value in ticks
         ),
-        _text(
-            (left + width - right) / 2, bottom + 34, "← worse · difference in Dice · better →", "axis middle"
-        ),
+        _text((left + width - right) / 2, bottom + 34, axis, "axis middle"),
     ]
     for i, (policy, measure, one) in enumerate(known):
         parts.append(_forest_row(policy, measure.verdict, one, x, 14 + ROW * i + 4))
-    title = f"{data}: differences to {REFERENCE} in Dice with 95 % intervals"
+    title = f"{data}: differences to {REFERENCE} in {score_name(cells)} with 95 % intervals"
     return _svg(width, bottom + 42, title, parts)
+
+
+def score_name(cells: Sequence[Cell]) -> str:
+    """The name of the score in a chart of cells of one kind."""
+    return "average precision" if cells[0].task.score == "ap" else "Dice"
 
 
 def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number) -> Markup:
@@ -141,9 +145,9 @@ def _cut(x: Number, y: Number, side: int) -> Markup:
 
 
 def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Markup:
-    """Mean Dice against the number of labels, one line per policy; empty with only one number of labels."""
+    """Mean score against the number of labels, one line per policy; empty with only one number of labels."""
     points = {
-        policy: sorted((c.num_labels, c.measures["dice"].mean) for c in cells if c.policy == policy)
+        policy: sorted((c.num_labels, c.main.mean) for c in cells if c.policy == policy and c.main)
         for policy in policies
         if any(cell.policy == policy for cell in cells)
     }
@@ -167,14 +171,14 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Mark
         leader = _line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
         name = _text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
         parts.append(_group(about, [_path(f"curve {style}", f"M{path}"), *marks, leader, name]))
-    return _svg(WIDTH, HEIGHT, f"{data}: Dice against the number of labelled images", parts)
+    return _svg(WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the number of labelled images", parts)
 
 
 def by_seconds(
     data: str, cells: Sequence[Cell], seconds: Mapping[str, Number], policies: Sequence[str]
 ) -> Markup:
-    """Mean Dice against the seconds of pretraining; bars are ± one standard deviation over seeds."""
-    found = {c.policy: c.measures["dice"] for c in cells if "dice" in c.measures and c.policy in seconds}
+    """Mean score against the seconds of pretraining; bars are ± one standard deviation over seeds."""
+    found = {c.policy: c.main for c in cells if c.main and c.policy in seconds}
     if len(found) < 2:
         return Markup()
     right = 20
@@ -188,10 +192,10 @@ def by_seconds(
         spent, dice = x(seconds[policy]), y(measure.mean)
         spread_by = measure.deviation or 0
         style = style_of(policy, policies)
-        about = f"{policy}: Dice {decimals(measure.mean)} after {duration(seconds[policy])}"
+        about = f"{policy}: {score_name(cells)} {decimals(measure.mean)} after {duration(seconds[policy])}"
         bar = _line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
         parts.append(_group(about, [bar, marker(policy, policies, spent, dice)]))
-    return _svg(WIDTH, HEIGHT, f"{data}: Dice against the seconds of pretraining", parts)
+    return _svg(WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the seconds of pretraining", parts)
 
 
 def spread(places: Mapping[str, Number], gap: Number, top: Number, bottom: Number) -> dict[str, Number]:

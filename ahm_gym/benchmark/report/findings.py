@@ -30,7 +30,7 @@ def tally(task: Task, cells: list[Cell]) -> str:
 
 
 def by_data(cells: list[Cell]) -> list[str]:
-    """One sentence per data set: the policies with each verdict and their differences in Dice."""
+    """One sentence per data set: the policies with each verdict and their differences in the score."""
     found = []
     for data in sorted({cell.data for cell in cells}):
         parts = []
@@ -63,12 +63,12 @@ def doubts(task: Task, cells: list[Cell]) -> list[str]:
 
 
 def sentence(cell: Cell) -> str:
-    """One comparison of Dice: "a3c against random on hc18_128, fine-tuned, 10 labels: ...".
+    """One comparison of the score: "a3c against random on hc18_128, fine-tuned, 10 labels: ...".
 
-    Raises:
-        KeyError: if the cell has no Dice.
+    The cell must have one.
     """
-    measure = cell.measures["dice"]
+    measure = cell.main
+    assert measure is not None, "only cells with a score are compared"
     opening = f"{cell.policy} against {REFERENCE} on {cell.data}, {cell.task.name}: "
     one = measure.comparison
     if one is None:
@@ -84,8 +84,8 @@ def sentence(cell: Cell) -> str:
 
 
 def sentences(cells: list[Cell]) -> list[str]:
-    """Every comparison of Dice in a sentence, by data set and policy."""
-    compared = [cell for cell in cells if cell.policy != REFERENCE and "dice" in cell.measures]
+    """Every comparison of the score in a sentence, by data set and policy."""
+    compared = [cell for cell in cells if cell.policy != REFERENCE and cell.main]
     return [sentence(cell) for cell in sorted(compared, key=lambda cell: (cell.data, cell.policy))]
 
 
@@ -129,13 +129,12 @@ def _seeds(seeds: tuple[int, ...], expected: list[int]) -> str:
 
 
 def _verdict(cell: Cell) -> str:
-    return cell.measures["dice"].verdict if "dice" in cell.measures else ""
+    return cell.main.verdict if cell.main else ""
 
 
 def _difference(cell: Cell) -> float:
-    comparison = cell.measures["dice"].comparison
-    assert comparison is not None, "a verdict needs a comparison"
-    return comparison.difference
+    assert cell.main and cell.main.comparison, "a verdict needs a comparison"
+    return cell.main.comparison.difference
 
 
 def _listed(parts: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ahm_gym.benchmark.rows import REFERENCE, BaseRow, Metric, Rows, ScoreRow, Task
+from ahm_gym.benchmark.rows import PROBES, REFERENCE, BaseRow, Metric, Rows, ScoreRow, Task
 from ahm_gym.benchmark.statistics import (
     Comparison,
     Scores,
@@ -23,7 +23,15 @@ from ahm_gym.benchmark.statistics import (
     verdict,
 )
 
-LARGER_IS_BETTER: dict[Metric, bool] = {"dice": True, "iou": True, "hd95": False}
+LARGER_IS_BETTER: dict[Metric, bool] = {
+    "dice": True,
+    "iou": True,
+    "hd95": False,
+    "ap": True,
+    "log_loss": False,
+}
+OF_PIXEL_PROBES: tuple[Metric, ...] = ("ap", "log_loss")
+"""Metrics with columns only in a benchmark that has a pixel probe."""
 HEALTH = ("psnr", "loss", "spearman", "excess", "overlap", "entropy", "masked_foreground")
 COST = ("seconds", "images_per_second", "limit_share", "peak_memory_mib")
 
@@ -59,7 +67,12 @@ class Cell:
     hd95_unit: str | None
     measures: dict[str, Measure]
     mean_rank: float = float("nan")
-    """Mean rank by the paired difference in Dice, over the data sets that have the policy."""
+    """Mean rank by the paired difference in the score of the task, over the data sets that have the policy."""
+
+    @property
+    def main(self) -> Measure | None:
+        """The score of the task, which policies are ranked by; None if no seed defines it."""
+        return self.measures.get(self.task.score)
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,9 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
 
     A text that a spreadsheet would execute as a formula gets an apostrophe in front.
     """
+    left_out = (
+        () if any(name in cell.measures for cell in cells for name in OF_PIXEL_PROBES) else OF_PIXEL_PROBES
+    )
     trained = {(one.data, one.policy): one for one in pretraining}
     lines = []
     for cell in cells:
@@ -121,7 +137,7 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
             "cases": cell.num_cases,
             "mean_rank": cell.mean_rank,
         }
-        for name in LARGER_IS_BETTER:
+        for name in (name for name in LARGER_IS_BETTER if name not in left_out):
             line |= _csv_measure(name, cell.measures.get(name))
         line |= {"hd95_unit": cell.hd95_unit, "seconds": cell.seconds}
         own = trained.get((cell.data, cell.policy))
@@ -238,14 +254,14 @@ def _comparison(rows: Rows, cell: Cell, metric: Metric) -> Comparison | None:
         own,
         other,
         larger_is_better=larger,
-        # For the probe, Dice is undefined whenever the label is empty; for pixels only if the prediction is too.
-        empty_is_perfect=larger and cell.task.kind != "probe",
+        # For probes, scores are undefined whenever the label is empty; for the others only if the prediction is too.
+        empty_is_perfect=larger and cell.task.kind not in PROBES,
         patients=rows.config.get("patients", {}).get(cell.data, {}),
     )
 
 
 def _ranked(cells: list[Cell]) -> list[Cell]:
-    referred = {cell.data for cell in cells if cell.policy == REFERENCE and "dice" in cell.measures}
+    referred = {cell.data for cell in cells if cell.policy == REFERENCE and cell.main}
     values: dict[str, dict[str, float]] = {}
     for cell in cells:
         strength = _strength(cell, referred=cell.data in referred)
@@ -264,9 +280,9 @@ def _strength(cell: Cell, *, referred: bool) -> float | None:
 
     Means over different seeds cannot be compared, so the mean is used only if the reference has not been run.
     """
-    dice = cell.measures.get("dice")
-    if dice is None or not referred:
-        return dice and dice.mean
+    measure = cell.main
+    if measure is None or not referred:
+        return measure and measure.mean
     if cell.policy == REFERENCE:
         return 0.0
-    return dice.comparison and dice.comparison.difference
+    return measure.comparison and measure.comparison.difference

@@ -12,7 +12,7 @@ from ahm_gym.benchmark.rows import Rows
 METHOD = (
     "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the mean "
     "over seeds and cases. In differences of Dice or IoU, a structure that a case does not have scores 1 if none was "
-    "found; means leave it out, and the probe only counts structures that are there. HD95 covers the cases in which "
+    "found; means leave it out, and probes only count structures that are there. HD95 covers the cases in which "
     "both policies found the structure; missed structures show in Dice. The 95 % interval and the p value of a "
     "difference are for new seeds and new cases: both are resampled, with the cases of a patient together, and with "
     "one seed or one patient there is no verdict. The t interval is over seeds alone, on these cases. Wins is the "

@@ -34,7 +34,7 @@ class Section:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Everything about one task: tables, differences, and Dice against labels and seconds."""
+    """Everything about one task: tables, differences, and the score against labels and seconds."""
 
     name: str
     metric: str
@@ -43,9 +43,9 @@ class TaskScores:
     differences: dict[str, Markup]
     """Forest plots by data set."""
     by_labels: dict[str, Markup]
-    """Charts of Dice against labels, by data set."""
+    """Charts of the score against labels, by data set."""
     by_seconds: dict[str, Markup]
-    """Charts of Dice against seconds, by data set."""
+    """Charts of the score against seconds, by data set."""
 
 
 def page(
@@ -117,7 +117,7 @@ def _scores(rows: Rows, scores: list[Cell], pretraining: list[Pretraining]) -> d
 def _task(rows: Rows, task: Task, scores: list[Cell], pretraining: list[Pretraining]) -> TaskScores:
     cells = [cell for cell in scores if cell.task == task]
     per_data = {data: [cell for cell in cells if cell.data == data] for data in rows.data}
-    of_kind = [cell for cell in scores if cell.task.kind == task.kind and "dice" in cell.measures]
+    of_kind = [cell for cell in scores if cell.task.kind == task.kind and cell.main]
     return TaskScores(
         name=task.name,
         metric=task.metric,

@@ -41,7 +41,7 @@ class Table:
 
 
 def overview(task: Task, cells: list[Cell]) -> Table:
-    """Mean Dice of every policy on every data set, in the order of `cells`, which are those of the task."""
+    """Mean score of every policy on every data set, in the order of `cells`, which are those of the task."""
     data = sorted({cell.data for cell in cells})
     most = max((len(cell.seeds) for cell in cells), default=0)
     rows = []
@@ -57,11 +57,16 @@ def overview(task: Task, cells: list[Cell]) -> Table:
 
 def scores(data: str, task: Task, cells: list[Cell]) -> Table:
     """The policies on one data set in one task, the best first, with differences to the reference."""
-    own = [cell for cell in cells if cell.data == data and "dice" in cell.measures]
-    own.sort(key=lambda cell: -cell.measures["dice"].mean)
+    found = [(cell.main.mean, cell) for cell in cells if cell.data == data and cell.main]
+    own = [cell for _, cell in sorted(found, key=lambda pair: -pair[0])]
     unit = next((cell.hd95_unit for cell in own if cell.hd95_unit), None)
-    optional = [name for name in ("iou", "hd95") if any(name in cell.measures for cell in own)]
-    titles = {"iou": "IoU", "hd95": f"HD95 ({unit})" if unit else "HD95"}
+    titles = {
+        "dice": "Dice",
+        "iou": "IoU",
+        "hd95": f"HD95 ({unit})" if unit else "HD95",
+        "log_loss": "log-loss",
+    }
+    optional = [name for name in titles if name != task.score and any(name in cell.measures for cell in own)]
     columns = ["policy", task.metric, "seeds", "difference", "95 % interval", "t interval over seeds"]
     columns += ["wins", "corrected p", "verdict", "IQM"]
     for name in optional:
@@ -96,29 +101,30 @@ def interval_text(interval: Interval | None, places: int = 3) -> str:
 
 
 def _overview_entry(cell: Cell, most_seeds: int) -> str:
-    if "dice" not in cell.measures:
+    measure = cell.main
+    if measure is None:
         return NOTHING
-    measure = cell.measures["dice"]
     mark = MARKS.get(measure.verdict.split(" ")[0], "")
     seeds = "" if len(cell.seeds) == most_seeds else f"({len(cell.seeds)} of {most_seeds} seeds)"
     return " ".join(part for part in (decimals(measure.mean), mark, seeds) if part)
 
 
 def _scores_row(cell: Cell, optional: list[str]) -> list[str]:
-    dice = cell.measures["dice"]
-    one = dice.comparison
-    spread = "" if dice.deviation is None else f" ± {decimals(dice.deviation)}"
+    main = cell.main
+    assert main is not None, "only cells with a score have a row"
+    one = main.comparison
+    spread = "" if main.deviation is None else f" ± {decimals(main.deviation)}"
     row = [
         cell.policy,
-        decimals(dice.mean) + spread,
+        decimals(main.mean) + spread,
         ", ".join(map(str, cell.seeds)),
-        _difference(dice, 4),
+        _difference(main, 4),
         interval_text(one and one.interval, 4),
         interval_text(one and one.seed_interval, 4),
         percent(one and one.win_probability),
-        p_value(dice.corrected_p),
-        dice.verdict or NOTHING,
-        decimals(dice.iqm),
+        p_value(main.corrected_p),
+        main.verdict or NOTHING,
+        decimals(main.iqm),
     ]
     for name in optional:
         measure = cell.measures.get(name)
