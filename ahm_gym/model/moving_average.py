@@ -28,6 +28,8 @@ class MovingAverage(Generic[Network]):
     def __init__(self, network: Network, *, start: float = 0.999, end: float = 0.9999) -> None:
         self.followed: Network = network
         self._average = ModelEmaV3(network).requires_grad_(False)
+        # For stochastic rounding, which is not used here; a generator cannot be sent to a worker process.
+        self._average._sr_generator = None  # pyright: ignore[reportAttributeAccessIssue]
         self.start: float = start
         self.end: float = end
         self.updates: int = 0

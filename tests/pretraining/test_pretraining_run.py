@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monke
 def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monkeypatch):
     config = dataclasses.replace(config, num_workers=2, data_workers=1, steps=20, checkpoint_every=5)
     # The mask ratio rises with the updates of both workers.
-    config = dataclasses.replace(config, initial_mask_ratio=0.25, guided_fraction=1.0)
+    config = dataclasses.replace(config, initial_mask_ratio=0.25, guided_fraction=1.0, average=0.9)
     call = Recorder.__call__
 
     def interrupted(self, metrics):
@@ -266,6 +266,8 @@ def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monke
     path = pretrain(config, resume=True)
     state = final_state(path)
     assert state["pretrainer"]["updates"] == state["agent"]["writes"] == 20
+    averaged, last = state["pretrainer"]["average"]["network"], state["pretrainer"]["autoencoder"]
+    assert any(not torch.equal(value, last[name]) for name, value in averaged.items())
     assert comparable(path)[-1]["step"] == 20
 
 
