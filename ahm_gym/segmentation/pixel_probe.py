@@ -87,10 +87,10 @@ class Components:
     left out.
     """
 
-    centres: list[Float[Tensor, " D"]]
-    bases: list[Float[Tensor, "D R"]]
+    centres: list[Float[Tensor, " _"]]
+    bases: list[Float[Tensor, "_ _"]]
     """From features to components, with the standardisation."""
-    variances: list[Float[Tensor, " R"]]
+    variances: list[Float[Tensor, " _"]]
 
     @classmethod
     def of(cls, maps: Maps) -> Components:
@@ -262,7 +262,7 @@ def pixel_classes(
 
 
 def logits(
-    maps: Maps, weights: Sequence[Float[Tensor, "D K"]], bias: Float[Tensor, " K"], grid: tuple[int, int]
+    maps: Maps, weights: Sequence[Float[Tensor, "_ K"]], bias: Float[Tensor, " K"], grid: tuple[int, int]
 ) -> Float[Tensor, "B K h w"]:
     """The linear map of the interpolated features."""
     total = bias[:, None, None]
@@ -277,7 +277,7 @@ class Problem:
 
     maps: Maps
     """Components of the features."""
-    variances: list[Float[Tensor, " R"]]
+    variances: list[Float[Tensor, " _"]]
     """Variance of each component."""
     classes: Int[Tensor, "B h w"]
     num_classes: int
