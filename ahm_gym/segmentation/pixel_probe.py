@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,91 +17,20 @@ from ahm_gym.model.conv_network import ConvNetwork
 from ahm_gym.model.encoder_base import Encoder, as_encoder
 from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
+from ahm_gym.segmentation.pixel_classifier import (
+    Components,
+    Maps,
+    PixelClassifier,
+    Problem,
+    choose_penalty,
+    fit,
+)
 from ahm_gym.segmentation.probe import BATCH_SIZE, class_dice
 
 PIXEL_METRICS: tuple[str, ...] = ("ap", "dice", "log_loss")
 """The scores of the pixel probe: average precision, Dice and log-loss."""
-PENALTIES: tuple[float, ...] = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
-"""Penalties to choose from, the strongest first; see `fit`."""
-DEFAULT_PENALTY: float = 1.0
-"""The penalty where cross-validation is impossible, as with a single image."""
 MAX_SIDE: int = 32
 """Largest number of rows or columns of the grid of pixels."""
-NUM_FOLDS: int = 5
-"""Largest number of folds of the cross-validation."""
-FOLD_IMAGES: int = 40
-"""Largest number of images for the cross-validation: more change the choice little, and would take minutes."""
-STEPS: int = 100
-"""Largest number of L-BFGS iterations of a fit."""
-TOLERANCE: float = 3e-4
-"""Largest entry of the gradient at which a fit ends."""
-SMALLEST_DEVIATION: float = 1e-6
-"""Features that vary less are not scaled up to a deviation of 1."""
-SMALLEST_VARIANCE: float = 1e-6
-"""Components with less variance are left out; a standardised feature has 1."""
-SMALLEST_CURVATURE: float = 1e-4
-"""Least curvature to assume for rare classes."""
-
-Maps: TypeAlias = list[Float[Tensor, "B _ _ _"]]
-"""Feature maps (B, h, w, D) of the same images, one for each resolution, with the channels last."""
-
-
-@dataclass(frozen=True)
-class PixelClassifier:
-    """A linear map from the features of each pixel to the logarithms of the class probabilities.
-
-    A pixel's features are the standardised maps of all depths, interpolated bilinearly. Interpolation and a linear
-    map can change places, so only one map per class is interpolated, never the features.
-    """
-
-    weights: list[Float[Tensor, "_ K"]]
-    """Weights of the features, one matrix for each resolution."""
-    bias: Float[Tensor, " K"]
-    present: Bool[Tensor, " K"]
-    """The classes that occur in the labels it was fitted to."""
-    absent_probability: float
-    """Probability of every other class."""
-
-    def __call__(self, maps: Maps, grid: tuple[int, int]) -> Float[Tensor, "B K h w"]:
-        """Logarithms of the class probabilities at every pixel of the grid."""
-        scores = logits(maps, self.weights, self.bias, grid)
-        scores = scores.masked_fill(~self.present[:, None, None], -torch.inf).log_softmax(dim=1)
-        known = torch.tensor(1.0 - self.absent_probability * int((~self.present).sum())).log()
-        never = torch.tensor(self.absent_probability).log()
-        return torch.where(self.present[:, None, None], scores + known, never)
-
-    def after(self, components: Components) -> PixelClassifier:
-        """The same map from the features as they come, where this one takes their components."""
-        weights = [basis @ own for basis, own in zip(components.bases, self.weights, strict=True)]
-        shifts = [centre @ own for centre, own in zip(components.centres, weights, strict=True)]
-        return replace(self, weights=weights, bias=self.bias - torch.stack(shifts).sum(dim=0))
-
-
-@dataclass(frozen=True)
-class Components:
-    """The principal components of standardised features, by resolution.
-
-    A rotation does not change the penalty, so the solution is the same as without; but it is reached in far fewer
-    steps, since the components are uncorrelated and their variances known. Components of next to no variance are
-    left out.
-    """
-
-    centres: list[Float[Tensor, " D"]]
-    bases: list[Float[Tensor, "D R"]]
-    """From features to components, with the standardisation."""
-    variances: list[Float[Tensor, " R"]]
-
-    @classmethod
-    def of(cls, maps: Maps) -> Components:
-        """The components over all positions of these maps."""
-        parts = [_components(one.flatten(0, 2)) for one in maps]
-        centres, bases, variances = (list(column) for column in zip(*parts, strict=True))
-        return cls(centres, bases, variances)
-
-    def __call__(self, maps: Maps) -> Maps:
-        return [
-            (one - centre) @ basis for one, centre, basis in zip(maps, self.centres, self.bases, strict=True)
-        ]
 
 
 class PixelProbe:
@@ -259,147 +187,6 @@ def pixel_classes(
     """The class with the largest area in each pixel of the grid; the label is fitted to `image_size` like its image."""
     one_hot = functional.one_hot(label, num_classes).permute(2, 0, 1).float()
     return functional.adaptive_avg_pool2d(cover(one_hot, image_size), grid).argmax(dim=0)
-
-
-def logits(
-    maps: Maps, weights: Sequence[Float[Tensor, "D K"]], bias: Float[Tensor, " K"], grid: tuple[int, int]
-) -> Float[Tensor, "B K h w"]:
-    """The linear map of the interpolated features."""
-    total = bias[:, None, None]
-    for one, matrix in zip(maps, weights, strict=True):
-        total = total + functional.interpolate((one @ matrix).permute(0, 3, 1, 2), grid, mode="bilinear")
-    return total
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The pixels that a classifier is fitted to."""
-
-    maps: Maps
-    """Components of the features."""
-    variances: list[Float[Tensor, " R"]]
-    """Variance of each component."""
-    classes: Int[Tensor, "B h w"]
-    num_classes: int
-
-    def __getitem__(self, chosen: Bool[Tensor, " B"]) -> Problem:
-        """The pixels of these images."""
-        return replace(self, maps=[one[chosen] for one in self.maps], classes=self.classes[chosen])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the pixels."""
-        return self.classes.shape[1], self.classes.shape[2]
-
-
-def _components(features: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, Tensor]:
-    deviation, centre = torch.std_mean(features, dim=0, correction=0)
-    scale = 1.0 / deviation.clamp(min=SMALLEST_DEVIATION)
-    inputs = (features - centre) * scale
-    if len(inputs) < inputs.shape[1]:
-        _, singular, vectors = torch.linalg.svd(inputs, full_matrices=False)
-        variances, vectors = singular.square() / len(inputs), vectors.T
-    else:
-        variances, vectors = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
-    kept = variances > SMALLEST_VARIANCE
-    return centre, scale[:, None] * vectors[:, kept], variances[kept]
-
-
-def fit(problem: Problem, penalties: Sequence[float]) -> Iterator[PixelClassifier]:
-    """Yields multinomial logistic regressions with these L2 penalties, by L-BFGS; each starts from the one before.
-
-    They minimise the sum over the images of the mean cross-entropy of their pixels, plus half the penalty times the
-    squared norm of the weights of the standardised features. So a penalty means the same for any number of images.
-    The bias is not penalised. Classes without a pixel are left out, and get the probability 1 / (pixels + classes).
-    """
-    classes, num_classes = problem.classes, problem.num_classes
-    counts = classes.flatten().bincount(minlength=num_classes)
-    shares = counts / counts.sum()
-    weights = [torch.zeros(one.shape[3], num_classes) for one in problem.maps]
-    bias = shares.clamp(min=1 / classes.numel()).log()  # the solution for features that say nothing
-    for penalty in penalties:
-        weights, bias = _minimise(problem, shares, weights, bias, penalty / len(classes))
-        yield PixelClassifier(weights, bias, counts > 0, 1.0 / (classes.numel() + num_classes))
-
-
-def _minimise(
-    problem: Problem,
-    shares: Float[Tensor, " K"],
-    weights: list[Float[Tensor, "_ K"]],
-    bias: Float[Tensor, " K"],
-    penalty: float,
-) -> tuple[list[Float[Tensor, "_ K"]], Float[Tensor, " K"]]:
-    """Weights and bias of the smallest loss, from these; see `fit`."""
-    # In units of the curvature of the loss at the start, it is about as steep in every direction.
-    curvature = (shares * (1.0 - shares)).clamp(min=SMALLEST_CURVATURE)
-    units = [(curvature * variance[:, None] + penalty).rsqrt() for variance in problem.variances]
-    units.append(curvature.rsqrt())
-    free = [(one / unit).requires_grad_() for one, unit in zip([*weights, bias], units, strict=True)]
-    optimizer = torch.optim.LBFGS(
-        free,
-        max_iter=STEPS,
-        history_size=10,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=1e-6,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        *own, shift = (one * unit for one, unit in zip(free, units, strict=True))
-        scores = logits(problem.maps, own, shift, problem.grid).masked_fill(absent, -torch.inf)
-        norm = torch.stack([matrix.square().sum() for matrix in own]).sum()
-        loss = functional.cross_entropy(scores, problem.classes) + 0.5 * penalty * norm
-        loss.backward()
-        return loss
-
-    absent = (shares == 0)[:, None, None]
-    optimizer.step(closure)  # type: ignore[arg-type]
-    *found, shift = (one.detach() * unit for one, unit in zip(free, units, strict=True))
-    return found, shift
-
-
-def folds_of(owners: Sequence[str]) -> list[int]:
-    """The fold of each image; the images of one patient share a fold, unless there is only one patient.
-
-    Patients go to the folds in turn, in the order of their first image, which the choice of labels has shuffled.
-    """
-    names = list(dict.fromkeys(owners))
-    if len(names) == 1:
-        return [place % NUM_FOLDS for place in range(len(owners))]
-    return [names.index(owner) % NUM_FOLDS for owner in owners]
-
-
-def choose_penalty(problem: Problem, owners: Sequence[str]) -> tuple[float, int]:
-    """The penalty with the smallest log-loss on the held-out pixels of all folds, and the number of folds.
-
-    Penalties are tried from the strongest until the loss grows. Only the first `FOLD_IMAGES` images take part. Pixels
-    of classes that a fold was not fitted to do not count.
-
-    Args:
-        problem: pixels of all labelled training images.
-        owners: patient of each image.
-    """
-    folds = torch.tensor(folds_of(owners[:FOLD_IMAGES]))
-    num_folds = int(folds.max()) + 1
-    if num_folds == 1:
-        return DEFAULT_PENALTY, 0
-    used = problem[torch.arange(len(owners)) < len(folds)]
-    held = [used[folds == fold] for fold in range(num_folds)]
-    paths = [fit(used[folds != fold], PENALTIES) for fold in range(num_folds)]
-    best, smallest = DEFAULT_PENALTY, torch.inf
-    for penalty, *classifiers in zip(PENALTIES, *paths, strict=True):
-        loss = sum(_loss(classifier, part) for classifier, part in zip(classifiers, held, strict=True))
-        if loss >= smallest:
-            break
-        best, smallest = penalty, loss
-    return best, num_folds
-
-
-def _loss(classifier: PixelClassifier, problem: Problem) -> float:
-    """The summed log-loss of the pixels whose class the classifier knows."""
-    losses = functional.nll_loss(classifier(problem.maps, problem.grid), problem.classes, reduction="none")
-    return float(losses[classifier.present[problem.classes]].sum())
 
 
 def average_precision(scores: Float[Tensor, " n"], true: Bool[Tensor, " n"]) -> float:

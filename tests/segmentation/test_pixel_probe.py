@@ -11,25 +11,27 @@ from torch.nn import functional
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoders import as_encoder, load_encoder
-from ahm_gym.segmentation import pixel_probe
+from ahm_gym.segmentation import pixel_classifier
 from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.config import ProbeConfig
 from ahm_gym.segmentation.inputs import resolve
-from ahm_gym.segmentation.pixel_probe import (
+from ahm_gym.segmentation.pixel_classifier import (
     DEFAULT_PENALTY,
     Components,
     PixelClassifier,
-    PixelProbe,
     Problem,
+    choose_penalty,
+    fit,
+    folds_of,
+    logits,
+)
+from ahm_gym.segmentation.pixel_probe import (
+    PixelProbe,
     average_precision,
     by_resolution,
     case_scores,
-    choose_penalty,
     depth_maps,
-    fit,
-    folds_of,
     grid_for,
-    logits,
     pixel_classes,
 )
 
@@ -254,5 +256,5 @@ def test_an_unknown_head_and_data_without_test_labels_are_refused(tmp_path):
 
 
 def test_many_images_are_not_all_used_for_cross_validation(dataset, monkeypatch):
-    monkeypatch.setattr(pixel_probe, "FOLD_IMAGES", 3)
+    monkeypatch.setattr(pixel_classifier, "FOLD_IMAGES", 3)
     assert PixelProbe(untrained(), dataset)(labels=8)["folds"] == 3
