@@ -57,7 +57,9 @@ class ConvAutoencoder(Autoencoder):
         self.tokens: nn.ParameterList = nn.ParameterList(0.02 * torch.randn(width) for width in shapes)
         if target == "latent":
             side = network.patch_size
-            self.latent = LatentTask(network, nn.Conv2d(network.width, network.width, side, side))
+            self.latent: LatentTask | None = LatentTask(
+                network, nn.Conv2d(network.width, network.width, side, side)
+            )
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The pixels of each patch, in the order of `patchify`."""

@@ -76,7 +76,7 @@ class MaskedAutoencoder(Autoencoder):
         self.decoder_pred: nn.Linear = nn.Linear(decoder_dim, self.target_size)
         self._initialise(norm_eps)
         if target == "latent":
-            self.latent = LatentTask(encoder, nn.Linear(decoder_dim, self.dim))
+            self.latent: LatentTask | None = LatentTask(encoder, nn.Linear(decoder_dim, self.dim))
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
 
