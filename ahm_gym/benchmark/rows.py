@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from pydantic import field_validator as validator
 
 from ahm_gym.errors import InputError
+from ahm_gym.runs.lines import complete_lines
 
 REFERENCE = "random"
 """The policy that all others are compared with."""
@@ -227,20 +228,18 @@ class Rows:
 
 
 def read_lines(out: Path) -> list[Row]:
-    """The rows in `rows.jsonl`, oldest first.
-
-    An incomplete last line is still being written, or was cut off by a crash, and is left out.
+    """The rows in the complete lines of `rows.jsonl`, oldest first.
 
     Raises:
         InputError: if a line is not a row; the message names the line and the field.
     """
     path = out / "rows.jsonl"
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = complete_lines(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text ({error}): restore it, or choose another folder.") from error
     rows = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(ROW.validate_json(line))
         except ValidationError as error:

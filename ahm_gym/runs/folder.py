@@ -14,6 +14,7 @@ from typing import IO, Any, SupportsFloat
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ahm_gym.errors import InputError
+from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.storage import (
     load_state,
     make_folder,
@@ -106,10 +107,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged rows, oldest first, with None for null. An incomplete last line is left out."""
-        if not self._metrics_path.exists():
-            return []
-        lines = self._metrics_path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [json.loads(line) for line in complete_lines(self._metrics_path)]
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Saves the state of a step, then deletes older checkpoints.

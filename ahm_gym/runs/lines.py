@@ -1,0 +1,14 @@
+"""Text files to which programs append line by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a text file to which programs append; none if there is no file.
+
+    An incomplete last line is still being written, or was cut off by a crash, and is left out.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
