@@ -12,7 +12,7 @@ import numpy as np
 
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
 from ahm_gym.data.labels import Labels, find_labels, looks_like_label, without_channel
-from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, unreadable_kinds
+from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, note_on_other_files
 from ahm_gym.data.sample import Record, patient_of
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
@@ -77,11 +77,8 @@ class FolderSource:
                 yield record
 
     def _notes(self) -> Iterator[str]:
-        if others := unreadable_kinds(self.folder):
-            listed = ", ".join(
-                f"{number} {suffix or 'without a suffix'}" for suffix, number in others.items()
-            )
-            yield f"files of other kinds are left out: {listed}"
+        if note := note_on_other_files(self.folder):
+            yield note
         if self.labels:
             _, first = next(iter(self.labels.values()))
             yield f"{len(self.labels)} of {len(self.images)} files have a label, from {first.parent}"

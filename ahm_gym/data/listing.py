@@ -74,11 +74,13 @@ def by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def unreadable_kinds(folder: Path) -> dict[str, int]:
-    """The number of files in a folder that cannot be read, by suffix."""
+def note_on_other_files(folder: Path) -> str | None:
+    """A sentence on the files in a folder that cannot be read, with their numbers by suffix; None if there are none."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
-    return {suffix: counts[suffix] for suffix in sorted(counts) if suffix not in READERS}
+    others = [suffix for suffix in sorted(counts) if suffix not in READERS]
+    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in others)
+    return f"files of other kinds are left out: {listed}" if others else None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

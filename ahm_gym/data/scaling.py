@@ -78,6 +78,11 @@ def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H 
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
+def stored_side(image_size: tuple[int, int], native_resolution: bool) -> int | None:
+    """Longest shorter side, in pixels, at which images for this training size are kept; None: their own size."""
+    return None if native_resolution else 2 * min(image_size)
+
+
 def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Tensor, "C H2 W2"]:
     """Shrinks an image, with its aspect ratio kept, until the shorter side has at most `shortest_side` pixels."""
     height, width = image.shape[1:]

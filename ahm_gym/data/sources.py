@@ -13,6 +13,7 @@ from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
 from ahm_gym.data.prepare import prepare
 from ahm_gym.data.sample import Source
+from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
 
@@ -42,7 +43,7 @@ def open_data(
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
-    dataset = prepare(source, shortest_side=None if native_resolution else 2 * min(image_size))
+    dataset = prepare(source, shortest_side=stored_side(image_size, native_resolution))
     if need_labels:
         check_labels(dataset)
     return dataset

@@ -122,10 +122,8 @@ def _segment(
 ) -> tuple[Sample, Int[Tensor, "H W"]]:
     sample = dataset.sample(index)
     segmenter.eval()
-    with segmenter.autocast():
-        image = dataset.normalise(sample.image).to(segmenter.device)
-        size = _label(sample).shape
-        return sample, predict(segmenter, image, (size[0], size[1]), native_resolution=native_resolution)
+    image, (rows, columns) = dataset.normalise(sample.image), _label(sample).shape
+    return sample, predict(segmenter, image, (rows, columns), native_resolution=native_resolution)
 
 
 def _label(sample: Sample) -> Int[Tensor, "H W"]:

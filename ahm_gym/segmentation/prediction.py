@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import sys
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
 from ahm_gym.data.labels import split_among
-from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, unreadable_kinds
-from ahm_gym.data.scaling import channels_last, scale_intensities, shrink
+from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, note_on_other_files
+from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import PredictConfig
@@ -69,8 +71,8 @@ class Predictor:
                 f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.segmenter.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
-        longest = None if self.native_resolution else 2 * min(self.segmenter.image_size)
-        return shrink(scale_intensities(pixels), longest)
+        side = stored_side(self.segmenter.image_size, self.native_resolution)
+        return shrink(scale_intensities(pixels), side)
 
     def __call__(self, image: np.ndarray, origin: str) -> UInt8[np.ndarray, "H W"]:
         """The class of every pixel of an image of rows, columns and, optionally, channels.
@@ -79,10 +81,9 @@ class Predictor:
             InputError: as `scaled` does.
         """
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        normalised = ((self.scaled(image, origin) - mean) / std).to(self.segmenter.device)
+        normalised = (self.scaled(image, origin) - mean) / std
         size = (image.shape[0], image.shape[1])
-        with self.segmenter.autocast():
-            classes = predict(self.segmenter, normalised, size, native_resolution=self.native_resolution)
+        classes = predict(self.segmenter, normalised, size, native_resolution=self.native_resolution)
         return classes.numpy().astype(np.uint8)
 
     def mask(self, pixels: Pixels, origin: str) -> UInt8[np.ndarray, "H W *slices"]:
@@ -143,9 +144,8 @@ def list_scans(place: Path) -> dict[str, Path]:
         print(
             f"note: {len(left_out)} labels are left out, such as {files[left_out[0]].name}.", file=sys.stderr
         )
-    if others := unreadable_kinds(folder):
-        listed = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in others.items())
-        print(f"note: files of other kinds are left out: {listed}.", file=sys.stderr)
+    if note := note_on_other_files(folder):
+        print(f"note: {note}.", file=sys.stderr)
     return images
 
 
@@ -158,11 +158,8 @@ def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         make_folder(place, "`out`")
         write_atomically(path, json.dumps({"run": run}) + "\n")
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:  # a kill in the middle of a line
-        write_atomically(path, complete)
-    first, *lines = complete.splitlines()
+    first, *lines = complete_lines(path)
+    write_atomically(path, "\n".join((first, *lines, "")))  # without an incomplete line, to append to
     if json.loads(first)["run"] != run:
         raise InputError(f"{place} holds masks of the run {json.loads(first)['run']}: choose another `out`.")
     return {row["scan"]: row for row in map(json.loads, lines)}
@@ -176,7 +173,9 @@ def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
     """Writes the mask of a scan; returns its row."""
     pixels = read_pixels(path)
     mask = predictor.mask(pixels, str(path))
-    written = write_mask(mask, path, pixels, target)
+    suffix, content = encode_mask(mask, path, pixels)
+    written = target.with_name(target.name + suffix)
+    write_atomically(written, content)
     counts = np.bincount(mask.ravel(), minlength=predictor.segmenter.num_classes).tolist()
     unit, size = _size_of_pixel(path, pixels)
     return {
@@ -190,40 +189,32 @@ def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
     }
 
 
-def write_mask(mask: UInt8[np.ndarray, "H W *slices"], path: Path, pixels: Pixels, target: Path) -> Path:
-    """Writes a mask in the format that fits its scan: NIfTI with the scan's affine, PNG, TIFF with pages, or .npy.
+def encode_mask(mask: UInt8[np.ndarray, "H W *slices"], path: Path, pixels: Pixels) -> tuple[str, bytes]:
+    """A mask in the format that fits its scan: NIfTI with the scan's affine, PNG, TIFF with pages, or .npy.
 
     Args:
         mask: classes in the order of `Pixels.array`.
         path: file of the scan.
         pixels: its content.
-        target: where to write, without a suffix.
+
+    Returns:
+        The suffix and the content of the file.
     """
     suffix = suffix_of(path)
     if suffix in NIFTI:
-        target = target.with_name(target.name + ".nii.gz")
         scan: Any = nibabel.load(path)
         header = scan.header.copy()
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1.0, 0.0)
         image = nibabel.Nifti1Image(np.rot90(mask, -1), scan.affine, header)  # as `read_pixels` turned it
-        temporary = target.with_name(f".{target.name}")
-        nibabel.save(image, temporary)
-        temporary.replace(target)
-    elif suffix == ".npy":
-        target = target.with_name(target.name + ".npy")
+        return ".nii.gz", gzip.compress(image.to_bytes(), mtime=0)
+    if suffix == ".npy":
         content = io.BytesIO()
         np.save(content, mask)
-        write_atomically(target, content.getvalue())
-    elif pixels.is_volume:
-        target = target.with_name(target.name + ".tif")
-        _, content = cv2.imencodemulti(".tif", list(np.moveaxis(mask, 2, 0)))
-        write_atomically(target, content.tobytes())
-    else:
-        target = target.with_name(target.name + ".png")
-        _, content = cv2.imencode(".png", mask)
-        write_atomically(target, content.tobytes())
-    return target
+        return ".npy", content.getvalue()
+    if pixels.is_volume:
+        return ".tif", cv2.imencodemulti(".tif", list(np.moveaxis(mask, 2, 0)))[1].tobytes()
+    return ".png", cv2.imencode(".png", mask)[1].tobytes()
 
 
 def _size_of_pixel(path: Path, pixels: Pixels) -> tuple[str, float | None]:

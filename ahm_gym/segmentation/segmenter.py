@@ -135,14 +135,14 @@ def predict(
 
     Args:
         segmenter: segmenter in evaluation mode.
-        image: normalised image, on the segmenter's device.
+        image: normalised image.
         size: rows and columns of the result.
         native_resolution: do not shrink the image to the segmenter's size.
     """
     stored = (image.shape[1], image.shape[2])
     worked = working_size(stored, segmenter.image_size, native_resolution)
-    with torch.no_grad():
-        resized = resize(image[None], worked)
+    with torch.no_grad(), segmenter.autocast():
+        resized = resize(image[None].to(segmenter.device), worked)
         if worked == segmenter.image_size:
             logits = segmenter(resized)
         else:
