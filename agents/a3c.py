@@ -21,12 +21,11 @@ from ahm_gym.agents.networks import (
     available_patches,
     square_grid,
 )
-from ahm_gym.agents.ordering import draw_order, scores_of_order
+from ahm_gym.agents.ordering import draw_order, draw_scores
 from ahm_gym.agents.workers import run_workers
 from ahm_gym.device.sharing import held, share
 from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.masking.schedules import Share
-from ahm_gym.masking.selection import random_scores
 from ahm_gym.masking.spread import SPREAD_FALL
 
 
@@ -145,8 +144,7 @@ class A3C(Agent):
             logits = self.network(observation).logits
         if deterministic:
             return logits
-        uniform = random_scores((logits.shape[0], logits.shape[1]), self.generator, logits.device)
-        return scores_of_order(draw_order(logits, available_patches(observation), uniform))
+        return draw_scores(logits, available_patches(observation), self.generator)
 
     def draw(
         self,

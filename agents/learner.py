@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +25,6 @@ from ahm_gym.masking.selection import random_scores
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C
-
-ON_DEVICE: tuple[str, ...] = ("observation", "order", "available")
-"""Attributes of a transition that are on the agent's device."""
 
 
 @dataclass
@@ -181,20 +178,14 @@ class Learner:
         if ended and bool(mask.any()):
             mean_square = rollout[-1].patch_reward[mask].square().mean()
             network.reward_scale.follow(to_device(mean_square, agent.device))
-        bootstrap = self._bootstrap(ended)
-        in_main_memory = (
-            torch.stack([step.guided & paid[:, None] for step in rollout]),
-            mask,
-            torch.stack([step.patch_reward for step in rollout]),
-            torch.stack([step.image_reward for step in rollout]),
-            torch.stack([step.ended for step in rollout]),
+        for step in rollout:
+            step.guided = step.guided & paid[:, None]
+        stacked = (
+            torch.stack([getattr(step, field.name) for step in rollout]) for field in fields(Transition)
         )
-        _, numbers, norm = self._passes(
-            *(torch.stack([getattr(step, name) for step in rollout]) for name in ON_DEVICE),
-            *(to_device(value, agent.device) for value in in_main_memory),
-            *bootstrap,
-        )
-        numbers = torch.cat((norm[None], numbers))
+        inputs = (to_device(value, agent.device) for value in (*stacked, mask))
+        loss, parts, norm = self._passes(*inputs, *self._bootstrap(ended))
+        numbers = torch.cat((torch.stack((norm, loss)), parts))
         size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
         if not math.isfinite(size):
             raise RunError(
@@ -226,14 +217,14 @@ class Learner:
         order: Int[Tensor, "T B L"],
         available: Bool[Tensor, "T B L"],
         guided: Bool[Tensor, "T B L"],
-        mask: Bool[Tensor, "B L"],
         patch_reward: Float[Tensor, "T B L"],
         image_reward: Float[Tensor, "T B"],
         ended: Bool[Tensor, "T B"],
+        mask: Bool[Tensor, "B L"],
         bootstrap: Float[Tensor, "B L"],
         image_bootstrap: Float[Tensor, " B"],
     ) -> tuple[Tensor, ...]:
-        """The loss, and the loss with its parts as one tensor."""
+        """The loss, and its parts that are reported, for the stacked fields of `Transition` and what follows them."""
         agent, network = self.agent, self.network
         outputs = [network(seen) for seen in observation]
         scale = network.reward_scale.value()
@@ -260,7 +251,7 @@ class Learner:
         mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
-        return loss, torch.stack((loss, mean.policy, mean.value, mean.relative_entropy))
+        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy))
 
     def _write(self) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ahm_gym.masking.selection import random_scores
+
 
 def draw_order(
     logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], uniform: Float[Tensor, "B L"]
@@ -23,6 +25,14 @@ def draw_order(
     uniform = uniform.clamp(1e-20, 1.0 - 1e-7)
     noisy = logits.detach() - (-uniform.log()).log()
     return noisy.masked_fill(~available, -torch.inf).argsort(dim=1, descending=True)
+
+
+def draw_scores(
+    logits: Float[Tensor, "B L"], available: Bool[Tensor, "B L"], generator: torch.Generator
+) -> Float[Tensor, "B L"]:
+    """The scores of an order drawn with this generator; see `draw_order` and `scores_of_order`."""
+    uniform = random_scores((logits.shape[0], logits.shape[1]), generator, logits.device)
+    return scores_of_order(draw_order(logits, available, uniform))
 
 
 def scores_of_order(order: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:

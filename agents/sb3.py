@@ -21,11 +21,10 @@ from torch import Tensor
 
 from ahm_gym.agents.base import Agent, Callback, MakeEnv, Metrics
 from ahm_gym.agents.networks import ObservationNorm, RunningScale, available_patches, square_grid
-from ahm_gym.agents.ordering import draw_order, scores_of_order
+from ahm_gym.agents.ordering import draw_scores
 from ahm_gym.agents.sb3_env import CountUpdates, MaskingVecEnv
 from ahm_gym.agents.sb3_presets import ALGORITHMS, Algorithm
 from ahm_gym.errors import InputError, unknown_name
-from ahm_gym.masking.selection import random_scores
 
 CPU: torch.device = torch.device("cpu")
 SET_HERE: tuple[str, ...] = ("policy", "env", "seed", "device", "_init_setup_model")
@@ -134,8 +133,7 @@ class SB3Agent(Agent):
                 logits = policy.get_distribution(shown).distribution.logits
         if deterministic:
             return logits
-        uniform = random_scores((logits.shape[0], logits.shape[1]), self.generator, logits.device)
-        return scores_of_order(draw_order(logits, available_patches(observation), uniform))
+        return draw_scores(logits, available_patches(observation), self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -119,9 +119,6 @@ class Gradients:
         self._gradients = [parameter.grad for parameter in self._parameters]
         return *(value.detach() for value in results), norm
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_gradients": []}
-
 
 def on_gpu(value: Tensor) -> bool:
     """Whether the tensor is on a GPU; tests replace this function."""

@@ -47,16 +47,6 @@ class LatentTask(nn.Module):
         features = as_encoder(self.teacher).patch_features(images).float()
         return functional.layer_norm(features, features.shape[-1:])
 
-    def follow(self, updates: int, progress: float) -> None:
-        """Moves the teacher towards the encoder, in place.
-
-        Args:
-            updates: number of updates before this one.
-            progress: share of pretraining that is done, 0 to 1.
-        """
-        self.average.updates = updates
-        self.average.follow(progress)
-
     def restart(self) -> None:
         """Makes the teacher equal to the encoder, whose weights were replaced."""
         self.teacher.load_state_dict(self.average.followed.state_dict())

@@ -44,8 +44,15 @@ class MovingAverage(Generic[Network]):
         planned = self.start + (self.end - self.start) * progress
         return min(planned, (1 + self.updates) / (10 + self.updates))
 
-    def follow(self, progress: float) -> None:
-        """Moves the average towards the current network."""
+    def follow(self, progress: float, updates: int | None = None) -> None:
+        """Moves the average towards the current network, in place.
+
+        Args:
+            progress: share of pretraining that is done, 0 to 1.
+            updates: number of updates before this one, of all processes. None: as often as this was called.
+        """
+        if updates is not None:
+            self.updates = updates
         self._average.decay = self.momentum(progress)
         self._average.update(self.followed)
         self.updates += 1

@@ -247,11 +247,10 @@ class Pretrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.autoencoder.latent is not None:
-            self.autoencoder.latent.follow(self.updates, self.progress)
-        if self._average is not None:
-            self._average.updates = self.updates  # also those of other processes
-            self._average.follow(self.progress)
+        latent = self.autoencoder.latent
+        for average in (None if latent is None else latent.average, self._average):
+            if average is not None:
+                average.follow(self.progress, self.updates)
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass; see `Autoencoder.autocast`."""
