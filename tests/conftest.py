@@ -63,6 +63,14 @@ def shared_data() -> Path:
     return folder.resolve()
 
 
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of labelled discs; see `write_discs`."""
+    from programs import write_discs  # imports the package, whose annotations are not checked yet up there
+
+    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_pictures() -> Iterator[None]:
     """Runs write blank pictures: drawing takes longer than the training of most tests. See `real_pictures`."""

@@ -26,11 +26,6 @@ from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeC
 from ahm_gym.segmentation.finetune import run_probe
 
 
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def few_draws():
     """Reduces the draws of a probe in this process; other processes make all of them."""

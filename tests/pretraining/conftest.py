@@ -1,12 +1,6 @@
 import pytest
-from programs import write_discs
 
 from ahm_gym.pretraining.config import PretrainConfig
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture

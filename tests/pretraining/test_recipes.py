@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from programs import assert_same, final_state, run, start, wait_for, write_discs
+from programs import assert_same, final_state, run, start, wait_for
 
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.model.encoders import find_encoder
@@ -17,11 +17,6 @@ from ahm_gym.segmentation.inputs import resolve
 
 STAGES = ("1-reconstructor", "2-agent", "3-pretraining")
 NAME = "ahm2025"
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture

@@ -7,18 +7,13 @@ import sys
 
 import pytest
 import torch
-from programs import ROOT, write_discs
+from programs import ROOT
 
 import ahm_gym
 from ahm_gym.errors import InputError
 from ahm_gym.pretraining.config import Pretrain
 
 SMALL = {"batch_size": 4, "image_size": 32, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from programs import write_discs
 from timm.models import save_for_hf
 
 from ahm_gym.errors import InputError, RunError
@@ -16,11 +15,6 @@ from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeC
 from ahm_gym.segmentation.finetune import Finetuning, finetune, is_finished, run_probe
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.segmenter import load_segmenter
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from programs import write_discs
 
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError
@@ -9,8 +8,8 @@ from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_data(str(write_discs(tmp_path_factory.mktemp("data") / "discs.npz")), image_size=(32, 32))
+def dataset(discs):
+    return open_data(str(discs), image_size=(32, 32))
 
 
 def batches(dataset, indices, **options):

@@ -39,8 +39,8 @@ SIZE = (32, 32)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return open_data(str(write_discs(tmp_path_factory.mktemp("data") / "discs.npz")), image_size=SIZE)
+def dataset(discs):
+    return open_data(str(discs), image_size=SIZE)
 
 
 def untrained(model="tiny"):

@@ -9,7 +9,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from programs import write_discs
 
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError, Interrupted
@@ -20,11 +19,6 @@ from ahm_gym.segmentation.evaluation import evaluate
 from ahm_gym.segmentation.finetune import finetune
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.prediction import Predictor, list_scans, run_predict
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from programs import write_discs
 
 from ahm_gym.data import open_data
 from ahm_gym.errors import InputError
@@ -31,11 +30,6 @@ def untrained(seed=0, size=(32, 48), channels=2, patch_size=8) -> UNet:
     return build_autoencoder(
         "unet", image_size=size, patch_size=patch_size, channels=channels, seed=seed
     ).encoder
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    return write_discs(tmp_path_factory.mktemp("data") / "discs.npz")
 
 
 @pytest.fixture(scope="module")
