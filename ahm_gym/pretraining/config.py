@@ -32,6 +32,9 @@ class PretrainConfig:
     """Side of the training images in pixels, or height and width."""
     patch_size: int = 8
     """Side of a patch in pixels."""
+    crop: str = "uniform"
+    """Which part of an image is shown. uniform: a random crop. In half of the images of a batch, one of four random
+    crops: with centre the one nearest to the image's centre, with contrast the one whose pixels vary most."""
     model: str = "tiny"
     """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; unet (MONAI's U-Net), or
     resenc (nnU-Net's residual-encoder U-Net)."""

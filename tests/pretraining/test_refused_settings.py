@@ -49,6 +49,7 @@ def test_settings_that_differ_from_the_run_are_refused_with_the_reason(config, f
         ({"initial_mask_ratio": 0.25, "masking_steps": 5}, "`masking_steps` is 5: choose from 1 to the 4"),
         ({"patch_size": 5}, "patch size 5 does not divide"),
         ({"policy": "a3d"}, "did you mean 'a3c'"),
+        ({"crop": "center"}, "unknown crop 'center': did you mean 'centre'"),
         ({"model": "smal"}, "did you mean 'small'"),
         ({"target": "hogs"}, "unknown target 'hogs': did you mean 'hog'"),
         ({"target": "hog", "patch_size": 1}, "`target=hog` needs patches of at least 2 pixels"),
