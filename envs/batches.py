@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
+from ahm_gym.data.crops import check_crop
 from ahm_gym.errors import InputError
 
 
@@ -22,6 +23,10 @@ class ImageBatches:
         image_size: height and width of the images, in pixels.
         num_workers: processes that load images; 0 loads in this process.
         pin_memory: whether to pin the batches in memory, for copies to a GPU.
+        crop: which random crops to use, a name in `CROPS`.
+
+    Raises:
+        InputError: if `crop` is unknown, or the images are a tensor, which is never cropped.
     """
 
     def __init__(
@@ -31,12 +36,15 @@ class ImageBatches:
         image_size: tuple[int, int],
         num_workers: int,
         pin_memory: bool = False,
+        crop: str = "uniform",
     ) -> None:
+        check_crop(crop, random=not isinstance(data, Tensor))
         self.data: ImageDataset | Tensor = data
         self.num_images: int = num_images
         self.image_size: tuple[int, int] = image_size
         self.num_workers: int = num_workers
         self.pin_memory: bool = pin_memory
+        self.crop: str = crop
         self._stream: BatchStream | None = None
         self._seed = 0
         self._current: Tensor | None = None
@@ -63,6 +71,7 @@ class ImageBatches:
             num_workers=self.num_workers,
             start=start,
             pin_memory=self.pin_memory,
+            crop=self.crop,
         )
 
     def next(self) -> Float[Tensor, "B C H W"]:

@@ -65,6 +65,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         num_steps: length of the training schedule, in updates, of an autoencoder built here.
         autoreset_mode: Gymnasium's SAME_STEP, NEXT_STEP or DISABLED.
         data_workers: processes that load images; 0 loads in this process.
+        crop: which random crops of a dataset to use, a name in `ahm_gym.data.crops.CROPS`.
         tensors: whether observations are read-only tensors on the pretrainer's device instead of arrays.
         render_mode: None or "rgb_array".
 
@@ -98,6 +99,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         num_steps: int = 2000,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         data_workers: int = 0,
+        crop: str = "uniform",
         tensors: bool = False,
         render_mode: str | None = None,
     ) -> None:
@@ -130,7 +132,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self.generator: torch.Generator = torch.Generator()
         self.reward: Reward = make_reward(reward, self.pretrainer, self.generator)
         pin = self.pretrainer.device.type == "cuda"
-        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin_memory=pin)
+        self._batches = ImageBatches(self.data, num_envs, self.image_size, data_workers, pin, crop)
         self._masking_steps, self._tensors, self._reward_name = masking_steps, tensors, reward
         self._mask = self._no_mask(self._plan(self.num_masked))
         self._shown: Shown | None = None

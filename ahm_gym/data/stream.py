@@ -16,13 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from ahm_gym.data.crops import check_crop, random_crops
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
-
-CROP_SCALE = (0.2, 1.0)
-"""Range of the share of the image's area that a random crop covers."""
-CROP_ASPECT = (3 / 4, 4 / 3)
-"""Range of the factor by which a random crop's aspect differs from the training size's."""
 
 
 class BatchStream:
@@ -37,12 +33,14 @@ class BatchStream:
         image_size: rows and columns of the images in a batch.
         seed: seed of the order, the crops and the flips.
         augment: whether to use random resized crops and horizontal flips; otherwise centre crops.
+        crop: which random crops to use, a name in `CROPS`.
         num_workers: number of processes that load ahead, one thread each; 0 loads in this process.
         start: number of the first batch.
         pin_memory: whether worker processes load into page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        InputError: if a count is out of range, or the images do not have `image_size`.
+        InputError: if a count is out of range, the images do not have `image_size`, or `crop` is unknown or does not
+            apply.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class BatchStream:
         image_size: tuple[int, int],
         seed: int,
         augment: bool = True,
+        crop: str = "uniform",
         num_workers: int = 0,
         start: int = 0,
         pin_memory: bool = False,
@@ -66,11 +65,12 @@ class BatchStream:
                 f"the images are {tuple(dataset.shape[2:])} pixels and image_size is {image_size}: "
                 "resize them first, or give the dataset itself."
             )
+        check_crop(crop, random=augment and not isinstance(dataset, Tensor))
         self.index: int = start
         self.num_workers: int = num_workers
         self.pin_memory: bool = pin_memory
         train = list(range(len(dataset))) if isinstance(dataset, Tensor) else dataset.indices("train")
-        self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment)
+        self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment, crop)
         self._loaded: Iterator[Tensor] | None = None
 
     def __iter__(self) -> BatchStream:
@@ -114,6 +114,7 @@ class _Batches(Dataset[Tensor]):
     image_size: tuple[int, int]
     seed: int
     augment: bool
+    crop: str
 
     def __getitem__(self, number: int) -> Float[Tensor, "B C H W"]:
         chosen = [self.train[place] for place in self.places(number)]
@@ -125,7 +126,7 @@ class _Batches(Dataset[Tensor]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the accelerators, and fork_rng does not restore their state here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
-            batch = torch.stack([random_crop(image, self.image_size) for image in images])
+            batch = random_crops(images, self.image_size, self.crop)
             flipped = torch.rand(len(batch)) < 0.5
         batch[flipped] = v2.functional.horizontal_flip(batch[flipped])
         return self.dataset.normalise(batch)
@@ -146,14 +147,6 @@ class _CountFrom:
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)
-
-
-def random_crop(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Float[Tensor, "C H2 W2"]:
-    """A random part of the image, resized; it is drawn from torch's global generator."""
-    aspect = image_size[1] / image_size[0]
-    ratio = [aspect * CROP_ASPECT[0], aspect * CROP_ASPECT[1]]
-    top, left, height, width = v2.RandomResizedCrop.get_params(image, list(CROP_SCALE), ratio)
-    return v2.functional.resized_crop(image, top, left, height, width, list(image_size), antialias=True)
 
 
 def derive_seed(*numbers: int) -> int:

@@ -19,6 +19,7 @@ from ahm_gym.errors import InputError
 ARCHITECTURES: dict[str, str] = {
     "unet": "ahm_gym.model.unet",
     "resenc": "ahm_gym.model.resenc",
+    "tiny_conv": "ahm_gym.model.conv_stem",
     "raw_patches": "ahm_gym.model.raw_patches",
 }
 """Modules of the models that do not come from timm, by name.

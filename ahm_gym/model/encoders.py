@@ -27,9 +27,9 @@ class EncoderFolder:
     """An exported encoder, and default settings for runs that start from it."""
 
     path: Path
-    """Folder for `timm.create_model("local-dir:PATH", pretrained=True)`, or for `load_encoder` if it is a U-Net."""
+    """Folder for `timm.create_model("local-dir:PATH", pretrained=True)`, or for `load_encoder` alone."""
     model: str
-    """unet, the name of a preset, or timm's name of the model."""
+    """A name in `ARCHITECTURES`, the name of a preset, or timm's name of the model."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
     patch_size: int
@@ -81,7 +81,7 @@ def export_encoder(
 ) -> None:
     """Writes an encoder for `load_encoder`.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` can load a vision transformer, too.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` can load a vision transformer, too, except `tiny_conv`.
 
     Args:
         encoder: encoder to write.

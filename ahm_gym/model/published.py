@@ -52,12 +52,18 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     image size, patch size or number of channels are converted with timm.
 
     Raises:
-        InputError: if the autoencoder is a U-Net, the file is missing or unreadable, or no encoder weight fits.
+        InputError: if the autoencoder is a U-Net or has a convolutional stem, the file is missing or unreadable, or no
+            encoder weight fits.
     """
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError(
             f"`init={path}` holds a vision transformer, and a U-Net cannot use published weights: leave `init` out, or "
             "choose another `model`."
+        )
+    if not autoencoder.takes_published:
+        raise InputError(
+            f"`init={path}` holds a vision transformer, and published weights do not fit one with a convolutional "
+            "stem: leave `init` out, or choose another `model`."
         )
     published = read_weights(path)
     weights = autoencoder.state_dict()

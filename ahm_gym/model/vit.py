@@ -42,6 +42,8 @@ class MaskedAutoencoder(Autoencoder):
     """
 
     records: bool = True
+    takes_published: bool = True
+    """Whether its patch embedding is that of published weights."""
 
     def __init__(
         self,
@@ -176,7 +178,8 @@ class MaskedAutoencoder(Autoencoder):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm) and norm_eps is not None:
                 module.eps = norm_eps
-        nn.init.xavier_uniform_(encoder.patch_embed.proj.weight.flatten(1))
+        *_, projection = (m for m in encoder.patch_embed.modules() if isinstance(m, nn.Conv2d))
+        nn.init.xavier_uniform_(projection.weight.flatten(1))
         for token in (encoder.cls_token, encoder.reg_token, self.mask_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
@@ -194,7 +197,7 @@ def build_autoencoder(
     """A newly initialised autoencoder.
 
     Args:
-        model: tiny, small, base, unet, resenc, or the name of one of timm's plain vision transformers.
+        model: tiny, tiny_conv, small, base, unet, resenc, or the name of one of timm's plain vision transformers.
         image_size: height and width in pixels, multiples of the patch size.
         patch_size: side of a patch in pixels.
         channels: number of image channels.

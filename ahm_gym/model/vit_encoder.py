@@ -55,7 +55,7 @@ class ViTEncoder:
         self.network: VisionTransformer = network
         self.image_size: tuple[int, int] = (rows * patch_size, columns * patch_size)
         self.patch_size: int = patch_size
-        self.channels: int = network.patch_embed.proj.in_channels
+        self.channels: int = network.in_chans
         self.width: int = network.embed_dim
 
     def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:

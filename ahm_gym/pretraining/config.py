@@ -32,9 +32,12 @@ class PretrainConfig:
     """Side of the training images in pixels, or height and width."""
     patch_size: int = 8
     """Side of a patch in pixels."""
+    crop: str = "uniform"
+    """Which part of an image is shown. uniform: a random crop. In half of the images of a batch, one of four random
+    crops: with centre the one nearest to the image's centre, with contrast the one whose pixels vary most."""
     model: str = "tiny"
-    """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; unet (MONAI's U-Net), or
-    resenc (nnU-Net's residual-encoder U-Net)."""
+    """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; tiny_conv, which embeds
+    patches by convolutions; unet (MONAI's U-Net), or resenc (nnU-Net's residual-encoder U-Net)."""
     hiding: str | None = None
     """How a U-Net hides masked patches. zero: they are 0, the mean. token: they show a learned patch. masked: its
     encoder skips them, as in SparK. None: zero. A vision transformer always leaves them out."""

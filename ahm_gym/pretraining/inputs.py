@@ -9,6 +9,7 @@ from typing import Any
 
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError
+from ahm_gym.model import conv_stem
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoder_base import ARCHITECTURES
 from ahm_gym.model.patches import image_size_of
@@ -55,7 +56,7 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
     """
     options: dict[str, Any] = {"target": config.target}
     if config.hiding is not None:
-        if config.model not in ARCHITECTURES:
+        if config.model not in ARCHITECTURES or config.model == conv_stem.KIND:
             raise InputError(
                 f"`hiding={config.hiding}` goes with a U-Net (`model=unet` or `model=resenc`); `model={config.model}` "
                 "leaves masked patches out: leave `hiding` out."

@@ -142,6 +142,8 @@ class Training:
             **self._weights(),
             "data_workers": count_data_workers(config.data_workers, self.device),
         }
+        if config.crop != "uniform":
+            options["crop"] = config.crop
         if self.agent.takes_tensors:
             options["tensors"] = True
         if config.masking_steps != 1:

@@ -34,7 +34,8 @@ class EvaluationConfig:
     labels: int | None = None
     """Number of labelled training images. None uses all of them."""
     model: str | None = None
-    """tiny, small, base, unet, resenc, or a plain vision transformer of timm. None: the encoder's, or tiny."""
+    """tiny, tiny_conv, small, base, unet, resenc, or a plain vision transformer of timm. None: that of the
+    encoder, or tiny."""
     image_size: int | tuple[int, ...] | None = None
     """Side of the training images in pixels, or height and width. None: the encoder's, or 64."""
     patch_size: int | None = None

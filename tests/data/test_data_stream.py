@@ -11,7 +11,8 @@ import torch
 from torchvision.transforms import v2
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
-from ahm_gym.data.stream import derive_seed, epoch_order, random_crop
+from ahm_gym.data.crops import random_crop
+from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
 
 SIZE = (16, 16)

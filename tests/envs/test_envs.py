@@ -285,6 +285,11 @@ def test_tensors_hold_what_arrays_would(make, masking_steps):
         assert np.array_equal(array, tensor.numpy())
 
 
+def test_a_tensor_of_images_is_never_cropped(images):
+    with pytest.raises(InputError, match="`crop=centre` chooses among random crops"):
+        MaskingVectorEnv(4, data=images, image_size=32, crop="centre")
+
+
 def test_a_reset_to_the_current_batch_keeps_the_loading_processes(images, monkeypatch):
     started, loader = [], BatchStream._loader
     monkeypatch.setattr(BatchStream, "_loader", lambda stream: started.append(1) or loader(stream))

@@ -73,7 +73,7 @@ def noise(*shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("model", ["tiny", "unet", "resenc", "averages"])
+@pytest.mark.parametrize("model", ["tiny", "tiny_conv", "unet", "resenc", "averages"])
 def test_an_encoder_reports_the_shapes_that_it_returns(model):
     network = build(model).eval()
     encoder = as_encoder(network)
@@ -87,7 +87,7 @@ def test_an_encoder_reports_the_shapes_that_it_returns(model):
     assert encoder.has_decoder is (model in ("unet", "resenc"))
 
 
-@pytest.mark.parametrize("model", ["tiny", "unet", "resenc", "averages"])
+@pytest.mark.parametrize("model", ["tiny", "tiny_conv", "unet", "resenc", "averages"])
 def test_every_trained_parameter_is_in_one_group_and_a_frozen_one_in_none(model):
     network = build(model).requires_grad_(True)
     given = [p for group in as_encoder(network).parameter_groups(0.05) for p in group["params"]]

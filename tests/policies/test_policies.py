@@ -89,7 +89,7 @@ def test_a_policy_continues_from_its_state_exactly_and_is_the_same_for_the_same_
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", ["unet", "test_vit2"])
+@pytest.mark.parametrize("model", ["unet", "test_vit2", "tiny_conv"])
 def test_a_policy_works_with_every_autoencoder_for_which_its_rule_makes_sense(model, name):
     autoencoder = build_autoencoder(model, image_size=(32, 48), patch_size=8, channels=2)
     if model == "unet" and name.startswith("attention"):

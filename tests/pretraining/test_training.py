@@ -6,6 +6,7 @@ import torch
 from pretraining_runs import comparable
 from programs import assert_same, final_state
 
+from ahm_gym.data import BatchStream
 from ahm_gym.device.choice import count_data_workers
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.run import pretrain
@@ -26,8 +27,20 @@ def test_pretraining_sees_the_train_split_only(config, discs, tmp_path):
     assert_same(final_state(first)["pretrainer"], final_state(second)["pretrainer"])
 
 
-def test_loading_processes_change_nothing(config, tmp_path):
-    config = dataclasses.replace(config, policy="random", steps=3)
+@pytest.mark.parametrize("crop", ["centre", "contrast"])
+def test_the_crops_of_the_settings_reach_the_batches(config, crop):
+    config = dataclasses.replace(config, policy="random", crop=crop)
+    training = Training(config)
+    training.env.reset(seed=5)
+    expected = next(
+        BatchStream(training.dataset, batch_size=config.batch_size, image_size=(32, 32), seed=5, crop=crop)
+    )
+    assert torch.equal(training.env.patches.images, expected)
+
+
+@pytest.mark.parametrize("crop", ["uniform", "contrast"])
+def test_loading_processes_change_nothing(config, tmp_path, crop):
+    config = dataclasses.replace(config, policy="random", steps=3, crop=crop)
     alone = pretrain(config)
     helped = pretrain(dataclasses.replace(config, data_workers=1, run_dir=tmp_path / "helped"))
     assert_same(final_state(alone), final_state(helped))
