@@ -14,7 +14,7 @@ TASKS: tuple[str, ...] = tuple(KINDS)
 DEFAULT_TASKS: tuple[str, ...] = ("finetune", "plain", "frozen", "probe")
 PRETRAINING, FINETUNING = PretrainConfig(steps=300), FinetuneConfig(steps=100)
 SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
-    "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
+    "pretrain": ("data", "data_root", "policy", "epochs", "seed", "device", "run_dir"),
     "finetune": (
         "encoder", "data", "data_root", "labels", "model", "image_size", "patch_size", "seed", "device", "run_dir",
         "decoder", "freeze",
@@ -76,6 +76,10 @@ def check(config: BenchmarkConfig) -> None:
             check_numbers("count", **{f"{program}.{name}": getattr(nested, name)})
         check_numbers("size", **{f"{program}.learning_rate": nested.learning_rate})
         for name in SET_BY_THE_BENCHMARK[program]:
+            if name == "epochs" and nested.epochs is not None:
+                raise InputError(
+                    "`pretrain.epochs` would be another number of updates on each data set: choose `pretrain.steps`."
+                )
             if getattr(nested, name) != getattr(type(nested), name):
                 raise InputError(
                     f"`{program}.{name}` is set by the benchmark for each job: leave it out; `data`, `policies`, "

@@ -28,6 +28,7 @@ from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.defaults import with_learning_rate
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
@@ -61,6 +62,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
+    config = replace(config, pretrain=with_learning_rate(config.pretrain))
     check(config)
     pick_device(config.device)
     datasets = open_all(config)

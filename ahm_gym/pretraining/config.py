@@ -26,6 +26,8 @@ class PretrainConfig:
     agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more."""
     steps: int = 1200
     """Number of updates of the autoencoder."""
+    epochs: float | None = None
+    """Passes over the training images, in place of a number of steps."""
     batch_size: int = 64
     """Number of images in an update."""
     image_size: int | tuple[int, ...] = 64
@@ -52,8 +54,9 @@ class PretrainConfig:
     """What is predicted for masked patches. pixels: the raw pixels. normalised: pixels with zero mean and unit variance
     in each patch. hog: histograms of oriented gradients, as in MaskFeat. latent: the features of a slow average of the
     encoder, which sees the whole image, as in data2vec and I-JEPA; and with half the weight the raw pixels."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of the autoencoder, reached after the warm-up."""
+    learning_rate: float | None = None
+    """Peak learning rate of the autoencoder, reached after the warm-up. None: 0.001 for tiny models and U-Nets, 0.0005
+    for small and 0.0003 for others; above 64 images in an update, times the square root of their number / 64."""
     average: float | None = None
     """Decay of an average of the weights over the updates (EMA), such as 0.999. The encoder of the average is then
     exported. None exports the last weights."""
@@ -107,6 +110,9 @@ class Pretrain(PretrainConfig):
     Self-supervised pretraining in which a mask policy or a learning agent chooses the masks.
     """
 
+    preset: str = "laptop"
+    """Settings for a machine. laptop: the defaults. gpu: the residual U-Net at 128 pixels, 30,000 steps, compiled.
+    A setting that is given replaces that of the preset."""
     recipe: str | None = None
     """A published method with several stages. ahm2025 trains a U-Net, then an agent against it, then a new U-Net.
     If a number of steps is given, it is that of each stage."""

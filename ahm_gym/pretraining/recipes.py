@@ -11,6 +11,7 @@ from typing import Any
 from ahm_gym.agents import AGENTS
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
+from ahm_gym.pretraining.defaults import with_preset
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.training import Training
@@ -99,7 +100,8 @@ def run_program(settings: Pretrain, given: Container[str]) -> Path:
         RunError: if the run cannot continue; its last checkpoint is good.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    config = as_config(PretrainConfig, settings)
+    settings = with_preset(settings, given)
+    config: PretrainConfig = as_config(PretrainConfig, settings)
     if settings.recipe is not None or (settings.resume and is_recipe_run(settings.run_dir)):
         return run_recipe(settings.recipe, config, resume=settings.resume, given=given)
     return pretrain(config, resume=settings.resume, given=given)

@@ -28,6 +28,7 @@ from ahm_gym.model.encoders import export_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
+from ahm_gym.pretraining.defaults import completed, note_on_length
 from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
@@ -70,7 +71,6 @@ class Training:
     def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
         check_counts(config)
         check_reconstructor(config.policy, config.reconstructor, config.init)
-        self.config: PretrainConfig = config
         self.device: torch.device = pick_device(config.device)
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
@@ -83,6 +83,9 @@ class Training:
             )
         image_size = image_size_of(config.image_size)
         self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
+        self.config: PretrainConfig = completed(config, len(self.dataset.indices("train")))
+        config = self.config
+        assert config.learning_rate is not None, "completed"
         autoencoder = starting_autoencoder(config, self.dataset.channels, fresh=fresh)
         self.pretrainer: Pretrainer = Pretrainer(
             autoencoder,
@@ -194,6 +197,8 @@ class Training:
     def print_notes(self, *, resumed: bool) -> None:
         """Prints the data, and what the user should know about this run."""
         print(self.dataset, file=sys.stderr)
+        if note := note_on_length(self.config, len(self.dataset.indices("train"))):
+            print(f"note: {note}.", file=sys.stderr)
         if not self.dataset.indices("val"):
             print(
                 f"note: {self.dataset.name} has no validation images: pictures and metrics under val/ show training "

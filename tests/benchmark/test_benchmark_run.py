@@ -341,6 +341,7 @@ def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch
         ({"data": ("nowhere.npz",)}, "there is no data at"),
         ({"pretrain": PretrainConfig(patch_size=5)}, "patch size 5"),
         ({"pretrain": PretrainConfig(mask_ratio=1.5)}, "mask ratio 1.5"),
+        ({"pretrain": PretrainConfig(epochs=2.0)}, "`pretrain.epochs` would be another number of updates"),
         ({"pretrain": PretrainConfig(seed=3)}, "`pretrain.seed` is set by the benchmark"),
         ({"finetune": FinetuneConfig(learning_rate=0.0)}, "`finetune.learning_rate` is 0.0"),
         ({"device": "tpu"}, "`device=tpu`"),
