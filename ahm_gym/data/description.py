@@ -1,0 +1,266 @@
+"""`dataset.json`: a description of a folder of images that is followed to the letter.
+
+A pattern is a path relative to the folder of the description, with `/` between its parts. `*` stands for any
+characters within one part, `**/` for any number of folders, and a name in braces for characters that must be the same
+wherever the name occurs: `{case}` tells which label belongs to which image, `{modality}` which of several images of a
+case it is, and `{patient}` whose it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from ahm_gym.data.sample import SPLITS, Split
+from ahm_gym.errors import InputError
+
+DESCRIPTION: str = "dataset.json"
+"""Name of the file that describes the folder in which it lies."""
+VERSION: int = 1
+"""Version of the schema, the value of the key `ahm_gym`, by which a description is told from those of nnU-Net."""
+NAMES: tuple[str, ...] = ("case", "modality", "patient")
+"""Names that a pattern may have in braces."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Value = Annotated[int, Field(ge=0, le=65_535)]
+Index = Annotated[str, Field(pattern=r"^\d+$")]
+Shade = Annotated[str, Field(pattern=r"^(\d+|#[0-9a-fA-F]{6})$")]
+
+
+class Strict(pydantic.BaseModel):
+    """Refuses keys that it does not know."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Window(Strict):
+    """Intensities from `low` to `high`, such as Hounsfield units, become 0 to 1; others are clipped."""
+
+    low: float
+    high: float
+
+
+Scaling = Literal["image", "channel", "data"] | Window
+"""How intensities become 0 to 1. image: by the 0.5 and 99.5 percentiles of each image over all of its channels.
+channel: by those of each channel of each image. data: by those of each channel over all training images."""
+
+
+class Description(Strict):
+    """The content of a `dataset.json`."""
+
+    ahm_gym: Literal[1]
+    """Version of the schema."""
+    name: str | None = None
+    """Name of the data. None: that of its folder."""
+    images: tuple[str, ...] | str
+    """Patterns of the images; each has `{case}`."""
+    labels: tuple[str, ...] | str = ()
+    """Patterns of the labels; each has `{case}`. Several labels of one case are merged: the highest class counts."""
+    modalities: dict[str, str] = {}
+    """What `{modality}` stands for in file names, and the name of each, in the order of the channels."""
+    patients: str | None = None
+    """A regular expression that finds the patient in an image's path: its first group, or all that it matches.
+    None: `{patient}`, or else the rules for folders without a description."""
+    classes: dict[Index, str] = {}
+    """Names of the classes by index, such as `{"1": "liver"}`."""
+    label_values: dict[Shade, Value] = {}
+    """The class of each value of the label files, `"128"`, or colour, `"#ff0000"`. Empty: values are classes."""
+    ignore: Value | None = None
+    """A value of the label files whose pixels count neither in training nor in scores."""
+    instances: bool = False
+    """Whether labels number objects: every value above 0 is then class 1."""
+    scaling: Scaling | dict[str, Scaling] = "image"
+    """How intensities become 0 to 1; by the name of the modality if they differ."""
+    spacing: tuple[Positive, Positive] | None = None
+    """Millimetres per pixel (row, column) to which images are resampled. None: as they are."""
+    plane: Literal["acquired", "axial", "coronal", "sagittal"] = "acquired"
+    """Plane of the slices of volumes."""
+    splits: dict[Split, tuple[str, ...]] = {}
+    """Patients, cases or patterns of images of each split. Empty: a split.csv, or else by patient."""
+
+
+@dataclass
+class Described:
+    """The files of one case of a description."""
+
+    images: dict[str, Path] = field(default_factory=dict)
+    """The image of each modality; the key is empty if there are none."""
+    labels: list[Path] = field(default_factory=list)
+    patient: str | None = None
+    """What stands for `{patient}`."""
+
+
+def read_description(path: Path) -> Description | None:
+    """Reads a `dataset.json`; None if it is one of another program.
+
+    Raises:
+        InputError: if it is no JSON, or does not follow the schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}): expected JSON in UTF-8; correct it.") from error
+    if not isinstance(content, dict) or "ahm_gym" not in content:
+        return None
+    if content["ahm_gym"] != VERSION:
+        raise InputError(
+            f"{path} has the version {content['ahm_gym']!r} and this is version {VERSION} of the schema: write it "
+            "again with `ahm-gym look`, or install the version of ahm-gym that wrote it."
+        )
+    try:
+        description = Description.model_validate_json(json.dumps(content))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"`{key}` in {path} cannot be used: {first['msg']}; correct it.") from error
+    _check(description, path)
+    return description
+
+
+def _check(description: Description, path: Path) -> None:
+    """Raises InputError if a pattern, an expression, a class or a name cannot be used."""
+    for pattern in (*patterns(description.images), *patterns(description.labels)):
+        if "{case}" not in pattern:
+            raise InputError(
+                f"the pattern {pattern!r} in {path} has no {{case}}: say where the case is named."
+            )
+        compile_pattern(pattern, description.modalities, str(path))
+    if description.patients is not None:
+        try:
+            re.compile(description.patients)
+        except re.error as error:
+            raise InputError(
+                f"`patients` in {path} is no regular expression ({error}): correct it."
+            ) from error
+    if isinstance(description.scaling, dict) and (
+        unknown := description.scaling.keys() - set(description.modalities.values())
+    ):
+        raise InputError(
+            f"`scaling` in {path} names {min(unknown)!r}, which is no name in `modalities`: correct it."
+        )
+
+
+def patterns(given: tuple[str, ...] | str) -> tuple[str, ...]:
+    """One or several patterns as a tuple."""
+    return (given,) if isinstance(given, str) else given
+
+
+def compile_pattern(pattern: str, modalities: Mapping[str, str], origin: str) -> re.Pattern[str]:
+    """A pattern as a regular expression with a group for each name in braces.
+
+    Raises:
+        InputError: if a name in braces is unknown, or `{modality}` is used and there are no modalities.
+    """
+    written = ""
+    for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", pattern):
+        if part == "**/":
+            written += "(?:.*/)?"
+        elif part == "*":
+            written += "[^/]*"
+        elif part.startswith("{"):
+            name = part[1:-1]
+            if name not in NAMES:
+                raise InputError(
+                    f"the pattern {pattern!r} in {origin} has {part}: expected {{case}}, {{modality}} or {{patient}}."
+                )
+            if name == "modality" and not modalities:
+                raise InputError(
+                    f"the pattern {pattern!r} in {origin} has {{modality}}: list them in `modalities`."
+                )
+            values = "|".join(map(re.escape, modalities)) if name == "modality" else "[^/]+"
+            written += f"(?P={name})" if f"(?P<{name}>" in written else f"(?P<{name}>{values})"
+        else:
+            written += re.escape(part)
+    return re.compile(written)
+
+
+def match_files(description: Description, files: Mapping[str, Path], origin: str) -> dict[str, Described]:
+    """The files of every case, by the name of the case. What matches a pattern of the labels is never an image.
+
+    Args:
+        description: what describes the files.
+        files: all files, by their path relative to the folder of the description.
+        origin: file of the description, for messages.
+
+    Raises:
+        InputError: if no image matches, two images stand for the same modality of a case, a modality is missing, or a
+            label has no image.
+    """
+    labels = matches(patterns(description.labels), description, files, origin)
+    taken = {place for place, _ in labels}
+    images = [place for place in files if place not in taken]
+    cases: dict[str, Described] = {}
+    for place, groups in matches(patterns(description.images), description, images, origin):
+        case = cases.setdefault(case_of(groups), Described(patient=groups.get("patient")))
+        first = case.images.setdefault(groups.get("modality", ""), files[place])
+        if first != files[place]:
+            raise InputError(
+                f"{first} and {files[place]} are the same image of case {case_of(groups)} by {origin}: make the "
+                "pattern tell them apart, with {modality} or a longer {case}."
+            )
+    if not cases:
+        listed = ", ".join(patterns(description.images))
+        raise InputError(f"no file matches `images` in {origin} ({listed}): correct it.")
+    for name, case in cases.items():
+        if missing := [modality for modality in description.modalities if modality not in case.images]:
+            raise InputError(
+                f"case {name} has no image of the modality {missing[0]!r} in {origin}: add it, or remove the case."
+            )
+    for place, groups in labels:
+        name, path = case_of(groups), files[place]
+        if name not in cases:
+            raise InputError(
+                f"{path} is a label by {origin} and its case {name} has no image: correct the pattern."
+            )
+        cases[name].labels += [path] * (path not in cases[name].labels)
+    return cases
+
+
+def matches(
+    given: Sequence[str], description: Description, files: Iterable[str], origin: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The files that match one of the patterns, and what stands for the names in braces."""
+    expressions = [compile_pattern(pattern, description.modalities, origin) for pattern in given]
+    found = ((place, expression.fullmatch(place)) for expression in expressions for place in files)
+    return [(place, match.groupdict()) for place, match in found if match is not None]
+
+
+def case_of(groups: Mapping[str, Any]) -> str:
+    """The name of a case: of its patient too, if the pattern names one."""
+    patient, case = groups.get("patient"), groups["case"]
+    return case if patient is None or patient == case else f"{patient}/{case}"
+
+
+def split_of(
+    description: Description, case: str, patient: str, places: list[str], origin: str
+) -> Split | None:
+    """The split that a description gives to a case: by its patient, its name, or a pattern of its images.
+
+    Raises:
+        InputError: if it gives none, though it has splits, or two.
+    """
+    if not description.splits:
+        return None
+    found: list[Split] = [
+        split
+        for split in SPLITS
+        for entry in description.splits.get(split, ())
+        if entry in (case, patient) or _matches(entry, places, description, origin)
+    ]
+    if len(set(found)) != 1:
+        what = "none" if not found else " and ".join(dict.fromkeys(found))
+        raise InputError(
+            f"`splits` in {origin} has {what} for case {case} of patient {patient}: give it one."
+        )
+    return found[0]
+
+
+def _matches(entry: str, places: list[str], description: Description, origin: str) -> bool:
+    return bool(set("*/{") & set(entry)) and bool(matches((entry,), description, places, origin))
