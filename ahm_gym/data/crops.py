@@ -39,12 +39,19 @@ def contrast(image: Float[Tensor, "C H W"], box: Box) -> float:
     return float(image[:, top : top + height, left : left + width].std(correction=0))
 
 
+def foreground(mask: Float[Tensor, "1 H W"], box: Box) -> float:
+    """Share of the pixels in the box that belong to a structure."""
+    top, left, height, width = box
+    return float(mask[:, top : top + height, left : left + width].mean())
+
+
 CROPS: dict[str, Callable[[Tensor, Box], float] | None] = {
     "uniform": None,
     "centre": nearness_to_centre,
     "contrast": contrast,
+    "oracle": foreground,
 }
-"""What a rule maximises; None takes the first crop that is drawn."""
+"""What a rule maximises; None takes the first crop that is drawn. `oracle` looks at true labels, as a control."""
 
 
 def check_crop(crop: str, *, random: bool) -> None:
@@ -59,7 +66,10 @@ def check_crop(crop: str, *, random: bool) -> None:
 
 
 def random_crops(
-    images: list[Float[Tensor, "C _ _"]], image_size: tuple[int, int], crop: str
+    images: list[Float[Tensor, "C _ _"]],
+    image_size: tuple[int, int],
+    crop: str,
+    shown: list[Float[Tensor, "_ _ _"]] | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """A random part of every image, resized; all is drawn from torch's global generator.
 
@@ -67,26 +77,32 @@ def random_crops(
         images: images of any sizes.
         image_size: rows and columns of the crops.
         crop: a rule in `CROPS`; about half of the images follow it, the others have a uniform crop.
+        shown: what the rule looks at, of the size of each image. None: the images.
     """
     if crop == "uniform":
         return torch.stack([random_crop(image, image_size) for image in images])
     ruled = (torch.rand(len(images)) < RULED_SHARE).tolist()
     rules = [crop if follows else "uniform" for follows in ruled]
-    return torch.stack(
-        [random_crop(image, image_size, rule) for image, rule in zip(images, rules, strict=True)]
-    )
+    drawn = zip(images, rules, shown or images, strict=True)
+    return torch.stack([random_crop(image, image_size, rule, looked_at) for image, rule, looked_at in drawn])
 
 
 def random_crop(
-    image: Float[Tensor, "C H W"], image_size: tuple[int, int], crop: str = "uniform"
+    image: Float[Tensor, "C H W"],
+    image_size: tuple[int, int],
+    crop: str = "uniform",
+    shown: Float[Tensor, "_ H W"] | None = None,
 ) -> Float[Tensor, "C H2 W2"]:
-    """A random part of the image by a rule in `CROPS`, resized; it is drawn from torch's global generator."""
+    """A random part of the image by a rule in `CROPS`, resized; it is drawn from torch's global generator.
+
+    The rule looks at what is `shown`; None: at the image.
+    """
     score = CROPS[crop]
     if score is None:
         box = draw_box(image, image_size)
     else:
         boxes = [draw_box(image, image_size) for _ in range(NUM_CANDIDATES)]
-        box = max(boxes, key=partial(score, image))
+        box = max(boxes, key=partial(score, image if shown is None else shown))
     return v2.functional.resized_crop(image, *box, list(image_size), antialias=True)
 
 

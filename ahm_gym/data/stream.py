@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -66,6 +67,14 @@ class BatchStream:
                 "resize them first, or give the dataset itself."
             )
         check_crop(crop, random=augment and not isinstance(dataset, Tensor))
+        if (
+            crop == "oracle"
+            and isinstance(dataset, ImageDataset)
+            and not dataset.indices("train", labelled=True)
+        ):
+            raise InputError(
+                f"`crop=oracle` looks at labels, and {dataset.name} has none: choose another `crop`."
+            )
         self.index: int = start
         self.num_workers: int = num_workers
         self.pin_memory: bool = pin_memory
@@ -126,10 +135,20 @@ class _Batches(Dataset[Tensor]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the accelerators, and fork_rng does not restore their state here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
-            batch = random_crops(images, self.image_size, self.crop)
+            shown = [self._foreground(index) for index in chosen] if self.crop == "oracle" else None
+            batch = random_crops(images, self.image_size, self.crop, shown)
             flipped = torch.rand(len(batch)) < 0.5
         batch[flipped] = v2.functional.horizontal_flip(batch[flipped])
         return self.dataset.normalise(batch)
+
+    def _foreground(self, index: int) -> Float[Tensor, "1 H W"]:
+        """Where structures are, at the size of the image; nowhere without a label."""
+        assert isinstance(self.dataset, ImageDataset), "checked"
+        sample = self.dataset.sample(index)
+        size = list(sample.image.shape[1:])
+        if sample.label is None:
+            return torch.zeros(1, *size)
+        return functional.interpolate((sample.label > 0)[None, None].float(), size, mode="nearest-exact")[0]
 
     def places(self, number: int) -> list[int]:
         """Positions in the train split: a window over the concatenated permutations of all epochs."""

@@ -36,7 +36,8 @@ class PretrainConfig:
     """Side of a patch in pixels."""
     crop: str = "uniform"
     """Which part of an image is shown. uniform: a random crop. In half of the images of a batch, one of four random
-    crops: with centre the one nearest to the image's centre, with contrast the one whose pixels vary most."""
+    crops: with centre the one nearest to the image's centre, with contrast the one whose pixels vary most, with oracle
+    the one with the largest share of labelled structures, as a control."""
     model: str = "tiny"
     """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; tiny_conv, which embeds
     patches by convolutions; unet (MONAI's U-Net), or resenc (nnU-Net's residual-encoder U-Net)."""
