@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from ahm_gym.data.processing import Processing
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.errors import InputError
 
@@ -28,31 +29,8 @@ VERSION: int = 1
 NAMES: tuple[str, ...] = ("case", "modality", "patient")
 """Names that a pattern may have in braces."""
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Value = Annotated[int, Field(ge=0, le=65_535)]
-Index = Annotated[str, Field(pattern=r"^\d+$")]
-Shade = Annotated[str, Field(pattern=r"^(\d+|#[0-9a-fA-F]{6})$")]
 
-
-class Strict(pydantic.BaseModel):
-    """Refuses keys that it does not know."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Window(Strict):
-    """Intensities from `low` to `high`, such as Hounsfield units, become 0 to 1; others are clipped."""
-
-    low: float
-    high: float
-
-
-Scaling = Literal["image", "channel", "data"] | Window
-"""How intensities become 0 to 1. image: by the 0.5 and 99.5 percentiles of each image over all of its channels.
-channel: by those of each channel of each image. data: by those of each channel over all training images."""
-
-
-class Description(Strict):
+class Description(Processing):
     """The content of a `dataset.json`."""
 
     ahm_gym: Literal[1]
@@ -63,26 +41,12 @@ class Description(Strict):
     """Patterns of the images; each has `{case}`."""
     labels: tuple[str, ...] | str = ()
     """Patterns of the labels; each has `{case}`. Several labels of one case are merged: the highest class counts."""
-    modalities: dict[str, str] = {}
-    """What `{modality}` stands for in file names, and the name of each, in the order of the channels."""
     patients: str | None = None
     """A regular expression that finds the patient in an image's path: its first group, or all that it matches.
     None: `{patient}`, or else the rules for folders without a description."""
-    classes: dict[Index, str] = {}
-    """Names of the classes by index, such as `{"1": "liver"}`."""
-    label_values: dict[Shade, Value] = {}
-    """The class of each value of the label files, `"128"`, or colour, `"#ff0000"`. Empty: values are classes."""
-    ignore: Value | None = None
-    """A value of the label files whose pixels count neither in training nor in scores."""
-    instances: bool = False
-    """Whether labels number objects: every value above 0 is then class 1."""
-    scaling: Scaling | dict[str, Scaling] = "image"
-    """How intensities become 0 to 1; by the name of the modality if they differ."""
-    spacing: tuple[Positive, Positive] | None = None
-    """Millimetres per pixel (row, column) to which images are resampled. None: as they are."""
     plane: Literal["acquired", "axial", "coronal", "sagittal"] = "acquired"
     """Plane of the slices of volumes."""
-    splits: dict[Split, tuple[str, ...]] = {}
+    splits: dict[Split, tuple[str, ...]] = Field(default={})
     """Patients, cases or patterns of images of each split. Empty: a split.csv, or else by patient."""
 
 
@@ -117,9 +81,10 @@ def read_description(path: Path) -> Description | None:
     try:
         description = Description.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"`{key}` in {path} cannot be used: {first['msg']}; correct it.") from error
+        # A value of several types has an error for each; that of a check of ours says most.
+        first = min(error.errors(), key=lambda item: item["type"] != "value_error")
+        key = ".".join(map(str, first["loc"][:2]))
+        raise InputError(f"{path} cannot be used: {key}: {first['msg']}; correct it.") from error
     _check(description, path)
     return description
 
@@ -139,12 +104,6 @@ def _check(description: Description, path: Path) -> None:
             raise InputError(
                 f"`patients` in {path} is no regular expression ({error}): correct it."
             ) from error
-    if isinstance(description.scaling, dict) and (
-        unknown := description.scaling.keys() - set(description.modalities.values())
-    ):
-        raise InputError(
-            f"`scaling` in {path} names {min(unknown)!r}, which is no name in `modalities`: correct it."
-        )
 
 
 def patterns(given: tuple[str, ...] | str) -> tuple[str, ...]:

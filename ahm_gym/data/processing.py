@@ -1,0 +1,199 @@
+"""What is done to the values of images and labels before they are stored, as a description of the data says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import torch
+from jaxtyping import Float, Shaped
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from ahm_gym.data.scaling import MAX_CLASSES, scale_intensities
+from ahm_gym.errors import InputError
+
+IGNORED: int = 254
+"""The value of pixels in stored labels that count neither in training nor in scores."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Value = Annotated[int, Field(ge=0, le=65_535)]
+Class = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
+Index = Annotated[str, Field(pattern=r"^\d{1,2}$")]
+Shade = Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6})$")]
+
+
+class Strict(pydantic.BaseModel):
+    """Refuses keys that it does not know."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Window(Strict):
+    """Intensities from `low` to `high`, such as Hounsfield units, become 0 to 1; others are clipped."""
+
+    low: Finite
+    high: Finite
+
+    @pydantic.model_validator(mode="after")
+    def _check_order(self) -> Window:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}: expected low below high")
+        return self
+
+
+class Processing(Strict):
+    """What is done to the values of the images and labels of a data set."""
+
+    modalities: dict[str, str] = {}
+    """What `{modality}` stands for in file names, and the name of each, in the order of the channels."""
+    classes: dict[Index, str] = {}
+    """Names of the classes by index, such as `{"1": "liver"}`."""
+    label_values: dict[Shade, Class] = {}
+    """The class of each value of the label files, `"128"`, or colour, `"#ff0000"`. Empty: values are classes."""
+    ignore: Value | None = None
+    """A value of the label files whose pixels count neither in training nor in scores."""
+    instances: bool = False
+    """Whether labels number objects: every value above 0 is then class 1."""
+    scaling: Literal["image", "channel"] | Window | dict[str, Literal["channel"] | Window] | None = None
+    """How intensities become 0 to 1. image: by the 0.5 and 99.5 percentiles of each image over all of its channels.
+    channel: by those of each channel of each image. A window: from `low` to `high`. By the name of the modality if they
+    differ. None: channel if there are several modalities, otherwise image."""
+    spacing: tuple[Positive, Positive] | None = None
+    """Millimetres per pixel (row, column) to which images are resampled; they are then not shrunk. None: no change."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> Processing:
+        unknown = (
+            self.scaling.keys() - set(self.modalities.values()) if isinstance(self.scaling, dict) else set()
+        )
+        if unknown:
+            raise ValueError(f"scaling names {min(unknown)!r}, which is no name in modalities")
+        if self.instances and self.label_values:
+            raise ValueError(
+                "instances makes every value above 0 class 1, and label_values gives other classes"
+            )
+        return self
+
+
+def scale(
+    image: Shaped[np.ndarray, "H W C"], processing: Processing, num_modalities: int = 1
+) -> Float[Tensor, "C H W"]:
+    """Scales the intensities of an image to [0, 1] as `Processing.scaling` says.
+
+    Args:
+        image: rows, columns, channels.
+        processing: what to do.
+        num_modalities: number of files that are stacked in the channels.
+    """
+    scaling = processing.scaling or ("channel" if num_modalities > 1 else "image")
+    if scaling == "image":
+        return scale_intensities(image)
+    names = list(processing.modalities.values())
+    channels = []
+    for channel in range(image.shape[2]):
+        own = scaling.get(names[channel], "channel") if isinstance(scaling, dict) else scaling
+        values = image[:, :, channel : channel + 1]
+        channels.append(clip_to(own, values) if isinstance(own, Window) else scale_intensities(values))
+    return torch.cat(channels)
+
+
+def clip_to(window: Window, values: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
+    """Intensities of a window as 0 to 1."""
+    scaled = ((values.astype(np.float64) - window.low) / (window.high - window.low)).clip(0.0, 1.0)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32))
+
+
+def resample(
+    image: Float[Tensor, "C H W"], found: tuple[float, float] | None, processing: Processing, origin: str
+) -> Float[Tensor, "C H2 W2"]:
+    """Resamples an image to `Processing.spacing`.
+
+    Args:
+        image: an image.
+        found: its millimetres per pixel (row, column).
+        processing: what to do.
+        origin: file of the image, for the message.
+
+    Raises:
+        InputError: if the image states no spacing.
+    """
+    if processing.spacing is None:
+        return image
+    if found is None:
+        raise InputError(
+            f"{origin} states no size of its pixels, and `spacing` in the description asks for one: leave `spacing` "
+            "out, or save the image in a format that states it."
+        )
+    size = [
+        max(1, round(n * own / to))
+        for n, own, to in zip(image.shape[1:], found, processing.spacing, strict=True)
+    ]
+    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
+
+
+def to_classes(label: np.ndarray, processing: Processing, origin: str) -> np.ndarray:
+    """The classes of a label as `Processing` says, with ignored pixels as `IGNORED`.
+
+    Args:
+        label: rows and columns, optionally with channels after them: equal ones, or red, green and blue.
+        processing: what to do.
+        origin: file of the label, for messages.
+
+    Raises:
+        InputError: if the label has a value or a colour that the description does not name.
+    """
+    if not (processing.instances or processing.label_values or processing.ignore is not None):
+        return label
+    coloured = any(key.startswith("#") for key in processing.label_values)
+    if label.ndim == 3 and not coloured and (label == label[:, :, :1]).all():
+        label = label[:, :, 0]
+    values = packed(label) if coloured and label.ndim == 3 else label
+    if processing.instances:
+        classes = (values > 0).astype(np.uint8)
+    elif processing.label_values:
+        classes = look_up(values, processing, origin)
+    else:
+        classes = values
+    if processing.ignore is not None:
+        classes = np.where(values == processing.ignore, IGNORED, classes)
+    return classes
+
+
+def look_up(values: np.ndarray, processing: Processing, origin: str) -> np.ndarray:
+    """The class of every value in `Processing.label_values`; 0 is the background if it is not listed.
+
+    Raises:
+        InputError: if a value is not listed.
+    """
+    table = {0: 0} | {
+        int(key[1:], 16) if key.startswith("#") else int(key): index
+        for key, index in processing.label_values.items()
+    }
+    if processing.ignore is not None:
+        table[processing.ignore] = IGNORED
+    found, places = np.unique(values, return_inverse=True)
+    unknown = [value for value in found.tolist() if value not in table]
+    if unknown:
+        listed = ", ".join(processing.label_values)
+        coloured = any(key.startswith("#") for key in processing.label_values)
+        name = f"the colour #{int(unknown[0]):06x}" if coloured else f"the value {unknown[0]:g}"
+        raise InputError(
+            f"{origin} contains {name}, which is not in `label_values` ({listed}): add it with its class."
+        )
+    return np.array([table[value] for value in found.tolist()], np.uint8)[places].reshape(values.shape)
+
+
+def packed(label: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H W"]:
+    """Red, green and blue as one number, as in `#rrggbb`."""
+    red, green, blue = (label[:, :, channel].astype(np.int64) for channel in range(3))
+    return red * 65_536 + green * 256 + blue
+
+
+def class_names(processing: Processing, num_classes: int) -> Sequence[str]:
+    """A name for each class above the background."""
+    return [processing.classes.get(str(index), f"class {index}") for index in range(1, num_classes)]
