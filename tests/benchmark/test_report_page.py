@@ -50,7 +50,7 @@ def test_the_page_asks_for_nothing_from_outside_and_names_everything(out):
 
 
 def test_text_and_marks_have_enough_contrast_in_light_and_dark():
-    style = files("ahm_gym.benchmark.report").joinpath("templates", "page.css").read_text()
+    style = files("ahm_gym.pages").joinpath("templates", "page.css").read_text()
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in style.split("@media", 2)[:2])
 
     def luminance(colour):
@@ -118,7 +118,7 @@ def test_segmentations_of_two_policies_are_shown_at_the_chosen_number_of_labels(
 def test_the_focus_is_visible_and_reaches_the_controls(browser, out):
     browser.open(out / "report.html")
     browser.press("body", TAB)
-    assert browser.run("return document.activeElement.textContent") == "Skip to the findings"
+    assert browser.run("return document.activeElement.textContent") == "Skip to the content"
     browser.press("#view", TAB)
     outline = "return getComputedStyle(document.activeElement).outlineStyle"
     assert browser.run(outline) == "solid"

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ahm_gym.benchmark.report import charts, findings, tables
@@ -21,15 +20,7 @@ from ahm_gym.benchmark.report.pictures import Pictures
 from ahm_gym.benchmark.report.tables import Table
 from ahm_gym.benchmark.report.text import plural
 from ahm_gym.benchmark.rows import Rows, Task
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page, rendered by the template with its name."""
-
-    name: str
-    title: str
-    content: Any
+from ahm_gym.pages.page import Section, render
 
 
 @dataclass(frozen=True)
@@ -63,17 +54,14 @@ def page(
         Section("pretraining", "Pretraining", _pretraining(rows, pretraining)),
         Section("settings", "Settings", _settings(rows)),
     ]
-    environment = Environment(
-        loader=PackageLoader("ahm_gym.benchmark.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return render(
+        "ahm_gym.benchmark.report",
+        "Mask policies compared",
+        _lead(rows),
+        sections,
+        tone=tables.tone,
+        script="page.js",
     )
-    environment.filters["tone"] = tables.tone
-    template = environment.get_template("page.html.jinja")
-    return template.render(lead=_lead(rows), sections=[one for one in sections if one.content])
 
 
 def _lead(rows: Rows) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ahm_gym.benchmark.report.leaderboard import HEALTH, Cell, Measure, Pretraining
 from ahm_gym.benchmark.report.text import (
     NOTHING,
@@ -17,18 +15,14 @@ from ahm_gym.benchmark.report.text import (
 )
 from ahm_gym.benchmark.rows import Task
 from ahm_gym.benchmark.statistics import Interval
+from ahm_gym.pages import page
 
 MARKS: dict[str, str] = {"better": "▲", "worse": "▼"}
 """Signs by the first word of a verdict."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A caption, the names of the columns, and rows of text whose first entry names the row."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
+class Table(page.Table):
+    """A table that can also be written in Markdown."""
 
     def markdown(self) -> str:
         """The table in Markdown, with the caption above."""
