@@ -1,0 +1,84 @@
+"""Counts the images, patients, classes, sizes and intensities of a prepared data set, by split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ahm_gym.data import ImageDataset
+from ahm_gym.data.sample import SPLITS
+from ahm_gym.pages.page import Table
+
+NUM_SAMPLED: int = 500
+"""Largest number of images of a split whose intensities are counted."""
+NUM_BINS: int = 50
+"""Number of bins of a histogram of intensities."""
+MOST_COMMON: int = 5
+"""Number of sizes that are listed."""
+
+
+def count_images(dataset: ImageDataset) -> Table:
+    """Images, cases, patients and labelled images of every split."""
+    rows = []
+    for split in SPLITS:
+        indices = dataset.indices(split)
+        labelled = dataset.indices(split, labelled=True)
+        cases = {dataset.case(index) for index in indices}
+        patients = {dataset.patient(index) for index in indices}
+        rows.append([split, *map(str, (len(indices), len(cases), len(patients), len(labelled)))])
+    return Table("Images of each split", ["split", "images", "cases", "patients", "with a label"], rows)
+
+
+def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
+    """For every class and split, the number of images that show it, and its share of the pixels.
+
+    Args:
+        dataset: a data set.
+        names: names of the classes, the background first.
+    """
+    columns, entries = ["class"], [[f"{index} {name}"] for index, name in enumerate(names)]
+    for split in SPLITS:
+        pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        for index in dataset.indices(split, labelled=True):
+            label = dataset.sample(index).label
+            assert label is not None, "labelled"
+            found = np.bincount(label.flatten().numpy(), minlength=len(names))[: len(names)]
+            pixels += found
+            images += found > 0
+        columns += [f"{split}: images", f"{split}: pixels"]
+        shares = pixels / max(pixels.sum(), 1)
+        for row, number, share in zip(entries, images, shares, strict=True):
+            row += [str(number), f"{share:.2%}"]
+    return Table("Images that show a class, and its share of the pixels", columns, entries)
+
+
+def count_sizes(dataset: ImageDataset) -> Table:
+    """The most common sizes of the files' images, with their spacing."""
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    found = Counter((tuple(sample.image.shape[1:]), sample.spacing) for sample in samples)
+    rows = []
+    for ((height, width), spacing), number in found.most_common(MOST_COMMON):
+        size = "not stated" if spacing is None else " x ".join(f"{mm:.3g}" for mm in spacing) + " mm"
+        rows.append([f"{height} x {width}", size, str(number)])
+    if len(found) > MOST_COMMON:
+        others = sum(found.values()) - sum(number for _, number in found.most_common(MOST_COMMON))
+        rows.append([f"{len(found) - MOST_COMMON} others", "", str(others)])
+    return Table("Sizes", ["rows x columns", "size of a pixel", "images"], rows)
+
+
+def histograms(dataset: ImageDataset) -> dict[str, Float[np.ndarray, "C bins"]]:
+    """For every split, the share of the pixels in each bin of [0, 1], channel by channel."""
+    found = {}
+    for split in SPLITS:
+        indices = dataset.indices(split)
+        if indices:
+            places = np.linspace(0, len(indices) - 1, min(NUM_SAMPLED, len(indices))).round().astype(int)
+            counts = np.zeros((dataset.channels, NUM_BINS))
+            for place in places:
+                for channel, values in enumerate(dataset.image(indices[place]).flatten(1).numpy()):
+                    counts[channel] += np.histogram(values, NUM_BINS, (0.0, 1.0))[0] / len(values)
+            found[split] = counts / len(places)
+    return found
