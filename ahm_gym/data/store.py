@@ -186,6 +186,15 @@ def covering_size(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[i
     return max(round(size[0] * scale), image_size[0]), max(round(size[1] * scale), image_size[1])
 
 
+def working_size(
+    size: tuple[int, int], image_size: tuple[int, int], native_resolution: bool
+) -> tuple[int, int]:
+    """Rows and columns at which an image of this size is segmented; never smaller than the training size."""
+    if native_resolution and size[0] >= image_size[0] and size[1] >= image_size[1]:
+        return size
+    return covering_size(size, image_size)
+
+
 def _open_flat(path: Path, dtype: type[np.generic]) -> Tensor:
     """The values of a file as a flat tensor; pages are read on first use."""
     if path.stat().st_size == 0:

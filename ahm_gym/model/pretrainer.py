@@ -6,7 +6,7 @@ import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,9 @@ from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
 from ahm_gym.model.moving_average import MovingAverage
 from ahm_gym.model.vit import build_autoencoder
 
+if TYPE_CHECKING:
+    from ahm_gym.model.joint import JointTask
+
 WEIGHT_DECAY: float = 0.05
 """Weight decay of the matrices; other parameters have none."""
 WARMUP: float = 0.05
@@ -34,7 +37,8 @@ MAX_GRAD_NORM: float = 1.0
 class _Unchecked:
     """An update whose loss and gradient norm have not been checked for finite numbers yet."""
 
-    loss_and_norm: Fetch
+    numbers: Fetch
+    """The loss that was minimised, the norm of its gradient, and the joint loss if there is one."""
     images: Tensor
     number: int
     """Number of updates before this one."""
@@ -51,10 +55,11 @@ class Pretrainer:
             not replace the weights after the first step; change them in place.
         frozen: never update the autoencoder; steps only reconstruct and are counted.
         average: decay of an exponential moving average (EMA) of the weights, `trained`; None keeps none.
+        joint: segmentation that every update also learns (`ahm_gym.model.joint`); None learns the reconstruction alone.
 
     Raises:
-        InputError: if the number of steps is below 1, the learning rate is not positive and finite, or the decay is
-            not between 0 and 1.
+        InputError: if the number of steps is below 1, the learning rate is not positive and finite, the decay is
+            not between 0 and 1, or a frozen autoencoder has a joint task.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Pretrainer:
         device: torch.device | str = "cpu",
         frozen: bool = False,
         average: float | None = None,
+        joint: JointTask | None = None,
     ) -> None:
         if average is not None and not 0.0 < average < 1.0:
             raise InputError(f"`average` is {average}: choose a decay between 0 and 1, such as 0.999.")
@@ -73,12 +79,19 @@ class Pretrainer:
             raise InputError(f"the number of steps is {num_steps}: choose at least 1.")
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
             raise InputError(f"the learning rate is {learning_rate}: choose a positive value such as 0.001.")
+        if frozen and joint is not None:
+            raise InputError("a frozen autoencoder learns nothing from `joint`: leave it out, or `frozen`.")
         self.device: torch.device = torch.device(device)
         self.autoencoder: Autoencoder = autoencoder.to(self.device)
         self.num_steps: int = num_steps
         self.learning_rate: float = learning_rate
         self.frozen: bool = frozen
+        self.joint: JointTask | None = None if joint is None else joint.to(self.device)
+        self.joint_loss: float | None = None
+        """The loss of the joint task in the last update that was checked, without its weight."""
         groups = param_groups_weight_decay(self.autoencoder, WEIGHT_DECAY)[::-1]  # matrices first
+        if self.joint is not None:
+            groups += param_groups_weight_decay(self.joint, WEIGHT_DECAY)[::-1]
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             groups, lr=learning_rate, betas=(0.9, 0.95), fused=True
         )
@@ -138,8 +151,9 @@ class Pretrainer:
         update, self._unchecked = self._unchecked, None
         if update is None:
             return
-        loss, norm = update.loss_and_norm.wait().tolist()
+        loss, norm, *joint = update.numbers.wait().tolist()
         if math.isfinite(loss) and math.isfinite(norm):
+            self.joint_loss = joint[0] if joint else None
             return
         if self.checks_late:
             self._updates.fill_(update.number)
@@ -148,9 +162,10 @@ class Pretrainer:
             raise RunError(
                 f"the gradient is not finite {place}): lower `learning_rate`; the last checkpoint is good."
             )
+        what = "reconstruction loss" if self.joint is None else "sum of reconstruction and joint loss"
         low, high = update.images.amin().item(), update.images.amax().item()
         raise RunError(
-            f"the reconstruction loss is {loss} {place}, pixel values {low:.3g} to {high:.3g}): lower "
+            f"the {what} is {loss} {place}, pixel values {low:.3g} to {high:.3g}): lower "
             "`learning_rate`, or look at the images of this batch; the last checkpoint is good."
         )
 
@@ -170,7 +185,12 @@ class Pretrainer:
 
         Each process computes gradients on its own snapshot. It applies them to the shared weights and the shared
         state of the optimiser while it holds `lock`, a lock between processes.
+
+        Raises:
+            InputError: if there is a joint task, whose head belongs to one process.
         """
+        if self.joint is not None:
+            raise InputError("several processes cannot share `joint`: leave it out, or use one process.")
         share(self.autoencoder, self.optimizer)
         if self._average is not None:
             self._average.network.share_memory()
@@ -195,6 +215,8 @@ class Pretrainer:
             }
             if self._average is not None:
                 state["average"] = self._average.state_dict()
+            if self.joint is not None:
+                state["joint"] = self.joint.state_dict()
             return copy.deepcopy(state) if self._lock else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,6 +225,8 @@ class Pretrainer:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        if self.joint is not None:
+            self.joint.load_state_dict(state["joint"])
         self._updates.fill_(state["updates"])
         self._unchecked = None
 
@@ -219,26 +243,36 @@ class Pretrainer:
         if not self.model.training:
             self.model.train()
         mask_inputs = (_outside_inference(tensor) for tensor in self.model.mask_inputs(masks))
-        *result, norm = self._passes(images, *mask_inputs)
-        result = Reconstruction(*result)
+        labelled = () if self.joint is None else self.joint.labelled(self.updates, self.device)
+        passed = self._passes(images, *mask_inputs, *labelled)
+        loss, result, joint, norm = passed[0], Reconstruction(*passed[1:4]), passed[4:-1], passed[-1]
         self.check()  # of the previous update: its numbers arrived while this one was prepared
-        loss_and_norm = torch.stack((result.loss, norm))
-        self._unchecked = _Unchecked(Fetch(loss_and_norm), images, self.updates)
+        numbers = torch.stack((loss, norm, *joint))
+        self._unchecked = _Unchecked(Fetch(numbers), images, self.updates)
         if self.checks_late:
             # The fused optimiser reads this flag on the GPU, as with a GradScaler, and skips the update.
-            failed = (~loss_and_norm.isfinite().all()).float()
+            failed = (~numbers.isfinite().all()).float()
             self.optimizer.found_inf = failed  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self.check()
         return result
 
     def _gradients(self) -> Gradients:
-        parameters = list(self.model.parameters())
+        parameters = [*self.model.parameters(), *(self.joint.parameters() if self.joint else ())]
         return Gradients(self._run, parameters, MAX_GRAD_NORM, records=self.model.records)
 
-    def _run(self, images: Tensor, *mask_inputs: Tensor) -> Reconstruction:
+    def _run(self, images: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The loss to minimise, the reconstruction, and the joint loss if there is one.
+
+        `inputs` are what `mask_inputs` returned, and with a joint task labelled images and their labels.
+        """
         with self.autocast():
-            return self.model.run(images, *mask_inputs)
+            if self.joint is None:
+                result = self.model.run(images, *inputs)
+                return (result.loss, *result)
+            result = self.model.run(images, *inputs[:-2])
+            joint_loss = self.joint(self.model.encoder, *inputs[-2:])
+            return (result.loss + self.joint.weight * joint_loss, *result, joint_loss)
 
     def _apply(self) -> None:
         if self._local is not None:
@@ -251,6 +285,10 @@ class Pretrainer:
         for average in (None if latent is None else latent.average, self._average):
             if average is not None:
                 average.follow(self.progress, self.updates)
+
+    def metrics(self) -> dict[str, float]:
+        """What the last checked update measured beside the reconstruction: `joint_loss`, with a joint task."""
+        return {} if self.joint_loss is None else {"joint_loss": self.joint_loss}
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass; see `Autoencoder.autocast`."""

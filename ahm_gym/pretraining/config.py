@@ -55,6 +55,12 @@ class PretrainConfig:
     """What is predicted for masked patches. pixels: the raw pixels. normalised: pixels with zero mean and unit variance
     in each patch. hog: histograms of oriented gradients, as in MaskFeat. latent: the features of a slow average of the
     encoder, which sees the whole image, as in data2vec and I-JEPA; and with half the weight the raw pixels."""
+    joint_labels: int | None = None
+    """Number of labelled training images that every update also learns to segment, beside the reconstruction, whatever
+    chooses the masks: those that fine-tuning takes with as many labels and the same seed. None: none.
+    Fine-tuning with fewer labels or another seed then starts from an encoder that has seen further labels."""
+    joint_weight: float = 1.0
+    """Weight of the loss of this segmentation, beside that of the reconstruction."""
     learning_rate: float | None = None
     """Peak learning rate of the autoencoder, reached after the warm-up. None: 0.001 for tiny models and U-Nets, 0.0005
     for small and 0.0003 for others; above 64 images in an update, times the square root of their number / 64."""

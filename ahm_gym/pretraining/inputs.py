@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError
 from ahm_gym.model import conv_stem
@@ -16,6 +17,9 @@ from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from ahm_gym.model.joint import JointTask
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
@@ -81,3 +85,46 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
     if config.reconstructor is not None and fresh:
         load_autoencoder(autoencoder, config.reconstructor)
     return autoencoder
+
+
+def check_joint(config: PretrainConfig) -> None:
+    """Checks the settings that go with `joint_labels`.
+
+    Raises:
+        InputError: if there is a weight without labels, or the autoencoder is frozen or belongs to several processes.
+    """
+    if config.joint_labels is None:
+        if config.joint_weight != PretrainConfig.joint_weight:
+            raise InputError(
+                f"`joint_weight={config.joint_weight}` weighs the loss of `joint_labels`: give both, or leave it out."
+            )
+        return
+    if config.reconstructor is not None:
+        raise InputError(
+            "`joint_labels` trains the autoencoder, which `reconstructor` freezes: leave one of them out."
+        )
+    if config.num_workers > 1:
+        raise InputError(
+            "`num_workers` above 1 does not go with `joint_labels`, whose head belongs to one process: choose 1 "
+            "worker, or leave `joint_labels` out."
+        )
+
+
+def joint_task(config: PretrainConfig, dataset: ImageDataset, autoencoder: Autoencoder) -> JointTask | None:
+    """The joint task of the settings; None without `joint_labels`.
+
+    Raises:
+        InputError: if the data has too few labels, or the weight is not positive and finite.
+    """
+    if config.joint_labels is None:
+        return None
+    from ahm_gym.model.joint import build_joint_task  # imports MONAI, which takes a second
+
+    return build_joint_task(
+        dataset,
+        autoencoder.encoder,
+        labels=config.joint_labels,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        weight=config.joint_weight,
+    )

@@ -53,6 +53,8 @@ SET_BY_RECIPE: tuple[str, ...] = (
 """Settings that the recipe sets itself."""
 OF_THE_AGENT: tuple[str, ...] = ("reward", "num_workers", "agent_options")
 """Settings that apply only to the stage with a learning agent."""
+OF_THE_AUTOENCODER: tuple[str, ...] = ("joint_labels", "joint_weight")
+"""Settings that apply only to stages that train the autoencoder."""
 
 
 def run_recipe(
@@ -133,7 +135,10 @@ def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]
     for stage in RECIPES[name]:
         own = stage.config
         learns = own.policy in AGENTS
-        taken = {key: value for key, value in settings.items() if learns or key not in OF_THE_AGENT}
+        left_out = (() if learns else OF_THE_AGENT) + (
+            () if own.reconstructor is None else OF_THE_AUTOENCODER
+        )
+        taken = {key: value for key, value in settings.items() if key not in left_out}
         restored = from_json(PretrainConfig, taken, f"the settings of recipe {name}")
         policy, colon, earlier = own.policy.partition(":")
         config = replace(

@@ -49,6 +49,7 @@ class Recorder:
         start: step from which the run starts.
         title: title of the progress bar.
         interrupt: reports whether the run has to stop.
+        measured: returns metrics of the last update that the agent does not know.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Recorder:
         start: int = 0,
         title: str = "pretraining",
         interrupt: Interrupt | None = None,
+        measured: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.config: PretrainConfig = config
         self.run: RunFolder = run
@@ -69,6 +71,7 @@ class Recorder:
         self.start: int = start
         self.step: int = start
         self.interrupt: Interrupt = interrupt or Interrupt()
+        self.measured: Callable[[], dict[str, float]] = measured
         self.log_every: int = max(1, min(config.steps // 100, 20))
         self.inspect_every: int = max(MIN_INSPECT_EVERY, config.steps // 20)
         self.snapshot_steps: set[int] = {round(share * config.steps) for share in SNAPSHOTS}
@@ -90,7 +93,7 @@ class Recorder:
         """Records one update; returns whether the run has to stop."""
         self.step += 1
         self.timed += 1
-        for name, value in metrics.items():
+        for name, value in (metrics | self.measured()).items():
             self.sums[name] += value
             self.counts[name] += 1
         last = self.step == self.config.steps

@@ -72,7 +72,16 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
     start, state = training.restore(run)
     training.print_notes(resumed=state is not None)
     save = functools.partial(training.save, run)
-    recorder = Recorder(config, run, training.inspection, save, start=start, title=title, interrupt=interrupt)
+    recorder = Recorder(
+        config,
+        run,
+        training.inspection,
+        save,
+        start=start,
+        title=title,
+        interrupt=interrupt,
+        measured=training.pretrainer.metrics,
+    )
     if state is not None:
         recorder.load_state_dict(state)
     else:

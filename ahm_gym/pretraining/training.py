@@ -29,7 +29,7 @@ from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.defaults import completed, note_on_length
-from ahm_gym.pretraining.inputs import starting_autoencoder
+from ahm_gym.pretraining.inputs import check_joint, joint_task, starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
@@ -71,6 +71,7 @@ class Training:
     def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
         check_counts(config)
         check_reconstructor(config.policy, config.reconstructor, config.init)
+        check_joint(config)
         self.device: torch.device = pick_device(config.device)
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
@@ -94,6 +95,7 @@ class Training:
             device=self.device,
             frozen=config.reconstructor is not None,
             average=config.average,
+            joint=joint_task(config, self.dataset, autoencoder),
         )
         self.agent_options: dict[str, Any] = agent_options(
             config.policy, config.agent_options, autoencoder, config.model

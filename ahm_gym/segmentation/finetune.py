@@ -17,18 +17,19 @@ from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import Interrupted, RunError
+from ahm_gym.model.decoders import segmentation_loss
 from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.settings import merge_resumed, to_json
 from ahm_gym.runs.storage import locked, write_atomically
-from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.segmentation.inputs import (
@@ -162,10 +163,7 @@ class Finetuning:
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             parameter_groups(self.segmenter, config.encoder_rate), fused=True
         )
-        # The Dice is taken over the whole batch, because a single image often lacks a class.
-        self.loss: DiceCELoss = DiceCELoss(
-            softmax=True, to_onehot_y=True, include_background=False, batch=True
-        )
+        self.loss: DiceCELoss = segmentation_loss()
         self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
         self.losses: list[float] = []
         """Losses since the last line of the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError, check_numbers, check_seed, unknown_name
 from ahm_gym.model.conv_autoencoder import build_seeded
 from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
-from ahm_gym.model.encoders import find_encoder, load_encoder
+from ahm_gym.model.encoders import EncoderFolder, find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
 from ahm_gym.segmentation.config import HEADS, TRANSFERS, EvaluationConfig, FinetuneConfig, ProbeConfig
@@ -53,6 +54,7 @@ def resolve(config: Config) -> Config:
             patch_size=8 if config.patch_size is None else config.patch_size,
         )
     found = find_encoder(Path(config.encoder))
+    print_further_labels(config, found)
     return replace(
         config,
         data=found.data if config.data is None else config.data,
@@ -61,6 +63,20 @@ def resolve(config: Config) -> Config:
         image_size=config.image_size or found.image_size,
         patch_size=found.patch_size if config.patch_size is None else config.patch_size,
     )
+
+
+def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None:
+    """Prints a note if the encoder was pretrained with labels of this data that may not be among those of this run."""
+    if found.joint_labels is None or config.labels is None or config.data not in (None, found.data):
+        return
+    number, seed = found.joint_labels
+    if seed != config.seed or number > config.labels:
+        print(
+            f"note: the encoder was pretrained with {number} labels of this data, drawn with seed {seed}, which may "
+            f"not all be among the {config.labels} of this run, drawn with seed {config.seed}: the score may be "
+            f"that of more labels.",
+            file=sys.stderr,
+        )
 
 
 def spelled_out(config: Config) -> Config:

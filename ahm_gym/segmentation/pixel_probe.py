@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
 from ahm_gym.model.conv_network import ConvNetwork
 from ahm_gym.model.encoder_base import Encoder, as_encoder
-from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
 from ahm_gym.segmentation.pixel_classifier import (
     Components,

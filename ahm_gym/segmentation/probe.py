@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoder_base import Encoder, as_encoder
 from ahm_gym.model.patches import patchify
-from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.metrics import Value, mean
 
 PENALTIES: Tensor = torch.logspace(-4, 6, 41, dtype=torch.float64)

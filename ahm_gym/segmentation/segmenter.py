@@ -15,12 +15,12 @@ from monai.inferers.utils import sliding_window_inference
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ahm_gym.data.store import covering_size
+from ahm_gym.data.store import working_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
+from ahm_gym.model.decoders import build_decoder, resize
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
 from ahm_gym.runs.storage import as_os_error
-from ahm_gym.segmentation.decoders import build_decoder, resize
 
 WEIGHT_DECAY: float = 0.05
 """Weight decay of the matrices; other parameters have none."""
@@ -111,15 +111,6 @@ def parameter_groups(segmenter: Segmenter, encoder_rate: float = 1.0) -> list[di
         *(group | {"lr_scale": encoder_rate * group.get("lr_scale", 1.0), "new": False} for group in encoder),
         *(group | {"lr_scale": 1.0, "new": True} for group in new),
     ]
-
-
-def working_size(
-    size: tuple[int, int], image_size: tuple[int, int], native_resolution: bool
-) -> tuple[int, int]:
-    """Rows and columns at which an image of this size is segmented; never smaller than the training size."""
-    if native_resolution and size[0] >= image_size[0] and size[1] >= image_size[1]:
-        return size
-    return covering_size(size, image_size)
 
 
 def predict(

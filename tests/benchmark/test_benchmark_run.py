@@ -17,11 +17,11 @@ from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.benchmark.rows import read_lines as read_rows
 from ahm_gym.benchmark.run import count_labels, plan, run_benchmark
 from ahm_gym.data import open_data
+from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.storage import locked
-from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.finetune import run_probe
 

@@ -9,10 +9,10 @@ from sklearn.metrics import average_precision_score, log_loss
 from torch.nn import functional
 
 from ahm_gym.data import open_data
+from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoders import as_encoder, load_encoder
 from ahm_gym.segmentation import pixel_classifier
-from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.config import ProbeConfig
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.pixel_classifier import (

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from ahm_gym.data import Sample
+from ahm_gym.data.store import working_size
 from ahm_gym.errors import InputError
+from ahm_gym.model.decoders import DECODERS
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import build_encoder, feature_depths
-from ahm_gym.segmentation.decoders import DECODERS
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
     build_segmenter,
@@ -16,7 +17,6 @@ from ahm_gym.segmentation.segmenter import (
     parameter_groups,
     predict,
     save_segmenter,
-    working_size,
 )
 
 

@@ -3,9 +3,9 @@ import torch
 from programs import write_discs
 
 from ahm_gym.data import open_data
+from ahm_gym.data.augmentation import Augmentation
+from ahm_gym.data.labelled import LabelledBatches
 from ahm_gym.errors import InputError
-from ahm_gym.segmentation.augmentation import Augmentation
-from ahm_gym.segmentation.batches import LabelledBatches
 
 
 def disc():

@@ -11,11 +11,10 @@ from torch.nn import functional
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ahm_gym.data import ImageDataset
+from ahm_gym.data.augmentation import Augmentation
+from ahm_gym.data.store import ImageDataset, working_size
 from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
-from ahm_gym.segmentation.augmentation import Augmentation
-from ahm_gym.segmentation.segmenter import working_size
 
 CROP_SCALE: tuple[float, float] = (0.5, 1.0)
 """Range of the area of a random crop, as a share of the area that the segmenter covers at once."""
@@ -23,11 +22,13 @@ CROP_ASPECT: tuple[float, float] = (3 / 4, 4 / 3)
 """Range of the aspect ratio of a random crop, relative to that of the training size."""
 
 
-def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> list[int]:
+def choose_labelled(
+    dataset: ImageDataset, labels: int | None, seed: int, *, setting: str = "labels"
+) -> list[int]:
     """Indices of `labels` labelled training images, or of all if it is None.
 
     They are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
-    and a smaller choice is part of a larger one.
+    and a smaller choice is part of a larger one. `setting` is the name of the number in an error.
 
     Raises:
         InputError: if there are fewer labelled images.
@@ -37,8 +38,8 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
         labels = len(available)
     if not 1 <= labels <= len(available):
         raise InputError(
-            f"`labels={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
-            "images; choose a number from 1 to that, or leave it out to use all."
+            f"`{setting}={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
+            "images; choose a number from 1 to that, or leave it out."
         )
     order = torch.randperm(len(available), generator=torch.Generator().manual_seed(derive_seed(seed, 2)))
     return [available[place] for place in order[:labels].tolist()]

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from ahm_gym.data import open_data
+from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.errors import InputError
-from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
 
 
 @pytest.fixture(scope="module")

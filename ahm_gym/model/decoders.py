@@ -1,4 +1,4 @@
-"""Decoders: from the feature maps of an encoder to class logits for every pixel."""
+"""Decoders: from the feature maps of an encoder to class logits for every pixel, and the loss of these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ahm_gym._compat  # noqa: F401
 
 import torch
 from jaxtyping import Float
+from monai.losses.dice import DiceCELoss
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ DECODERS: tuple[str, ...] = ("unetr", "plain")
 """unetr also reads the image, and segments even without an encoder; plain reads the features alone, to measure them."""
 
 
-def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: int) -> nn.Module:
+def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: int = 16) -> nn.Module:
     """The decoder of that name for an encoder; only a head if the encoder has its own decoder.
 
     Args:
@@ -51,6 +52,12 @@ def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: i
         patch_size=encoder.patch_size,
         feature_size=feature_size,
     )
+
+
+def segmentation_loss() -> DiceCELoss:
+    """The loss of class logits (B, K, H, W) for labels (B, 1, H, W): Dice loss plus cross-entropy."""
+    # The Dice is taken over the whole batch, because a single image often lacks a class.
+    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
 
 class PixelHead(nn.Module):
