@@ -126,7 +126,7 @@ class Finetune(FinetuneConfig):
 class RunsConfig:
     """The settings of programs that segment with fine-tuned runs."""
 
-    run: Path | tuple[Path, ...]
+    run: Annotated[Path | tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
     """Folders of fine-tuning runs. Their settings and the statistics of their training images are used.
     Several runs segment together: the probabilities of each class are averaged."""
     select: str | None = None

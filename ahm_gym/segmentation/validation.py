@@ -33,6 +33,8 @@ def validation_interval(config: FinetuneConfig, dataset: ImageDataset) -> int:
         InputError: if validation was asked for, and no val image has a label.
     """
     if dataset.indices("val", labelled=True):
+        if config.select == "best":
+            _check_classes(dataset)
         asked = config.validate_every
         return max(1, round(config.steps / 10)) if asked is None else asked
     if config.validate_every or config.select == "best":
@@ -42,6 +44,16 @@ def validation_interval(config: FinetuneConfig, dataset: ImageDataset) -> int:
             "leave it out."
         )
     return 0
+
+
+def _check_classes(dataset: ImageDataset) -> None:
+    """Raises InputError if the val labels hold only background, so that no segmenter is the best."""
+    labels = (dataset.sample(index).label for index in dataset.indices("val", labelled=True))
+    if not any(label is not None and bool(label.any()) for label in labels):
+        raise InputError(
+            f"`select=best` needs val labels with a class, and those of {dataset.name} hold only background: leave it "
+            "out, or choose a `fold`."
+        )
 
 
 def dice_on(

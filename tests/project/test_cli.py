@@ -15,7 +15,7 @@ from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
 from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, split_numbers, with_flags
 
-COMMANDS = ("pretrain", "finetune", "probe", "predict", "benchmark", "report")
+COMMANDS = ("pretrain", "finetune", "probe", "predict", "evaluate", "export", "embed", "benchmark", "report")
 HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn"}
 
 
