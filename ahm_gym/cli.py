@@ -68,7 +68,9 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     show_scores(results)
     if best := results.get("best"):
         chosen = results["config"].get("select", "last")
-        print(f"Best Dice on val {shown(best['dice'])} at update {best['step']}; scored: the {chosen} segmenter")
+        print(
+            f"Best Dice on val {shown(best['dice'])} at update {best['step']}; scored: the {chosen} segmenter"
+        )
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print(f"Next: ahm-gym pretrain {same_images(results['config'])}")

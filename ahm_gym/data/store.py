@@ -120,7 +120,9 @@ class ImageDataset:
             InputError: if there is not one split for each image.
         """
         if len(splits) != len(self):
-            raise InputError(f"{self.name} has {len(self)} images and not {len(splits)}: give a split for each.")
+            raise InputError(
+                f"{self.name} has {len(self)} images and not {len(splits)}: give a split for each."
+            )
         other = ImageDataset(self.folder)
         other._records["split"] = list(splits)
         return other

@@ -14,15 +14,13 @@ import torch
 
 VERSION: str = "0.1.0"
 """Version of the layout of the bundle."""
+
+
 def write_bundle(
     folder: Path,
-    *,
     model: bytes,
-    run: str,
+    metadata: dict[str, Any],
     image_size: tuple[int, int],
-    channels: int,
-    num_classes: int,
-    output: str,
     native_resolution: bool,
 ) -> None:
     """Writes the files of a bundle into an empty folder: configs, the network and a page of text.
@@ -30,30 +28,33 @@ def write_bundle(
     Args:
         folder: where to write.
         model: the network as TorchScript.
-        run: name of its run.
+        metadata: what `describe` returned.
         image_size: rows and columns of the network's images.
-        channels: number of image channels.
-        num_classes: number of classes with the background.
-        output: name of the network's output.
         native_resolution: whether images keep their size.
     """
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     (folder / "models" / "model.ts").write_bytes(model)
-    network = {"size": image_size, "channels": channels, "num_classes": num_classes}
-    _write_json(folder / "configs" / "metadata.json", _metadata(run, output, **network))
+    _write_json(folder / "configs" / "metadata.json", metadata)
     _write_json(folder / "configs" / "inference.json", _inference(image_size, native_resolution))
-    (folder / "docs" / "README.md").write_text(_page(run, image_size, channels), encoding="utf-8")
+    channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    page = _page(metadata["name"], image_size, channels)
+    (folder / "docs" / "README.md").write_text(page, encoding="utf-8")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def _metadata(
-    run: str, output: str, *, size: tuple[int, int], channels: int, num_classes: int
-) -> dict[str, Any]:
-    """The content of `metadata.json`, in the form that MONAI describes."""
+def describe(run: str, size: tuple[int, int], channels: int, num_classes: int) -> dict[str, Any]:
+    """The content of `metadata.json`, in the form that MONAI describes.
+
+    Args:
+        run: name of the run.
+        size: rows and columns of the network's images.
+        channels: number of image channels.
+        num_classes: number of classes with the background.
+    """
     image = {
         "type": "image",
         "format": "magnitude",
@@ -82,7 +83,7 @@ def _metadata(
         "required_packages_version": {},
         "name": run,
         "task": "segmentation of two-dimensional images",
-        "description": f"A segmenter that ahm-gym fine-tuned in the run {run}; it returns {output}.",
+        "description": f"A segmenter that ahm-gym fine-tuned in the run {run}; it returns logits.",
         "authors": "the authors of the run",
         "copyright": "the authors of the run",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": logits}},
@@ -154,6 +155,6 @@ A segmenter of two-dimensional images that ahm-gym fine-tuned and exported.
 - `models/model.ts`: TorchScript. Input: (B, {channels}, {size[0]}, {size[1]}), float32 in [0, 1]; the normalisation of
   the training images is inside. Output: class logits (B, K, {size[0]}, {size[1]}).
 - Intensities are scaled image by image: clipped at the 0.5 and 99.5 percentiles over all channels, then 0 to 1.
-- `configs/inference.json`: `python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir
-  PICTURES --output_dir MASKS` writes a mask (.npy, rows and columns of the picture) of every picture.
+- `configs/inference.json`: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
+  --dataset_dir PICTURES --output_dir MASKS` writes a mask (.npy, rows and columns of the picture) of every picture.
 """

@@ -38,9 +38,7 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
     check_file(config)
     network = load_encoder(config.run).to(pick_device(config.device)).eval()
     encoder = as_encoder(network)
-    dataset = open_data(
-        config.scans, root=config.data_root, image_size=encoder.image_size, one_split=True
-    )
+    dataset = open_data(config.scans, root=config.data_root, image_size=encoder.image_size, one_split=True)
     if dataset.channels != encoder.channels:
         raise InputError(
             f"{dataset.name} has images of {dataset.channels} channels and the encoder was trained on "
@@ -58,7 +56,9 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
 def check_file(config: EmbedConfig) -> None:
     """Raises InputError if the file exists, or its format or the packages for it are not there."""
     if config.out.suffix not in SUFFIXES:
-        raise InputError(f"{config.out} has another ending than {' or '.join(SUFFIXES)}: choose one for `out`.")
+        raise InputError(
+            f"{config.out} has another ending than {' or '.join(SUFFIXES)}: choose one for `out`."
+        )
     if config.out.exists():
         raise InputError(f"{config.out} exists already: choose another `out`.")
     if config.out.suffix == ".npz":
@@ -69,7 +69,9 @@ def check_file(config: EmbedConfig) -> None:
             f"a .parquet file needs {' and '.join(missing)}: install it with pip, or choose an `out` in .npz."
         )
     if config.per_patch:
-        raise InputError("`per_patch=True` writes three axes, which .parquet has not: choose an `out` in .npz.")
+        raise InputError(
+            "`per_patch=True` writes three axes, which .parquet has not: choose an `out` in .npz."
+        )
 
 
 def embed(
@@ -95,7 +97,11 @@ def embed(
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
     parts: list[Tensor] = []
     interrupt = Interrupt()
-    with interrupt, torch.inference_mode(), Progress("embedding", total=len(dataset), images_per_step=1) as bar:
+    with (
+        interrupt,
+        torch.inference_mode(),
+        Progress("embedding", total=len(dataset), images_per_step=1) as bar,
+    ):
         for first in range(0, len(dataset), BATCH):
             indices = range(first, min(first + BATCH, len(dataset)))
             images = torch.stack([cover(dataset.image(index), encoder.image_size) for index in indices])

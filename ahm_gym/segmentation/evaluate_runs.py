@@ -37,12 +37,16 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     dataset = _fitting(_open(config, ensemble, one_split=split == ALL), ensemble)
     part: Split = "train" if split == ALL else cast(Split, split)
     if not dataset.indices(part, labelled=True):
-        raise InputError(f"{dataset.name} has no labelled images to score in `split={split}`: choose another, or all.")
+        raise InputError(
+            f"{dataset.name} has no labelled images to score in `split={split}`: choose another, or all."
+        )
     print(dataset, file=sys.stderr)
     scores = evaluate(ensemble.classes, dataset, part)
     results = {"split": split, "data": dataset.name, **scores, "config": to_json(config)}
     figure = draw_cases(ensemble.classes, dataset, {**results, "split": part})
-    figure.suptitle(f"{dataset.name}, {split} images: from the worst to the best of {len(scores['cases'])} cases")
+    figure.suptitle(
+        f"{dataset.name}, {split} images: from the worst to the best of {len(scores['cases'])} cases"
+    )
     make_folder(config.out, "`out`")
     figure.savefig(config.out / "overlays.png")
     write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
@@ -74,7 +78,8 @@ def _choose_split(config: EvaluateConfig, ensemble: Ensemble) -> str:
             True: "this is the data of the run",
             False: "the data names its test images" if named else "the data names no test images",
         }[bool(own)]
-        print(f"note: the {split} images are scored, because {why}; `split` chooses others.", file=sys.stderr)
+        which = "all labelled" if split == ALL else f"the {split}"
+        print(f"note: {which} images are scored, because {why}; `split` chooses others.", file=sys.stderr)
     if own and split != "test":
         print(
             f"note: {own[0]} was trained on this data, and {split} may hold its training or val images: scores on "

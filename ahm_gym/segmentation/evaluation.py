@@ -26,9 +26,7 @@ from ahm_gym.segmentation.metrics import (
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
 from ahm_gym.segmentation.segmenter import Segmenter, predict
 
-Segment: TypeAlias = (
-    Segmenter | Callable[[Float[Tensor, "C H W"], tuple[int, int]], Int[Tensor, "H0 W0"]]
-)
+Segment: TypeAlias = Segmenter | Callable[[Float[Tensor, "C H W"], tuple[int, int]], Int[Tensor, "H0 W0"]]
 """What is evaluated: a segmenter, which gets images with the statistics of the dataset, or a function that gets images
 in [0, 1] with the size of their label and returns classes."""
 

@@ -24,7 +24,7 @@ from ahm_gym.errors import InputError, RunError, unknown_name
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder, statistics_of
 from ahm_gym.runs.storage import make_folder, replace_folder, write_atomically
-from ahm_gym.segmentation.bundle import write_bundle
+from ahm_gym.segmentation.bundle import describe, write_bundle
 from ahm_gym.segmentation.config import FORMATS, ExportConfig
 from ahm_gym.segmentation.predictor import Predictor
 from ahm_gym.segmentation.segmenter import Segmenter
@@ -89,19 +89,31 @@ def run_export(config: ExportConfig) -> Path:
     if config.out.exists():
         raise InputError(f"{config.out} exists already: choose another `out`.")
     if config.format == "onnx" and importlib.util.find_spec("onnx") is None:
-        raise InputError("`format=onnx` needs the package onnx: install it with pip install 'ahm-gym[export]'.")
+        raise InputError(
+            "`format=onnx` needs the package onnx: install it with pip install 'ahm-gym[export]'."
+        )
     found = exportable(config.run, config.select)
     if config.format == "monai" and not found.num_classes:
-        raise InputError(f"`format=monai` is for segmenters, and {config.run} is a pretraining run: choose another.")
+        raise InputError(
+            f"`format=monai` is for segmenters, and {config.run} is a pretraining run: choose another."
+        )
+    if config.format == "monai":
+        _export_bundle(found, config)
+        return config.out
     content = to_onnx(found) if config.format == "onnx" else to_torchscript(found)
     make_folder(config.out.parent, "`out`")
-    if config.format == "monai":
-        description = {**vars(found), "run": config.run.absolute().name, "model": content}
-        description.pop("network")
-        replace_folder(config.out, lambda folder: write_bundle(folder, **description))
-    else:
-        write_atomically(config.out, content)
+    write_atomically(config.out, content)
     return config.out
+
+
+def _export_bundle(found: Exportable, config: ExportConfig) -> None:
+    size, native = found.image_size, found.native_resolution
+    metadata = describe(config.run.absolute().name, size, found.channels, found.num_classes)
+    model = to_torchscript(
+        found, {"metadata.json": json.dumps(metadata)}
+    )  # where MONAI's loader looks for it
+    make_folder(config.out.parent, "`out`")
+    replace_folder(config.out, lambda folder: write_bundle(folder, model, metadata, size, native))
 
 
 def exportable(run: Path, select: str | None = None) -> Exportable:
@@ -124,8 +136,12 @@ def exportable(run: Path, select: str | None = None) -> Exportable:
     return Exportable(network, described.image_size, described.channels, "features")
 
 
-def to_torchscript(found: Exportable) -> bytes:
+def to_torchscript(found: Exportable, texts: dict[str, str] | None = None) -> bytes:
     """The traced network as a file of TorchScript, checked against the original.
+
+    Args:
+        found: the network.
+        texts: texts to keep in the file, by name.
 
     Raises:
         RunError: if the numbers differ.
@@ -133,7 +149,7 @@ def to_torchscript(found: Exportable) -> bytes:
     content = io.BytesIO()
     with _quiet():
         traced: Any = torch.jit.trace(found.network, _example(found, 2))
-        torch.jit.save(traced, content)
+        torch.jit.save(traced, content, _extra_files=texts)
     _check(found, lambda images: traced(images))
     return content.getvalue()
 
@@ -144,7 +160,7 @@ def to_onnx(found: Exportable) -> bytes:
     Raises:
         RunError: if the numbers differ.
     """
-    content = io.BytesIO()
+    content: Any = io.BytesIO()  # torch takes it, but does not say so
     register_custom_op_symbolic("aten::_upsample_bilinear2d_aa", _resize_symbol, OPSET)
     with _quiet():
         torch.onnx.export(
@@ -158,7 +174,9 @@ def to_onnx(found: Exportable) -> bytes:
             dynamic_axes={"images": {0: "batch"}, found.output: {0: "batch"}},
         )
     if importlib.util.find_spec("onnxruntime") is None:
-        print("note: onnxruntime is not installed, so the file was not checked against torch.", file=sys.stderr)
+        print(
+            "note: onnxruntime is not installed, so the file was not checked against torch.", file=sys.stderr
+        )
         return content.getvalue()
     onnxruntime: Any = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(content.getvalue(), providers=["CPUExecutionProvider"])
@@ -191,7 +209,9 @@ def _check(found: Exportable, exported: Callable[[Tensor], Tensor]) -> None:
         largest = max(float(expected.abs().max()), 1.0)
         difference = float((expected - given).abs().max()) / largest
         if not difference <= TOLERANCE:
-            raise RunError(f"the exported network differs from the original one by {difference:.2g}: not written.")
+            raise RunError(
+                f"the exported network differs from the original one by {difference:.2g}: not written."
+            )
 
 
 @contextlib.contextmanager
@@ -220,4 +240,5 @@ def _resize_symbol(graph: Any, images: Any, size: Any, *_: Any) -> Any:
         mode_s="linear",
         coordinate_transformation_mode_s="half_pixel",
         antialias_i=1,
+        exclude_outside_i=1,
     )

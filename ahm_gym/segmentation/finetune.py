@@ -48,7 +48,6 @@ from ahm_gym.segmentation.segmenter import (
     parameter_groups,
     save_segmenter,
 )
-
 from ahm_gym.segmentation.validation import (
     BestSegmenter,
     dice_on,

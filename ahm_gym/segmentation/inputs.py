@@ -82,7 +82,9 @@ def check_validation(config: FinetuneConfig) -> None:
             f"`validate_every` is {config.validate_every}: choose a whole number, 0 for no validation."
         )
     if config.select == "best" and config.validate_every == 0:
-        raise InputError("`select=best` needs scores on val: leave `validate_every` out, or choose 1 or more.")
+        raise InputError(
+            "`select=best` needs scores on val: leave `validate_every` out, or choose 1 or more."
+        )
     if config.fold is None and config.folds != FinetuneConfig.folds:
         raise InputError(f"`folds={config.folds}` needs `fold`: give the number of the fold that is val.")
 

@@ -122,7 +122,9 @@ def _check_same(place: Path, found: dict[str, Any], settings: dict[str, Any]) ->
         kept = found.get(name) or None  # of earlier versions, without these options
         if kept != (settings[name] or None):
             made = f"with `{name}={kept}`" if kept else f"without `{name}`"
-            raise InputError(f"the masks in {place} were made {made}: give the same, or choose another `out`.")
+            raise InputError(
+                f"the masks in {place} were made {made}: give the same, or choose another `out`."
+            )
 
 
 def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
