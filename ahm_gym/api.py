@@ -136,7 +136,9 @@ def with_settings_of(
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
-                raise InputError(f"{program.__name__}() has {error}: give its settings by name.") from error
+                raise InputError(
+                    f"{program.__name__}() cannot be called: {error}; give its settings by name."
+                ) from error
             values = {name: _as_text(value) for name, value in given.items()}
             settings: Any = from_json(kind, values, f"the call of {program.__name__}()")  # type: ignore[arg-type]
             return program(settings, set(given))
