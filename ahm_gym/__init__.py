@@ -7,12 +7,18 @@ import gymnasium
 
 if TYPE_CHECKING:
     from ahm_gym.api import (
+        EvaluateResult,
         FinetuneResult,
+        PredictResult,
         PretrainResult,
         ProbeResult,
+        embed,
+        evaluate,
+        export,
         finetune,
         load_encoder,
         make_vec,
+        predict,
         pretrain,
         probe,
     )
@@ -23,16 +29,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EvaluateResult",
     "FinetuneResult",
     "InputError",
     "MaskedAutoencoder",
+    "PredictResult",
     "PretrainResult",
     "Pretrainer",
     "ProbeResult",
     "RunError",
+    "embed",
+    "evaluate",
+    "export",
     "finetune",
     "load_encoder",
     "make_vec",
+    "predict",
     "pretrain",
     "probe",
 ]

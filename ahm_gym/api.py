@@ -15,13 +15,23 @@ import gymnasium as gym
 from torch import nn
 
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.errors import unknown_name
+from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model import encoders
 from ahm_gym.pretraining import recipes
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config, from_json
+from ahm_gym.segmentation import embedding, evaluate_runs, prediction
+from ahm_gym.segmentation import export as exporting
 from ahm_gym.segmentation import finetune as finetuning
-from ahm_gym.segmentation.config import Finetune, FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import (
+    EmbedConfig,
+    EvaluateConfig,
+    ExportConfig,
+    Finetune,
+    FinetuneConfig,
+    PredictConfig,
+    ProbeConfig,
+)
 from ahm_gym.segmentation.inputs import with_run_dir
 
 Settings = ParamSpec("Settings")
@@ -86,6 +96,28 @@ class ProbeResult(RunResult):
     """The content of `results.json`."""
 
 
+@dataclass(frozen=True)
+class PredictResult(RunResult):
+    """The masks of scans, in the folder `run_dir`."""
+
+    rows: list[dict[str, Any]]
+    """A row for each scan: its file, the names of its mask and maps in the folder, and the pixels of each class."""
+    areas: Path
+    """Table (CSV) of the pixels of each class, with areas or volumes."""
+
+
+@dataclass(frozen=True)
+class EvaluateResult(RunResult):
+    """The scores of fine-tuned runs on other images, in the folder `run_dir`."""
+
+    dice: float | None
+    """Mean Dice over cases and classes, 0 to 1; None if no case contains a class."""
+    scores: dict[str, Any]
+    """The content of `results.json`."""
+    overlays: Path
+    """Picture of labels and predictions for some cases, from worst to best."""
+
+
 def with_settings_of(
     kind: Callable[Settings, Config],
 ) -> Callable[[Callable[[Config, set[str]], Result]], Callable[Settings, Result]]:
@@ -101,11 +133,13 @@ def with_settings_of(
         def call(*args: Settings.args, **kwargs: Settings.kwargs) -> Result:
             for name in kwargs.keys() - signature.parameters.keys():
                 raise unknown_name("setting", name, signature.parameters)
-            given = signature.bind(*args, **kwargs).arguments
-            values = {
-                name: os.fspath(value) if isinstance(value, os.PathLike) else value
-                for name, value in given.items()
-            }
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise InputError(
+                    f"{program.__name__}() cannot be called: {error}; give its settings by name."
+                ) from error
+            values = {name: _as_text(value) for name, value in given.items()}
             settings: Any = from_json(kind, values, f"the call of {program.__name__}()")  # type: ignore[arg-type]
             return program(settings, set(given))
 
@@ -115,6 +149,13 @@ def with_settings_of(
         return call
 
     return decorate
+
+
+def _as_text(value: Any) -> Any:
+    """A path as text, also in a list or tuple; other values as they are."""
+    if isinstance(value, (list, tuple)):
+        return [_as_text(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @with_settings_of(Pretrain)
@@ -180,6 +221,59 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
     scores = finetuning.run_probe(config)
     assert config.run_dir is not None, "chosen above"
     return ProbeResult(config.run_dir.absolute(), scores.get("patch_dice"), scores.get("ap"), scores)
+
+
+@with_settings_of(PredictConfig)
+def predict(settings: PredictConfig, given: set[str]) -> PredictResult:
+    """Segments new scans with a fine-tuned run or several: `predict(scans="new/", run=run, out="masks")`.
+
+    The keyword arguments are the fields of `ahm_gym.segmentation.config.PredictConfig`.
+
+    Raises:
+        InputError: if a run or a scan cannot be used, or the folder holds masks of other runs or options.
+    """
+    rows = prediction.run_predict(settings)
+    return PredictResult(settings.out.absolute(), rows, settings.out.absolute() / "areas.csv")
+
+
+@with_settings_of(EvaluateConfig)
+def evaluate(settings: EvaluateConfig, given: set[str]) -> EvaluateResult:
+    """Scores a fine-tuned run or several on other labelled images: `evaluate(scans="site_b/", run=run)`.
+
+    The keyword arguments are the fields of `ahm_gym.segmentation.config.EvaluateConfig`.
+
+    Raises:
+        InputError: if the runs or the images cannot be used, or do not fit each other; nothing is written.
+    """
+    scores = evaluate_runs.run_evaluate(settings)
+    out = settings.out.absolute()
+    return EvaluateResult(out, scores["dice"], scores, out / "overlays.png")
+
+
+@with_settings_of(ExportConfig)
+def export(settings: ExportConfig, given: set[str]) -> Path:
+    """Exports a segmenter or an encoder, and returns its path: `export(run=run, out="model.onnx")`.
+
+    The keyword arguments are the fields of `ahm_gym.segmentation.config.ExportConfig`.
+
+    Raises:
+        InputError: if the run or the format cannot be used; nothing is written.
+        RunError: if the exported network does not give the numbers of the original one.
+    """
+    return exporting.run_export(settings).absolute()
+
+
+@with_settings_of(EmbedConfig)
+def embed(settings: EmbedConfig, given: set[str]) -> Path:
+    """Writes the features of images, and returns the file: `embed(scans="scans/", run=run, out="features.npz")`.
+
+    The keyword arguments are the fields of `ahm_gym.segmentation.config.EmbedConfig`.
+
+    Raises:
+        InputError: if the run, the images or the file cannot be used; nothing is written.
+    """
+    embedding.run_embed(settings)
+    return settings.out.absolute()
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command line: `ahm-gym pretrain`, `finetune`, `probe`, `predict`, `benchmark` and `report`."""
+"""The command line: `ahm-gym pretrain`, `finetune`, `predict` and the other commands in `PROGRAMS`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
-from ahm_gym.segmentation.config import Finetune, FinetuneConfig, PredictConfig, ProbeConfig
+from ahm_gym.segmentation.config import (
+    EmbedConfig,
+    EvaluateConfig,
+    ExportConfig,
+    Finetune,
+    FinetuneConfig,
+    PredictConfig,
+    ProbeConfig,
+)
 
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
@@ -56,14 +64,13 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
         print(f"{config.run_dir} is already finished.")
     config = config if settings.resume else with_run_dir(config, "finetune")
     results = program.finetune(config, resume=settings.resume, given=flags_in(argv))
-    unit = results["hd95_unit"]
     print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
-    for name, row in [*results["per_class"].items(), ("mean", results)]:
-        dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
-        print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
-    if absent := results.get("absent_classes"):
-        listed = ", ".join(map(str, absent))
-        print(f"No {results['split']} label contains the class {listed}: it is left out of the mean.")
+    show_scores(results)
+    if best := results.get("best"):
+        chosen = results["config"].get("select", "last")
+        print(
+            f"Best Dice on val {shown(best['dice'])} at update {best['step']}; scored: the {chosen} segmenter"
+        )
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
@@ -71,6 +78,18 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     else:
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
         print("and another --run-dir if you gave one")
+
+
+def show_scores(results: dict[str, Any]) -> None:
+    """Prints the scores of a segmentation for every class, and the classes that are missing from them."""
+    unit = results["hd95_unit"]
+    for name, row in [*results["per_class"].items(), ("mean", results)]:
+        dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
+        print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
+    if absent := results.get("absent_classes"):
+        listed = ", ".join(map(str, absent))
+        which = "label" if results["split"] == "all" else f"{results['split']} label"
+        print(f"No {which} contains the class {listed}: it is left out of the mean.")
 
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
@@ -109,7 +128,33 @@ def predict(settings: PredictConfig, argv: list[str]) -> None:
     from ahm_gym.segmentation.prediction import run_predict
 
     rows = run_predict(settings)
-    print(f"\nWrote {settings.out}/: {len(rows)} masks, areas.csv, overlays.png")
+    maps = [f"{name}/" for name in ("probabilities", "uncertainty") if getattr(settings, name)]
+    print(f"\nWrote {settings.out}/: {', '.join([f'{len(rows)} masks', *maps, 'areas.csv', 'overlays.png'])}")
+
+
+def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
+    """Scores runs on other images, then prints the scores."""
+    from ahm_gym.segmentation.evaluate_runs import run_evaluate
+
+    results = run_evaluate(settings)
+    print(f"\n{results['num_cases']} cases of {results['data']}, {results['split']} images")
+    show_scores(results)
+    print(f"Wrote {settings.out}/: results.json, overlays.png")
+
+
+def export(settings: ExportConfig, argv: list[str]) -> None:
+    """Exports a network, then says where it is."""
+    from ahm_gym.segmentation.export import run_export
+
+    print(f"\nWrote {run_export(settings)}")
+
+
+def embed(settings: EmbedConfig, argv: list[str]) -> None:
+    """Embeds images, then says how many features were written."""
+    from ahm_gym.segmentation.embedding import run_embed
+
+    shape = run_embed(settings)
+    print(f"\nWrote {settings.out}: {shape[0]} images, {' x '.join(map(str, shape[1:]))} features each")
 
 
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
@@ -137,6 +182,9 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "finetune": (Finetune, finetune),
     "probe": (ProbeConfig, probe),
     "predict": (PredictConfig, predict),
+    "evaluate": (EvaluateConfig, evaluate),
+    "export": (ExportConfig, export),
+    "embed": (EmbedConfig, embed),
     "benchmark": (BenchmarkConfig, benchmark),
     "report": (Report, report),
 }

@@ -11,11 +11,22 @@ import tyro
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
-from ahm_gym.segmentation.config import Finetune, FinetuneConfig
+from ahm_gym.segmentation.config import (
+    EmbedConfig,
+    EvaluateConfig,
+    ExportConfig,
+    Finetune,
+    FinetuneConfig,
+    PredictConfig,
+)
 
 NESTED: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 """Settings of a benchmark that hold all settings of another program."""
-SETTINGS = {item.name for kind in (Pretrain, Finetune, BenchmarkConfig) for item in dataclasses.fields(kind)}
+PROGRAM_SETTINGS: tuple[type[Any], ...] = (
+    Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig,
+)  # fmt: skip
+"""The settings of every program that has flags."""
+SETTINGS = {item.name for kind in PROGRAM_SETTINGS for item in dataclasses.fields(kind)}
 """Names of the settings of all programs."""
 
 

@@ -254,6 +254,8 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
         decoder="plain" if job.kind in ("plain", "frozen") and not group.has_decoder else "unetr",
         run_dir=run_dir,
     )
+    if settings.select == "last" and settings.validate_every is None:
+        settings = replace(settings, validate_every=0)  # nothing in a row depends on it
     shutil.rmtree(
         run_dir, ignore_errors=True
     )  # of an interrupted evaluation, which is short enough to start again

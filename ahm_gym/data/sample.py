@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,6 +67,22 @@ class Source(Protocol):
     def records(self) -> Iterator[Record]:
         """Reads the images one by one."""
         ...
+
+
+class OneSplit:
+    """A source whose images are all in train, so that no class has to occur in a part of them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source: Source = source
+        self.name: str = source.name
+        self.num_images: int | None = source.num_images
+
+    def fingerprint(self) -> list[Any]:
+        return ["one split", *self.source.fingerprint()]
+
+    def records(self) -> Iterator[Record]:
+        for record in self.source.records():
+            yield replace(record, split="train")
 
 
 def patient_of(name: str) -> str:

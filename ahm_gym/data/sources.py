@@ -12,7 +12,7 @@ from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
 from ahm_gym.data.prepare import prepare
-from ahm_gym.data.sample import Source
+from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
@@ -25,6 +25,7 @@ def open_data(
     image_size: tuple[int, int],
     native_resolution: bool = False,
     need_labels: bool = False,
+    one_split: bool = False,
 ) -> ImageDataset:
     """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
@@ -36,6 +37,7 @@ def open_data(
             twice that size.
         native_resolution: store the images at their full size.
         need_labels: raise an error if the train split has no labels, or only background.
+        one_split: put every image into train, whatever the data says.
 
     Raises:
         InputError: if there is no such data, or it cannot be used.
@@ -43,10 +45,19 @@ def open_data(
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
+    source = OneSplit(source) if one_split else source
     dataset = prepare(source, shortest_side=stored_side(image_size, native_resolution))
     if need_labels:
         check_labels(dataset)
     return dataset
+
+
+def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> bool:
+    """Whether the data itself says which images are for testing, instead of leaving the choice to a rule."""
+    source = find_source(spec, root, image_size)
+    if isinstance(source, FolderSource):
+        return source.table is not None and "test" in source.table.splits.values()
+    return isinstance(source, NpzSource) and source.shapes.get("test_images", (0,))[0] > 0
 
 
 def check_labels(dataset: ImageDataset) -> None:

@@ -106,11 +106,26 @@ class ImageDataset:
         labelled = sum(label is not None for label in self._records["label"])
         return f"{self.name}: {len(self)} images ({splits}), {labelled} with labels"
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"folder": self.folder}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "splits": self._records["split"]}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         ImageDataset.__init__(self, state["folder"])
+        self._records["split"] = state["splits"]
+
+    def with_splits(self, splits: Sequence[Split]) -> ImageDataset:
+        """The same images with other splits, one for each image; mean and deviation stay as they are.
+
+        Raises:
+            InputError: if there is not one split for each image.
+        """
+        if len(splits) != len(self):
+            raise InputError(
+                f"{self.name} has {len(self)} images and not {len(splits)}: give a split for each."
+            )
+        other = ImageDataset(self.folder)
+        other._records["split"] = list(splits)
+        return other
 
     def digest(self) -> str:
         """A hash of twelve hexadecimal digits of the names, splits, labels and the images' mean and deviation."""
@@ -133,6 +148,22 @@ class ImageDataset:
         offset, height, width = self._records["image"][index]
         values = self._images[offset : offset + self.channels * height * width]
         return values.view(self.channels, height, width).float()
+
+    def split_of(self, index: int) -> Split:
+        """The split of a sample."""
+        return self._records["split"][index]
+
+    def case_of(self, index: int) -> str:
+        """The case of a sample, without reading its image."""
+        return self._records["case"][index]
+
+    def id_of(self, index: int) -> str:
+        """The id of a sample, without reading its image."""
+        return self._records["id"][index]
+
+    def is_labelled(self, index: int) -> bool:
+        """Whether a sample has a label."""
+        return self._records["label"][index] is not None
 
     def sample(self, index: int) -> Sample:
         """The image, label and names of one sample."""

@@ -67,7 +67,7 @@ class ConvStem(PatchEmbed):
     def embed(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         """The tokens of these patches, which `patchify` returned."""
         pixels = patches.flatten(0, 1).unflatten(1, (self.side, self.side, -1))  # one small image per patch
-        return self.proj(pixels.permute(0, 3, 1, 2)).flatten(1).unflatten(0, patches.shape[:2])
+        return self.proj(pixels.permute(0, 3, 1, 2)).reshape(patches.shape[0], patches.shape[1], -1)
 
 
 class ConvStemTransformer(VisionTransformer):

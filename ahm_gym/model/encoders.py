@@ -152,6 +152,22 @@ def load_encoder(
         ) from error
 
 
+def statistics_of(spec: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the channels of the images that an encoder was pretrained on.
+
+    Args:
+        spec: folder, see `find_encoder`.
+
+    Raises:
+        InputError: if the exported encoder does not state them.
+    """
+    folder = find_encoder(spec).path
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("pretrained_cfg", {})
+    if "mean" not in stated or "std" not in stated:
+        raise InputError(f"{folder} does not state mean and std of its images: export the encoder again.")
+    return tuple(stated["mean"]), tuple(stated["std"])
+
+
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:
     arguments = exported.get("model_args", {})
     if "architecture" not in exported or not {"img_size", "patch_size", "in_chans"} <= set(arguments):

@@ -21,6 +21,12 @@ TRANSFERS: tuple[str, ...] = ("all", "encoder")
 HEADS: tuple[str, ...] = ("patch", "pixel")
 
 
+SELECTIONS: tuple[str, ...] = ("last", "best")
+
+
+FORMATS: tuple[str, ...] = ("onnx", "torchscript", "monai")
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The settings that the probe and fine-tuning share."""
@@ -88,6 +94,17 @@ class FinetuneConfig(EvaluationConfig):
     split: str | None = None
     """Images to score: test, or val to choose settings without a look at the test images.
     None: test, or val if no test image has a label."""
+    fold: int | None = None
+    """Number of the fold, from 0, whose patients are val; the other patients of train and val are train.
+    The test split stays as it is. None: the splits of the data."""
+    folds: int = 5
+    """Number of folds that train and val are divided into by patient, the same way in every run."""
+    validate_every: int | None = None
+    """Number of updates between two scores of the val split, after which the best segmenter is kept; 0: never.
+    None: a tenth of the updates, if val has labels."""
+    select: str = "last"
+    """Segmenter that is scored, and that predict, evaluate and export use. last: that of the last update.
+    best: that of the highest Dice on val."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100
@@ -106,14 +123,79 @@ class Finetune(FinetuneConfig):
 
 
 @dataclass(frozen=True)
-class PredictConfig:
-    """Segment new scans with a fine-tuned run."""
+class RunsConfig:
+    """The settings of programs that segment with fine-tuned runs."""
+
+    run: Annotated[Path | tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    """Folders of fine-tuning runs. Their settings and the statistics of their training images are used.
+    Several runs segment together: the probabilities of each class are averaged."""
+    select: str | None = None
+    """last or best: which segmenter of the runs is used. None: the one that each run was scored by."""
+    device: str = "auto"
+    """auto, cpu or cuda; auto uses a GPU if there is one."""
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The folders of the runs, also if only one was given."""
+        return (self.run,) if isinstance(self.run, Path) else self.run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(RunsConfig):
+    """Segment new scans with a fine-tuned run, or with several as an ensemble."""
 
     scans: tyro.conf.Positional[Path]
     """A folder of images, or one image, in any format of training data."""
-    run: Path
-    """Folder of a fine-tuning run. Its settings and the statistics of its training images are used."""
     out: Path = Path("predictions")
     """Folder of the masks. Files that are there are kept, so the same command continues after a stop."""
+    probabilities: bool = False
+    """Also write the probability of every class at every pixel: NIfTI with a fourth axis, or .npz."""
+    uncertainty: bool = False
+    """Also write a map of the entropy of the probabilities, from 0 (certain) to 1 (all classes equally likely)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunsConfig):
+    """Score a fine-tuned run, or several as an ensemble, on other labelled images."""
+
+    scans: tyro.conf.Positional[str]
+    """Labelled images, as for fine-tuning: a folder, an .npz file, or a name such as medsegbench:NAME."""
+    data_root: Path | None = None
+    """Folder in which a relative name is looked up, before AHM_DATA and the current folder."""
+    out: Path = Path("evaluation")
+    """Folder of results.json and overlays.png; it must not hold results yet."""
+    split: str | None = None
+    """Images to score: all, train, val or test. None: test if the data itself names test images or a run was
+    trained on this data, and all otherwise."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a fine-tuned segmenter, or a pretrained encoder, for programs without ahm-gym."""
+
+    run: Path
+    """Folder of a fine-tuning run; or, for the features of its encoder, of a pretraining run."""
+    out: Path
+    """File to write, such as model.onnx or model.ts; with --format monai the folder of the bundle."""
+    format: str = "onnx"
+    """onnx, torchscript, or monai: a MONAI bundle around the TorchScript of a segmenter."""
+    select: str | None = None
+    """last or best: which segmenter of the run is exported. None: the one that the run was scored by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Write the features that a pretrained encoder gives to images."""
+
+    scans: tyro.conf.Positional[str]
+    """Images, as for pretraining: a folder, an .npz file, or a name such as medmnist:NAME."""
+    run: Path
+    """Folder of a pretraining run. The statistics of its training images are used."""
+    data_root: Path | None = None
+    """Folder in which a relative name is looked up, before AHM_DATA and the current folder."""
+    out: Path = Path("features.npz")
+    """File to write, ending in .npz or .parquet; it must not exist yet."""
+    per_patch: bool = False
+    """Write the features of every patch, instead of their mean over the image."""
     device: str = "auto"
     """auto, cpu or cuda; auto uses a GPU if there is one."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -24,6 +25,10 @@ from ahm_gym.segmentation.metrics import (
 )
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
 from ahm_gym.segmentation.segmenter import Segmenter, predict
+
+Segment: TypeAlias = Segmenter | Callable[[Float[Tensor, "C H W"], tuple[int, int]], Int[Tensor, "H0 W0"]]
+"""What is evaluated: a segmenter, which gets images with the statistics of the dataset, or a function that gets images
+in [0, 1] with the size of their label and returns classes."""
 
 NUM_SHOWN: int = 8
 """Maximum number of cases in the picture."""
@@ -55,7 +60,7 @@ def choose_split(dataset: ImageDataset, asked: str | None = None) -> Split:
 
 
 def evaluate(
-    segmenter: Segmenter, dataset: ImageDataset, split: Split, *, native_resolution: bool = False
+    segmenter: Segment, dataset: ImageDataset, split: Split, *, native_resolution: bool = False
 ) -> dict[str, Any]:
     """Scores of every case of a split, and their means; see `summarise`.
 
@@ -84,7 +89,7 @@ def evaluate(
 
 
 def draw_cases(
-    segmenter: Segmenter, dataset: ImageDataset, results: dict[str, Any], *, native_resolution: bool = False
+    segmenter: Segment, dataset: ImageDataset, results: dict[str, Any], *, native_resolution: bool = False
 ) -> Figure:
     """Draws a few cases, from the worst to the best Dice; each is shown by its image with the largest label.
 
@@ -118,11 +123,14 @@ def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
 
 
 def _segment(
-    segmenter: Segmenter, dataset: ImageDataset, index: int, native_resolution: bool
+    segmenter: Segment, dataset: ImageDataset, index: int, native_resolution: bool
 ) -> tuple[Sample, Int[Tensor, "H W"]]:
     sample = dataset.sample(index)
+    rows, columns = _label(sample).shape
+    if not isinstance(segmenter, Segmenter):
+        return sample, segmenter(sample.image, (rows, columns))
     segmenter.eval()
-    image, (rows, columns) = dataset.normalise(sample.image), _label(sample).shape
+    image = dataset.normalise(sample.image)
     return sample, predict(segmenter, image, (rows, columns), native_resolution=native_resolution)
 
 

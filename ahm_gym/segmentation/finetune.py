@@ -49,6 +49,14 @@ from ahm_gym.segmentation.segmenter import (
     parameter_groups,
     save_segmenter,
 )
+from ahm_gym.segmentation.validation import (
+    BestSegmenter,
+    dice_on,
+    draw_curve,
+    read_score,
+    segmenter_folder,
+    validation_interval,
+)
 
 WARMUP: float = 0.1
 """Share of the updates during which the learning rate rises."""
@@ -140,6 +148,7 @@ class Finetuning:
         self.device: torch.device = pick_device(config.device)
         self.dataset: ImageDataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset, config.split)
+        self.validate_every: int = validation_interval(config, self.dataset)
         self.batches: LabelledBatches = LabelledBatches(
             self.dataset,
             choose_labelled(self.dataset, config.labels, config.seed),
@@ -189,16 +198,20 @@ class Finetuning:
         else:
             self._load_state_dict(found[1])
         print(self.dataset, file=sys.stderr)
+        best = BestSegmenter(run)
         log_every = max(1, min(config.steps // 50, 20))
         bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
         with interrupt, bar:
             for step in range(start + 1, config.steps + 1):
                 self.losses.append(self.update(step))
                 bar.advance(step, loss=self.losses[-1])
-                if step % log_every == 0:
-                    rate = self.optimizer.param_groups[-1]["lr"]
-                    run.log(step, {"loss": sum(self.losses) / len(self.losses), "learning_rate": rate})
-                    self.losses.clear()
+                row = self._metrics() if step % log_every == 0 else {}
+                if self._validates(step):
+                    dice = self.validate()
+                    best.offer(self.segmenter, step, dice, self.dataset)
+                    row |= {} if dice is None else {"val/dice": dice}
+                if row:
+                    run.log(step, row)
                 stop = interrupt.requested
                 if step % config.checkpoint_every == 0 or step == config.steps or stop:
                     self._checkpoint(run, step)
@@ -207,6 +220,21 @@ class Finetuning:
                         f"stopped at step {step}; continue with: {resume_flags(run.path)}",
                         interrupt.signal or 2,
                     )
+
+    def _metrics(self) -> dict[str, float]:
+        """The mean loss since the last line of the log, and the learning rate."""
+        rate = self.optimizer.param_groups[-1]["lr"]
+        row = {"loss": sum(self.losses) / len(self.losses), "learning_rate": rate}
+        self.losses.clear()
+        return row
+
+    def _validates(self, step: int) -> bool:
+        return self.validate_every > 0 and (step % self.validate_every == 0 or step == self.config.steps)
+
+    def validate(self) -> float | None:
+        """The mean Dice on val, 0 to 1; None if no val label has a class. Draws no random numbers."""
+        native = self.config.native_resolution
+        return dice_on(self.segmenter, self.dataset, "val", native_resolution=native)
 
     def update(self, step: int) -> float:
         """Makes update number `step`, counted from 1; returns the loss before it.
@@ -237,19 +265,35 @@ class Finetuning:
         return (self.loss(logits.float(), labels),)
 
     def score(self, run: RunFolder) -> dict[str, Any]:
-        """Evaluates the segmenter; writes `figures/overlays.png` and `results.json`, and returns the latter."""
+        """Evaluates the chosen segmenter; writes the figures and `results.json`, and returns the latter."""
         native = self.config.native_resolution
+        best = read_score(run.path)
+        segmenter = self._selected(run)
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
-            **evaluate(self.segmenter, self.dataset, self.split, native_resolution=native),
+            "best": best,
+            **evaluate(segmenter, self.dataset, self.split, native_resolution=native),
             "config": run.config,
         }
-        figure = draw_cases(self.segmenter, self.dataset, results, native_resolution=native)
+        figure = draw_cases(segmenter, self.dataset, results, native_resolution=native)
         (run.path / "figures").mkdir(exist_ok=True)
         figure.savefig(run.path / "figures" / "overlays.png")
+        curve = draw_curve(run.metrics(), best, self.config.select)
+        curve.savefig(run.path / "figures" / "curve.png")
         write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results
+
+    def _selected(self, run: RunFolder) -> Segmenter:
+        """The segmenter that the settings choose to score."""
+        if self.config.select == "last":
+            return self.segmenter
+        if self.split == "val":
+            print(
+                "note: the best segmenter was chosen on val and is scored on val: its scores are too high.",
+                file=sys.stderr,
+            )
+        return load_segmenter(segmenter_folder(run.path, self.config.select)).to(self.device)
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}

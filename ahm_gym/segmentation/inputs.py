@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.folds import describe_fold, with_fold
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError, check_numbers, check_seed, unknown_name
 from ahm_gym.model.conv_autoencoder import build_seeded
@@ -18,7 +19,14 @@ from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
 from ahm_gym.model.encoders import EncoderFolder, find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
-from ahm_gym.segmentation.config import HEADS, TRANSFERS, EvaluationConfig, FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import (
+    HEADS,
+    SELECTIONS,
+    TRANSFERS,
+    EvaluationConfig,
+    FinetuneConfig,
+    ProbeConfig,
+)
 
 Config = TypeVar("Config", bound=EvaluationConfig)
 
@@ -43,6 +51,7 @@ def resolve(config: Config) -> Config:
             )
         if config.transfer not in TRANSFERS:
             raise unknown_name("transfer", config.transfer, TRANSFERS)
+        check_validation(config)
     if isinstance(config, ProbeConfig) and config.head not in HEADS:
         raise unknown_name("head", config.head, HEADS)
     config = spelled_out(config)
@@ -79,6 +88,22 @@ def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None
         )
 
 
+def check_validation(config: FinetuneConfig) -> None:
+    """Raises InputError if the settings of validation or of folds do not go together."""
+    if config.select not in SELECTIONS:
+        raise unknown_name("selection", config.select, SELECTIONS)
+    if config.validate_every is not None and config.validate_every < 0:
+        raise InputError(
+            f"`validate_every` is {config.validate_every}: choose a whole number, 0 for no validation."
+        )
+    if config.select == "best" and config.validate_every == 0:
+        raise InputError(
+            "`select=best` needs scores on val: leave `validate_every` out, or choose 1 or more."
+        )
+    if config.fold is None and config.folds != FinetuneConfig.folds:
+        raise InputError(f"`folds={config.folds}` needs `fold`: give the number of the fold that is val.")
+
+
 def spelled_out(config: Config) -> Config:
     """The same settings as they are written to `config.json`: a height and a width, and absolute paths."""
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
@@ -107,14 +132,23 @@ def shape_of(config: EvaluationConfig) -> tuple[tuple[int, int], int]:
 
 
 def open_labelled(config: EvaluationConfig) -> ImageDataset:
-    """The labelled images of resolved settings."""
-    return open_data(
+    """The labelled images of resolved settings, divided anew if they name a fold; that is said.
+
+    Raises:
+        InputError: if the data cannot be used, or has too few patients for the folds.
+    """
+    dataset = open_data(
         config.data,
         root=config.data_root,
         image_size=shape_of(config)[0],
         native_resolution=isinstance(config, FinetuneConfig) and config.native_resolution,
         need_labels=True,
     )
+    if not isinstance(config, FinetuneConfig) or config.fold is None:
+        return dataset
+    divided = with_fold(dataset, config.fold, config.folds)
+    print(f"note: {dataset.name}: {describe_fold(divided, config.fold, config.folds)}.", file=sys.stderr)
+    return divided
 
 
 def starting_encoder(config: EvaluationConfig, dataset: ImageDataset) -> nn.Module:

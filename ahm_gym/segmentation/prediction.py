@@ -3,105 +3,43 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import nibabel
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
 from ahm_gym.data.labels import split_among
 from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, note_on_other_files
-from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
-from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted
-from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import PredictConfig
+from ahm_gym.segmentation.maps import NIFTI, encode_mask, encode_probabilities, encode_uncertainty
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
-from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict
+from ahm_gym.segmentation.predictor import Ensemble
 
 NUM_SHOWN: int = 8
 """Largest number of scans in the picture."""
-NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A trained segmenter with all that it needs to know of its run."""
-
-    segmenter: Segmenter
-    mean: tuple[float, ...]
-    """Mean of each channel of the run's training images."""
-    std: tuple[float, ...]
-    native_resolution: bool
-
-    @classmethod
-    def of_run(cls, run: Path, device: str = "auto") -> Predictor:
-        """The segmenter of a fine-tuning run's last checkpoint.
-
-        Raises:
-            InputError: if the folder holds no such run, or none with a segmenter yet.
-        """
-        config = RunFolder.open(run, "finetune").config
-        segmenter = load_segmenter(run / "segmenter").to(pick_device(device)).eval()
-        return cls(segmenter, tuple(config["mean"]), tuple(config["std"]), bool(config["native_resolution"]))
-
-    def scaled(self, image: np.ndarray, origin: str) -> Float[Tensor, "C H W"]:
-        """The image as training saw it before it was normalised: from 0 to 1, and no larger than needed.
-
-        Raises:
-            InputError: if it is no image, or has another number of channels than the training images.
-        """
-        pixels = channels_last(image, origin)
-        if pixels.shape[2] != self.segmenter.channels:
-            raise InputError(
-                f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.segmenter.channels} like the "
-                "training images of the run; convert it, or remove it."
-            )
-        side = stored_side(self.segmenter.image_size, self.native_resolution)
-        return shrink(scale_intensities(pixels), side)
-
-    def __call__(self, image: np.ndarray, origin: str) -> UInt8[np.ndarray, "H W"]:
-        """The class of every pixel of an image of rows, columns and, optionally, channels.
-
-        Raises:
-            InputError: as `scaled` does.
-        """
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        normalised = (self.scaled(image, origin) - mean) / std
-        size = (image.shape[0], image.shape[1])
-        classes = predict(self.segmenter, normalised, size, native_resolution=self.native_resolution)
-        return classes.numpy().astype(np.uint8)
-
-    def mask(self, pixels: Pixels, origin: str) -> UInt8[np.ndarray, "H W *slices"]:
-        """The mask of a file: of an image, or of a volume slice by slice."""
-        if not pixels.is_volume:
-            return self(pixels.array, origin)
-        slices = range(pixels.array.shape[2])
-        return np.stack([self(pixels.array[:, :, at], f"{origin} (slice {at})") for at in slices], axis=2)
+MAPS: tuple[str, ...] = ("probabilities", "uncertainty")
+"""Maps that a setting adds, and the folders beside the masks that they are written to."""
 
 
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
-    """Writes a mask of every scan, `areas.csv` and `overlays.png`; returns a row for each scan.
+    """Writes a mask of every scan, the maps asked for, `areas.csv` and `overlays.png`; returns a row for each scan.
 
     Raises:
-        InputError: if the run or a scan cannot be used, or the folder holds masks of another run.
+        InputError: if a run or a scan cannot be used, or the folder holds masks of other runs or options.
         Interrupted: on Ctrl-C or SIGTERM, after the present scan.
     """
-    predictor = Predictor.of_run(config.run, config.device)
+    ensemble = Ensemble.of_runs(config.runs, config.device, config.select)
     scans = list_scans(config.scans)
     rows = _open(config)
     todo = {name: path for name, path in scans.items() if not _is_done(rows, config.out, name)}
@@ -110,7 +48,7 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
         for done, (name, path) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
-            rows[name] = _segment(predictor, path, config.out / name)
+            rows[name] = _segment(ensemble, path, config, name)
             with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             bar.advance(done)
@@ -121,7 +59,7 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
                 )
     found = [rows[name] for name in scans]
     write_atomically(config.out / "areas.csv", areas_table(found))
-    _draw(predictor, scans, found, config.out)
+    _draw(ensemble, scans, found, config.out)
     return found
 
 
@@ -151,70 +89,75 @@ def list_scans(place: Path) -> dict[str, Path]:
 
 def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
     """Makes the folder of the masks, or opens it to continue; returns the rows of finished scans."""
-    run = str(config.run.absolute())
+    settings = _settings(config)
     place, path = config.out, config.out / PREDICTIONS
     if place.is_dir() and any(place.iterdir()) and not path.is_file():
         raise InputError(f"{place} is not empty: choose another folder for `out`.")
     if not path.is_file():
         make_folder(place, "`out`")
-        write_atomically(path, json.dumps({"run": run}) + "\n")
+        write_atomically(path, json.dumps(settings) + "\n")
     first, *lines = complete_lines(path)
     write_atomically(path, "\n".join((first, *lines, "")))  # without an incomplete line, to append to
-    if json.loads(first)["run"] != run:
-        raise InputError(f"{place} holds masks of the run {json.loads(first)['run']}: choose another `out`.")
+    _check_same(place, json.loads(first), settings)
+    for name in MAPS:
+        if getattr(config, name):
+            make_folder(place / name, "`out`")
     return {row["scan"]: row for row in map(json.loads, lines)}
 
 
+def _settings(config: PredictConfig) -> dict[str, Any]:
+    """What the masks of a folder depend on: the first line of its list."""
+    runs = [str(run.absolute()) for run in config.runs]
+    options = {name: getattr(config, name) for name in ("select", *MAPS)}
+    return {"run": runs[0] if len(runs) == 1 else runs, **options}
+
+
+def _check_same(place: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises InputError if the masks of a folder were made by other runs or with other options."""
+    if found["run"] != settings["run"]:
+        several = isinstance(found["run"], list)
+        runs = f"the runs {', '.join(found['run'])}" if several else f"the run {found['run']}"
+        raise InputError(f"{place} holds masks of {runs}: choose another `out`.")
+    for name in ("select", *MAPS):
+        kept = found.get(name) or None  # of earlier versions, without these options
+        if kept != (settings[name] or None):
+            made = f"with `{name}={kept}`" if kept else f"without `{name}`"
+            raise InputError(
+                f"the masks in {place} were made {made}: give the same, or choose another `out`."
+            )
+
+
 def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
-    return name in rows and (out / rows[name]["mask"]).is_file()
+    if name not in rows:
+        return False
+    return all((out / rows[name][kind]).is_file() for kind in ("mask", *MAPS) if rows[name].get(kind))
 
 
-def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
-    """Writes the mask of a scan; returns its row."""
+def _segment(ensemble: Ensemble, path: Path, config: PredictConfig, name: str) -> dict[str, Any]:
+    """Writes the mask of a scan and the maps asked for; returns its row."""
     pixels = read_pixels(path)
-    mask = predictor.mask(pixels, str(path))
-    suffix, content = encode_mask(mask, path, pixels)
-    written = target.with_name(target.name + suffix)
-    write_atomically(written, content)
-    counts = np.bincount(mask.ravel(), minlength=predictor.segmenter.num_classes).tolist()
+    asked = {kind: getattr(config, kind) for kind in MAPS}
+    found = ensemble.segment(pixels, str(path), **asked)
+    files = {"mask": ("", encode_mask(found.mask, path, pixels))}
+    if found.probabilities is not None:
+        files["probabilities"] = ("probabilities/", encode_probabilities(found.probabilities, path))
+    if found.uncertainty is not None:
+        files["uncertainty"] = ("uncertainty/", encode_uncertainty(found.uncertainty, path, pixels))
+    written = {}
+    for kind, (folder, (suffix, content)) in files.items():
+        written[kind] = f"{folder}{name}{suffix}"
+        write_atomically(config.out / written[kind], content)
+    counts = np.bincount(found.mask.ravel(), minlength=ensemble.num_classes).tolist()
     unit, size = _size_of_pixel(path, pixels)
     return {
-        "scan": target.name,
+        "scan": name,
         "file": str(path),
-        "mask": written.name,
-        "shape": list(mask.shape),
+        **written,
+        "shape": list(found.mask.shape),
         "pixels": counts,
         "unit": unit,
         "sizes": None if size is None else [round(count * size, 4) for count in counts],
     }
-
-
-def encode_mask(mask: UInt8[np.ndarray, "H W *slices"], path: Path, pixels: Pixels) -> tuple[str, bytes]:
-    """A mask in the format that fits its scan: NIfTI with the scan's affine, PNG, TIFF with pages, or .npy.
-
-    Args:
-        mask: classes in the order of `Pixels.array`.
-        path: file of the scan.
-        pixels: its content.
-
-    Returns:
-        The suffix and the content of the file.
-    """
-    suffix = suffix_of(path)
-    if suffix in NIFTI:
-        scan: Any = nibabel.load(path)
-        header = scan.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1.0, 0.0)
-        image = nibabel.Nifti1Image(np.rot90(mask, -1), scan.affine, header)  # as `read_pixels` turned it
-        return ".nii.gz", gzip.compress(image.to_bytes(), mtime=0)
-    if suffix == ".npy":
-        content = io.BytesIO()
-        np.save(content, mask)
-        return ".npy", content.getvalue()
-    if pixels.is_volume:
-        return ".tif", cv2.imencodemulti(".tif", list(np.moveaxis(mask, 2, 0)))[1].tobytes()
-    return ".png", cv2.imencode(".png", mask)[1].tobytes()
 
 
 def _size_of_pixel(path: Path, pixels: Pixels) -> tuple[str, float | None]:
@@ -239,7 +182,7 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _draw(predictor: Predictor, scans: dict[str, Path], rows: list[dict[str, Any]], out: Path) -> None:
+def _draw(ensemble: Ensemble, scans: dict[str, Path], rows: list[dict[str, Any]], out: Path) -> None:
     """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
     overlays = []
@@ -250,7 +193,7 @@ def _draw(predictor: Predictor, scans: dict[str, Path], rows: list[dict[str, Any
         if pixels.is_volume:
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        shown = predictor.scaled(image, str(path))
+        shown = ensemble.members[0].fitted(ensemble.scaled(image, str(path)))
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
-    draw_overlays(overlays, predictor.segmenter.num_classes, title).savefig(out / "overlays.png")
+    draw_overlays(overlays, ensemble.num_classes, title).savefig(out / "overlays.png")

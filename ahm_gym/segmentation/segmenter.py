@@ -120,20 +120,32 @@ def predict(
     *,
     native_resolution: bool = False,
 ) -> Int[Tensor, "H0 W0"]:
-    """The class of every pixel of an image, with `size` rows and columns.
+    """The class of every pixel of an image, with `size` rows and columns; see `predict_logits`."""
+    logits = predict_logits(segmenter, image[None], size, native_resolution=native_resolution)
+    return logits[0].argmax(dim=0).cpu()
+
+
+def predict_logits(
+    segmenter: Segmenter,
+    images: Float[Tensor, "B C H W"],
+    size: tuple[int, int],
+    *,
+    native_resolution: bool = False,
+) -> Float[Tensor, "B K H0 W0"]:
+    """The class logits of every pixel of some images, with `size` rows and columns, on the segmenter's device.
 
     An image larger than the segmenter's size is covered by overlapping windows.
 
     Args:
         segmenter: segmenter in evaluation mode.
-        image: normalised image.
+        images: normalised images.
         size: rows and columns of the result.
-        native_resolution: do not shrink the image to the segmenter's size.
+        native_resolution: do not shrink the images to the segmenter's size.
     """
-    stored = (image.shape[1], image.shape[2])
+    stored = (images.shape[2], images.shape[3])
     worked = working_size(stored, segmenter.image_size, native_resolution)
     with torch.no_grad(), segmenter.autocast():
-        resized = resize(image[None].to(segmenter.device), worked)
+        resized = resize(images.to(segmenter.device), worked)
         if worked == segmenter.image_size:
             logits = segmenter(resized)
         else:
@@ -145,7 +157,7 @@ def predict(
                 overlap=0.5,
                 mode="gaussian",
             )
-    return resize(torch.as_tensor(logits).float(), size)[0].argmax(dim=0).cpu()
+    return resize(torch.as_tensor(logits).float(), size)
 
 
 def save_segmenter(

@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from programs import ROOT
@@ -77,6 +79,22 @@ def test_a_pretraining_run_is_fine_tuned_and_probed(pretrained, tmp_path, kind):
         assert tuned.segmenter.is_dir() and tuned.overlays.is_file()
 
 
+def test_a_fine_tuned_run_is_used_on_other_images_and_exported(pretrained, discs, tmp_path):
+    tuned = ahm_gym.finetune(
+        encoder=pretrained, labels=4, steps=2, batch_size=2, run_dir=tmp_path / "tuned", device="cpu"
+    )
+    cv2.imwrite(str(tmp_path / "scan.png"), np.load(discs)["test_images"][0])
+    masks = ahm_gym.predict(
+        scans=tmp_path / "scan.png", run=[tuned, tuned], out=tmp_path / "masks", device="cpu"
+    )
+    assert (masks.run_dir / masks.rows[0]["mask"]).is_file() and masks.areas.is_file()
+    scored = ahm_gym.evaluate(scans=discs, run=tuned, out=str(tmp_path / "scores"), device="cpu")
+    assert scored.dice == tuned.dice and scored.overlays.is_file()
+    assert scored.scores == json.loads((scored.run_dir / "results.json").read_text())
+    features = ahm_gym.embed(scans=discs, run=pretrained, out=tmp_path / "features.npz", device="cpu")
+    assert np.load(features)["features"].shape == (38, 128)
+
+
 def test_an_encoder_is_loaded_from_a_result_a_run_or_its_folder(pretrained):
     states = [
         ahm_gym.load_encoder(place).state_dict()
@@ -139,6 +157,11 @@ def test_a_wrong_type_in_the_settings_of_a_run_is_one_sentence(discs, tmp_path):
         ("finetune", {"encoder": "nowhere"}, "nowhere"),
         ("finetune", {"steps": 0}, "`steps` is 0"),
         ("probe", {"labels": 0}, "`labels`"),
+        ("predict", {"scans": "nowhere", "run": "nowhere"}, "there is no folder nowhere"),
+        ("predict", {"scans": "nowhere"}, r"^predict\(\) cannot be called: missing a required argument: 'run'"),
+        ("evaluate", {"scans": "nowhere", "run": "nowhere"}, "there is no folder nowhere"),
+        ("export", {"run": "nowhere", "out": "model", "format": "torch"}, "unknown format 'torch'"),
+        ("embed", {"scans": "nowhere", "run": "nowhere"}, "nowhere"),
         ("load_encoder", {"run": "nowhere"}, "nowhere"),
         ("make_vec", {"data": "nowhere.npz"}, "there is no data at"),
     ],

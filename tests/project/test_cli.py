@@ -15,7 +15,7 @@ from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
 from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, split_numbers, with_flags
 
-COMMANDS = ("pretrain", "finetune", "probe", "predict", "benchmark", "report")
+COMMANDS = ("pretrain", "finetune", "probe", "predict", "evaluate", "export", "embed", "benchmark", "report")
 HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn"}
 
 
@@ -80,7 +80,7 @@ def test_the_help_lists_every_command_with_a_description(capsys):
         assert re.search(rf"• {command} +[A-Z][\w-]+ \w+", out), command
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "benchmark"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "export", "benchmark"])
 def test_every_setting_has_a_help_text(capsys, command):
     text = options_in_help(capsys, command)
     flags = []
@@ -189,6 +189,11 @@ def test_the_flags_on_a_command_line_are_known_by_the_names_of_their_settings():
         ("benchmark --finetune-steps 0 --out out", "--finetune.steps is 0: choose a whole number"),
         ("benchmark --seeds 0 --out out", "--seeds is 0: choose a whole number"),
         ("benchmark --tasks segment --out out", "--tasks segment"),
+        ("predict nowhere --run nowhere --out out", "there is no folder nowhere"),
+        ("predict nowhere --run one two --out out", "there is no folder one"),
+        ("evaluate nowhere --run nowhere --split tset --out out", "did you mean 'test'"),
+        ("export --run nowhere --out out --format onxx", "did you mean 'onnx'"),
+        ("embed nowhere --run nowhere --out out.csv", "choose one for --out"),
         ("report nowhere", "nowhere"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import cv2
 import nibabel
@@ -18,7 +19,8 @@ from ahm_gym.segmentation.config import FinetuneConfig, PredictConfig
 from ahm_gym.segmentation.evaluation import evaluate
 from ahm_gym.segmentation.finetune import finetune
 from ahm_gym.segmentation.inputs import resolve
-from ahm_gym.segmentation.prediction import Predictor, list_scans, run_predict
+from ahm_gym.segmentation.prediction import list_scans, run_predict
+from ahm_gym.segmentation.predictor import Ensemble, Predictor, normalised_entropy
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,139 @@ def test_other_volumes_keep_their_shape(run, discs, tmp_path, suffix):
     mask = np.load(found) if suffix == ".npy" else np.stack(cv2.imreadmulti(str(found), flags=-1)[1], axis=2)
     assert mask.shape == (*images.shape[1:3], 6) == tuple(row["shape"])
     assert torch.from_numpy(mask).any()
+
+
+def maps_of(out, name, suffix):
+    return out / "probabilities" / f"{name}{suffix}", out / "uncertainty" / f"{name}{suffix}"
+
+
+def test_probabilities_and_uncertainty_have_the_geometry_of_their_scans(run, scans, tmp_path):
+    config = config_of(run, scans, tmp_path, probabilities=True, uncertainty=True)
+    rows = run_predict(config)
+    out = tmp_path / "out"
+    assert rows[0]["probabilities"] == "probabilities/scan_0.npz"
+    shares = np.load(out / "probabilities" / "scan_0.npz")["probabilities"]
+    mask = cv2.imread(str(out / "scan_0.png"), cv2.IMREAD_UNCHANGED)
+    assert shares.dtype == np.float32 and shares.shape == (*mask.shape, 2)
+    assert np.allclose(shares.sum(axis=2), 1, atol=1e-5)
+    assert np.array_equal(shares.argmax(axis=2), mask)
+    unsure = cv2.imread(str(out / "uncertainty" / "scan_0.png"), cv2.IMREAD_UNCHANGED)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(axis=2) / np.log(2)
+    assert unsure.dtype == np.uint16 and np.allclose(unsure / 65535, entropy, atol=1e-4)
+    scan = nibabel.load(scans / "volume.nii.gz")
+    volume, unsure = (nibabel.load(path) for path in maps_of(out, "volume", ".nii.gz"))
+    assert volume.shape == (*scan.shape, 2) and unsure.shape == scan.shape
+    for image in (volume, unsure):
+        assert np.array_equal(image.affine, scan.affine) and image.get_data_dtype() == np.float32
+    labels = np.asarray(nibabel.load(out / "volume.nii.gz").dataobj)
+    assert np.array_equal(np.asarray(volume.dataobj).argmax(axis=3), labels)
+    for index in range(3):  # the slices are the pictures
+        slices = np.rot90(np.asarray(volume.dataobj)[:, :, index])
+        alone = np.load(out / "probabilities" / f"scan_{index}.npz")["probabilities"]
+        assert np.allclose(slices, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_the_uncertainty_of_other_volumes_has_their_format(run, discs, tmp_path, suffix):
+    images = np.load(discs)["test_images"][:3]
+    path = tmp_path / f"volume{suffix}"
+    if suffix == ".npy":
+        np.save(path, np.moveaxis(images, 0, 2)[:, :, [0, 1, 2, 0, 1]])
+    else:
+        cv2.imwritemulti(str(path), list(images))
+    run_predict(config_of(run, path, tmp_path, uncertainty=True))
+    found = tmp_path / "out" / "uncertainty" / f"volume{suffix}"
+    if suffix == ".npy":
+        unsure = np.load(found)
+        assert unsure.shape == (32, 32, 5) and unsure.dtype == np.float32 and 0 <= unsure.min()
+        assert 0.1 < unsure.max() <= 1
+    else:
+        pages = cv2.imreadmulti(str(found), flags=-1)[1]
+        assert len(pages) == 3 and pages[0].dtype == np.uint16 and np.max(pages) > 6000
+
+
+def test_the_entropy_is_0_where_a_class_is_certain_and_1_where_all_are_equal():
+    shares = torch.tensor([[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])[:, :, None, None]
+    assert normalised_entropy(shares).flatten().tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
+def test_an_ensemble_of_one_run_is_the_run_and_of_two_their_mean(run, second, scans, tmp_path):
+    options = {"probabilities": True, "uncertainty": False}
+    one, two, both = (tmp_path / name for name in ("one", "two", "both"))
+    for runs, out in ((run, one), ((second,), two), ((run, second), both)):
+        run_predict(PredictConfig(scans=scans, run=runs, out=out, device="cpu", **options))
+    alone = PredictConfig(scans=scans, run=(run,), out=tmp_path / "alone", device="cpu", **options)
+    run_predict(alone)
+    for path in ("scan_0.png", "volume.nii.gz", "probabilities/scan_0.npz"):
+        assert (one / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
+    parts = [np.load(out / "probabilities" / "scan_1.npz")["probabilities"] for out in (one, two, both)]
+    assert np.allclose(parts[2], (parts[0] + parts[1]) / 2, atol=1e-6)
+    assert not np.allclose(parts[0], parts[1], atol=1e-3)
+    mask = cv2.imread(str(both / "scan_1.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(mask, parts[2].argmax(axis=2))
+
+
+@pytest.fixture(scope="module")
+def second(discs, tmp_path_factory):
+    """A run with another architecture, another image size, and other statistics."""
+    folder = tmp_path_factory.mktemp("runs") / "second"
+    settings = FinetuneConfig(
+        data=str(discs), image_size=(16,), labels=12, steps=10, seed=1, select="best", run_dir=folder
+    )
+    finetune(resolve(settings))
+    return folder
+
+
+def test_runs_with_other_classes_do_not_form_an_ensemble(run, discs, tmp_path):
+    arrays = dict(np.load(discs))
+    arrays = {name: value + (value > 0) if "label" in name else value for name, value in arrays.items()}
+    for name in ("train_label", "val_label", "test_label"):
+        arrays[name][:, 0, 0] = 1
+    np.savez(tmp_path / "three.npz", **arrays)
+    other = tmp_path / "three"
+    settings = FinetuneConfig(data=str(tmp_path / "three.npz"), image_size=(32,), steps=1, run_dir=other)
+    finetune(resolve(settings))
+    with pytest.raises(InputError, match=r"has 2 classes and .*three has 3: give each `run` of an ensemble"):
+        Ensemble.of_runs((run, other), "cpu")
+    with pytest.raises(InputError, match="no `run` is given"):
+        Ensemble.of_runs((), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"uncertainty": True}, {}, "made with `uncertainty=True`: give the same, or choose another `out`"),
+        ({}, {"probabilities": True}, "made without `probabilities`"),
+        ({"select": "last"}, {}, "made with `select=last`"),
+    ],
+)
+def test_masks_of_other_options_are_not_continued(run, scans, tmp_path, before, after, message):
+    run_predict(config_of(run, scans, tmp_path, **before))
+    with pytest.raises(InputError, match=message):
+        run_predict(config_of(run, scans, tmp_path, **after))
+    assert len(run_predict(config_of(run, scans, tmp_path, **before))) == 4
+
+
+def test_a_folder_of_an_earlier_version_is_continued_and_a_missing_map_is_made_again(run, scans, tmp_path):
+    config = config_of(run, scans, tmp_path)
+    run_predict(config)
+    listed = tmp_path / "out" / "predictions.jsonl"
+    _, *rest = listed.read_text().splitlines()
+    listed.write_text("\n".join([json.dumps({"run": str(run.absolute())}), *rest, ""]))
+    assert len(run_predict(config)) == 4
+    config = dataclasses.replace(config, out=tmp_path / "maps", uncertainty=True)
+    run_predict(config)
+    missing = tmp_path / "maps" / "uncertainty" / "scan_2.png"
+    content = missing.read_bytes()
+    missing.unlink()
+    run_predict(config)
+    assert missing.read_bytes() == content
+
+
+def test_a_run_without_a_best_segmenter_says_so(run, scans, tmp_path):
+    with pytest.raises(InputError, match="unknown selection 'first'"):
+        run_predict(config_of(run, scans, tmp_path, select="first"))
+    folder = shutil.copytree(run, tmp_path / "copy")
+    shutil.rmtree(folder / "best")
+    with pytest.raises(InputError, match=r"has no best segmenter, .*choose `select=last`"):
+        run_predict(config_of(folder, scans, tmp_path, select="best"))

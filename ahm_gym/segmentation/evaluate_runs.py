@@ -1,0 +1,123 @@
+"""Scores fine-tuned runs on other labelled images, with the statistics of the runs' own training images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data.sample import SPLITS, Split
+from ahm_gym.data.sources import absolute, names_test_images
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.runs.folder import RunFolder
+from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.storage import make_folder, write_atomically
+from ahm_gym.segmentation.config import EvaluateConfig
+from ahm_gym.segmentation.evaluation import draw_cases, evaluate
+from ahm_gym.segmentation.predictor import Ensemble
+
+ALL: str = "all"
+"""The split of all labelled images."""
+
+
+def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Writes `results.json` and `overlays.png`; returns the content of the former.
+
+    Raises:
+        InputError: if the runs or the images cannot be used, or do not fit each other; nothing is written.
+    """
+    if config.split not in (None, ALL, *SPLITS):
+        raise unknown_name("split", config.split, (ALL, *SPLITS))
+    if (config.out / "results.json").exists():
+        raise InputError(f"{config.out} holds results already: choose another `out`.")
+    ensemble = Ensemble.of_runs(config.runs, config.device, config.select)
+    split = _choose_split(config, ensemble)
+    dataset = _fitting(_open(config, ensemble, one_split=split == ALL), ensemble)
+    part: Split = "train" if split == ALL else cast(Split, split)
+    if not dataset.indices(part, labelled=True):
+        raise InputError(
+            f"{dataset.name} has no labelled images to score in `split={split}`: choose another, or all."
+        )
+    print(dataset, file=sys.stderr)
+    scores = evaluate(ensemble.classes, dataset, part)
+    results = {"split": split, "data": dataset.name, **scores, "config": to_json(config)}
+    figure = draw_cases(ensemble.classes, dataset, {**results, "split": part})
+    figure.suptitle(
+        f"{dataset.name}, {split} images: from the worst to the best of {len(scores['cases'])} cases"
+    )
+    make_folder(config.out, "`out`")
+    figure.savefig(config.out / "overlays.png")
+    write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _open(config: EvaluateConfig, ensemble: Ensemble, *, one_split: bool) -> ImageDataset:
+    """The images, at the largest size that one of the runs needs: that of its own images if there is one run."""
+    return open_data(
+        config.scans,
+        root=config.data_root,
+        image_size=_size(ensemble),
+        native_resolution=any(member.native_resolution for member in ensemble.members),
+        one_split=one_split,
+    )
+
+
+def _size(ensemble: Ensemble) -> tuple[int, int]:
+    return max((member.segmenter.image_size for member in ensemble.members), key=min)
+
+
+def _choose_split(config: EvaluateConfig, ensemble: Ensemble) -> str:
+    """The split to score; what was not asked for, and scores that are too high, are said."""
+    own = [run for run in config.runs if _is_own(run, config)]
+    named = names_test_images(config.scans, config.data_root, _size(ensemble))
+    split = config.split or ("test" if own or named else ALL)
+    if config.split is None:
+        why = {
+            True: "this is the data of the run",
+            False: "the data names its test images" if named else "the data names no test images",
+        }[bool(own)]
+        which = "all labelled" if split == ALL else f"the {split}"
+        print(f"note: {which} images are scored, because {why}; `split` chooses others.", file=sys.stderr)
+    if own and split != "test":
+        print(
+            f"note: {own[0]} was trained on this data, and {split} may hold its training or val images: scores on "
+            "them are too high.",
+            file=sys.stderr,
+        )
+    return split
+
+
+def _is_own(run: Path, config: EvaluateConfig) -> bool:
+    """Whether a run was trained on the data, as far as their paths say."""
+    own = RunFolder.open(run, "finetune").config.get("data")
+    return own is not None and own == absolute(config.scans, config.data_root)[0]
+
+
+def _fitting(dataset: ImageDataset, ensemble: Ensemble) -> ImageDataset:
+    """The data with the classes of the runs; classes that its labels lack are said.
+
+    Raises:
+        InputError: if it has more classes than the runs, or another number of channels.
+    """
+    if dataset.channels != ensemble.channels:
+        raise InputError(
+            f"{dataset.name} has images of {dataset.channels} channels and the run was trained on "
+            f"{ensemble.channels}: convert them, or choose another `run`."
+        )
+    if dataset.num_classes == 0:
+        raise InputError(f"{dataset.name} has no labels to score: add some, or segment it with predict.")
+    if dataset.num_classes > ensemble.num_classes:
+        raise InputError(
+            f"the labels of {dataset.name} have {dataset.num_classes} classes and the run knows "
+            f"{ensemble.num_classes}: renumber them as in the training data, or choose another `run`."
+        )
+    if dataset.num_classes < ensemble.num_classes:
+        print(
+            f"note: {dataset.name}: the labels go up to class {dataset.num_classes - 1} and the run to "
+            f"{ensemble.num_classes - 1}; check that the numbers mean the same.",
+            file=sys.stderr,
+        )
+        dataset.num_classes = ensemble.num_classes
+    return dataset

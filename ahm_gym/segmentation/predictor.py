@@ -1,0 +1,183 @@
+"""Fine-tuned runs as functions from images to classes and probabilities: one run, or several as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from torch import Tensor
+
+from ahm_gym.data.files import Pixels
+from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
+from ahm_gym.device.choice import pick_device
+from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.runs.folder import RunFolder
+from ahm_gym.segmentation.config import SELECTIONS
+from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict_logits
+from ahm_gym.segmentation.validation import segmenter_folder
+
+MAX_SLICES: int = 16
+"""Largest number of slices of a volume that are segmented at once."""
+MAX_VALUES: int = 2**26
+"""Largest number of probabilities of slices that are segmented at once."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained segmenter with all that it needs to know of its run."""
+
+    segmenter: Segmenter
+    mean: tuple[float, ...]
+    """Mean of each channel of the run's training images."""
+    std: tuple[float, ...]
+    native_resolution: bool
+
+    @classmethod
+    def of_run(cls, run: Path, device: str = "auto", select: str | None = None) -> Predictor:
+        """The last or the best segmenter of a fine-tuning run; with None the one that the run was scored by.
+
+        Raises:
+            InputError: if the folder holds no such run, or none with such a segmenter yet.
+        """
+        config = RunFolder.open(run, "finetune").config
+        if select is not None and select not in SELECTIONS:
+            raise unknown_name("selection", select, SELECTIONS)
+        folder = segmenter_folder(run, select or config.get("select", "last"))
+        segmenter = load_segmenter(folder).to(pick_device(device)).eval()
+        return cls(segmenter, tuple(config["mean"]), tuple(config["std"]), bool(config["native_resolution"]))
+
+    def fitted(self, image: Float[Tensor, "C H W"]) -> Float[Tensor, "C H2 W2"]:
+        """An image in [0, 1] as training saw it before it was normalised: no larger than needed."""
+        return shrink(image, stored_side(self.segmenter.image_size, self.native_resolution))
+
+    def logits(self, images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B K H0 W0"]:
+        """The class logits of images in [0, 1], in main memory; `size` are their rows and columns."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        normalised = (torch.stack([self.fitted(image) for image in images]) - mean) / std
+        native = self.native_resolution
+        return predict_logits(self.segmenter, normalised, size, native_resolution=native).cpu()
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What was found in a file, in the order of `Pixels.array`."""
+
+    mask: UInt8[np.ndarray, "H W *slices"]
+    """The class of every pixel."""
+    probabilities: Float32[np.ndarray, "*shape K"] | None = None
+    """The probability of every class at every pixel; None if it was not asked for."""
+    uncertainty: Float32[np.ndarray, "H W *slices"] | None = None
+    """`normalised_entropy` of the probabilities; None if it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One run or several, whose probabilities are averaged."""
+
+    members: tuple[Predictor, ...]
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Path], device: str = "auto", select: str | None = None) -> Ensemble:
+        """The segmenters of fine-tuning runs; see `Predictor.of_run`.
+
+        Raises:
+            InputError: if there is no run, one cannot be used, or they differ in their classes or channels.
+        """
+        if not runs:
+            raise InputError("no `run` is given: give the folder of a fine-tuning run.")
+        members = [Predictor.of_run(run, device, select) for run in runs]
+        for name, text in (("num_classes", "classes"), ("channels", "channels")):
+            numbers = [getattr(member.segmenter, name) for member in members]
+            for run, number in zip(runs, numbers, strict=True):
+                if number != numbers[0]:
+                    raise InputError(
+                        f"{runs[0]} has {numbers[0]} {text} and {run} has {number}: give each `run` of an ensemble "
+                        "the same number."
+                    )
+        return cls(tuple(members))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes with the background."""
+        return self.members[0].segmenter.num_classes
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.members[0].segmenter.channels
+
+    def scaled(self, image: np.ndarray, origin: str) -> Float[Tensor, "C H W"]:
+        """The image at its own size, scaled to [0, 1] between its percentiles as in training.
+
+        Raises:
+            InputError: if it is no image, or has another number of channels than the training images.
+        """
+        pixels = channels_last(image, origin)
+        if pixels.shape[2] != self.channels:
+            raise InputError(
+                f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.channels} like the "
+                "training images of the run; convert it, or remove it."
+            )
+        return scale_intensities(pixels)
+
+    def probabilities(
+        self, images: Float[Tensor, "B C H W"], size: tuple[int, int]
+    ) -> Float[Tensor, "B K H0 W0"]:
+        """The mean over the runs of the softmax of images in [0, 1]; `size` are their rows and columns."""
+        softmax = (member.logits(images, size).softmax(dim=1) for member in self.members)
+        return torch.stack(list(softmax)).mean(dim=0)
+
+    def classes(self, image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Int[Tensor, "H0 W0"]:
+        """The class of every pixel of an image in [0, 1]; `size` are its rows and columns."""
+        return self._scores(image[None], size)[0].argmax(dim=0)
+
+    def segment(
+        self, pixels: Pixels, origin: str, *, probabilities: bool = False, uncertainty: bool = False
+    ) -> Segmented:
+        """Segments a file: an image, or a volume by batches of slices.
+
+        Raises:
+            InputError: as `scaled` does.
+        """
+        array, size = pixels.array, (pixels.array.shape[0], pixels.array.shape[1])
+        if not pixels.is_volume:
+            images = [(array, origin)]
+        else:
+            images = [(array[:, :, at], f"{origin} (slice {at})") for at in range(array.shape[2])]
+        together = max(1, min(MAX_SLICES, MAX_VALUES // (self.num_classes * size[0] * size[1])))
+        masks, softmax, entropy = [], [], []
+        for first in range(0, len(images), together):
+            batch = torch.stack([self.scaled(*image) for image in images[first : first + together]])
+            scores = self._scores(batch, size)
+            masks.append(scores.argmax(dim=1).byte())
+            if probabilities or uncertainty:
+                shares = scores.softmax(dim=1) if len(self.members) == 1 else scores
+                softmax += [shares.permute(0, 2, 3, 1)] * probabilities
+                entropy += [normalised_entropy(shares)] * uncertainty
+        mask, *maps = (
+            None if not parts else _in_order(torch.cat(parts).numpy(), pixels.is_volume)
+            for parts in (masks, softmax, entropy)
+        )
+        assert mask is not None, "a file has at least one image"
+        return Segmented(mask, *maps)
+
+    def _scores(self, images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B K H0 W0"]:
+        """What the classes are chosen by: the logits of one run, or the mean probabilities of several."""
+        if len(self.members) == 1:
+            return self.members[0].logits(images, size)
+        return self.probabilities(images, size)
+
+
+def normalised_entropy(probabilities: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
+    """The entropy of the classes' probabilities, divided by that of equal ones: 0 (certain) to 1."""
+    entropy = torch.special.entr(probabilities).sum(dim=1)
+    return (entropy / np.log(probabilities.shape[1])).clamp(0.0, 1.0)
+
+
+def _in_order(maps: np.ndarray, is_volume: bool) -> np.ndarray:
+    """Maps of slices (S, H, W, ...) as an array (H, W, S, ...); of an image (1, H, W, ...) as (H, W, ...)."""
+    return np.ascontiguousarray(np.moveaxis(maps, 0, 2)) if is_volume else maps[0]
