@@ -58,12 +58,15 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     results = program.finetune(config, resume=settings.resume, given=flags_in(argv))
     unit = results["hd95_unit"]
     print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
+    names = results.get("class_names", {})
     for name, row in [*results["per_class"].items(), ("mean", results)]:
-        dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
-        print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
+        dice, iou, distance, share = (shown(row.get(metric)) for metric in ("dice", "iou", "hd95", "nsd"))
+        title = "mean" if name == "mean" else names.get(name, f"class {name}")
+        print(f"{title}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}, surface Dice {share}")
+    show_reliability(results)
     if absent := results.get("absent_classes"):
-        listed = ", ".join(map(str, absent))
-        print(f"No {results['split']} label contains the class {listed}: it is left out of the mean.")
+        listed = ", ".join(names.get(str(index), f"class {index}") for index in absent)
+        print(f"No {results['split']} label contains {listed}: it is left out of the mean.")
     print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
     if results["config"]["encoder"] == "none":
         print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
@@ -71,6 +74,20 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     else:
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
         print("and another --run-dir if you gave one")
+
+
+def show_reliability(results: dict[str, Any]) -> None:
+    """Prints the interval of the Dice over patients, and how often a structure was missed or falsely found."""
+    interval = results.get("intervals", {}).get("dice")
+    if interval is not None:
+        low, high = map(shown, interval)
+        print(f"95 % interval of the mean Dice over {results['num_patients']} patients: {low} to {high}")
+    if results.get("missed") or results.get("false_alarms"):
+        counted = "the diagonal" if results["missed_distance"] == "diagonal" else "nothing"
+        print(
+            f"Structures missed: {results['missed']}, found where there are none: {results['false_alarms']}; in the "
+            f"mean HD95 each counts as {counted}."
+        )
 
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
@@ -92,16 +109,15 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
 
 def show_pixel_scores(results: dict[str, Any]) -> None:
     """Prints the scores of a pixel probe for every class, and what is missing from them."""
+    names = results.get("class_names", {})
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         ap, dice, loss = (shown(row[metric]) for metric in ("ap", "dice", "log_loss"))
         chance = f" (chance: {shown(row['share'])})" if name != "mean" else ""
-        title = name if name == "mean" else f"class {name}"
+        title = "mean" if name == "mean" else names.get(name, f"class {name}")
         print(f"{title}: average precision {ap}{chance}, Dice {dice}, log-loss {loss}")
     if absent := results["absent_classes"]:
-        listed = ", ".join(map(str, absent))
-        print(
-            f"No labelled training image contains the class {listed}: its average precision is that of chance."
-        )
+        listed = ", ".join(names.get(str(index), f"class {index}") for index in absent)
+        print(f"No labelled training image contains {listed}: its average precision is that of chance.")
 
 
 def predict(settings: PredictConfig, argv: list[str]) -> None:

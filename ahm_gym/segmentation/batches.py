@@ -15,6 +15,7 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
 from ahm_gym.segmentation.augmentation import Augmentation
+from ahm_gym.segmentation.draws import choose_patients, labelled_patients, permuted
 from ahm_gym.segmentation.segmenter import working_size
 
 CROP_SCALE: tuple[float, float] = (0.5, 1.0)
@@ -23,15 +24,20 @@ CROP_ASPECT: tuple[float, float] = (3 / 4, 4 / 3)
 """Range of the aspect ratio of a random crop, relative to that of the training size."""
 
 
-def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> list[int]:
-    """Indices of `labels` labelled training images, or of all if it is None.
+def choose_labelled(
+    dataset: ImageDataset, labels: int | None, seed: int, patients: int | None = None
+) -> list[int]:
+    """Indices of `labels` labelled training images, of all of that many patients, or of all if both are None.
 
-    They are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
-    and a smaller choice is part of a larger one.
+    Images are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
+    and a smaller choice is part of a larger one. Patients are chosen by `choose_patients`.
 
     Raises:
-        InputError: if there are fewer labelled images.
+        InputError: if there are fewer labelled images or patients.
     """
+    if patients is not None:
+        images = labelled_patients(dataset)
+        return [index for patient in choose_patients(dataset, patients, seed) for index in images[patient]]
     available = dataset.indices("train", labelled=True)
     if labels is None:
         labels = len(available)
@@ -40,8 +46,7 @@ def choose_labelled(dataset: ImageDataset, labels: int | None, seed: int) -> lis
             f"`labels={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
             "images; choose a number from 1 to that, or leave it out to use all."
         )
-    order = torch.randperm(len(available), generator=torch.Generator().manual_seed(derive_seed(seed, 2)))
-    return [available[place] for place in order[:labels].tolist()]
+    return permuted(available, seed)[:labels]
 
 
 class LabelledBatches:

@@ -251,4 +251,4 @@ def test_the_scores_of_pixels_are_printed_with_chance_and_absent_classes(capsys)
     assert second.startswith("class 2: average precision undefined") and mean.startswith(
         "mean: average precision 0.5"
     )
-    assert absent.startswith("No labelled training image contains the class 2")
+    assert absent.startswith("No labelled training image contains class 2")

@@ -14,6 +14,7 @@ from ahm_gym.model.encoders import as_encoder, load_encoder
 from ahm_gym.segmentation import pixel_classifier
 from ahm_gym.segmentation.batches import choose_labelled
 from ahm_gym.segmentation.config import ProbeConfig
+from ahm_gym.segmentation.draws import EmptyDraw
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.pixel_classifier import (
     DEFAULT_PENALTY,
@@ -196,8 +197,10 @@ def test_a_class_without_a_labelled_pixel_gets_chance_and_is_named(tmp_path):
     assert np.isfinite(results["log_loss"]) and results["per_class"]["1"]["ap"] > 0.5
     arrays["train_label"][drawn] = 0
     np.savez(tmp_path / "none.npz", **arrays)
-    results = PixelProbe(untrained(), open_data(str(tmp_path / "none.npz"), image_size=SIZE))(labels=4)
-    assert results["absent_classes"] == [1, 2] and np.isfinite(results["log_loss"])
+    with pytest.raises(
+        EmptyDraw, match="the probe cannot be fitted: none of the 4 drawn labels of none has any"
+    ):
+        PixelProbe(untrained(), open_data(str(tmp_path / "none.npz"), image_size=SIZE))(labels=4)
 
 
 def test_probabilities_sum_to_one_also_with_absent_classes():
