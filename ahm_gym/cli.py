@@ -23,6 +23,8 @@ from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import Finetune, FinetuneConfig, PredictConfig, ProbeConfig
 
+FEW_PATIENTS = 20
+"""With fewer test patients than this, an interval is said to be too narrow."""
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
 
@@ -62,7 +64,10 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         dice, iou, distance, share = (shown(row.get(metric)) for metric in ("dice", "iou", "hd95", "nsd"))
         title = "mean" if name == "mean" else names.get(name, f"class {name}")
-        print(f"{title}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}, surface Dice {share}")
+        tolerance = f"{results.get('surface_tolerance', 1.0):g} {unit}"
+        print(
+            f"{title}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}, surface Dice {share} (within {tolerance})"
+        )
     show_reliability(results)
     if absent := results.get("absent_classes"):
         listed = ", ".join(names.get(str(index), f"class {index}") for index in absent)
@@ -81,7 +86,9 @@ def show_reliability(results: dict[str, Any]) -> None:
     interval = results.get("intervals", {}).get("dice")
     if interval is not None:
         low, high = map(shown, interval)
-        print(f"95 % interval of the mean Dice over {results['num_patients']} patients: {low} to {high}")
+        patients = results["num_patients"]
+        few = " (too narrow, because they are few)" if patients < FEW_PATIENTS else ""
+        print(f"95 % interval of the mean Dice over {patients} patients: {low} to {high}{few}")
     if results.get("missed") or results.get("false_alarms"):
         counted = "the diagonal" if results["missed_distance"] == "diagonal" else "nothing"
         print(
