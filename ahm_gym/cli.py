@@ -31,6 +31,8 @@ from ahm_gym.segmentation.config import (
     ProbeConfig,
 )
 
+FEW_PATIENTS = 20
+"""With fewer test patients than this, an interval is said to be too narrow."""
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
 
@@ -81,15 +83,36 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
 
 
 def show_scores(results: dict[str, Any]) -> None:
-    """Prints the scores of a segmentation for every class, and the classes that are missing from them."""
-    unit = results["hd95_unit"]
+    """Prints the scores of a segmentation for every class, how sure they are, and the classes that are missing."""
+    unit, names = results["hd95_unit"], results.get("class_names", {})
+    tolerance = f"{results.get('surface_tolerance', 1.0):g} {unit}"
     for name, row in [*results["per_class"].items(), ("mean", results)]:
-        dice, iou, distance = (shown(row[metric]) for metric in ("dice", "iou", "hd95"))
-        print(f"class {name}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}")
+        dice, iou, distance, share = (shown(row.get(metric)) for metric in ("dice", "iou", "hd95", "nsd"))
+        title = "mean" if name == "mean" else names.get(name, f"class {name}")
+        print(
+            f"{title}: Dice {dice}, IoU {iou}, HD95 {distance} {unit}, surface Dice {share} (within {tolerance})"
+        )
+    show_reliability(results)
     if absent := results.get("absent_classes"):
-        listed = ", ".join(map(str, absent))
+        listed = ", ".join(names.get(str(index), f"class {index}") for index in absent)
         which = "label" if results["split"] == "all" else f"{results['split']} label"
-        print(f"No {which} contains the class {listed}: it is left out of the mean.")
+        print(f"No {which} contains {listed}: it is left out of the mean.")
+
+
+def show_reliability(results: dict[str, Any]) -> None:
+    """Prints the interval of the Dice over patients, and how often a structure was missed or falsely found."""
+    interval = results.get("intervals", {}).get("dice")
+    if interval is not None:
+        low, high = map(shown, interval)
+        patients = results["num_patients"]
+        few = " (too narrow, because they are few)" if patients < FEW_PATIENTS else ""
+        print(f"95 % interval of the mean Dice over {patients} patients: {low} to {high}{few}")
+    if results.get("missed") or results.get("false_alarms"):
+        counted = "the diagonal" if results["missed_distance"] == "diagonal" else "nothing"
+        print(
+            f"Structures missed: {results['missed']}, found where there are none: {results['false_alarms']}; in the "
+            f"mean HD95 each counts as {counted}."
+        )
 
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
@@ -111,16 +134,15 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
 
 def show_pixel_scores(results: dict[str, Any]) -> None:
     """Prints the scores of a pixel probe for every class, and what is missing from them."""
+    names = results.get("class_names", {})
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         ap, dice, loss = (shown(row[metric]) for metric in ("ap", "dice", "log_loss"))
         chance = f" (chance: {shown(row['share'])})" if name != "mean" else ""
-        title = name if name == "mean" else f"class {name}"
+        title = "mean" if name == "mean" else names.get(name, f"class {name}")
         print(f"{title}: average precision {ap}{chance}, Dice {dice}, log-loss {loss}")
     if absent := results["absent_classes"]:
-        listed = ", ".join(map(str, absent))
-        print(
-            f"No labelled training image contains the class {listed}: its average precision is that of chance."
-        )
+        listed = ", ".join(names.get(str(index), f"class {index}") for index in absent)
+        print(f"No labelled training image contains {listed}: its average precision is that of chance.")
 
 
 def predict(settings: PredictConfig, argv: list[str]) -> None:

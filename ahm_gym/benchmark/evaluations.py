@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from ahm_gym.data.draws import EmptyDraw
 from ahm_gym.errors import Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import build_probe
 from ahm_gym.segmentation.inputs import resolve
-from ahm_gym.segmentation.metrics import METRICS, Value, mean
+from ahm_gym.segmentation.metrics import Value, mean
 from ahm_gym.segmentation.pixel_probe import PIXEL_METRICS
 from ahm_gym.segmentation.probe import mean_dice
 
 Results: TypeAlias = dict[str, Any]
 
+METRICS = ("dice", "iou", "hd95")
+"""The scores of fine-tuning in a row."""
 NUM_DRAWS, DRAWS_APART = 25, 1000
 """Number of draws of labelled images that a probe is averaged over, and the distance between their seeds."""
 MANY_LABELS, FEW_DRAWS = 20, 5
@@ -26,7 +30,7 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt, head: str = "pat
     """Runs the probe once for each draw of labelled images; the first draw is the one that fine-tuning uses.
 
     The choice of labelled images changes the score of a probe far more than the mask does: with 10 of them by 0.05,
-    while masks differ by 0.01.
+    while masks differ by 0.01. A draw without foreground cannot be fitted and is left out, for every encoder alike.
 
     Args:
         settings: settings of the encoder, the images and the number of labels.
@@ -35,14 +39,25 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt, head: str = "pat
 
     Raises:
         Interrupted: after a request to stop.
+        EmptyDraw: if no draw has any foreground.
     """
     settings = resolve(settings)
     probe = build_probe(settings, head)
-    draws = []
-    for draw in range(num_draws(settings.labels, len(probe.dataset.indices("train", labelled=True)), head)):
+    draws: list[Results] = []
+    empty: list[EmptyDraw] = []
+    number = num_draws(settings.labels, len(probe.dataset.indices("train", labelled=True)), head)
+    for draw in range(number):
         if interrupt.requested:
             raise Interrupted("stopped in a probe, which will start again.", interrupt.signal or 2)
-        draws.append(probe(labels=settings.labels, seed=settings.seed + DRAWS_APART * draw))
+        try:
+            draws.append(probe(labels=settings.labels, seed=settings.seed + DRAWS_APART * draw))
+        except EmptyDraw as error:
+            empty.append(error)
+    if not draws:
+        raise empty[0]
+    if empty:
+        left_out = f"{len(empty)} of {number} draws of {settings.labels} labels have no foreground"
+        print(f"note: {probe.dataset.name}: {left_out} and are left out of the probe.", file=sys.stderr)
     return draws
 
 

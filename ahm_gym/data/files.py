@@ -30,6 +30,8 @@ class Pixels:
     is_volume: bool = False
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
+    slice_spacing: float | None = None
+    """Millimetres between two slices of a volume."""
     patient: str | None = None
     """The patient, if the file names one."""
     orientation: tuple[str, ...] | None = None
@@ -160,10 +162,13 @@ def _read_nifti(path: Path) -> Pixels:
     array = np.asanyarray(image.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    sizes = [abs(float(size)) for size in image.header.get_zooms()[:2]]
-    spacing = (sizes[1], sizes[0]) if len(sizes) == 2 and min(sizes) > 0 else None
+    sizes = [abs(float(size)) for size in image.header.get_zooms()[:3]]
     return Pixels(
-        np.rot90(array), is_volume=array.ndim > 2, spacing=spacing, orientation=_stated_orientation(image)
+        np.rot90(array),
+        is_volume=array.ndim > 2,
+        spacing=(sizes[1], sizes[0]) if len(sizes) > 1 and min(sizes[:2]) > 0 else None,
+        slice_spacing=sizes[2] if len(sizes) > 2 and sizes[2] > 0 else None,
+        orientation=_stated_orientation(image),
     )
 
 

@@ -70,6 +70,7 @@ class FolderSource:
                 label_origin=str(label_path),
                 split=None if self.table is None else self.table.find(path, stem, patient),
                 spacing=pixels.spacing,
+                slice_spacing=pixels.slice_spacing,
             )
             if pixels.is_volume:
                 yield from slices(dataclasses.replace(record, volume=case))
@@ -114,7 +115,8 @@ def slices(volume: Record) -> Iterator[Record]:
             f"{volume.label_origin} has the shape {label.shape} and its image {volume.origin} {image.shape}: "
             "expected the same size; resample the label with nearest neighbours."
         )
-    for index in range(image.shape[2]):
+    num_slices = image.shape[2]
+    for index in range(num_slices):
         picture = image[:, :, index]
         if picture.min() != picture.max():  # true for NaN, which is refused later
             yield dataclasses.replace(
@@ -122,6 +124,7 @@ def slices(volume: Record) -> Iterator[Record]:
                 image=picture,
                 label=None if label is None else label[:, :, index],
                 id=f"{volume.id}_s{index:03d}",
+                position=(index, num_slices) if num_slices > 1 else None,
                 origin=f"{volume.origin} (slice {index})",
                 label_origin=f"{volume.label_origin} (slice {index})",
             )

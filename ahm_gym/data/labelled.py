@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ahm_gym.data.augmentation import Augmentation
+from ahm_gym.data.draws import choose_patients, labelled_patients, permuted
 from ahm_gym.data.store import ImageDataset, working_size
 from ahm_gym.data.stream import derive_seed, epoch_order
 from ahm_gym.errors import InputError
@@ -23,16 +24,25 @@ CROP_ASPECT: tuple[float, float] = (3 / 4, 4 / 3)
 
 
 def choose_labelled(
-    dataset: ImageDataset, labels: int | None, seed: int, *, setting: str = "labels"
+    dataset: ImageDataset,
+    labels: int | None,
+    seed: int,
+    patients: int | None = None,
+    *,
+    setting: str = "labels",
 ) -> list[int]:
-    """Indices of `labels` labelled training images, or of all if it is None.
+    """Indices of `labels` labelled training images, of all of that many patients, or of all if both are None.
 
-    They are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
-    and a smaller choice is part of a larger one. `setting` is the name of the number in an error.
+    Images are the first of a permutation that depends on the seed alone. So encoders are compared on the same images,
+    and a smaller choice is part of a larger one. Patients are chosen by `choose_patients`. `setting` is the name of the
+    number of images in an error.
 
     Raises:
-        InputError: if there are fewer labelled images.
+        InputError: if there are fewer labelled images or patients.
     """
+    if patients is not None:
+        images = labelled_patients(dataset)
+        return [index for patient in choose_patients(dataset, patients, seed) for index in images[patient]]
     available = dataset.indices("train", labelled=True)
     if labels is None:
         labels = len(available)
@@ -41,8 +51,7 @@ def choose_labelled(
             f"`{setting}={labels}` is out of range: {dataset.name} has {len(available)} labelled training "
             "images; choose a number from 1 to that, or leave it out."
         )
-    order = torch.randperm(len(available), generator=torch.Generator().manual_seed(derive_seed(seed, 2)))
-    return [available[place] for place in order[:labels].tolist()]
+    return permuted(available, seed)[:labels]
 
 
 class LabelledBatches:

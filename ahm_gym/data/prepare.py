@@ -34,7 +34,7 @@ from ahm_gym.data.splits import complete_splits, describe_shared_patients, name_
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STALE_SECONDS = 24 * 3600
 
 
@@ -142,6 +142,8 @@ class _Table:
     volumes: list[str | None] = field(default_factory=list)
     splits: list[Split | None] = field(default_factory=list)
     spacings: list[tuple[float, float] | None] = field(default_factory=list)
+    positions: list[tuple[int, int] | None] = field(default_factory=list)
+    slice_spacings: list[float | None] = field(default_factory=list)
     images: list[list[int]] = field(default_factory=list)
     labels: list[list[int] | None] = field(default_factory=list)
     label_values: list[list[int]] = field(default_factory=list)
@@ -171,6 +173,8 @@ class _Table:
         self.volumes.append(record.volume)
         self.splits.append(record.split)
         self.spacings.append(record.spacing)
+        self.positions.append(record.position)
+        self.slice_spacings.append(record.slice_spacing)
 
     def all_values(self) -> set[int]:
         """All label values that occur."""
@@ -197,6 +201,7 @@ class _Table:
         std = (square - mean.square()).clamp(min=0.0).sqrt()
         std[std < 1e-6] = 1.0
         cases = name_cases(self.ids, self.patients, self.volumes)
+        geometry: dict[str, Any] = {"position": self.positions, "slice_spacing": self.slice_spacings}
         return {
             "format": FORMAT_VERSION,
             "name": name,
@@ -212,6 +217,8 @@ class _Table:
                 "image": self.images,
                 "label": self.labels,
                 "spacing": self.spacings,
+                # Not in data without volumes, whose digest stays as it was.
+                **(geometry if any(self.positions) else {}),
             },
         }
 

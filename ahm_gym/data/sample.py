@@ -27,6 +27,17 @@ class Sample:
     """Patient or volume if known, otherwise the id."""
     spacing: tuple[float, float] | None
     """Millimetres per pixel of the native resolution (row, column); None if unknown."""
+    position: tuple[int, int] | None = None
+    """Number of this slice in its volume, from 0, and the number of slices of the volume; None if it is no slice."""
+    slice_spacing: float | None = None
+    """Millimetres between two slices of the volume; None if unknown."""
+
+    @property
+    def voxel(self) -> tuple[float, ...] | None:
+        """Millimetres per row and column, and of a slice of a volume also per slice; None if one is unknown."""
+        if self.spacing is None or self.position is None:
+            return self.spacing
+        return None if self.slice_spacing is None else (*self.spacing, self.slice_spacing)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Record:
     """None: chosen by patient once all records are known."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
+    position: tuple[int, int] | None = None
+    """Number of this slice in its volume, from 0, and the number of slices of the volume, if it is a slice."""
+    slice_spacing: float | None = None
+    """Millimetres between two slices of the volume."""
 
 
 @runtime_checkable

@@ -92,6 +92,11 @@ class ImageDataset:
         self.std: tuple[float, ...] = tuple(index["std"])
         self.patients: dict[str, str] = index["patients"]
         """The patient of each case, only for patients with several cases."""
+        self.class_names: dict[int, str] = {
+            label: index.get("class_names", {}).get(str(label), f"class {label}")
+            for label in range(1, self.num_classes)
+        }
+        """The name of each foreground class; `class 1` and so on where the data gives none."""
         self._records: dict[str, list[Any]] = index["records"]
         self._images = _open_flat(folder / IMAGES_FILE, np.float16)
         self._labels = _open_flat(folder / LABELS_FILE, np.uint8)
@@ -167,18 +172,41 @@ class ImageDataset:
 
     def sample(self, index: int) -> Sample:
         """The image, label and names of one sample."""
-        place, spacing = self._records["label"][index], self._records["spacing"][index]
-        label = None
-        if place is not None:
-            offset, height, width = place
-            label = self._labels[offset : offset + height * width].view(height, width).long()
+        spacing = self._records["spacing"][index]
+        position = self._records["position"][index] if self.has_slices else None
+        label = self.label(index)
         return Sample(
             image=self.image(index),
-            label=label,
+            label=None if label is None else label.long(),
             id=self._records["id"][index],
             case=self._records["case"][index],
             spacing=None if spacing is None else (spacing[0], spacing[1]),
+            position=None if position is None else (position[0], position[1]),
+            slice_spacing=self._records["slice_spacing"][index] if self.has_slices else None,
         )
+
+    @property
+    def has_slices(self) -> bool:
+        """Whether some images are slices of volumes."""
+        return "position" in self._records
+
+    def label(self, index: int) -> UInt8[Tensor, "H0 W0"] | None:
+        """The label of a sample as it is stored; None if it has none."""
+        place = self._records["label"][index]
+        if place is None:
+            return None
+        offset, height, width = place
+        return self._labels[offset : offset + height * width].view(height, width)
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of all samples."""
+        return self._records["id"]
+
+    def patient(self, index: int) -> str:
+        """The patient of a sample; its case if no more is known."""
+        case: str = self._records["case"][index]
+        return self.patients.get(case, case)
 
     def normalise(self, images: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
         """Normalises images so that every channel of the train split has mean 0 and deviation 1."""

@@ -39,6 +39,8 @@ class EvaluationConfig:
     """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
     labels: int | None = None
     """Number of labelled training images. None uses all of them."""
+    labelled_patients: int | None = None
+    """Number of patients whose labelled training images are used, all of each. Use it for volumes and series."""
     model: str | None = None
     """tiny, tiny_conv, small, base, unet, resenc, or a plain vision transformer of timm. None: that of the
     encoder, or tiny."""
@@ -105,6 +107,11 @@ class FinetuneConfig(EvaluationConfig):
     select: str = "last"
     """Segmenter that is scored, and that predict, evaluate and export use. last: that of the last update.
     best: that of the highest Dice on val."""
+    surface_tolerance: float = 1.0
+    """Distance up to which two surfaces agree in the surface Dice: in mm, or in pixels if the spacing is unknown."""
+    missed_distance: str = "diagonal"
+    """HD95 of a structure that is missed, or found where it is not. diagonal: that of the image or volume.
+    leave-out: none, so the mean covers only what was found."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
     checkpoint_every: int = 100

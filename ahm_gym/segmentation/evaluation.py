@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,9 +18,11 @@ from ahm_gym.data import ImageDataset, Sample
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.runs.progress import Progress
+from ahm_gym.segmentation.intervals import patient_intervals
 from ahm_gym.segmentation.metrics import (
     CaseScores,
     ScoredImage,
+    Value,
     leave_out_absent,
     mean,
     score_case,
@@ -59,33 +64,119 @@ def choose_split(dataset: ImageDataset, asked: str | None = None) -> Split:
     )
 
 
+@dataclass(frozen=True)
+class Segmented:
+    """An image or a slice with its predicted and its true label map."""
+
+    prediction: UInt8[Tensor, "H W"]
+    label: UInt8[Tensor, "H W"]
+    voxel: tuple[float, ...] | None
+    """As in `Sample`."""
+    position: tuple[int, int] | None
+    """As in `Sample`."""
+
+
 def evaluate(
-    segmenter: Segment, dataset: ImageDataset, split: Split, *, native_resolution: bool = False
+    segmenter: Segment,
+    dataset: ImageDataset,
+    split: Split,
+    *,
+    native_resolution: bool = False,
+    surface_tolerance: float = 1.0,
+    missed_distance: str = "diagonal",
 ) -> dict[str, Any]:
     """Scores of every case of a split, and their means; see `summarise`.
 
-    A class that occurs in no label of the split is left out and listed in `absent_classes`. `hd95_unit` is mm if
-    every image has a spacing, and pixels of the label otherwise.
+    Slices of a volume are stacked and scored in 3-D. A class that occurs in no label of the split is left out and
+    listed in `absent_classes`. `hd95_unit`, also the unit of `surface_tolerance`, is mm if the spacing of every image
+    is known, for slices also that between slices, and pixels of the label otherwise. `intervals` are those of
+    `patient_intervals`.
+
+    Args:
+        segmenter: segmenter to evaluate.
+        dataset: dataset of the images.
+        split: split to evaluate on.
+        native_resolution: do not shrink images to the segmenter's size.
+        surface_tolerance: distance up to which two surfaces agree.
+        missed_distance: one of `MISSED_DISTANCES`; see `score_case`.
     """
     cases = group_cases(dataset, split)
     indices = dataset.indices(split, labelled=True)
-    in_mm = all(dataset.sample(index).spacing is not None for index in indices)
+    in_mm = distances_in_mm(dataset, indices)
+    options: dict[str, Any] = {"surface_tolerance": surface_tolerance, "missed_distance": missed_distance}
     scores: list[CaseScores] = []
     present: set[int] = set()
     done = 0
     with Progress("scoring", total=len(indices), images_per_step=1) as bar:
         for case, members in cases.items():
-            images = []
+            parts = []
             for index in members:
                 sample, prediction = _segment(segmenter, dataset, index, native_resolution)
-                images.append(ScoredImage(prediction, _label(sample), sample.spacing if in_mm else None))
-                present.update(_label(sample).unique().tolist())
+                voxel = sample.voxel if in_mm else None
+                parts.append(Segmented(prediction.byte(), _label(sample).byte(), voxel, sample.position))
+                present.update(parts[-1].label.unique().tolist())
                 done += 1
                 bar.advance(done)
-            scores.append(score_case(case, images, dataset.num_classes))
-    absent = sorted(set(range(1, dataset.num_classes)) - present)
-    summary = summarise(leave_out_absent(scores, present), dataset.num_classes)
-    return {"hd95_unit": "mm" if in_mm else "pixels", "absent_classes": absent, **summary}
+            scores.append(
+                score_case(case, stacked(parts), dataset.num_classes, num_images=len(parts), **options)
+            )
+    scores = leave_out_absent(scores, present)
+    owners = {case: dataset.patient(members[0]) for case, members in cases.items()}
+    return {
+        "hd95_unit": "mm" if in_mm else "pixels",
+        **options,
+        "class_names": {str(index): name for index, name in dataset.class_names.items()},
+        "absent_classes": sorted(set(dataset.class_names) - present),
+        "intervals": patient_intervals(scores, owners),
+        "num_patients": len(set(owners.values())),
+        **summarise(scores, dataset.num_classes),
+    }
+
+
+def distances_in_mm(dataset: ImageDataset, indices: Sequence[int]) -> bool:
+    """Whether the spacing of all these images is known; a note says if only that between slices is missing."""
+    known = [
+        (sample.voxel is not None, sample.spacing is not None) for sample in map(dataset.sample, indices)
+    ]
+    if all(whole for whole, _ in known):
+        return True
+    if all(in_plane for _, in_plane in known):
+        print(
+            f"note: {dataset.name}: the spacing between slices is not known for all volumes, so distances are in "
+            "pixels, with slices one pixel apart.",
+            file=sys.stderr,
+        )
+    return False
+
+
+def stacked(parts: Sequence[Segmented]) -> list[ScoredImage]:
+    """The images of a case as they are scored: slices become volumes, and other images stay as they are.
+
+    Slices that are not there, because their images are constant, are background in prediction and label. A position
+    that is not behind the one before begins another volume.
+    """
+    volumes: list[list[Segmented]] = []
+    for part in parts:
+        before = volumes[-1][-1].position if volumes else None
+        if part.position is None or before is None or part.position[0] <= before[0]:
+            volumes.append([part])
+        else:
+            volumes[-1].append(part)
+    return [_stack(volume) for volume in volumes]
+
+
+def _stack(slices: Sequence[Segmented]) -> ScoredImage:
+    first, last = slices[0], slices[-1]
+    if first.position is None or last.position is None:
+        return ScoredImage(first.prediction, first.label, first.voxel)
+    start = first.position[0]
+    size = (*first.label.shape, last.position[0] - start + 1)
+    prediction, label = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
+    for one in slices:
+        assert one.position is not None, "a volume has slices only"
+        prediction[:, :, one.position[0] - start] = one.prediction
+        label[:, :, one.position[0] - start] = one.label
+    return ScoredImage(prediction, label, first.voxel, num_slices=first.position[1])
 
 
 def draw_cases(
@@ -109,9 +200,25 @@ def draw_cases(
         score, case = ranked[place]
         index = max(members[case], key=lambda index: int((_label(dataset.sample(index)) > 0).sum()))
         sample, prediction = _segment(segmenter, dataset, index, native_resolution)
-        overlays.append(Overlay(f"{sample.id}\nDice {score:.3f}", sample.image, _label(sample), prediction))
+        shown = f"Dice {score:.3f}"
+        if len(members[case]) > 1:
+            own = own_dice(
+                prediction, _label(sample), set(dataset.class_names) - set(results["absent_classes"])
+            )
+            shown = f"Dice {'undefined' if own is None else f'{own:.3f}'}, case {score:.3f}"
+        overlays.append(Overlay(f"{sample.id}\n{shown}", sample.image, _label(sample), prediction))
     title = f"{dataset.name}, {results['split']}: from the worst to the best of {len(ranked)} cases"
-    return draw_overlays(overlays, dataset.num_classes, title)
+    return draw_overlays(overlays, dataset.num_classes, title, dataset.class_names)
+
+
+def own_dice(prediction: Int[Tensor, "H W"], label: Int[Tensor, "H W"], classes: set[int]) -> Value:
+    """The Dice of one image: the mean over those of the classes that label or prediction has; None without any."""
+    values: list[Value] = []
+    for index in classes:
+        found, true = prediction == index, label == index
+        if size := int(found.sum() + true.sum()):
+            values.append(2 * int((found & true).sum()) / size)
+    return mean(values)
 
 
 def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:

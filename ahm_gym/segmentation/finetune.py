@@ -17,6 +17,7 @@ from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.draws import describe_draw, report_draw
 from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
@@ -116,12 +117,23 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     """
     config = resolve(with_run_dir(config, "probe"))
     assert config.run_dir is not None, "chosen above"
-    results = build_probe(config, config.head)(labels=config.labels, seed=config.seed)
+    probe = build_probe(config, config.head)
+    indices = choose_labelled(probe.dataset, config.labels, config.seed, config.labelled_patients)
+    draw = describe_draw(probe.dataset, indices, labelled_patients=config.labelled_patients, seed=config.seed)
+    report_draw(probe.dataset, draw, config.labels)
+    results = probe(labels=config.labels, seed=config.seed, patients=config.labelled_patients)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()
-    results = {"split": "test", **results, "config": run.config}
+    names = {str(index): name for index, name in probe.dataset.class_names.items()}
+    results = {"split": "test", **results, "class_names": names, "draw": draw, "config": run.config}
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def found_nothing(results: dict[str, Any]) -> bool:
+    """Whether the Dice of every class that has one is 0.000."""
+    values = [scores["dice"] for scores in results["per_class"].values() if scores["dice"] is not None]
+    return bool(values) and max(values) < 0.0005
 
 
 def build_probe(config: EvaluationConfig, head: str = "patch") -> Probe | PixelProbe:
@@ -149,9 +161,13 @@ class Finetuning:
         self.dataset: ImageDataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset, config.split)
         self.validate_every: int = validation_interval(config, self.dataset)
+        indices = choose_labelled(self.dataset, config.labels, config.seed, config.labelled_patients)
+        self.draw: dict[str, Any] = describe_draw(
+            self.dataset, indices, labelled_patients=config.labelled_patients, seed=config.seed
+        )
         self.batches: LabelledBatches = LabelledBatches(
             self.dataset,
-            choose_labelled(self.dataset, config.labels, config.seed),
+            indices,
             batch_size=config.batch_size,
             image_size=shape_of(config)[0],
             seed=config.seed,
@@ -199,6 +215,7 @@ class Finetuning:
             self._load_state_dict(found[1])
         print(self.dataset, file=sys.stderr)
         best = BestSegmenter(run)
+        report_draw(self.dataset, self.draw, config.labels)
         log_every = max(1, min(config.steps // 50, 20))
         bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
         with interrupt, bar:
@@ -266,16 +283,31 @@ class Finetuning:
 
     def score(self, run: RunFolder) -> dict[str, Any]:
         """Evaluates the chosen segmenter; writes the figures and `results.json`, and returns the latter."""
-        native = self.config.native_resolution
+        config, native = self.config, self.config.native_resolution
         best = read_score(run.path)
         segmenter = self._selected(run)
+        scores = evaluate(
+            segmenter,
+            self.dataset,
+            self.split,
+            native_resolution=native,
+            surface_tolerance=config.surface_tolerance,
+            missed_distance=config.missed_distance,
+        )
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
+            "draw": self.draw,
             "best": best,
-            **evaluate(segmenter, self.dataset, self.split, native_resolution=native),
+            **scores,
             "config": run.config,
         }
+        if found_nothing(results):
+            print(
+                f"note: the Dice is 0.000 for every class, so nothing was learned: {config.steps} updates may be too "
+                "few, or the labelled images show too little of the structure.",
+                file=sys.stderr,
+            )
         figure = draw_cases(segmenter, self.dataset, results, native_resolution=native)
         (run.path / "figures").mkdir(exist_ok=True)
         figure.savefig(run.path / "figures" / "overlays.png")

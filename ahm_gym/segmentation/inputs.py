@@ -27,6 +27,7 @@ from ahm_gym.segmentation.config import (
     FinetuneConfig,
     ProbeConfig,
 )
+from ahm_gym.segmentation.metrics import MISSED_DISTANCES
 
 Config = TypeVar("Config", bound=EvaluationConfig)
 
@@ -38,13 +39,21 @@ def resolve(config: Config) -> Config:
         InputError: if a number is out of range, a name is unknown or the encoder cannot be found.
     """
     check_seed(config.seed)
-    for name in ("labels", "patch_size"):
+    for name in ("labels", "labelled_patients", "patch_size"):
         if (number := getattr(config, name)) is not None:
             check_numbers("count", **{name: number})
+    if config.labels is not None and config.labelled_patients is not None:
+        raise InputError(
+            f"`labels={config.labels}` draws single images and `labelled_patients={config.labelled_patients}` whole "
+            "patients: give only one of the two."
+        )
     if isinstance(config, FinetuneConfig):
         names = ("steps", "batch_size", "checkpoint_every")
         check_numbers("count", **{name: getattr(config, name) for name in names})
         check_numbers("size", learning_rate=config.learning_rate, encoder_rate=config.encoder_rate)
+        check_numbers("cost", surface_tolerance=config.surface_tolerance)
+        if config.missed_distance not in MISSED_DISTANCES:
+            raise unknown_name("missed distance", config.missed_distance, MISSED_DISTANCES)
         if not 0 <= config.frozen_steps < config.steps:
             raise InputError(
                 f"`frozen_steps` is {config.frozen_steps}: choose from 0 to {config.steps - 1}, one below `steps`."

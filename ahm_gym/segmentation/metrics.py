@@ -1,4 +1,4 @@
-"""Dice, IoU and Hausdorff distance of predicted label maps, for each case."""
+"""Dice, IoU, Hausdorff distance and surface Dice of predicted label maps, for each case."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any
 import ahm_gym._compat  # noqa: F401
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Integer
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.meaniou import compute_iou
+from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 
-METRICS: tuple[str, ...] = ("dice", "iou", "hd95")
+METRICS: tuple[str, ...] = ("dice", "iou", "hd95", "nsd")
+COUNTS: tuple[str, ...] = ("missed", "false_alarms")
+MISSED_DISTANCES: tuple[str, ...] = ("diagonal", "leave-out")
 
 Value = float | None
 """A score; None if it is undefined."""
@@ -25,12 +28,28 @@ Value = float | None
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """A predicted label map and the true one."""
+    """A predicted label map and the true one, of an image or of the stacked slices of a volume."""
 
-    prediction: Int[Tensor, "H W"]
-    label: Int[Tensor, "H W"]
-    spacing: tuple[float, float] | None
-    """Size of a pixel (row, column) in the unit of the distances; None measures them in pixels."""
+    prediction: Integer[Tensor, "*size"]
+    label: Integer[Tensor, "*size"]
+    spacing: tuple[float, ...] | None
+    """Size of a pixel (row, column) or voxel (row, column, slice) in the unit of the distances; None measures them
+    in pixels."""
+    num_slices: int | None = None
+    """Number of slices of the whole volume, if slices at its ends are left out. It only affects the diagonal."""
+
+    @property
+    def voxel(self) -> tuple[float, ...]:
+        """The spacing, or ones."""
+        return self.spacing or (1.0,) * self.label.ndim
+
+    @property
+    def diagonal(self) -> float:
+        """The largest distance that can occur, in the unit of the distances."""
+        size = list(self.label.shape)
+        if self.num_slices is not None:
+            size[-1] = self.num_slices
+        return math.hypot(*(number * side for number, side in zip(size, self.voxel, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -39,31 +58,116 @@ class CaseScores:
 
     case: str
     images: int
-    """Number of images of the case."""
+    """Number of images of the case; of a volume, the slices."""
     dice: list[Value]
     """0 to 1, over all pixels of the case; None if label and prediction are both empty."""
     iou: list[Value]
     """0 to 1, over all pixels of the case; None if label and prediction are both empty."""
     hd95: list[Value]
-    """The larger of the two directed 95th percentiles of the distance between the outlines, as the mean over the
-    images; None if label or prediction is empty in every image."""
+    """The larger of the two directed 95th percentiles of the distance between the surfaces: in 3-D for a volume,
+    and the mean over the images otherwise. Where only one of label and prediction is empty, it is the diagonal or
+    left out; None if nothing is left."""
+    nsd: list[Value]
+    """Normalised surface Dice, 0 to 1: the share of both surfaces that is within the tolerance of the other one
+    (Nikolov et al. 2021). 0 where only one of label and prediction is empty; else as for `hd95`."""
+    missed: list[int]
+    """Number of images or volumes in which the structure is there and nothing is found."""
+    false_alarms: list[int]
+    """Number of images or volumes in which the structure is found and is not there."""
 
 
-def score_case(case: str, images: Sequence[ScoredImage], num_classes: int) -> CaseScores:
-    """The scores of one case; the background (class 0) is left out."""
-    prediction = torch.cat([image.prediction.flatten() for image in images])
-    label = torch.cat([image.label.flatten() for image in images])
-    dice: list[Value] = []
-    iou: list[Value] = []
-    hd95: list[Value] = []
+@dataclass(frozen=True)
+class Surface:
+    """How well the surfaces of a structure agree in one image or volume."""
+
+    hd95: Value
+    nsd: Value
+    missed: bool = False
+    false_alarm: bool = False
+
+
+def score_case(
+    case: str,
+    images: Sequence[ScoredImage],
+    num_classes: int,
+    *,
+    num_images: int | None = None,
+    surface_tolerance: float = 1.0,
+    missed_distance: str = "diagonal",
+) -> CaseScores:
+    """The scores of one case; the background (class 0) is left out.
+
+    Args:
+        case: name of the case.
+        images: its images, or its volumes.
+        num_classes: number of classes, with the background.
+        num_images: number of images of the case, if some are stacked.
+        surface_tolerance: distance up to which two surfaces agree, in the unit of the spacing.
+        missed_distance: one of `MISSED_DISTANCES`: `hd95` of an image or volume in which only one of label and
+            prediction has the structure.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in (*METRICS, *COUNTS)}
     for index in range(1, num_classes):
-        found, true = (prediction == index)[None, None], (label == index)[None, None]
+        masks = [around(image.prediction == index, image.label == index) for image in images]
+        found, true = (
+            torch.cat([one.flatten() for one in side])[None, None] for side in zip(*masks, strict=True)
+        )
         defined = bool(found.any() or true.any())
-        dice.append(float(compute_dice(found, true, ignore_empty=False)) if defined else None)
-        iou.append(float(compute_iou(found, true, ignore_empty=False)) if defined else None)
-        distances = [distance for image in images if (distance := _distance(image, index)) is not None]
-        hd95.append(mean(distances))
-    return CaseScores(case, len(images), dice, iou, hd95)
+        columns["dice"].append(float(compute_dice(found, true, ignore_empty=False)) if defined else None)
+        columns["iou"].append(float(compute_iou(found, true, ignore_empty=False)) if defined else None)
+        surfaces = [
+            compare_surfaces(*pair, image, surface_tolerance, missed_distance)
+            for pair, image in zip(masks, images, strict=True)
+        ]
+        for name in ("hd95", "nsd"):
+            values = [getattr(surface, name) for surface in surfaces]
+            columns[name].append(mean([value for value in values if value is not None]))
+        columns["missed"].append(sum(surface.missed for surface in surfaces))
+        columns["false_alarms"].append(sum(surface.false_alarm for surface in surfaces))
+    return CaseScores(case, len(images) if num_images is None else num_images, **columns)
+
+
+def around(
+    found: Bool[Tensor, "*size"], true: Bool[Tensor, "*size"]
+) -> tuple[Bool[Tensor, "*box"], Bool[Tensor, "*box"]]:
+    """Both masks in the smallest box around both structures, with a margin of one pixel; empty if there are none.
+
+    No score depends on what lies outside, and MONAI needs many times the memory of a mask.
+    """
+    either = found | true
+    for axis in range(either.ndim):
+        inside = either.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[:, 0]
+        if not len(inside):
+            empty = torch.zeros((0,) * either.ndim, dtype=torch.bool)
+            return empty, empty
+        first = max(int(inside[0]) - 1, 0)
+        length = min(int(inside[-1]) + 2, either.shape[axis]) - first
+        either, found, true = (mask.narrow(axis, first, length) for mask in (either, found, true))
+    return found, true
+
+
+def compare_surfaces(
+    found: Bool[Tensor, "*box"],
+    true: Bool[Tensor, "*box"],
+    image: ScoredImage,
+    surface_tolerance: float,
+    missed_distance: str,
+) -> Surface:
+    """The distance of the surfaces of a structure in one image or volume, from its masks; see `around`."""
+    if not found.any() or not true.any():
+        missed, false_alarm = bool(true.any()), bool(found.any())
+        if not missed and not false_alarm:
+            return Surface(None, None)
+        distance = image.diagonal if missed_distance == "diagonal" else None
+        return Surface(distance, 0.0, missed, false_alarm)
+    masks = found[None, None], true[None, None]
+    options: dict[str, Any] = {"include_background": True, "spacing": list(image.voxel)}
+    with warnings.catch_warnings():
+        # MONAI itself passes an argument that it deprecated.
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        distance = compute_hausdorff_distance(*masks, percentile=95, **options)
+        share = compute_surface_dice(*masks, class_thresholds=[surface_tolerance], **options)
+    return Surface(float(distance), float(share))
 
 
 def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> list[CaseScores]:
@@ -82,11 +186,12 @@ def leave_out_absent(cases: Sequence[CaseScores], present: Collection[int]) -> l
 def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
     """Means over the cases for every class, and over the classes; undefined values are left out and counted.
 
-    The keys are `dice`, `iou` and `hd95` (None if no case defines them), `per_class` with the same for every class,
-    `undefined` with the counts, `num_cases`, and `cases` with one entry for each case.
+    The keys are `dice`, `iou`, `hd95` and `nsd` (None if no case defines them), the sums `missed` and `false_alarms`,
+    `per_class` with the same for every class, `undefined` with the counts, `num_cases`, and `cases` with one entry for
+    each case.
     """
     summary: dict[str, Any] = {}
-    per_class: dict[str, dict[str, Value]] = {str(index): {} for index in range(1, num_classes)}
+    per_class: dict[str, dict[str, Any]] = {str(index): {} for index in range(1, num_classes)}
     undefined = {}
     for metric in METRICS:
         rows = [getattr(case, metric) for case in cases]
@@ -96,6 +201,10 @@ def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
         known = [scores[metric] for scores in per_class.values() if scores[metric] is not None]
         summary[metric] = mean(known)
         undefined[metric] = sum(value is None for row in rows for value in row)
+    for name in COUNTS:
+        for index, scores in per_class.items():
+            scores[name] = sum(getattr(case, name)[int(index) - 1] for case in cases)
+        summary[name] = sum(scores[name] for scores in per_class.values())
     entries = [vars(case) for case in cases]
     return summary | {
         "per_class": per_class,
@@ -108,17 +217,3 @@ def summarise(cases: Sequence[CaseScores], num_classes: int) -> dict[str, Any]:
 def mean(values: Sequence[Value]) -> Value:
     """The mean of the values; None if there are none."""
     return math.fsum(value for value in values if value is not None) / len(values) if values else None
-
-
-def _distance(image: ScoredImage, index: int) -> Value:
-    found, true = (image.prediction == index)[None, None], (image.label == index)[None, None]
-    if not found.any() or not true.any():
-        return None
-    spacing = list(image.spacing or (1.0, 1.0))
-    with warnings.catch_warnings():
-        # MONAI itself passes an argument that it deprecated.
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-        distance = compute_hausdorff_distance(
-            found, true, include_background=True, percentile=95, spacing=spacing
-        )
-    return float(distance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
 ROWS: tuple[str, ...] = ("image", "label", "prediction")
@@ -37,8 +38,17 @@ class Overlay:
     prediction: Int[Tensor, "H0 W0"]
 
 
-def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> Figure:
-    """One column for each image: the image alone, with the outlines of the label, and with those of the prediction."""
+def draw_overlays(
+    overlays: Sequence[Overlay], num_classes: int, title: str, names: Mapping[int, str] | None = None
+) -> Figure:
+    """One column for each image: the image alone, with the outlines of the label, and with those of the prediction.
+
+    Args:
+        overlays: the images.
+        num_classes: number of classes, with the background.
+        title: title of the picture.
+        names: names of the foreground classes in the legend; None: class 1 and so on.
+    """
     rows = [row for row in ROWS if row != "label" or overlays[0].label is not None]
     figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 2.2 * len(rows)), dpi=120)
     FigureCanvasAgg(figure)
@@ -54,8 +64,9 @@ def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> 
         axis.set_ylabel(row, fontsize=9)
     figure.suptitle(title, fontsize=10)
     if num_classes <= MAX_LEGEND:
+        names = names or {index: f"class {index}" for index in range(1, num_classes)}
         lines = [
-            Line2D([], [], color=_colour(index, num_classes), label=f"class {index}")
+            Line2D([], [], color=_colour(index, num_classes), label=names[index].replace("$", r"\$"))
             for index in range(1, num_classes)
         ]
         figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=8, frameon=False)
@@ -83,14 +94,21 @@ def _show(axis: Axes, overlay: Overlay) -> None:
 
 
 def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:
+    """Draws the outline of each class, the largest first.
+
+    A class that surrounds another has no outline of its own along it, which would hide the other's.
+    """
     limits = axis.get_xlim(), axis.get_ylim()
     coordinates = np.arange(-1, labels.shape[1] + 1), np.arange(-1, labels.shape[0] + 1)
-    for index in range(1, num_classes):
-        inside = np.pad(labels == index, 1).astype(float)
-        if inside.any():
-            outline = axis.contour(
-                *coordinates, inside, levels=[0.5], colors=[_colour(index, num_classes)], linewidths=1.2
-            )
-            outline.set_path_effects([RIM])
+    filled = {}
+    for index in set(range(1, num_classes)) & set(np.unique(labels).tolist()):
+        own = labels == index
+        filled[index] = own | (np.asarray(binary_fill_holes(own), dtype=bool) & (labels > 0))
+    for index in sorted(filled, key=lambda index: -filled[index].sum()):
+        inside = np.pad(filled[index], 1).astype(float)
+        outline = axis.contour(
+            *coordinates, inside, levels=[0.5], colors=[_colour(index, num_classes)], linewidths=1.2
+        )
+        outline.set_path_effects([RIM])
     axis.set_xlim(limits[0])
     axis.set_ylim(limits[1])

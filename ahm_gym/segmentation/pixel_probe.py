@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.draws import check_foreground
 from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
@@ -60,12 +61,15 @@ class PixelProbe:
             )
         self._pixels: dict[int, tuple[list[Tensor], Tensor]] = {}
 
-    def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
+    def __call__(
+        self, *, labels: int | None = None, seed: int = 0, patients: int | None = None
+    ) -> dict[str, Any]:
         """Fits the classifier to one choice of labelled images and measures it on the test split.
 
         Args:
             labels: number of labelled training images; None uses all of them.
             seed: seed of their choice; see `choose_labelled`. Nothing else is random.
+            patients: number of patients whose labelled training images are used, in place of `labels`.
 
         Returns:
             A dictionary with these keys.
@@ -83,8 +87,10 @@ class PixelProbe:
 
         Raises:
             InputError: if there are too few labels.
+            EmptyDraw: if the chosen images have no foreground.
         """
-        train = choose_labelled(self.dataset, labels, seed)
+        train = choose_labelled(self.dataset, labels, seed, patients)
+        check_foreground(self.dataset, train)
         maps, classes = self.pixels(train)
         components = Components.of(maps)
         problem = Problem(components(maps), components.variances, classes, self.dataset.num_classes)
@@ -114,8 +120,7 @@ class PixelProbe:
 
     def owners(self, indices: list[int]) -> list[str]:
         """The patient of each image."""
-        cases = [self.dataset.sample(index).case for index in indices]
-        return [self.dataset.patients.get(case, case) for case in cases]
+        return [self.dataset.patient(index) for index in indices]
 
     def _encode(self, indices: list[int]) -> None:
         device = next((value.device for value in self.network.parameters()), torch.device("cpu"))

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.draws import check_foreground
 from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
@@ -56,12 +57,15 @@ class Probe:
         self._cases = {index: dataset.sample(index).case for index in [*self.val, *self.test]}
         self._patches: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, *, labels: int | None = None, seed: int = 0) -> dict[str, Any]:
+    def __call__(
+        self, *, labels: int | None = None, seed: int = 0, patients: int | None = None
+    ) -> dict[str, Any]:
         """Fits the regression to one choice of labelled images and measures its patch Dice on the test split.
 
         Args:
             labels: number of labelled training images; None uses all of them.
             seed: seed of their choice; see `choose_labelled`.
+            patients: number of patients whose labelled training images are used, in place of `labels`.
 
         Returns:
             A dictionary with these keys.
@@ -74,8 +78,10 @@ class Probe:
 
         Raises:
             InputError: if there are too few labels, or no patch of val is mostly foreground.
+            EmptyDraw: if the chosen images have no foreground.
         """
-        train = choose_labelled(self.dataset, labels, seed)
+        train = choose_labelled(self.dataset, labels, seed, patients)
+        check_foreground(self.dataset, train)
         features, targets = self.patches(train)
         deviation, centre = torch.std_mean(features, dim=(0, 1))
         deviation = deviation.clamp(min=1e-6)

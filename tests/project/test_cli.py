@@ -247,6 +247,24 @@ def test_numbers_may_be_separated_by_commas(given, parsed):
     assert split_numbers(given) == parsed
 
 
+@pytest.mark.parametrize(("num_patients", "few"), [(19, " (too narrow, because they are few)"), (20, "")])
+def test_the_interval_and_what_was_missed_are_printed_with_the_scores(capsys, num_patients, few):
+    results = {
+        "intervals": {"dice": [0.25, 0.5]},
+        "num_patients": num_patients,
+        "missed": 3,
+        "false_alarms": 0,
+    }
+    cli.show_reliability(results | {"missed_distance": "leave-out"})
+    interval, counts = capsys.readouterr().out.splitlines()
+    assert interval == f"95 % interval of the mean Dice over {num_patients} patients: 0.250 to 0.500{few}"
+    assert counts == (
+        "Structures missed: 3, found where there are none: 0; in the mean HD95 each counts as nothing."
+    )
+    cli.show_reliability({"intervals": {"dice": None}, "missed": 0, "false_alarms": 0})
+    assert capsys.readouterr().out == ""
+
+
 def test_the_scores_of_pixels_are_printed_with_chance_and_absent_classes(capsys):
     scores = {"ap": 0.5, "dice": None, "log_loss": 0.25}
     per_class = {"1": scores | {"share": 0.125}, "2": dict.fromkeys([*scores, "share"])}
@@ -256,4 +274,4 @@ def test_the_scores_of_pixels_are_printed_with_chance_and_absent_classes(capsys)
     assert second.startswith("class 2: average precision undefined") and mean.startswith(
         "mean: average precision 0.5"
     )
-    assert absent.startswith("No labelled training image contains the class 2")
+    assert absent.startswith("No labelled training image contains class 2")

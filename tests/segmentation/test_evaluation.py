@@ -6,7 +6,8 @@ from ahm_gym.data import open_data
 from ahm_gym.errors import InputError
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate, group_cases
-from ahm_gym.segmentation.segmenter import Segmenter
+from ahm_gym.segmentation.metrics import METRICS
+from ahm_gym.segmentation.segmenter import Segmenter, predict
 
 
 class Threshold(Segmenter):
@@ -28,6 +29,13 @@ def squares(count, first=0):
     for number in range(count):
         images[number, 16:48, 8 : 24 + 2 * (first + number)] = 200
     return images
+
+
+def evaluate_alone(segmenter, dataset, index):
+    """The Dice of one image."""
+    sample = dataset.sample(index)
+    found = predict(segmenter.eval(), dataset.normalise(sample.image), tuple(sample.label.shape)) == 1
+    return float(2 * (found & (sample.label == 1)).sum() / (found.sum() + (sample.label == 1).sum()))
 
 
 def archive(path, ids=("p1_0", "p1_1", "p2_0"), **more):
@@ -68,7 +76,11 @@ def test_empty_labels_are_counted_as_undefined(segmenter, tmp_path):
     label[0] = blank[0] > 0
     dataset = archive(tmp_path / "blank.npz", ids=("a", "b", "c"), test_label=label)
     results = evaluate(segmenter, dataset, "test")
-    assert results["undefined"] == {"dice": 0, "iou": 0, "hd95": 2}
+    assert results["undefined"] == {"dice": 0, "iou": 0, "hd95": 0, "nsd": 0}
+    assert (results["missed"], results["false_alarms"]) == (0, 2)
+    assert [entry["hd95"][0] for entry in results["cases"]][1:] == [pytest.approx(64 * 2**0.5)] * 2
+    left_out = evaluate(segmenter, dataset, "test", missed_distance="leave-out")
+    assert left_out["undefined"]["hd95"] == 2 and left_out["hd95"] < 2
     assert [entry["dice"][0] for entry in results["cases"]][1:] == [0.0, 0.0]
 
 
@@ -76,7 +88,8 @@ def test_a_class_that_no_label_of_the_split_has_is_named(segmenter, tmp_path):
     dataset = archive(tmp_path / "three.npz", train_label=2 * (squares(4) > 0).astype(np.uint8))
     results = evaluate(segmenter, dataset, "test")
     assert results["absent_classes"] == [2] and results["dice"] == results["per_class"]["1"]["dice"]
-    assert results["per_class"]["2"] == {"dice": None, "iou": None, "hd95": None}
+    assert [results["per_class"]["2"][name] for name in METRICS] == [None] * 4
+    assert results["class_names"] == {"1": "class 1", "2": "class 2"}
 
 
 def test_distances_are_in_millimetres_where_every_image_has_a_spacing(segmenter, tmp_path, monkeypatch):
@@ -121,4 +134,9 @@ def test_the_picture_goes_from_the_worst_case_to_the_best(segmenter, tmp_path):
     figure = draw_cases(segmenter, dataset, results)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles[0] == "p2_0\nDice 0.000"
-    assert titles[1].startswith("p1_1\nDice 0.9"), "the image of the case with the larger label"
+    first, second = dataset.indices("test")[:2]
+    own = [evaluate_alone(segmenter, dataset, index) for index in (first, second)]
+    assert titles[1] == f"p1_1\nDice {own[1]:.3f}, case {results['cases'][0]['dice'][0]:.3f}", (
+        "the larger label"
+    )
+    assert own[0] < results["cases"][0]["dice"][0] < own[1]

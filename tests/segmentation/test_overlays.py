@@ -38,6 +38,29 @@ def test_a_label_that_fills_the_image_has_an_outline_too():
     assert len(outlines(figure.axes[1])) == 1
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(1, 2), (2, 1)])
+def test_an_outer_class_does_not_hide_an_inner_one(outer, inner):
+    label = square(outer)
+    label[13:17, 35:45] = inner
+    figure = draw_overlays([Overlay("case", torch.zeros(1, 40, 60), label, label)], 3, "title")
+    assert outlines(figure.axes[1]) == [(29.5, 9.5, 49.5, 19.5), (34.5, 12.5, 44.5, 16.5)]
+
+
+def test_a_hole_of_background_keeps_its_outline():
+    label = square()
+    label[13:17, 35:45] = 0
+    figure = draw_overlays([Overlay("case", torch.zeros(1, 40, 60), label, label)], 2, "title")
+    (contours,) = (child for child in figure.axes[1].get_children() if isinstance(child, ContourSet))
+    (path,) = contours.get_paths()
+    assert len(path.to_polygons(closed_only=False)) == 2
+
+
+def test_the_legend_has_the_names_of_the_classes():
+    overlay = Overlay("case", torch.zeros(1, 40, 60), square(), square())
+    figure = draw_overlays([overlay], 3, "title", {1: "left $x", 2: "right"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [r"left \$x", "right"]
+
+
 @pytest.mark.parametrize("num_classes", [4, 30])
 def test_classes_have_colours_of_their_own(num_classes):
     label = square(1) + square(2).roll(20, 0)
