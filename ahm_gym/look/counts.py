@@ -26,7 +26,7 @@ def count_images(dataset: ImageDataset) -> Table:
     for split in SPLITS:
         indices = dataset.indices(split)
         labelled = dataset.indices(split, labelled=True)
-        cases = {dataset.case(index) for index in indices}
+        cases = {dataset.sample(index).case for index in indices}
         patients = {dataset.patient(index) for index in indices}
         rows.append([split, *map(str, (len(indices), len(cases), len(patients), len(labelled)))])
     return Table("Images of each split", ["split", "images", "cases", "patients", "with a label"], rows)

@@ -52,10 +52,10 @@ from ahm_gym.segmentation.segmenter import (
 )
 from ahm_gym.segmentation.validation import (
     BestSegmenter,
+    chosen_segmenter,
     dice_on,
     draw_curve,
     read_score,
-    segmenter_folder,
     validation_interval,
 )
 
@@ -285,7 +285,7 @@ class Finetuning:
         """Evaluates the chosen segmenter; writes the figures and `results.json`, and returns the latter."""
         config, native = self.config, self.config.native_resolution
         best = read_score(run.path)
-        segmenter = self._selected(run)
+        segmenter = chosen_segmenter(self.segmenter, run.path, config.select, self.split)
         scores = evaluate(
             segmenter,
             self.dataset,
@@ -315,17 +315,6 @@ class Finetuning:
         curve.savefig(run.path / "figures" / "curve.png")
         write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results
-
-    def _selected(self, run: RunFolder) -> Segmenter:
-        """The segmenter that the settings choose to score."""
-        if self.config.select == "last":
-            return self.segmenter
-        if self.split == "val":
-            print(
-                "note: the best segmenter was chosen on val and is scored on val: its scores are too high.",
-                file=sys.stderr,
-            )
-        return load_segmenter(segmenter_folder(run.path, self.config.select)).to(self.device)
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ahm_gym.errors import InputError
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.evaluation import group_cases
-from ahm_gym.segmentation.segmenter import Segmenter, predict, save_segmenter
+from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict, save_segmenter
 
 BEST: str = "best"
 """Folder of the best segmenter in a run folder, beside `segmenter`, the last one."""
@@ -127,6 +128,18 @@ def segmenter_folder(run: Path, select: str) -> Path:
     if read_score(run) is None:
         raise InputError(f"{run} has no best segmenter, because it was not validated: choose `select=last`.")
     return run / BEST
+
+
+def chosen_segmenter(last: Segmenter, run: Path, select: str, split: Split) -> Segmenter:
+    """The last segmenter of a run, or its best one, which is loaded; scores on the split it was chosen by are noted."""
+    if select == "last":
+        return last
+    if split == "val":
+        print(
+            "note: the best segmenter was chosen on val and is scored on val: its scores are too high.",
+            file=sys.stderr,
+        )
+    return load_segmenter(segmenter_folder(run, select)).to(last.device)
 
 
 def draw_curve(rows: list[dict[str, Any]], best: dict[str, Any] | None, select: str) -> Figure:
