@@ -16,8 +16,8 @@ PRETRAINING, FINETUNING = PretrainConfig(steps=300), FinetuneConfig(steps=100)
 SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
     "finetune": (
-        "encoder", "data", "data_root", "labels", "model", "image_size", "patch_size", "seed", "device", "run_dir",
-        "decoder", "freeze",
+        "encoder", "data", "data_root", "patient_regex", "labels", "model", "image_size", "patch_size", "seed",
+        "device", "run_dir", "decoder", "freeze",
     ),
 }  # fmt: skip
 """Settings of pretraining and fine-tuning that the benchmark chooses for each job."""

@@ -38,8 +38,8 @@ class Record:
     label: np.ndarray | None
     """(H, W), or (H, W, C) with equal channels."""
     id: str
-    patient: str
-    """Images of one patient stay in one split."""
+    patient: str | None
+    """The patient that the file itself names, as DICOM does; None if it names none. See `find_patients`."""
     origin: str
     """The file of the image, for error messages."""
     label_origin: str = ""
@@ -50,6 +50,9 @@ class Record:
     """None: chosen by patient once all records are known."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
+    place: str = ""
+    """Path relative to the folder of the data, without suffix and with `/` between its parts, in which the patient is
+    sought. Empty: the volume, or else the id."""
 
 
 @runtime_checkable
@@ -67,8 +70,3 @@ class Source(Protocol):
     def records(self) -> Iterator[Record]:
         """Reads the images one by one."""
         ...
-
-
-def patient_of(name: str) -> str:
-    """The part of a name before its last underscore, or the whole name if there is none."""
-    return name.rsplit("_", 1)[0] or name

@@ -25,6 +25,7 @@ def open_data(
     image_size: tuple[int, int],
     native_resolution: bool = False,
     need_labels: bool = False,
+    patient_regex: str | None = None,
 ) -> ImageDataset:
     """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
@@ -36,6 +37,8 @@ def open_data(
             twice that size.
         native_resolution: store the images at their full size.
         need_labels: raise an error if the train split has no labels, or only background.
+        patient_regex: regular expression that finds the patient in the name of an image, or in its path inside the
+            folder: its first group, or else its whole match. None: see `find_patients`.
 
     Raises:
         InputError: if there is no such data, or it cannot be used.
@@ -43,7 +46,9 @@ def open_data(
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
-    dataset = prepare(source, shortest_side=stored_side(image_size, native_resolution))
+    dataset = prepare(
+        source, shortest_side=stored_side(image_size, native_resolution), patient_regex=patient_regex
+    )
     if need_labels:
         check_labels(dataset)
     return dataset

@@ -92,6 +92,8 @@ class ImageDataset:
         self.std: tuple[float, ...] = tuple(index["std"])
         self.patients: dict[str, str] = index["patients"]
         """The patient of each case, only for patients with several cases."""
+        self.found: dict[str, Any] = index["found"]
+        """How patients were found: `patients` (of each image), `rule`, `certainty`, `doubts` and a `summary`."""
         self._records: dict[str, list[Any]] = index["records"]
         self._images = _open_flat(folder / IMAGES_FILE, np.float16)
         self._labels = _open_flat(folder / LABELS_FILE, np.uint8)
@@ -111,6 +113,21 @@ class ImageDataset:
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         ImageDataset.__init__(self, state["folder"])
+
+    @property
+    def notes(self) -> list[str]:
+        """A summary of how the patients were found and split, and what is doubtful about that."""
+        return [self.found["summary"], *self.found["doubts"]]
+
+    def describe_patients(self) -> dict[str, Any]:
+        """For files of results: the number of patients, the rule by which they were found, and what is doubtful."""
+        found = self.found
+        return {
+            "patients": len(set(found["patients"])),
+            "rule": found["rule"],
+            "certainty": found["certainty"],
+            "doubts": found["doubts"],
+        }
 
     def digest(self) -> str:
         """A hash of twelve hexadecimal digits of the names, splits, labels and the images' mean and deviation."""

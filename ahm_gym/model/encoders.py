@@ -40,6 +40,8 @@ class EncoderFolder:
     """The data that the encoder was pretrained on, as in the settings of its run; None if unknown."""
     data_root: Path | None
     """Folder in which a relative name of the data is looked up; None if unknown."""
+    patient_regex: str | None
+    """The pattern by which the run found the patient of an image; None if it had none."""
 
 
 def find_encoder(spec: Path) -> EncoderFolder:
@@ -167,6 +169,7 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
         channels=arguments["in_chans"],
         data=run.get("data"),
         data_root=None if data_root is None else Path(data_root),
+        patient_regex=run.get("patient_regex"),
     )
 
 

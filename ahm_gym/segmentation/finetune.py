@@ -107,10 +107,12 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     """
     config = resolve(with_run_dir(config, "probe"))
     assert config.run_dir is not None, "chosen above"
-    results = build_probe(config, config.head)(labels=config.labels, seed=config.seed)
+    probe = build_probe(config, config.head)
+    results = probe(labels=config.labels, seed=config.seed)
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()
-    results = {"split": "test", **results, "config": run.config}
+    data = probe.dataset.describe_patients()
+    results = {"split": "test", **results, "data": data, "config": run.config}
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -244,6 +246,7 @@ class Finetuning:
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
+            "data": self.dataset.describe_patients(),
             **evaluate(self.segmenter, self.dataset, self.split, native_resolution=native),
             "config": run.config,
         }
