@@ -91,7 +91,7 @@ class HasTable(Protocol):
 def split_counts(num: int) -> tuple[int, int]:
     """The sizes of val and test for `num` items: each at least 1 if there are three items or more."""
     if num < MIN_PATIENTS:
-        return 0, num - 1
+        return 0, max(num - 1, 0)
     return max(1, round(VAL_SHARE * num)), max(1, round(TEST_SHARE * num))
 
 

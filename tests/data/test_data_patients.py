@@ -53,7 +53,7 @@ SCHEMES = [
     (formed("TCGA_{0}_49{1}_19960909_{2}", "CS DU", "41 42 43 44 45 46", 3), lambda name: name[:12]),
     (formed("2019-03-1{1}_{0:04d}_{2}", 15, 4, 2), lambda name: name[11:15]),
     (formed("{}_{:02d}", "anna bert carl dora", 4), lambda name: name[:4]),
-    (formed("sub-{:02d}/ses-{}/anat/sub-{0:02d}_ses-{1}_T1w", 12, 2), lambda name: name[:6]),
+    (formed("sub-{0:02d}/ses-{1}/anat/sub-{0:02d}_ses-{1}_T1w", 12, 2), lambda name: name[:6]),
     (formed("patient{0:03d}/patient{0:03d}_frame{1}", 12, 2), lambda name: name[:10]),
     (formed("{}/A{:03d}/IM{}", "benign malignant", 12, 2), lambda name: name.split("/")[1]),
     (formed("{:03d}_{}/IM{}", 12, "T1 T2", 2), lambda name: name[:3]),
@@ -61,7 +61,7 @@ SCHEMES = [
     (formed("{}_{:03d}", "benign malignant", 30), lambda name: name),
     (formed("{}/{:03d}", "train test", 30), lambda name: name),
     (formed("img_{:03d}", 300), lambda name: name),
-    (["001_HC", "010_HC", "010_2HC", *formed("{:03d}_HC", "11 12 13 14 15 16 17 18")], lambda name: name[:3]),
+    (["001_HC", "010_HC", "010_2HC", *formed("0{}_HC", "11 12 13 14 15 16 17 18")], lambda name: name[:3]),
 ]  # fmt: skip
 
 
