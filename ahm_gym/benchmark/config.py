@@ -18,7 +18,8 @@ FINETUNING = FinetuneConfig(steps=100, missed_distance="leave-out")
 SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "epochs", "seed", "device", "run_dir"),
     "finetune": (
-        "encoder", "data", "data_root", "labels", "labelled_patients", "model", "image_size", "patch_size", "seed",
+        "encoder", "data", "data_root", "patient_regex", "labels", "labelled_patients", "model", "image_size",
+        "patch_size", "seed",
         "device", "run_dir", "decoder", "freeze",
     ),
 }  # fmt: skip

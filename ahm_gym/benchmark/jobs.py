@@ -217,7 +217,9 @@ def seconds_of(metrics: list[dict[str, Any]], batch_size: int) -> float:
 def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
     """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
     image_size = image_size_of(config.image_size)
-    dataset = open_data(config.data, root=config.data_root, image_size=image_size)
+    dataset = open_data(
+        config.data, root=config.data_root, image_size=image_size, patient_regex=config.patient_regex
+    )
     autoencoder = starting_autoencoder(config, dataset.channels, fresh=False).to(pick_device(config.device))
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
@@ -244,6 +246,7 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
         encoder="none" if config.policy in NOT_PRETRAINED else str(config.run_dir),
         data=config.data,
         data_root=config.data_root,
+        patient_regex=config.patient_regex,
         labels=job.labels,
         model=BASELINES[config.policy].model if config.policy in BASELINES else config.model,
         image_size=config.image_size,

@@ -194,7 +194,13 @@ def open_all(config: BenchmarkConfig) -> Datasets:
     for given in config.data or (None,):
         spec = None if given is None else absolute(given, config.data_root)[0]
         size = image_size_of(config.pretrain.image_size)
-        dataset = open_data(spec, root=config.data_root, image_size=size, need_labels=True)
+        dataset = open_data(
+            spec,
+            root=config.data_root,
+            image_size=size,
+            need_labels=True,
+            patient_regex=config.pretrain.patient_regex,
+        )
         name = file_name(dataset.name)
         if name in datasets:
             raise InputError(f"`data` has two sets with the name {name}: rename one of them.")

@@ -13,7 +13,7 @@ import numpy as np
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
 from ahm_gym.data.labels import Labels, find_labels, looks_like_label, without_channel
 from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, note_on_other_files
-from ahm_gym.data.sample import Record, patient_of
+from ahm_gym.data.sample import Record
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
@@ -28,8 +28,8 @@ class FolderSource:
     `_segmentation`, `_label`, `_seg`, `_gt`, `_groundtruth` or `_annotation` may be added, before or after the number
     of the image; among the images it must be added. The label of nnU-Net's `case_0000` is `case`.
 
-    The splits come from `split.csv` in the folder of the images or its parent, otherwise from the patients: DICOM's
-    PatientID, or the part of the case's name before its last underscore.
+    The splits come from `split.csv` in the folder of the images or its parent, otherwise from the patients; see
+    `find_patients`.
 
     Volumes become slices along the last axis; constant slices are left out.
     """
@@ -60,17 +60,17 @@ class FolderSource:
             pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
             label = None if label_path is None else read_label(label_path, path, pixels)
-            patient = pixels.patient or patient_of(without_channel(stem) if self.channels_named else stem)
             record = Record(
                 pixels.array,
                 label,
                 stem,
-                patient,
+                pixels.patient,
                 origin=str(path),
                 label_origin=str(label_path),
-                split=None if self.table is None else self.table.find(path, stem, patient),
+                split=None if self.table is None else self.table.of_file(path, stem),
                 spacing=pixels.spacing,
                 slice_spacing=pixels.slice_spacing,
+                place=without_channel(stem) if self.channels_named else stem,
             )
             if pixels.is_volume:
                 yield from slices(dataclasses.replace(record, volume=case))

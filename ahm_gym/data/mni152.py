@@ -55,7 +55,7 @@ class Mni152Source:
                 label = tissue_classes(grey[place], white[place])
                 # Rotated so that the front of the head points up.
                 image, label = np.rot90(template[place]), np.rot90(label)
-                yield Record(image, label, name, name, name, split=split, spacing=(1.0, 1.0))
+                yield Record(image, label, name, self.name, name, split=split, spacing=(1.0, 1.0))
 
 
 def split_slabs(slices: list[int]) -> dict[Split, list[int]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ahm_gym.data.files import fingerprint_of
-from ahm_gym.data.sample import SPLITS, Record, Split, patient_of
+from ahm_gym.data.sample import SPLITS, Record, Split
 from ahm_gym.errors import InputError
 
 EXPECTED: str = "train_images, and optionally val_images, test_images and, for each split, _label and _id"
@@ -80,17 +80,14 @@ class NpzSource:
         for number, image in enumerate(array_rows(archive, f"{split}_images")):
             label = None if labels is None else next(labels)
             name = f"{split}_{number}" if ids is None else _text(next(ids))
-            patient = name if ids is None else patient_of(name)
             origin = f"{self.path} ({split}_images[{number}])"
             label_origin = f"{self.path} ({split}_label[{number}])"
             if label is None and image.ndim == 3 and len(set(image.shape)) == 1:
                 for depth in range(image.shape[2]):
                     slice_name = f"{name}_s{depth:03d}"
-                    yield Record(
-                        image[:, :, depth], None, slice_name, patient, origin, volume=name, split=split
-                    )
+                    yield Record(image[:, :, depth], None, slice_name, None, origin, volume=name, split=split)
             else:
-                yield Record(image, label, name, patient, origin, label_origin, split=split)
+                yield Record(image, label, name, None, origin, label_origin, split=split)
 
     def _check_shapes(self, split: Split) -> None:
         shape = self.shapes.get(f"{split}_images")

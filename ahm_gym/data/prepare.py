@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from ahm_gym.data.patients import Evidence, Patients, find_patients
 from ahm_gym.data.sample import Record, Source, Split
 from ahm_gym.data.scaling import (
     FOREGROUND,
@@ -30,11 +31,20 @@ from ahm_gym.data.scaling import (
     scale_intensities,
     shrink,
 )
-from ahm_gym.data.splits import complete_splits, describe_shared_patients, name_cases, patients_of_cases
+from ahm_gym.data.splits import (
+    HasTable,
+    SplitTable,
+    choose_splits,
+    describe_shared_patients,
+    name_cases,
+    patients_of_cases,
+    summarise,
+)
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
+from ahm_gym.data.twins import Twins
 from ahm_gym.errors import InputError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 STALE_SECONDS = 24 * 3600
 
 
@@ -47,26 +57,32 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
 
 
-def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
+def prepare(source: Source, *, shortest_side: int | None, patient_regex: str | None = None) -> ImageDataset:
     """Prepares the dataset of a source, or opens it from the cache if the source has not changed.
+
+    Both print how its patients were found, and what is doubtful about them.
 
     Args:
         source: source of the images.
         shortest_side: maximum length of an image's shorter side, in pixels; larger images are shrunk. None: no limit.
+        patient_regex: pattern by which the patient is found in the place of an image; see `find_patients`.
 
     Raises:
-        InputError: if a file cannot be used, or the cache cannot be written.
+        InputError: if a file cannot be used, the pattern finds no patient in a place, or the cache cannot be written.
     """
-    parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint()]
+    parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint(), patient_regex]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', source.name)}-{digest}"
     if not (folder / INDEX_FILE).is_file():
         with _cache_errors(folder.parent):
-            _build(source, folder, shortest_side)
-    return ImageDataset(folder)
+            _build(source, folder, shortest_side, patient_regex)
+    dataset = ImageDataset(folder)
+    for note in dataset.notes:
+        print(f"note: {dataset.name}: {note}.", file=sys.stderr)
+    return dataset
 
 
-def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
+def _build(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
     """Writes the store under a temporary name and renames it, so that it is either complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f".{folder.name}.*"):
@@ -75,7 +91,7 @@ def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(source, temporary, shortest_side)
+        _write(source, temporary, shortest_side, patient_regex)
         try:
             temporary.rename(folder)
         except OSError as error:
@@ -86,7 +102,7 @@ def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(source: Source, folder: Path, shortest_side: int | None) -> None:
+def _write(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
     writer = StoreWriter(folder)
     try:
         table = _Table()
@@ -96,7 +112,8 @@ def _write(source: Source, folder: Path, shortest_side: int | None) -> None:
             raise InputError(
                 f"{source.name} has only constant slices: expected at least one that is not constant."
             )
-        index = table.index(source.name)
+        split_table = source.table if isinstance(source, HasTable) else None
+        index = table.index(source.name, split_table, patient_regex)
         writer.finish(index)
     finally:
         writer.close()
@@ -138,8 +155,8 @@ class _Table:
     """The columns of the index, and intermediate values from which it is completed."""
 
     ids: list[str] = field(default_factory=list)
-    patients: list[str] = field(default_factory=list)
-    volumes: list[str | None] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    twins: Twins = field(default_factory=Twins)
     splits: list[Split | None] = field(default_factory=list)
     spacings: list[tuple[float, float] | None] = field(default_factory=list)
     positions: list[tuple[int, int] | None] = field(default_factory=list)
@@ -169,8 +186,9 @@ class _Table:
         self.label_values.append([] if label is None else np.unique(label).tolist())
         self.label_origins.append(record.label_origin)
         self.ids.append(record.id)
-        self.patients.append(record.patient)
-        self.volumes.append(record.volume)
+        place = record.place or record.volume or record.id
+        self.evidence.append(Evidence(place, record.patient, record.volume))
+        self.twins.add(scaled)
         self.splits.append(record.split)
         self.spacings.append(record.spacing)
         self.positions.append(record.position)
@@ -180,27 +198,28 @@ class _Table:
         """All label values that occur."""
         return {value for values in self.label_values for value in values}
 
-    def index(self, name: str) -> dict[str, Any]:
+    def index(self, name: str, table: SplitTable | None, patient_regex: str | None) -> dict[str, Any]:
         """The complete index.
 
+        Args:
+            name: name of the data.
+            table: splits of patients, for records without a split.
+            patient_regex: see `find_patients`.
+
         Raises:
-            InputError: if the train split is empty, or a class is out of range.
+            InputError: if the train split is empty, a class is out of range, the table lacks an image, or the pattern
+                does not fit.
         """
-        splits, note = complete_splits(self.splits, self.patients, self.volumes)
-        if note is not None:
-            print(f"note: {name}: {note}; to change that, add a split.csv (name,split).", file=sys.stderr)
-        if shared := describe_shared_patients(splits, self.patients):
-            print(
-                f"note: {name}: {shared}; scores on patients who are also in train are too high.",
-                file=sys.stderr,
-            )
+        patients = find_patients(self.evidence, patient_regex)
+        splits = choose_splits(self.splits, self.evidence, patients, table)
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")
         mean, square = torch.stack([self.moments[index] for index in train]).mean(dim=0)
         std = (square - mean.square()).clamp(min=0.0).sqrt()
         std[std < 1e-6] = 1.0
-        cases = name_cases(self.ids, self.patients, self.volumes)
+        volumes = [one.volume for one in self.evidence]
+        cases = name_cases(self.ids, patients.of_images, volumes)
         geometry: dict[str, Any] = {"position": self.positions, "slice_spacing": self.slice_spacings}
         return {
             "format": FORMAT_VERSION,
@@ -209,7 +228,14 @@ class _Table:
             "num_classes": self._count_classes(name, train),
             "mean": mean.tolist(),
             "std": std.tolist(),
-            "patients": patients_of_cases(cases, self.patients),
+            "patients": patients_of_cases(cases, patients.of_images),
+            "found": {
+                "patients": patients.of_images,
+                "rule": patients.rule,
+                "certainty": patients.certainty,
+                "doubts": [*patients.doubts, *self._doubts(patients, splits)],
+                "summary": summarise(patients, splits, chosen=None in self.splits and table is None),
+            },
             "records": {
                 "id": self.ids,
                 "case": cases,
@@ -221,6 +247,18 @@ class _Table:
                 **(geometry if any(self.positions) else {}),
             },
         }
+
+    def _doubts(self, patients: Patients, splits: list[Split]) -> Iterator[str]:
+        """What may be wrong with the splits."""
+        if shared := describe_shared_patients(splits, patients.of_images):
+            yield f"{shared}; scores on patients who are also in train are too high"
+        twins = self.twins.pairs(splits, [one.volume for one in self.evidence])
+        if twins:
+            listed = ", ".join(f"{self.ids[one]} and {self.ids[other]}" for one, other in twins[:3])
+            yield (
+                f"{len(twins)} {'image looks' if len(twins) == 1 else 'images look'} nearly the same as an image of "
+                f"another split: {listed}; put both into one split by --patient-regex or a split.csv"
+            )
 
     def _count_classes(self, name: str, train: list[int]) -> int:
         """The number of classes in the labels of the train split, at least 2; 0 if there are no labels."""

@@ -49,8 +49,8 @@ class Record:
     label: np.ndarray | None
     """(H, W), or (H, W, C) with equal channels."""
     id: str
-    patient: str
-    """Images of one patient stay in one split."""
+    patient: str | None
+    """The patient that the file itself names, as DICOM does; None if it names none. See `find_patients`."""
     origin: str
     """The file of the image, for error messages."""
     label_origin: str = ""
@@ -65,6 +65,9 @@ class Record:
     """Number of this slice in its volume, from 0, and the number of slices of the volume, if it is a slice."""
     slice_spacing: float | None = None
     """Millimetres between two slices of the volume."""
+    place: str = ""
+    """Path relative to the folder of the data, without suffix and with `/` between its parts, in which the patient is
+    sought. Empty: the volume, or else the id."""
 
 
 @runtime_checkable
@@ -98,8 +101,3 @@ class OneSplit:
     def records(self) -> Iterator[Record]:
         for record in self.source.records():
             yield replace(record, split="train")
-
-
-def patient_of(name: str) -> str:
-    """The part of a name before its last underscore, or the whole name if there is none."""
-    return name.rsplit("_", 1)[0] or name

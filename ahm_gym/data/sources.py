@@ -26,6 +26,7 @@ def open_data(
     native_resolution: bool = False,
     need_labels: bool = False,
     one_split: bool = False,
+    patient_regex: str | None = None,
 ) -> ImageDataset:
     """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
@@ -38,6 +39,8 @@ def open_data(
         native_resolution: store the images at their full size.
         need_labels: raise an error if the train split has no labels, or only background.
         one_split: put every image into train, whatever the data says.
+        patient_regex: regular expression that finds the patient in the name of an image, or in its path inside the
+            folder: its first group, or else its whole match. None: see `find_patients`.
 
     Raises:
         InputError: if there is no such data, or it cannot be used.
@@ -46,7 +49,9 @@ def open_data(
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
     source = OneSplit(source) if one_split else source
-    dataset = prepare(source, shortest_side=stored_side(image_size, native_resolution))
+    dataset = prepare(
+        source, shortest_side=stored_side(image_size, native_resolution), patient_regex=patient_regex
+    )
     if need_labels:
         check_labels(dataset)
     return dataset

@@ -1,16 +1,19 @@
-"""Splits images into train, val and test: by a CSV file, by patient, or in blocks."""
+"""Splits images into train, val and test: by a CSV file, by patient, or in blocks of a numbered series."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from ahm_gym.data.sample import SPLITS, Split, patient_of
+from ahm_gym.data.patients import Evidence, Patients
+from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.errors import InputError
 
 VAL_SHARE = 0.1
@@ -52,30 +55,51 @@ class SplitTable:
         if self.splits.setdefault(name, split) != split:
             raise InputError(f"{self.path} gives {name!r} two splits: keep only one of the lines.")
 
-    def find(self, path: Path, stem: str, patient: str) -> Split:
-        """Looks up a file by its name, then its name without suffix, then its patient.
+    def of_file(self, path: Path, stem: str) -> Split | None:
+        """Looks up a file by its name, then its name without suffix; None if the table has neither."""
+        return self.splits.get(path.name) or self.splits.get(stem)
+
+    def of_patient(self, place: str, patient: str) -> Split:
+        """Looks up an image by its place, then its patient, then the longest beginning of a part of its place.
+
+        Such a beginning, as `carl` of `carl_01`, ends where no letter or digit follows.
 
         Raises:
             InputError: if the table has none of them.
         """
-        for name in (path.name, stem, patient, patient_of(stem)):
+        starts = [
+            part[: end.start()]
+            for part in place.split("/")
+            for end in re.finditer(r"(?<=\w)(?=[\W_]|$)", part)
+        ]
+        for name in (place, patient, *sorted(starts, key=len, reverse=True)):
             if name in self.splits:
                 return self.splits[name]
         raise InputError(
-            f"{path} has no line in {self.path}: add its file name, its name without suffix, or its patient "
+            f"{place} has no line in {self.path}: add its file name, its name without suffix, or its patient "
             f"{patient!r}."
         )
+
+
+@runtime_checkable
+class HasTable(Protocol):
+    """A source of images beside which a table of splits may lie."""
+
+    table: SplitTable | None
 
 
 def split_counts(num: int) -> tuple[int, int]:
     """The sizes of val and test for `num` items: each at least 1 if there are three items or more."""
     if num < MIN_PATIENTS:
-        return 0, num - 1
+        return 0, max(num - 1, 0)
     return max(1, round(VAL_SHARE * num)), max(1, round(TEST_SHARE * num))
 
 
 def split_groups(groups: Sequence[str]) -> list[Split]:
-    """The split of every image, 70/10/20 by group; the groups are shuffled with a fixed seed."""
+    """The split of every image, 70/10/20 by group; the groups are shuffled with a fixed seed.
+
+    Of two groups one is for training and one for testing; a single group is for training.
+    """
     names = sorted(set(groups))
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(SEED)).tolist()
     num_val, num_test = split_counts(len(names))
@@ -92,56 +116,87 @@ def split_blocks(num: int) -> list[Split]:
     return [split for split, count in counts for _ in range(count)]
 
 
+def split_series(names: Sequence[str]) -> list[Split]:
+    """The split of every image of numbered series, each series in contiguous blocks.
+
+    The numbers of names are left out to find the series. If some have fewer than three images, all images together are
+    split in blocks.
+    """
+    series: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        series.setdefault(re.sub(r"\d+(?=\D*$)", "", name), []).append(index)
+    if min(map(len, series.values()), default=0) < MIN_PATIENTS:
+        return split_blocks(len(names))
+    splits: list[Split] = ["train"] * len(names)
+    for indices in series.values():
+        for index, split in zip(indices, split_blocks(len(indices)), strict=True):
+            splits[index] = split
+    return splits
+
+
 def are_known(groups: Sequence[str]) -> bool:
-    """Whether names give the groups: with fewer than three, as in `img_001`, `img_002`, they do not."""
+    """Whether there are enough groups for three splits, so that they can be the cases of scores."""
     return len(set(groups)) >= MIN_PATIENTS
 
 
 def complete_splits(
-    splits: Sequence[Split | None], patients: Sequence[str], volumes: Sequence[str | None]
-) -> tuple[list[Split], str | None]:
-    """Fills in missing splits, by patient, or by volume if there are fewer than three patients, or else in blocks.
+    splits: Sequence[Split | None], patients: Sequence[str], *, series: bool = False
+) -> list[Split]:
+    """Fills in missing splits by patient; images of a patient who has a split get that split.
 
-    Returns:
-        The split of every image, and a note for the user on how they were chosen, or None.
+    Args:
+        splits: the split of each image, or None.
+        patients: the patient of each image.
+        series: every image is a patient of its own, and patients are names with running numbers: split in blocks.
     """
-    missing = [index for index, split in enumerate(splits) if split is None]
-    by_patient = [patients[index] for index in missing]
-    by_volume = [volumes[index] or "" for index in missing]
-    note = None
-    if are_known(by_patient):
-        chosen = split_groups(by_patient)
-        note = _describe_groups(by_patient, chosen, "patients")
-    elif are_known(by_volume):
-        chosen = split_groups(by_volume)
-        note = _describe_groups(by_volume, chosen, "volumes")
-    else:
-        chosen = split_blocks(len(missing))
-        if missing:
-            note = f"its names show fewer than {MIN_PATIENTS} patients, so it is split into contiguous blocks"
-    filled = iter(chosen)
-    return [split or next(filled) for split in splits], note
+    given: dict[str, Split] = {}
+    for split, patient in zip(splits, patients, strict=True):
+        if split is not None:
+            given.setdefault(patient, split)
+    left = [p for split, p in zip(splits, patients, strict=True) if split is None and p not in given]
+    chosen = split_series(left) if series else split_groups(left)
+    given |= dict(zip(left, chosen, strict=True))
+    return [split or given[patient] for split, patient in zip(splits, patients, strict=True)]
 
 
-def _describe_groups(groups: Sequence[str], splits: Sequence[Split], kind: str) -> str | None:
-    """A note on the number of groups in each split; None if every group has one image."""
-    if len(set(groups)) == len(groups):
-        return None
-    of_split = (len({group for group, own in zip(groups, splits, strict=True) if own == s}) for s in SPLITS)
-    counts = ", ".join(f"{count} {split}" for count, split in zip(of_split, SPLITS, strict=True))
-    return f"{len(groups)} images are split by {kind}; there seem to be {len(set(groups))}: {counts}"
+def choose_splits(
+    splits: Sequence[Split | None], evidence: Sequence[Evidence], patients: Patients, table: SplitTable | None
+) -> list[Split]:
+    """The split of every image: its own, or that of its patient in the table, or else chosen by patient.
+
+    Raises:
+        InputError: if the table lacks an image that has no split of its own.
+    """
+    given = list(splits)
+    if table is not None:
+        for index, (one, patient) in enumerate(zip(evidence, patients.of_images, strict=True)):
+            given[index] = given[index] or table.of_patient(one.place, patient)
+    flat = all(one.volume is None for one in evidence)
+    return complete_splits(given, patients.of_images, series=patients.series and flat)
+
+
+def summarise(patients: Patients, splits: Sequence[Split], *, chosen: bool) -> str:
+    """A line on the patients found and their splits; `chosen` if the splits were chosen here."""
+    own = set(zip(splits, patients.of_images, strict=True))
+    counts = "/".join(str(sum(split == name for split, _ in own)) for name in SPLITS)
+    number = len(set(patients.of_images))
+    blocks = ", in blocks of neighbours" if patients.series and chosen else ""
+    return (
+        f"{len(splits)} images of {number} {'patient' if number == 1 else 'patients'} ({patients}): "
+        f"{counts} patients in {'/'.join(SPLITS)}{blocks}"
+    )
 
 
 def describe_shared_patients(splits: Sequence[Split], patients: Sequence[str]) -> str | None:
-    """A note on patients in more than one split; None if there are none, or the patients are not known."""
+    """A note on patients in more than one split; None if there are none."""
     where: dict[str, set[Split]] = {}
     for patient, split in zip(patients, splits, strict=True):
         where.setdefault(patient, set()).add(split)
     shared = [patient for patient, own in where.items() if len(own) > 1]
-    if not shared or not are_known(patients):
+    if not shared:
         return None
     listed = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-    return f"by their names, {len(shared)} of {len(where)} patients are in more than one split: {listed}"
+    return f"{len(shared)} of {len(where)} patients are in more than one split: {listed}"
 
 
 def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:

@@ -97,6 +97,8 @@ class ImageDataset:
             for label in range(1, self.num_classes)
         }
         """The name of each foreground class; `class 1` and so on where the data gives none."""
+        self.found: dict[str, Any] = index["found"]
+        """How patients were found: `patients` (of each image), `rule`, `certainty`, `doubts` and a `summary`."""
         self._records: dict[str, list[Any]] = index["records"]
         self._images = _open_flat(folder / IMAGES_FILE, np.float16)
         self._labels = _open_flat(folder / LABELS_FILE, np.uint8)
@@ -131,6 +133,21 @@ class ImageDataset:
         other = ImageDataset(self.folder)
         other._records["split"] = list(splits)
         return other
+
+    @property
+    def notes(self) -> list[str]:
+        """A summary of how the patients were found and split, and what is doubtful about that."""
+        return [self.found["summary"], *self.found["doubts"]]
+
+    def describe_patients(self) -> dict[str, Any]:
+        """For files of results: the number of patients, the rule by which they were found, and what is doubtful."""
+        found = self.found
+        return {
+            "patients": len(set(found["patients"])),
+            "rule": found["rule"],
+            "certainty": found["certainty"],
+            "doubts": found["doubts"],
+        }
 
     def digest(self) -> str:
         """A hash of twelve hexadecimal digits of the names, splits, labels and the images' mean and deviation."""

@@ -40,6 +40,8 @@ class EncoderFolder:
     """The data that the encoder was pretrained on, as in the settings of its run; None if unknown."""
     data_root: Path | None
     """Folder in which a relative name of the data is looked up; None if unknown."""
+    patient_regex: str | None
+    """The pattern by which the run found the patient of an image; None if it had none."""
     joint_labels: tuple[int, int] | None = None
     """Number and seed of the labelled images that the encoder was pretrained with; None if there were none."""
 
@@ -186,6 +188,7 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
         data=run.get("data"),
         data_root=None if data_root is None else Path(data_root),
         joint_labels=(run["joint_labels"], run["seed"]) if run.get("joint_labels") else None,
+        patient_regex=run.get("patient_regex"),
     )
 
 

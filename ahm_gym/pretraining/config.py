@@ -18,6 +18,10 @@ class PretrainConfig:
     None uses an averaged brain (MNI152) that comes with nilearn, to try things out."""
     data_root: Path | None = None
     """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
+    patient_regex: str | None = None
+    """Regular expression that finds the patient in the name of an image without its suffix, such as '^[^_]+' or
+    'case(.+?)_': its first group, or else its whole match. Images of one patient stay in one split.
+    None: by what the files state, or else by a rule that is found in all names, and told."""
     policy: str = "a3c"
     """The policy or the learning agent that chooses the masks.
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,

@@ -83,7 +83,9 @@ class Training:
                 "1 worker, or another `target`."
             )
         image_size = image_size_of(config.image_size)
-        self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
+        self.dataset: ImageDataset = open_data(
+            config.data, root=config.data_root, image_size=image_size, patient_regex=config.patient_regex
+        )
         self.config: PretrainConfig = completed(config, len(self.dataset.indices("train")))
         config = self.config
         assert config.learning_rate is not None, "completed"

@@ -37,6 +37,9 @@ class EvaluationConfig:
     """Labelled images, as for pretraining. None uses the images of the encoder's run, or the MNI152 brain."""
     data_root: Path | None = None
     """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
+    patient_regex: str | None = None
+    """Regular expression that finds the patient in the name of an image, as for pretraining. None: that of the
+    encoder's run if its images are used, or else by a rule that is found in all names, and told."""
     labels: int | None = None
     """Number of labelled training images. None uses all of them."""
     labelled_patients: int | None = None

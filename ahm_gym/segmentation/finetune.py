@@ -125,7 +125,15 @@ def run_probe(config: ProbeConfig) -> dict[str, Any]:
     run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
     run.close()
     names = {str(index): name for index, name in probe.dataset.class_names.items()}
-    results = {"split": "test", **results, "class_names": names, "draw": draw, "config": run.config}
+    data = probe.dataset.describe_patients()
+    results = {
+        "split": "test",
+        **results,
+        "class_names": names,
+        "draw": draw,
+        "data": data,
+        "config": run.config,
+    }
     write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -297,6 +305,7 @@ class Finetuning:
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
+            "data": self.dataset.describe_patients(),
             "draw": self.draw,
             "best": best,
             **scores,

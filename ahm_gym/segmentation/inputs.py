@@ -77,6 +77,11 @@ def resolve(config: Config) -> Config:
         config,
         data=found.data if config.data is None else config.data,
         data_root=found.data_root if config.data is None and config.data_root is None else config.data_root,
+        patient_regex=(
+            found.patient_regex
+            if config.data is None and config.patient_regex is None
+            else config.patient_regex
+        ),
         model=config.model or found.model,
         image_size=config.image_size or found.image_size,
         patch_size=found.patch_size if config.patch_size is None else config.patch_size,
@@ -152,6 +157,7 @@ def open_labelled(config: EvaluationConfig) -> ImageDataset:
         image_size=shape_of(config)[0],
         native_resolution=isinstance(config, FinetuneConfig) and config.native_resolution,
         need_labels=True,
+        patient_regex=config.patient_regex,
     )
     if not isinstance(config, FinetuneConfig) or config.fold is None:
         return dataset

@@ -26,7 +26,7 @@ def test_the_name_of_the_folder_counts_even_if_its_path_is_relative(tmp_path: Pa
     for frame in (1, 2):
         write(tmp_path / "imagesTs" / f"c1_{frame}_0000.png")
     monkeypatch.chdir(tmp_path / "imagesTs")
-    assert [record.patient for record in FolderSource(Path()).records()] == ["c1", "c1"]
+    assert [record.place for record in FolderSource(Path()).records()] == ["c1_1", "c1_2"]
 
 
 def test_images_in_two_places_are_refused(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_nan_is_refused_with_its_slice(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
-def test_images_are_split_by_the_part_of_the_name_before_the_last_underscore(tmp_path: Path):
+def test_images_are_split_by_the_patient_in_their_names(tmp_path: Path):
     for patient in range(10):
         for image in range(3):
             write(tmp_path / f"p_{patient}_{image}.png")
@@ -134,7 +134,7 @@ def test_numbered_images_without_patients_are_split_in_blocks(tmp_path: Path, ca
     assert names(dataset, "train") == [f"img_{i}" for i in range(1, 15)]
     assert names(dataset, "test") == [f"img_{i}" for i in range(17, 21)]
     assert dataset.sample(0).case == "img_1"
-    assert "contiguous blocks" in capsys.readouterr().err
+    assert "14/2/4 patients in train/val/test, in blocks of neighbours" in capsys.readouterr().err
 
 
 def test_volumes_of_unknown_patients_are_split_by_volume(tmp_path: Path):

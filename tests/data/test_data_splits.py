@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ahm_gym.data.sample import patient_of
+from ahm_gym.data.patients import Evidence, find_patients
 from ahm_gym.data.splits import (
     SplitTable,
+    choose_splits,
     complete_splits,
     describe_shared_patients,
     name_cases,
     patients_of_cases,
     split_blocks,
     split_groups,
+    split_series,
+    summarise,
 )
 from ahm_gym.errors import InputError
 
@@ -48,32 +51,46 @@ def test_blocks_are_contiguous_and_ordered(num: int, counts: list[int]):
     assert splits == sorted(splits, key=("train", "val", "test").index)
 
 
-def test_few_patients_are_split_by_volume_and_few_volumes_in_blocks():
-    volumes = [f"la_{i}" for i in range(5) for _ in range(4)]
-    splits, note = complete_splits([None] * 20, ["la"] * 20, volumes)
-    assert len(set(zip(volumes, splits, strict=True))) == 5
-    assert note == "20 images are split by volumes; there seem to be 5: 3 train, 1 val, 1 test"
-    splits, note = complete_splits([None] * 20, ["la"] * 20, [None] * 20)
-    assert splits == split_blocks(20) and note.endswith("contiguous blocks")
+def test_fewer_than_three_patients_are_not_divided():
+    assert complete_splits([None] * 4, ["a"] * 4) == ["train"] * 4
+    splits = complete_splits([None] * 4, ["a", "b", "a", "b"])
+    assert splits[:2] == splits[2:] and set(splits) == {"train", "test"}
 
 
-def test_a_note_counts_the_patients_if_they_have_several_images():
-    kinds = ["benign", "malignant", "normal"]
-    assert complete_splits([None] * 9, kinds * 3, [None] * 9)[1].endswith("to be 3: 1 train, 1 val, 1 test")
-    assert complete_splits([None] * 3, kinds, [None] * 3)[1] is None
+def test_each_numbered_series_is_split_in_blocks():
+    names = [f"{kind} ({i})" for kind in ("benign", "malignant") for i in range(10)]
+    assert split_series(names) == split_blocks(10) * 2
+    assert split_series(["a_1", "a_2", "a_3", "b"]) == split_blocks(4)
 
 
-def test_given_splits_are_kept():
-    splits, note = complete_splits(["test", "train", "val"], ["a", "b", "c"], [None] * 3)
-    assert splits == ["test", "train", "val"] and note is None
+def test_given_splits_are_kept_and_hold_for_the_other_images_of_the_patient():
+    assert complete_splits(["test", "train", "val"], ["a", "b", "c"]) == ["test", "train", "val"]
+    assert complete_splits(["val", None, None], ["a", "a", "b"])[1] == "val"
+
+
+def test_volumes_of_a_numbered_series_are_shuffled_and_images_are_not():
+    names = [f"la_{i}" for i in range(20)]
+    volumes, images = ([Evidence(name, volume=name if v else None) for name in names] for v in (True, False))
+    assert choose_splits([None] * 20, images, find_patients(images), None) == split_blocks(20)
+    shuffled = choose_splits([None] * 20, volumes, find_patients(volumes), None)
+    assert shuffled != split_blocks(20) and shuffled.count("test") == 4
+
+
+def test_the_summary_counts_patients_in_splits_with_examples():
+    patients = find_patients([Evidence(f"ED_A{i}S{i}_sa") for i in range(12)] * 2)
+    splits = complete_splits([None] * 24, patients.of_images)
+    found = summarise(patients, splits, chosen=True)
+    assert found.startswith("24 images of 12 patients (") and found.endswith(
+        "9/1/2 patients in train/val/test"
+    )
 
 
 def test_a_note_names_patients_in_more_than_one_split():
     patients = ["a", "a", "b", "c"]
     note = describe_shared_patients(["train", "test", "train", "val"], patients)
-    assert note == "by their names, 1 of 3 patients are in more than one split: a"
+    assert note == "1 of 3 patients are in more than one split: a"
     assert describe_shared_patients(["train", "train", "test", "val"], patients) is None
-    assert describe_shared_patients(["train", "test"], ["img", "img"]) is None
+    assert describe_shared_patients(["train", "test"], ["img", "img"]) is not None
 
 
 def test_the_patient_is_listed_for_cases_that_share_one():
@@ -88,10 +105,6 @@ def test_a_case_is_the_volume_or_else_the_patient_or_else_the_image():
     assert name_cases(["img_1", "img_2", "img_3"], ["img"] * 3, [None] * 3) == ["img_1", "img_2", "img_3"]
 
 
-def test_the_patient_is_the_part_before_the_last_underscore():
-    assert patient_of("p_01_3") == "p_01" and patient_of("p") == "p" and patient_of("_3") == "_3"
-
-
 def table(folder: Path, text: str) -> SplitTable:
     path = folder / "split.csv"
     path.write_text(text, encoding="utf-8-sig")
@@ -100,8 +113,19 @@ def table(folder: Path, text: str) -> SplitTable:
 
 def test_a_table_knows_file_names_stems_and_patients_and_the_most_exact_wins(tmp_path: Path):
     splits = table(tmp_path, "name,split\np1,train\np1_2,val\np1_3.png,test\n")
-    found = [splits.find(Path(f"p1_{i}.png"), f"p1_{i}", "p1") for i in (1, 2, 3)]
-    assert found == ["train", "val", "test"]
+    assert [splits.of_file(Path(f"p1_{i}.png"), f"p1_{i}") for i in (1, 2, 3)] == [None, "val", "test"]
+    assert splits.of_patient("p1_1", "p1") == "train"
+
+
+def test_a_table_may_name_the_beginning_of_names(tmp_path: Path):
+    splits = table(tmp_path, "name,split\np1,train\np1_2,val\n")
+    assert [splits.of_patient(f"x/{name}", "?") for name in ("p1-7", "p1_2_7", "p1")] == [
+        "train",
+        "val",
+        "train",
+    ]
+    with pytest.raises(InputError, match="p10_2 has no line"):
+        splits.of_patient("p10_2", "p10")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,6 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
         SplitTable(tmp_path / "split.csv")
 
 
-def test_a_file_that_is_not_in_the_table_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"q_1\.png has no line in .*split\.csv"):
-        table(tmp_path, "name,split\np,train\n").find(Path("q_1.png"), "q_1", "q")
+def test_an_image_that_is_not_in_the_table_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"q_1 has no line in .*split\.csv: add .* its patient 'q'"):
+        table(tmp_path, "name,split\np,train\n").of_patient("q_1", "q")

@@ -195,9 +195,10 @@ def test_a_source_without_records_is_refused():
         prepare(ListSource([]), shortest_side=None)
 
 
-def test_a_note_on_stderr_says_that_the_data_is_split_in_blocks(capsys: pytest.CaptureFixture[str]):
+def test_notes_on_stderr_say_how_the_data_is_split(capsys: pytest.CaptureFixture[str]):
     dataset = prepare(ListSource([record("a", split=None), record("b", split=None)]), shortest_side=None)
-    assert "fewer than 3 patients" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "sure): 1/0/1 patients in train/val/test.\n" in told and "only 2 patients" in told
     assert (dataset.indices("train"), dataset.indices("test")) == ([0], [1])
 
 
@@ -242,10 +243,12 @@ def test_two_processes_may_prepare_the_same_data(own_cache: Path, monkeypatch: p
     source = ListSource([record("a")])
     write = preparing._write
 
-    def write_after_the_other(source: ListSource, folder: Path, shortest_side: int | None) -> None:
+    def write_after_the_other(
+        source: ListSource, folder: Path, shortest_side: int | None, patient_regex: str | None
+    ) -> None:
         monkeypatch.setattr(preparing, "_write", write)
         prepare(source, shortest_side=shortest_side)
-        write(source, folder, shortest_side)
+        write(source, folder, shortest_side, patient_regex)
 
     monkeypatch.setattr(preparing, "_write", write_after_the_other)
     dataset = prepare(source, shortest_side=None)
