@@ -217,7 +217,7 @@ def seconds_of(metrics: list[dict[str, Any]], batch_size: int) -> float:
 def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
     """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
     image_size = image_size_of(config.image_size)
-    dataset = open_data(config.data, root=config.data_root, image_size=image_size)
+    dataset = open_data(config.data, root=config.data_root, image_size=image_size, need_labels=False)
     autoencoder = starting_autoencoder(config, dataset.channels, fresh=False).to(pick_device(config.device))
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"

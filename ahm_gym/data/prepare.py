@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from ahm_gym.data.scaling import (
     FOREGROUND,
     channels_last,
     class_indices,
+    scale_channels,
     scale_intensities,
     shrink,
 )
@@ -47,23 +48,40 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
 
 
-def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
+def prepare(source: Source, *, shortest_side: int | None, need_labels: bool = True) -> ImageDataset:
     """Prepares the dataset of a source, or opens it from the cache if the source has not changed.
 
     Args:
         source: source of the images.
         shortest_side: maximum length of an image's shorter side, in pixels; larger images are shrunk. None: no limit.
+        need_labels: labels that cannot be used are an error; otherwise all labels are left out then, with a note.
 
     Raises:
         InputError: if a file cannot be used, or the cache cannot be written.
     """
     parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint()]
+    labelled, unlabelled = (
+        _store_folder(source.name, parts),
+        _store_folder(source.name, [*parts, "no labels"]),
+    )
+    if not (labelled / INDEX_FILE).is_file():
+        with _cache_errors(labelled.parent):
+            if not need_labels and (unlabelled / INDEX_FILE).is_file():
+                return ImageDataset(unlabelled)
+            try:
+                _build(source, labelled, shortest_side)
+            except LabelError as error:
+                if need_labels:
+                    raise
+                print(f"note: {source.name}: its labels are left out, because {error}", file=sys.stderr)
+                _build(_WithoutLabels(source), unlabelled, shortest_side)
+                return ImageDataset(unlabelled)
+    return ImageDataset(labelled)
+
+
+def _store_folder(name: str, parts: list[Any]) -> Path:
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', source.name)}-{digest}"
-    if not (folder / INDEX_FILE).is_file():
-        with _cache_errors(folder.parent):
-            _build(source, folder, shortest_side)
-    return ImageDataset(folder)
+    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{digest}"
 
 
 def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
@@ -75,7 +93,12 @@ def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
                 shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(source, temporary, shortest_side)
+        try:
+            _write(source, temporary, shortest_side)
+        except MixedColoursError:  # known only once both kinds have been read
+            if not isinstance(source, Recolourable):
+                raise
+            _write(source.in_colour(), temporary, shortest_side)
         try:
             temporary.rename(folder)
         except OSError as error:
@@ -133,6 +156,63 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+class LabelError(InputError):
+    """A label that cannot be used; pretraining can do without it."""
+
+
+class MixedColoursError(InputError):
+    """Grey images among colour ones."""
+
+
+@runtime_checkable
+class Recolourable(Protocol):
+    """A source that can repeat its grey images in three channels."""
+
+    def in_colour(self) -> Source:
+        """The same source, with three channels in every image."""
+        ...
+
+
+class _WithoutLabels:
+    """A source without its labels."""
+
+    def __init__(self, source: Source) -> None:
+        self.source: Source = source
+        self.name: str = source.name
+
+    @property
+    def num_images(self) -> int | None:
+        return self.source.num_images
+
+    def fingerprint(self) -> list[Any]:
+        return self.source.fingerprint()
+
+    def records(self) -> Iterator[Record]:
+        for record in self.source.records():
+            yield replace(record, label=None, label_error="")
+
+    def in_colour(self) -> Source:
+        return _WithoutLabels(
+            self.source.in_colour() if isinstance(self.source, Recolourable) else self.source
+        )
+
+
+def _checked_label(record: Record, size: tuple[int, int]) -> np.ndarray | None:
+    """The label as class indices.
+
+    Raises:
+        LabelError: if it cannot be used.
+    """
+    if record.label_error:
+        raise LabelError(record.label_error)
+    if record.label is None:
+        return None
+    try:
+        return class_indices(record.label, size, record.label_origin)
+    except InputError as error:
+        raise LabelError(str(error)) from error
+
+
 @dataclass
 class _Table:
     """The columns of the index, and intermediate values from which it is completed."""
@@ -152,14 +232,15 @@ class _Table:
     def add(self, record: Record, writer: StoreWriter, shortest_side: int | None) -> None:
         image = channels_last(record.image, record.origin)
         if self.moments and self.moments[0].shape[1] != image.shape[2]:
-            raise InputError(
-                f"wrong channel count: {record.origin} has {image.shape[2]}, expected "
-                f"{self.moments[0].shape[1]} like the images before it; convert some of them, or split the data."
+            expected = self.moments[0].shape[1]
+            kind = MixedColoursError if {image.shape[2], expected} == {1, 3} else InputError
+            raise kind(
+                f"wrong channel count: {record.origin} has {image.shape[2]}, expected {expected} like the images before "
+                "it; convert some of them, or split the data."
             )
-        label = None
-        if record.label is not None:
-            label = class_indices(record.label, (image.shape[0], image.shape[1]), record.label_origin)
-        scaled = shrink(scale_intensities(image), shortest_side)
+        label = _checked_label(record, (image.shape[0], image.shape[1]))
+        scale = scale_channels if record.modalities else scale_intensities
+        scaled = shrink(scale(image), shortest_side)
         exact = scaled.double()
         self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
         self.images.append(writer.add_image(scaled))
@@ -183,16 +264,11 @@ class _Table:
             InputError: if the train split is empty, or a class is out of range.
         """
         splits, note = complete_splits(self.splits, self.patients, self.volumes)
-        if note is not None:
-            print(f"note: {name}: {note}; to change that, add a split.csv (name,split).", file=sys.stderr)
-        if shared := describe_shared_patients(splits, self.patients):
-            print(
-                f"note: {name}: {shared}; scores on patients who are also in train are too high.",
-                file=sys.stderr,
-            )
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")
+        num_classes = self._count_classes(name, train)
+        self._say(name, note, splits)
         mean, square = torch.stack([self.moments[index] for index in train]).mean(dim=0)
         std = (square - mean.square()).clamp(min=0.0).sqrt()
         std[std < 1e-6] = 1.0
@@ -201,7 +277,7 @@ class _Table:
             "format": FORMAT_VERSION,
             "name": name,
             "channels": len(mean),
-            "num_classes": self._count_classes(name, train),
+            "num_classes": num_classes,
             "mean": mean.tolist(),
             "std": std.tolist(),
             "patients": patients_of_cases(cases, self.patients),
@@ -215,6 +291,16 @@ class _Table:
             },
         }
 
+    def _say(self, name: str, note: str | None, splits: list[Split]) -> None:
+        """Prints what was decided."""
+        if note is not None:
+            print(f"note: {name}: {note}; to change that, add a split.csv (name,split).", file=sys.stderr)
+        if shared := describe_shared_patients(splits, self.patients):
+            print(
+                f"note: {name}: {shared}; scores on patients who are also in train are too high.",
+                file=sys.stderr,
+            )
+
     def _count_classes(self, name: str, train: list[int]) -> int:
         """The number of classes in the labels of the train split, at least 2; 0 if there are no labels."""
         values = self.all_values()
@@ -224,7 +310,7 @@ class _Table:
             if values <= {0, FOREGROUND}:
                 return 2
             index = min(values - {0, FOREGROUND})
-            raise InputError(
+            raise LabelError(
                 f"{self._first_with(FOREGROUND)} contains the value {FOREGROUND} and {self._first_with(index)} the "
                 f"value {index}: expected only 0 and {FOREGROUND} in all labels, or class indices in all; renumber "
                 "some of them."
@@ -233,7 +319,7 @@ class _Table:
         num_classes = max(max(in_train or values) + 1, 2)
         if max(values) >= num_classes:
             origin = self._first_with(max(values))
-            raise InputError(
+            raise LabelError(
                 f"class index out of range: {origin} contains the value {max(values)}, expected 0 to "
                 f"{num_classes - 1} as in the training labels; put an image with that class into the train "
                 "split (in a folder by a split.csv with the columns name and split), or move the labels elsewhere to "
@@ -248,7 +334,7 @@ class _Table:
             return
         listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
         if 2 * len(unused) > num_classes:
-            raise InputError(
+            raise LabelError(
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
                 f"contain {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
             )

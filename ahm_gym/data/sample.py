@@ -50,6 +50,12 @@ class Record:
     """None: chosen by patient once all records are known."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
+    place: str = ""
+    """The file without its suffix, relative to the folder of the data, with `/` between the parts."""
+    modalities: bool = False
+    """The channels are modalities, each of which is scaled by itself."""
+    label_error: str = ""
+    """Why the label of the image cannot be used, if there is one; `label` is None then."""
 
 
 @runtime_checkable
@@ -57,8 +63,11 @@ class Source(Protocol):
     """A source of raw images."""
 
     name: str
-    num_images: int | None
-    """Number of images; None if it is only known after reading them."""
+
+    @property
+    def num_images(self) -> int | None:
+        """Number of images; None if it is only known after reading them."""
+        ...
 
     def fingerprint(self) -> list[Any]:
         """JSON values that change whenever the records change."""

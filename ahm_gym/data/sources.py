@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ahm_gym.data.files import READERS, suffix_of
 from ahm_gym.data.folder import FolderSource
+from ahm_gym.data.kinds import refuse_file
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
@@ -24,7 +25,7 @@ def open_data(
     root: Path | None = None,
     image_size: tuple[int, int],
     native_resolution: bool = False,
-    need_labels: bool = False,
+    need_labels: bool | None = None,
 ) -> ImageDataset:
     """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
@@ -35,7 +36,8 @@ def open_data(
         image_size: rows and columns at which the images will be used; they are stored at no more than
             twice that size.
         native_resolution: store the images at their full size.
-        need_labels: raise an error if the train split has no labels, or only background.
+        need_labels: True raises an error if the train split has no labels, or only background. False is for
+            pretraining: labels that cannot be used are left out with a note. None: they are an error.
 
     Raises:
         InputError: if there is no such data, or it cannot be used.
@@ -43,16 +45,19 @@ def open_data(
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
-    dataset = prepare(source, shortest_side=stored_side(image_size, native_resolution))
+    side = stored_side(image_size, native_resolution)
+    dataset = prepare(source, shortest_side=side, need_labels=need_labels is not False)
     if need_labels:
-        check_labels(dataset)
+        check_labels(dataset, source)
     return dataset
 
 
-def check_labels(dataset: ImageDataset) -> None:
+def check_labels(dataset: ImageDataset, source: Source) -> None:
     """Raises InputError if the train split has no labels, or only background."""
     labelled = dataset.indices("train", labelled=True)
     if not labelled:
+        if isinstance(source, FolderSource) and (found := source.search.layout.unread_labels):
+            raise InputError(f"{dataset.name} has no training labels that can be read: {found}.")
         raise InputError(
             f"{dataset.name} has no training labels: expected train_label in an .npz file, or files named like "
             "the images in a folder 'labels' inside or next to their folder; add them, or use this data only to "
@@ -84,6 +89,7 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
         return FolderSource(path)
     if suffix_of(path) in READERS:
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
+    refuse_file(path)
     return NpzSource(path)
 
 

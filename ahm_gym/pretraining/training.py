@@ -82,7 +82,9 @@ class Training:
                 "1 worker, or another `target`."
             )
         image_size = image_size_of(config.image_size)
-        self.dataset: ImageDataset = open_data(config.data, root=config.data_root, image_size=image_size)
+        self.dataset: ImageDataset = open_data(
+            config.data, root=config.data_root, image_size=image_size, need_labels=False
+        )
         autoencoder = starting_autoencoder(config, self.dataset.channels, fresh=fresh)
         self.pretrainer: Pretrainer = Pretrainer(
             autoencoder,

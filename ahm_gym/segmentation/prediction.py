@@ -19,9 +19,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
-from ahm_gym.data.labels import split_among
-from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, note_on_other_files
-from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
+from ahm_gym.data.folder import read_scan
+from ahm_gym.data.layout import Scan
+from ahm_gym.data.listing import PREDICTIONS
+from ahm_gym.data.scaling import channels_last, scale_channels, scale_intensities, shrink, stored_side
+from ahm_gym.data.search import find_layout
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.folder import RunFolder
@@ -59,39 +61,48 @@ class Predictor:
         segmenter = load_segmenter(run / "segmenter").to(pick_device(device)).eval()
         return cls(segmenter, tuple(config["mean"]), tuple(config["std"]), bool(config["native_resolution"]))
 
-    def scaled(self, image: np.ndarray, origin: str) -> Float[Tensor, "C H W"]:
+    def scaled(self, image: np.ndarray, origin: str, *, apart: bool = False) -> Float[Tensor, "C H W"]:
         """The image as training saw it before it was normalised: from 0 to 1, and no larger than needed.
+
+        Args:
+            image: rows, columns and, optionally, channels; a grey image is repeated for a run on colour images.
+            origin: its file, for messages.
+            apart: the channels are modalities, each scaled by itself.
 
         Raises:
             InputError: if it is no image, or has another number of channels than the training images.
         """
         pixels = channels_last(image, origin)
+        if (pixels.shape[2], self.segmenter.channels) == (1, 3):
+            pixels = np.repeat(pixels, 3, axis=2)
         if pixels.shape[2] != self.segmenter.channels:
             raise InputError(
                 f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.segmenter.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
         side = stored_side(self.segmenter.image_size, self.native_resolution)
-        return shrink(scale_intensities(pixels), side)
+        return shrink(scale_channels(pixels) if apart else scale_intensities(pixels), side)
 
-    def __call__(self, image: np.ndarray, origin: str) -> UInt8[np.ndarray, "H W"]:
+    def __call__(self, image: np.ndarray, origin: str, *, apart: bool = False) -> UInt8[np.ndarray, "H W"]:
         """The class of every pixel of an image of rows, columns and, optionally, channels.
 
         Raises:
             InputError: as `scaled` does.
         """
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        normalised = (self.scaled(image, origin) - mean) / std
+        normalised = (self.scaled(image, origin, apart=apart) - mean) / std
         size = (image.shape[0], image.shape[1])
         classes = predict(self.segmenter, normalised, size, native_resolution=self.native_resolution)
         return classes.numpy().astype(np.uint8)
 
-    def mask(self, pixels: Pixels, origin: str) -> UInt8[np.ndarray, "H W *slices"]:
+    def mask(self, pixels: Pixels, origin: str, *, apart: bool = False) -> UInt8[np.ndarray, "H W *slices"]:
         """The mask of a file: of an image, or of a volume slice by slice."""
         if not pixels.is_volume:
-            return self(pixels.array, origin)
+            return self(pixels.array, origin, apart=apart)
         slices = range(pixels.array.shape[2])
-        return np.stack([self(pixels.array[:, :, at], f"{origin} (slice {at})") for at in slices], axis=2)
+        return np.stack(
+            [self(pixels.array[:, :, at], f"{origin} (slice {at})", apart=apart) for at in slices], axis=2
+        )
 
 
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
@@ -104,13 +115,13 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     predictor = Predictor.of_run(config.run, config.device)
     scans = list_scans(config.scans)
     rows = _open(config)
-    todo = {name: path for name, path in scans.items() if not _is_done(rows, config.out, name)}
+    todo = {name: scan for name, scan in scans.items() if not _is_done(rows, config.out, name)}
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are in {config.out} already.", file=sys.stderr)
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
-        for done, (name, path) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
-            rows[name] = _segment(predictor, path, config.out / name)
+        for done, (name, scan) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
+            rows[name] = _segment(predictor, scan, config.out / name)
             with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             bar.advance(done)
@@ -125,8 +136,8 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def list_scans(place: Path) -> dict[str, Path]:
-    """The images of a folder, or the one file, by name without suffix; labels among them are left out, and said.
+def list_scans(place: Path) -> dict[str, Scan]:
+    """The scans of a folder, or the one file, by id; labels among them are left out, and said.
 
     Raises:
         InputError: if there is no image.
@@ -136,17 +147,14 @@ def list_scans(place: Path) -> dict[str, Path]:
     if place.is_file():
         if suffix_of(place) not in READERS:
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
-        return {stem_of(place): place}
-    folder = find_images(place)
-    files = by_stem(folder)
-    images, _ = split_among(files)
-    if left_out := sorted(files.keys() - images.keys()):
-        print(
-            f"note: {len(left_out)} labels are left out, such as {files[left_out[0]].name}.", file=sys.stderr
-        )
-    if note := note_on_other_files(folder):
-        print(f"note: {note}.", file=sys.stderr)
-    return images
+        name = stem_of(place)
+        return {name: Scan(name, (place,), name, name)}
+    layout = find_layout(place)
+    if labels := [label for scan in layout.scans for label in scan.labels]:
+        print(f"note: {len(labels)} labels are left out, such as {labels[0].name}.", file=sys.stderr)
+    for sentence in layout.sentences():
+        print(f"note: {sentence}.", file=sys.stderr)
+    return {scan.id: scan for scan in layout.scans}
 
 
 def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
@@ -169,10 +177,10 @@ def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
     return name in rows and (out / rows[name]["mask"]).is_file()
 
 
-def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
+def _segment(predictor: Predictor, scan: Scan, target: Path) -> dict[str, Any]:
     """Writes the mask of a scan; returns its row."""
-    pixels = read_pixels(path)
-    mask = predictor.mask(pixels, str(path))
+    path, pixels = scan.images[0], read_scan(scan)
+    mask = predictor.mask(pixels, str(path), apart=scan.modal)
     suffix, content = encode_mask(mask, path, pixels)
     written = target.with_name(target.name + suffix)
     write_atomically(written, content)
@@ -239,18 +247,18 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _draw(predictor: Predictor, scans: dict[str, Path], rows: list[dict[str, Any]], out: Path) -> None:
+def _draw(predictor: Predictor, scans: dict[str, Scan], rows: list[dict[str, Any]], out: Path) -> None:
     """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
     overlays = []
     for row in (rows[place] for place in places):
-        path, title = scans[row["scan"]], row["scan"]
-        pixels, mask = read_pixels(path), read_pixels(out / row["mask"]).array
+        scan, title = scans[row["scan"]], row["scan"]
+        pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        shown = predictor.scaled(image, str(path))
+        shown = predictor.scaled(image, str(scan.images[0]), apart=scan.modal)
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
     draw_overlays(overlays, predictor.segmenter.num_classes, title).savefig(out / "overlays.png")
