@@ -1,4 +1,4 @@
-"""The `dataset.json` of nnU-Net or the Medical Segmentation Decathlon: names of channels and classes, lists of files."""
+"""The `dataset.json` of nnU-Net or the Medical Segmentation Decathlon: names of channels and classes, and lists."""
 
 from __future__ import annotations
 
@@ -83,10 +83,6 @@ class Description(pydantic.BaseModel):
             )
         return None
 
-    def unlisted(self, file: Found) -> str | None:
-        """Why an image is not one that the file lists for training; None if it is, or nothing is listed."""
-        name = "/".join((*file.parts, file.path.name))
-        tests = {(entry if isinstance(entry, str) else entry.image).removeprefix("./") for entry in self.test}
-        if name in tests or name.replace("_0000.", ".", 1) in tests:
-            return "dataset.json lists it as a test image, which has no label"
-        return None
+    def tests(self) -> set[str]:
+        """The test images, which have no labels, relative to the file that lists them."""
+        return {(entry if isinstance(entry, str) else entry.image).removeprefix("./") for entry in self.test}

@@ -28,8 +28,8 @@ LAYOUT_VERSION = 1
 class FolderSource:
     """The scans of a folder, as `find_layout` understands it.
 
-    The splits come from `split.csv`, otherwise from folders such as train and test, otherwise from the patients: DICOM's
-    PatientID, or the part of the case's name before its last underscore.
+    The splits come from `split.csv`, otherwise from folders such as train and test, otherwise from the patients:
+    DICOM's PatientID, or the part of the case's name before its last underscore.
 
     Volumes become slices along the last axis; constant slices are left out.
     """
@@ -92,8 +92,8 @@ class FolderSource:
                 yield record
         if grey:
             self._note(
-                f"{grey} of {len(layout.scans)} images are grey and the others have colour; the grey ones are repeated in "
-                "three channels"
+                f"{grey} of {len(layout.scans)} images are grey and the others have colour; the grey ones are repeated "
+                "in three channels"
             )
         if constant:
             self._judge_constant(constant)
@@ -135,12 +135,12 @@ class FolderSource:
         total = len(self.layout.scans)
         if len(constant) == total:
             raise InputError(
-                f"{self.name} has only constant images, such as {constant[0]}: expected images that show something; check "
-                "how they were exported."
+                f"{self.name} has only constant images, such as {constant[0]}: expected images that show something; "
+                "check how they were exported."
             )
         self._note(
-            f"{len(constant)} of {total} images have one value everywhere, such as {constant[0]}; remove them if they are "
-            "empty frames"
+            f"{len(constant)} of {total} images have one value everywhere, such as {constant[0]}; remove them if they "
+            "are empty frames"
         )
 
     def _note(self, sentence: str) -> None:
@@ -187,7 +187,8 @@ def merged(labels: list[np.ndarray]) -> np.ndarray:
     shapes = {label.shape for label in labels}
     if len(shapes) > 1:
         raise InputError(
-            f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the image."
+            f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the "
+            "image."
         )
     return labels[0] if len(labels) == 1 else np.maximum.reduce(labels)
 

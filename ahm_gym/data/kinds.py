@@ -84,14 +84,8 @@ class Kinds:
                     copies[second] = first[1]
         kept = []
         for file in files:
-            own = next(
-                (
-                    copies[key]
-                    for at, part in enumerate(file.parts)
-                    if (key := (file.parts[:at], part, at)) in copies
-                ),
-                None,
-            )
+            keys = [(file.parts[:at], part, at) for at, part in enumerate(file.parts)]
+            own = next((copies[key] for key in keys if key in copies), None)
             if own is None:
                 kept.append(file)
             else:
@@ -157,8 +151,8 @@ class Kinds:
         self.labels += [image for image in self.images if image.path in labels]
         self.images = [image for image in self.images if image.path not in labels]
         self.doubts.append(
-            f"{len(labels)} {suffix} files have the names of other images and few values, and are used as their labels; "
-            "if they are none, move them to another folder"
+            f"{len(labels)} {suffix} files have the names of other images and few values, and are used as their "
+            "labels; if they are none, move them to another folder"
         )
 
     def _only_image_folders(self) -> None:
@@ -193,14 +187,8 @@ def _image_folder(image: Found) -> tuple[str, ...] | None:
 def _hold_pairs(files: Sequence[Found]) -> bool:
     """Whether an image and its label lie among these files."""
     stems = {(file.parts, file.stem) for file in files if not looks_like_label(file.stem)}
-    named = (LABEL_NAME.fullmatch(file.stem) and (file.parts, file.stem) for file in files)
-    return any(
-        key and (key[0], match[1]) in stems
-        for key in named
-        if key
-        for match in [LABEL_NAME.fullmatch(key[1])]
-        if match
-    )
+    named = ((file.parts, LABEL_NAME.fullmatch(file.stem)) for file in files)
+    return any((parts, match[1]) in stems for parts, match in named if match)
 
 
 def _suffix_of_labels(pairs: Sequence[Sequence[Found]]) -> str | None:

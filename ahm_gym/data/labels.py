@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ def expected_image(stem: str) -> str:
     return f"an image named {match[1] + match[3] if match else stem}"
 
 
-def place_of(parts: Sequence[str]) -> Place:
+@functools.cache
+def place_of(parts: tuple[str, ...]) -> Place:
     """The split and the folders of a file, without folders that only name a split or say what they hold."""
 
     def says_something(part: str) -> bool:
@@ -186,12 +188,15 @@ def match_labels(drafts: Sequence[Draft], labels: Sequence[Found]) -> Matches:
 def _give_all_to_only_scan(names: Names, found: Matches) -> None:
     """A folder of labels with names of their own belongs to the only scan beside it, as in a folder for each case."""
     labelled = {place_of(d.parts) for drafts in names.places.values() for d in drafts if d.labels}
-    for label in list(found.alone):
+    alone = []
+    for label in found.alone:
         place = place_of(label.parts)
         draft = _only(names.places.get(place, []))
         if draft is not None and place[1] and place not in labelled and label.in_labels:
             draft.labels.append(label)
-            found.alone.remove(label)
+        else:
+            alone.append(label)
+    found.alone = alone
 
 
 def _choose(draft: Draft, found: Matches) -> None:

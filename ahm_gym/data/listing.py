@@ -21,7 +21,7 @@ PREDICTIONS = "predictions.jsonl"
 RUN_FILES: frozenset[str] = frozenset({"config.json", "metrics.jsonl"})
 """A folder with these files is a run, whose pictures are no images to learn from."""
 SYSTEM: frozenset[str] = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
-NNUNET_FOLDERS: tuple[str, ...] = ("imagestr", "imagests", "imagesval")
+NNUNET_FOLDERS: tuple[str, ...] = ("imagestr", "imagests", "imagesval", "imagesva")
 
 IMAGE_WORDS: frozenset[str] = frozenset("image images img imgs original originals input inputs".split())
 LABEL_WORDS: frozenset[str] = frozenset(
@@ -43,6 +43,7 @@ SPLIT_WORDS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+NNUNET_SPLITS: dict[str, Split] = {"tr": "train", "va": "val", "ts": "test"}
 FORMAT_WORDS: frozenset[str] = frozenset("png tif tiff jpg jpeg bmp".split())
 
 Role = Literal["image", "label", "derived", "derivatives"]
@@ -145,12 +146,13 @@ def role_of_folder(name: str) -> Role | None:
 def split_of_folder(name: str) -> Split | None:
     """The split that the name of a folder states."""
     words = words_of(name)
-    if len(words) == 2 and words[1] in ("tr", "ts") and words[0] in IMAGE_WORDS | LABEL_WORDS:
-        return "train" if words[1] == "tr" else "test"
+    if len(words) == 2 and words[1] in NNUNET_SPLITS and words[0] in IMAGE_WORDS | LABEL_WORDS:
+        return NNUNET_SPLITS[words[1]]
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
-def split_of(parts: Sequence[str]) -> Split | None:
+@functools.cache
+def split_of(parts: tuple[str, ...]) -> Split | None:
     """The split that the folders above a file state; the outermost counts."""
     return next((split for part in parts if (split := split_of_folder(part))), None)
 
@@ -162,7 +164,7 @@ def is_named(folder: Path, names: Sequence[str]) -> bool:
 
 def is_plain_label_name(name: str) -> bool:
     """Whether a name says nothing but that labels, perhaps of one split, are inside, as `labelsTr` does."""
-    rest = set(words_of(name)) - {"tr", "ts"} - SPLIT_WORDS.keys()
+    rest = set(words_of(name)) - NNUNET_SPLITS.keys() - SPLIT_WORDS.keys()
     return bool(rest) and rest <= LABEL_WORDS | {"ground"}
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel
 from PIL import Image
@@ -16,7 +17,9 @@ from ahm_gym.data.listing import NNUNET_FOLDERS, Found
 from ahm_gym.data.sample import Split
 
 MODALITIES: tuple[str, ...] = tuple(
-    "t1 t1w t1n t1ce t1c t1gd t2 t2w flair t2f t2star pd pdw swi dwi adc ct cta ctp pet suv cbf cbv mtt tmax ttp".split()
+    (
+        "t1 t1w t1n t1ce t1c t1gd t2 t2w flair t2f t2star pd pdw swi dwi adc ct cta ctp pet suv cbf cbv mtt tmax ttp"
+    ).split()
 )
 """Endings of names that state a modality, in the order of the channels."""
 MODALITY = re.compile(
@@ -142,16 +145,16 @@ def _by_modality(images: Sequence[Found]) -> Stacked:
     example = next(iter(several[0].values())).path
     if 2 * len(several) <= len(cases) or len(names) < 2:
         alone.doubts.append(
-            f"some cases have several modalities, such as {example.name}, but most have not the same ones, so that each "
-            "file is an image of its own; to stack them, give a folder whose cases all have the same"
+            f"some cases have several modalities, such as {example.name}, but most have not the same ones, so that "
+            "each file is an image of its own; to stack them, give a folder whose cases all have the same"
         )
         return alone
     complete = [files for files in cases.values() if files.keys() >= set(names)]
     fitting = sum(len({shape_of(files[name].path) for name in names}) == 1 for files in complete)
     if 2 * fitting <= len(complete):
         alone.doubts.append(
-            f"the modalities of a case differ in size, such as those of {example.name}, so that each file is an image of "
-            "its own; to stack them, resample them to one grid"
+            f"the modalities of a case differ in size, such as those of {example.name}, so that each file is an image "
+            "of its own; to stack them, resample them to one grid"
         )
         return alone
     ordered = [(_case_name(key), files) for key, files in cases.items()]
@@ -200,7 +203,8 @@ def shape_of(path: Path) -> tuple[int, ...] | None:
     """The size that the header states; None if it cannot be told from the header alone."""
     with contextlib.suppress(Exception):  # whatever is wrong with the file is said when it is read
         if ".nii" in path.name.lower():
-            return tuple(nibabel.load(path).shape)
+            volume: Any = nibabel.load(path)
+            return tuple(volume.shape)
         with Image.open(path) as picture:
             return picture.size
     return None

@@ -13,20 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
+from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, WithoutLabels, checked_label
 from ahm_gym.data.sample import Record, Source, Split
 from ahm_gym.data.scaling import (
     FOREGROUND,
     channels_last,
-    class_indices,
     scale_channels,
     scale_intensities,
     shrink,
@@ -74,7 +74,7 @@ def prepare(source: Source, *, shortest_side: int | None, need_labels: bool = Tr
                 if need_labels:
                     raise
                 print(f"note: {source.name}: its labels are left out, because {error}", file=sys.stderr)
-                _build(_WithoutLabels(source), unlabelled, shortest_side)
+                _build(WithoutLabels(source), unlabelled, shortest_side)
                 return ImageDataset(unlabelled)
     return ImageDataset(labelled)
 
@@ -156,63 +156,6 @@ def _cache_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-class LabelError(InputError):
-    """A label that cannot be used; pretraining can do without it."""
-
-
-class MixedColoursError(InputError):
-    """Grey images among colour ones."""
-
-
-@runtime_checkable
-class Recolourable(Protocol):
-    """A source that can repeat its grey images in three channels."""
-
-    def in_colour(self) -> Source:
-        """The same source, with three channels in every image."""
-        ...
-
-
-class _WithoutLabels:
-    """A source without its labels."""
-
-    def __init__(self, source: Source) -> None:
-        self.source: Source = source
-        self.name: str = source.name
-
-    @property
-    def num_images(self) -> int | None:
-        return self.source.num_images
-
-    def fingerprint(self) -> list[Any]:
-        return self.source.fingerprint()
-
-    def records(self) -> Iterator[Record]:
-        for record in self.source.records():
-            yield replace(record, label=None, label_error="")
-
-    def in_colour(self) -> Source:
-        return _WithoutLabels(
-            self.source.in_colour() if isinstance(self.source, Recolourable) else self.source
-        )
-
-
-def _checked_label(record: Record, size: tuple[int, int]) -> np.ndarray | None:
-    """The label as class indices.
-
-    Raises:
-        LabelError: if it cannot be used.
-    """
-    if record.label_error:
-        raise LabelError(record.label_error)
-    if record.label is None:
-        return None
-    try:
-        return class_indices(record.label, size, record.label_origin)
-    except InputError as error:
-        raise LabelError(str(error)) from error
-
-
 @dataclass
 class _Table:
     """The columns of the index, and intermediate values from which it is completed."""
@@ -235,10 +178,10 @@ class _Table:
             expected = self.moments[0].shape[1]
             kind = MixedColoursError if {image.shape[2], expected} == {1, 3} else InputError
             raise kind(
-                f"wrong channel count: {record.origin} has {image.shape[2]}, expected {expected} like the images before "
-                "it; convert some of them, or split the data."
+                f"wrong channel count: {record.origin} has {image.shape[2]}, expected {expected} like the images "
+                "before it; convert some of them, or split the data."
             )
-        label = _checked_label(record, (image.shape[0], image.shape[1]))
+        label = checked_label(record, (image.shape[0], image.shape[1]))
         scale = scale_channels if record.modalities else scale_intensities
         scaled = shrink(scale(image), shortest_side)
         exact = scaled.double()

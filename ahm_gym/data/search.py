@@ -13,7 +13,7 @@ from ahm_gym.data.description import Description
 from ahm_gym.data.files import PICTURES, READERS, suffix_of
 from ahm_gym.data.kinds import Kinds, no_images, unread_labels
 from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
-from ahm_gym.data.layout import Layout, Scan
+from ahm_gym.data.layout import Layout
 from ahm_gym.data.listing import (
     DESCRIPTION,
     NNUNET_FOLDERS,
@@ -28,7 +28,8 @@ from ahm_gym.data.listing import (
     split_of,
     walk,
 )
-from ahm_gym.data.modalities import Draft, Stacked, stack, without_channel
+from ahm_gym.data.modalities import Draft, Stacked, stack
+from ahm_gym.data.naming import name_scans
 from ahm_gym.data.sample import SPLITS
 from ahm_gym.data.series import Series, group, is_unnamed_dicom
 from ahm_gym.errors import InputError
@@ -105,7 +106,8 @@ class _Reading:
         self.left_out |= kinds.left_out
         self.notes += kinds.notes
         self.doubts += kinds.doubts
-        others = [file for file in tree.others if file not in unnamed]
+        found = {file.path for file in unnamed}
+        others = [file for file in tree.others if file.path not in found]
         images = self._listed(kinds.images)
         if not images:
             raise no_images(self.root, others, kinds)
@@ -115,10 +117,10 @@ class _Reading:
         drafts = self._use_splits(drafts)
         if len(drafts) < MIN_IMAGES and all(draft.files[0].suffix in PICTURES for draft in drafts):
             self.doubts.append(
-                f"{len(drafts)} images are too few to learn from and to split into train, val and test, so that this is only "
-                "a trial; add images"
+                f"{len(drafts)} images are too few to learn from and to split into train, val and test, so that "
+                "this is only a trial; add images"
             )
-        scans = tuple(_scans(drafts, stacked, self.root))
+        scans = tuple(name_scans(drafts, channels_named=stacked.channels_named))
         if note := _other_kinds(others):
             self.notes.append(note)
         labelled = any(scan.labels for scan in scans)
@@ -146,9 +148,11 @@ class _Reading:
         """The images without those that the `dataset.json` excludes."""
         if self.described.parent == self.root and (doubt := self.description.doubt(self.described, images)):
             self.doubts.append(doubt)
-        kept = []
+        kept, tests = [], self.description.tests()
         for image in images:
-            reason = self.description.unlisted(image)
+            name = "/".join((*image.parts, image.path.name))
+            is_test = name in tests or name.replace("_0000.", ".", 1) in tests
+            reason = f"{DESCRIPTION} lists it as a test image" if is_test else None
             ending = self.description.file_ending.lower()
             if reason is None and ending and not image.path.name.lower().endswith(ending):
                 reason = f"{DESCRIPTION} gives its files the ending {ending}"
@@ -159,12 +163,12 @@ class _Reading:
         return kept
 
     def _drafts(self, images: list[Found], labels: list[Found]) -> tuple[list[Draft], Stacked]:
-        known = [file for file in images if file.suffix in READERS and file.suffix != ".dcm"]
-        grouped = group(file for file in images if file.suffix not in READERS or file.suffix == ".dcm")
+        dicom = [file for file in images if file.suffix not in READERS or file.suffix == ".dcm"]
+        grouped = group(dicom)
         self.left_out |= grouped.left_out
         self.doubts += grouped.doubts
-        single = {file.path for file in grouped.single if file.suffix in READERS}
-        rest = [file for file in images if file in known or file.path in single]
+        apart = {file.path for file in dicom} - {f.path for f in grouped.single if f.suffix in READERS}
+        rest = [file for file in images if file.path not in apart]
         bases = {name for label in labels for name in (label.stem, *read_name(label).bases)}
         stacked = stack(rest, bases, self.description.channels(), nnunet=is_named(self.root, NNUNET_FOLDERS))
         self.left_out |= stacked.left_out
@@ -192,9 +196,10 @@ class _Reading:
         if matches.merged:
             self.notes.append(f"the labels of {matches.merged} scans are in several files, which are merged")
         used = {_label_folder(label) for draft in drafts for label in draft.labels}
+        beside = {label.path for label in self.search.beside}
         for label in matches.alone:
             folder = _label_folder(label)
-            if label in self.search.beside and folder not in used and not is_named(self.root, IMAGE_FOLDERS):
+            if label.path in beside and folder not in used and not is_named(self.root, IMAGE_FOLDERS):
                 continue
             if label.in_labels and used and folder not in used:
                 self.left_out[label.path] = "no label in its folder belongs to an image"
@@ -212,8 +217,8 @@ class _Reading:
             if draft.series and draft.labels:
                 self.left_out |= {label.path: "its image is a DICOM series" for label in draft.labels}
                 self.faults.append(
-                    f"{draft.labels[0].path} is the label of a DICOM series, whose orientation it may not share: expected "
-                    "both in one format; convert the series to NIfTI, for example with dcm2niix."
+                    f"{draft.labels[0].path} is the label of a DICOM series, whose orientation it may not share: "
+                    "expected both in one format; convert the series to NIfTI, for example with dcm2niix."
                 )
                 draft.labels = []
 
@@ -229,7 +234,7 @@ class _Reading:
                 reason = f"the {split} images have no labels; give their folder itself to use them"
                 self.left_out |= {file.path: reason for file in draft.files}
             else:
-                draft.split = split
+                draft.split = split_of(draft.parts)
                 kept.append(draft)
         found = {draft.split for draft in kept}
         if found - {None} <= {"train"} or "train" not in found or None in found:
@@ -277,53 +282,6 @@ def _label_folder(label: Found) -> tuple[str, ...]:
     """The folder of labels in which a label lies, or its own folder."""
     last = max((at for at, part in enumerate(label.parts) if role_of_folder(part) == "label"), default=None)
     return label.parts if last is None else label.parts[: last + 1]
-
-
-def _scans(drafts: list[Draft], stacked: Stacked, root: Path) -> list[Scan]:
-    """The scans with unique ids."""
-    scans = []
-    for draft, name in zip(drafts, _unique(drafts), strict=True):
-        by_case = len(draft.files) == 1 and len(draft.names) > 1 and bool(draft.labels)
-        stem = without_channel(draft.stem) if stacked.channels_named else draft.stem
-        folder = draft.series and len(draft.files) > 1
-        parts = (*draft.parts[:-1], stem) if folder and draft.parts else (*draft.parts, stem)
-        if not folder and not draft.series and len(draft.files) == 1 and not stacked.channels_named:
-            parts = (*draft.parts, draft.files[0].stem)
-        scans.append(
-            Scan(
-                name,
-                tuple(file.path for file in draft.files),
-                "/".join(parts),
-                without_channel(name) if by_case and draft.labels[0].stem != draft.stem else name,
-                tuple(label.path for label in draft.labels),
-                draft.split,
-                draft.series,
-            )
-        )
-    return scans
-
-
-def _unique(drafts: list[Draft]) -> list[str]:
-    """The stems; those that repeat follow the names of their folders, without those of images and labels first."""
-
-    def joined(draft: Draft, every: bool) -> str:
-        parts = [part for part in draft.parts if every or role_of_folder(part) is None or split_of((part,))]
-        own = (draft.series and len(draft.files) > 1) or (draft.parts and draft.stem == draft.parts[-1])
-        return "_".join([*(parts[:-1] if own else parts), draft.stem])
-
-    names = [draft.stem for draft in drafts]
-    for every in (False, True):
-        counts = Counter(names)
-        names = [
-            joined(draft, every) if counts[name] > 1 else name
-            for name, draft in zip(names, drafts, strict=True)
-        ]
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return unique
 
 
 def _other_kinds(others: list[Found]) -> str | None:

@@ -110,7 +110,7 @@ def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Se
         return [Series(tuple(files[0] for files in ordered), number)]
     if len(times) > 1:
         doubts.append(
-            f"the series {number or 'in'} {folder} has several files at some positions and fewer at others, so that each "
+            f"a series in {folder} has several files at some positions and fewer at others, so that each "
             "file is an image of its own; export it as one file for each volume"
         )
         return [Series((file,), number) for files in ordered for file in files]
