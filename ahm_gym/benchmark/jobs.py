@@ -218,7 +218,11 @@ def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDat
     """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
     image_size = image_size_of(config.image_size)
     dataset = open_data(
-        config.data, root=config.data_root, image_size=image_size, patient_regex=config.patient_regex
+        config.data,
+        root=config.data_root,
+        image_size=image_size,
+        need_labels=False,
+        patient_regex=config.patient_regex,
     )
     autoencoder = starting_autoencoder(config, dataset.channels, fresh=False).to(pick_device(config.device))
     if config.policy != UNTRAINED:

@@ -2,89 +2,199 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
-from ahm_gym.data.labels import Labels, find_labels, looks_like_label, without_channel
-from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, note_on_other_files
+from ahm_gym.data.layout import Layout, Scan
 from ahm_gym.data.sample import Record
+from ahm_gym.data.search import Search
+from ahm_gym.data.series import read_series
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
-NNUNET_FOLDERS: tuple[str, ...] = ("imagesTr", "imagesTs")
+LAYOUT_VERSION = 1
+"""Counted up when folders are understood in another way, so that they are prepared again."""
 
 
 class FolderSource:
-    """Images directly in a folder, or in its `images` or `imagesTr`.
+    """The scans of a folder, as `find_layout` understands it.
 
-    Labels are among the images, or in a folder `labels`, `labelsTr`, `masks`, `label` or `mask` inside the folder
-    of the images or next to it. A label has the name of its image (the suffix may differ), to which `_mask`,
-    `_segmentation`, `_label`, `_seg`, `_gt`, `_groundtruth` or `_annotation` may be added, before or after the number
-    of the image; among the images it must be added. The label of nnU-Net's `case_0000` is `case`.
-
-    The splits come from `split.csv` in the folder of the images or its parent, otherwise from the patients; see
+    The splits come from `split.csv`, otherwise from folders such as train and test, otherwise from the patients; see
     `find_patients`.
 
     Volumes become slices along the last axis; constant slices are left out.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name: str = folder.resolve().name
-        self.folder: Path = find_images(folder)
-        self.images: dict[str, Path]
-        self.labels: Labels
-        self.images, self.labels = find_labels(by_stem(self.folder), self.folder)
-        places = (self.folder / SPLIT_TABLE, self.folder.resolve().parent / SPLIT_TABLE)
-        self.table: SplitTable | None = next((SplitTable(path) for path in places if path.is_file()), None)
-        named = any(case == without_channel(stem) != stem for stem, (case, _) in self.labels.items())
-        self.channels_named: bool = named or is_named(self.folder, NNUNET_FOLDERS)
-        pictures_only = all(suffix_of(path) in PICTURES for path in self.images.values())
-        self.num_images: int | None = len(self.images) if pictures_only else None
+        self.search: Search = Search(folder)
+        self.name: str = self.search.root.name
+        self.colour: bool = False
+        """Grey images are repeated in three channels."""
+
+    def in_colour(self) -> FolderSource:
+        """The same source, with three channels in every image."""
+        other = copy.copy(self)
+        other.colour = True
+        return other
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the folder holds, and what was said of it."""
+        found = self.search.layout
+        for sentence in found.sentences():
+            self._note(sentence)
+        return found
+
+    @cached_property
+    def table(self) -> SplitTable | None:
+        """The table of splits, if there is one."""
+        return None if self.layout.table is None else SplitTable(self.layout.table)
+
+    @property
+    def num_images(self) -> int | None:
+        """The number of images; None if some files may hold several, or `records` was not called yet."""
+        if "layout" not in self.__dict__:
+            return None
+        scans = self.layout.scans
+        pictures_only = all(suffix_of(path) in PICTURES for scan in scans for path in scan.images)
+        return len(scans) if pictures_only else None
 
     def fingerprint(self) -> list[Any]:
-        paths = [*self.images.values(), *(label for _, label in self.labels.values())]
-        if self.table is not None:
-            paths.append(self.table.path)
-        return [fingerprint_of(path) for path in paths]
+        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths())]
 
     def records(self) -> Iterator[Record]:
-        for note in self._notes():
-            print(f"note: {self.name}: {note}.", file=sys.stderr)
-        for stem, path in self.images.items():
-            pixels = read_pixels(path)
-            case, label_path = self.labels.get(stem, (stem, None))
-            label = None if label_path is None else read_label(label_path, path, pixels)
-            record = Record(
-                pixels.array,
-                label,
-                stem,
-                pixels.patient,
-                origin=str(path),
-                label_origin=str(label_path),
-                split=None if self.table is None else self.table.of_file(path, stem),
-                spacing=pixels.spacing,
-                slice_spacing=pixels.slice_spacing,
-                place=without_channel(stem) if self.channels_named else stem,
-            )
-            if pixels.is_volume:
-                yield from slices(dataclasses.replace(record, volume=case))
-            else:
-                yield record
+        return self._records(self.layout)
 
-    def _notes(self) -> Iterator[str]:
-        if note := note_on_other_files(self.folder):
-            yield note
-        if self.labels:
-            _, first = next(iter(self.labels.values()))
-            yield f"{len(self.labels)} of {len(self.images)} files have a label, from {first.parent}"
-        if all(map(looks_like_label, self.images)):
-            yield "all files are named like labels, and are used as images"
+    def _records(self, layout: Layout) -> Iterator[Record]:
+        constant, grey = [], 0
+        faults = list(layout.faults[:1])
+        for scan in layout.scans:
+            pixels = read_scan(scan)
+            if self.colour and (pixels.array.ndim == 2 + pixels.is_volume or pixels.array.shape[-1] == 1):
+                pixels, grey = _repeated(pixels), grey + 1
+            record = self._record(scan, pixels)
+            if faults:
+                record = dataclasses.replace(record, label=None, label_error=faults.pop())
+            if pixels.is_volume:
+                yield from _slices(record)
+            else:
+                if pixels.array.min() == pixels.array.max():
+                    constant.append(record.origin)
+                yield record
+        if grey:
+            self._note(
+                f"{grey} of {len(layout.scans)} images are grey and the others have colour; the grey ones are repeated "
+                "in three channels"
+            )
+        if constant:
+            self._judge_constant(constant)
+
+    def _record(self, scan: Scan, pixels: Pixels) -> Record:
+        label, error = None, ""
+        if scan.labels:
+            try:
+                label = merged([read_label(path, scan.images[0], pixels) for path in scan.labels])
+            except InputError as caught:
+                error = str(caught)
+        return Record(
+            pixels.array,
+            label,
+            scan.id,
+            pixels.patient,
+            origin=str(scan.images[0]),
+            label_origin=str(scan.labels[0] if scan.labels else None),
+            volume=scan.case if pixels.is_volume else None,
+            split=scan.split if self.table is None else self.table.of_file(scan.images[0], scan.id),
+            spacing=pixels.spacing,
+            slice_spacing=pixels.slice_spacing,
+            place=scan.place,
+            modalities=scan.modal,
+            label_error=error,
+        )
+
+    def _judge_constant(self, constant: list[str]) -> None:
+        """Says how many images show nothing.
+
+        Raises:
+            InputError: if all of them do.
+        """
+        total = len(self.layout.scans)
+        if len(constant) == total:
+            raise InputError(
+                f"{self.name} has only constant images, such as {constant[0]}: expected images that show something; "
+                "check how they were exported."
+            )
+        self._note(
+            f"{len(constant)} of {total} images have one value everywhere, such as {constant[0]}; remove them if they "
+            "are empty frames"
+        )
+
+    def _note(self, sentence: str) -> None:
+        print(f"note: {self.name}: {sentence}.", file=sys.stderr)
+
+
+def _repeated(pixels: Pixels) -> Pixels:
+    """A grey image in three equal channels."""
+    array = pixels.array if pixels.array.ndim == 3 + pixels.is_volume else pixels.array[..., None]
+    return dataclasses.replace(pixels, array=np.repeat(array, 3, axis=-1))
+
+
+def read_scan(scan: Scan) -> Pixels:
+    """Reads the image of a scan: one file, the slices of a series, or several files as channels.
+
+    Raises:
+        InputError: if a file cannot be read, or the channels differ in size or orientation.
+    """
+    if scan.series:
+        return read_series(scan.images)
+    first, *others = (read_pixels(path) for path in scan.images)
+    if not others:
+        return first
+    for path, pixels in zip(scan.images[1:], others, strict=True):
+        if pixels.array.shape != first.array.shape or pixels.orientation != first.orientation:
+            raise InputError(
+                f"{path} and {scan.images[0]} are modalities of one case, and have the shapes {pixels.array.shape} and "
+                f"{first.array.shape} or other orientations: expected the same; resample them to one grid."
+            )
+    if first.array.ndim > 2 + first.is_volume:
+        raise InputError(
+            f"{scan.images[0]} is one modality of a case and has the shape {first.array.shape}: expected one channel; "
+            "convert it to grey."
+        )
+    return dataclasses.replace(first, array=np.stack([first.array, *(p.array for p in others)], axis=-1))
+
+
+def merged(labels: list[np.ndarray]) -> np.ndarray:
+    """One label of several: every pixel has the highest class that one of them gives it.
+
+    Raises:
+        InputError: if their sizes differ.
+    """
+    shapes = {label.shape for label in labels}
+    if len(shapes) > 1:
+        raise InputError(
+            f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the "
+            "image."
+        )
+    return labels[0] if len(labels) == 1 else np.maximum.reduce(labels)
+
+
+def _slices(volume: Record) -> Iterator[Record]:
+    """The slices of a volume; with a label that does not fit they have none, but the reason."""
+    try:
+        yield from slices(volume)
+    except InputError as error:  # before the first slice
+        if volume.label is None:
+            raise
+        yield from slices(dataclasses.replace(volume, label=None, label_error=str(error)))
 
 
 def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:

@@ -1,143 +1,75 @@
-"""Matches labels to images by the names of their files."""
+"""Matches labels to scans by the names of their files and folders."""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_folders, is_named
-from ahm_gym.errors import InputError
+from ahm_gym.data.listing import SPLIT_WORDS, Found, role_of_folder, split_of, words_of
+from ahm_gym.data.modalities import Draft, without_modality
 
-ENDINGS = "masks?|segmentation|labels?|seg|gt|groundtruth|annotation|anno"
-LABEL_NAME = re.compile(rf"(.+)[-_ ](?:{ENDINGS})((?:[-_ ]\d+)?)", re.IGNORECASE)
+ENDINGS = "masks?|segmentations?|labels?|labelmaps?|d?seg|gt|ground[-_ ]?truth|annotations?|anno"
+WEAK_ENDINGS = "lesions?|manual|roi|truth"
+LABEL_NAME = re.compile(rf"(.+)[-_ .]({ENDINGS})((?:[-_ ]?\d+)?)", re.IGNORECASE)
 """The name of an image, an ending, and optionally a number: that of the image, or of one of its labels."""
-NUMBERED_LABEL = re.compile(rf"(?:{ENDINGS})[-_ ]?\d+", re.IGNORECASE)
+WEAK_LABEL = re.compile(rf"(.+)[-_ ]({WEAK_ENDINGS})()", re.IGNORECASE)
+"""An ending that names a label only beside an image without it."""
+NUMBERED_LABEL = re.compile(rf"(?:{ENDINGS})[-_ ]?(\d+)", re.IGNORECASE)
 """A name that only numbers a label and does not name an image."""
+BARE_LABEL = re.compile(ENDINGS, re.IGNORECASE)
+OBSERVER = re.compile(
+    r"(.+?)[-_ ]?(?:(1st|2nd|3rd)[-_ ]?(?:HO|observer|manual|reader|rater)"
+    r"|(?:manual|observer|reader|rater|expert|annotator)[-_ ]?(\d))",
+    re.IGNORECASE,
+)
+OBSERVER_FOLDER = re.compile(r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)", re.IGNORECASE)
 NUMBER = re.compile(r"[-_ ]\d+$")
+NUMBERED_IMAGE = re.compile(r"[A-Za-z]+[-_ ]?(\d+)")
+ENTITY = re.compile(r"_(?:desc|label|space|res)-[^_]+")
+"""What BIDS says of a derived file beyond the scan that it belongs to."""
+DERIVED_NAME = re.compile(r"(.+)[-_ ](?:superpixels?|probseg|overlay|preview|heatmap)", re.IGNORECASE)
+"""A name that says that the file was made from an image."""
+WHOLE_SERIES = re.compile(r"(.+)[-_](?:4d|cine)", re.IGNORECASE)
+IMAGE_ENDING = re.compile(
+    r"[-_ ](?:images?|img|orig|original|raw|input|volume|scan|training|test)$", re.IGNORECASE
+)
 
-Labels = dict[str, tuple[str, Path]]
-"""The case and the label file of every labelled image, by the image's stem."""
-
-
-class Cases:
-    """The cases that labels of these images may be named after."""
-
-    def __init__(self, images: Mapping[str, Path]) -> None:
-        self.images: Mapping[str, Path] = images
-        channels = {without_channel(stem) for stem in images if stem.endswith("_0000")}
-        self.with_channels: set[str] = channels - images.keys()
-        """Cases of nnU-Net: the names of their images end in the number of a channel."""
-        self.numbered: set[str] = {NUMBER.sub("", stem) for stem in images if NUMBER.search(stem)}
-
-    def of_label(self, stem: str) -> str | None:
-        """The case of a label: `a` for `a` and `a_mask`; for `a_mask_1` it is `a_1`, or `a` if `a` has no number."""
-        if stem in self.images or stem in self.with_channels:
-            return stem
-        match = LABEL_NAME.fullmatch(stem)
-        if match is None:
-            return None
-        name, number = match.groups()
-        if name + number in self.images or (not number and name in self.with_channels):
-            return name + number
-        return name if name in self.images and name not in self.numbered else None
-
-    def by_image(self, labels: dict[str, Path]) -> Labels:
-        """Converts labels by case to labels by image."""
-        found = {}
-        for stem in self.images:
-            case = without_channel(stem)
-            if stem in labels:
-                found[stem] = (stem, labels[stem])
-            elif case in labels and case in self.with_channels:
-                found[stem] = (case, labels[case])
-        return found
+Place = tuple[str | None, tuple[str, ...]]
+"""A split and the folders above a file, without those that only say what it holds."""
 
 
-def find_labels(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], Labels]:
-    """Separates the files of a folder into images and labels, and finds labels in other folders.
+@dataclass(frozen=True)
+class LabelName:
+    """What the name of a label says."""
 
-    Raises:
-        InputError: if an image has several labels, a label has no image, or labels are in two places.
-    """
-    images, among = split_among(files)
-    places = [among, *labels_apart(images, folder)]
-    found = [labels for labels in places if labels]
-    if len(found) > 1:
-        (_, first), (_, second) = (next(iter(labels.values())) for labels in found[:2])
-        raise InputError(
-            f"{first} is a label by its name or folder, and so is {second}: expected all labels in one place; rename "
-            "or move those that should not be used."
-        )
-    return images, found[0] if found else {}
+    bases: tuple[str, ...] = ()
+    """Names that its image may have, the best first."""
+    kind: str = ""
+    number: str = ""
+    observer: int = 0
+    """The number of the observer who drew it; 0 if none is named."""
 
 
-def split_among(files: dict[str, Path]) -> tuple[dict[str, Path], Labels]:
-    """Separates the files of a folder into images and labels: `a_mask` is the label of `a`.
-
-    If all files are named like numbered labels, such as `liver_seg_001`, they are images.
-
-    Raises:
-        InputError: if an image has several labels, or a label has no image.
-    """
-    named_as_labels = {stem: path for stem, path in files.items() if looks_like_label(stem)}
-    images = {stem: path for stem, path in files.items() if stem not in named_as_labels}
-    if not images and all(NUMBER.search(stem) for stem in files):
-        return files, {}
-    cases = Cases(images)
-    labels: dict[str, Path] = {}
-    for stem, path in named_as_labels.items():
-        case = cases.of_label(stem)
-        if case is None:
-            raise InputError(
-                f"{path} is named like a label but has no image: expected {expected_image(stem)} "
-                "in the same folder; rename the label or remove it."
-            )
-        add_label(labels, case, path)
-    return images, cases.by_image(labels)
-
-
-def labels_apart(images: dict[str, Path], folder: Path) -> list[Labels]:
-    """The labels in separate folders, inside the folder of the images or next to it.
-
-    A folder of labels next to the folder of the images belongs to it if a name matches, or if that folder is named
-    `images` or `imagesTr`.
-
-    Raises:
-        InputError: if an image has several labels, or a label has no image.
-    """
-    ours = is_named(folder, IMAGE_FOLDERS)
-    inside = inner_folders(folder, LABEL_FOLDERS)
-    cases = Cases(images)
-    found = []
-    for place in (*inside, *label_folders_next_to(folder)):
-        labels: dict[str, Path] = {}
-        for stem, path in by_stem(place).items():
-            add_label(labels, cases.of_label(stem) or stem, path)
-        matched = cases.by_image(labels)
-        alone = set(labels) - {case for case, _ in matched.values()}
-        if alone and (matched or ours or place in inside):
-            first = min(alone)
-            raise InputError(
-                f"{labels[first]} is a label without an image: expected {expected_image(first)} in {folder}; add "
-                "the image or remove the label."
-            )
-        found.append(matched)
-    return found
-
-
-def label_folders_next_to(folder: Path) -> list[Path]:
-    """The folders of labels next to a folder; none if there is no permission to list its parent."""
-    itself = folder.resolve()
-    try:
-        return [path for path in inner_folders(itself.parent, LABEL_FOLDERS) if path != itself]
-    except PermissionError:
-        return []
+def read_name(label: Found) -> LabelName:
+    """What the names of a label and its folders say."""
+    stem = label.stem
+    folder = next((int(m[1]) for part in label.parts if (m := OBSERVER_FOLDER.fullmatch(part))), 0)
+    if match := OBSERVER.fullmatch(stem):
+        return LabelName((match[1],), "observer", observer=int((match[2] or match[3])[0]))
+    match = LABEL_NAME.fullmatch(stem) or WEAK_LABEL.fullmatch(stem)
+    if match is None:
+        return LabelName(observer=folder)
+    base, kind, number = match.groups()
+    bases = (base + number, base) if number else (base,)
+    return LabelName(bases, kind.lower(), number, observer=folder)
 
 
 def looks_like_label(stem: str) -> bool:
     """Whether the name of a file is that of a label."""
-    return bool(LABEL_NAME.fullmatch(stem) or NUMBERED_LABEL.fullmatch(stem))
+    return any(form.fullmatch(stem) for form in (LABEL_NAME, NUMBERED_LABEL, BARE_LABEL))
 
 
 def expected_image(stem: str) -> str:
@@ -145,16 +77,183 @@ def expected_image(stem: str) -> str:
     if NUMBERED_LABEL.fullmatch(stem):
         return f"an image named {stem}, or a label with the name of its image,"
     match = LABEL_NAME.fullmatch(stem)
-    return f"an image named {match[1] + match[2] if match else stem}"
+    return f"an image named {match[1] + match[3] if match else stem}"
 
 
-def without_channel(stem: str) -> str:
-    """Removes the number of a channel, `_0000`, that nnU-Net appends to the name of a case."""
-    return re.sub(r"_\d{4}$", "", stem)
+@functools.cache
+def place_of(parts: tuple[str, ...]) -> Place:
+    """The split and the folders of a file, without folders that only name a split or say what they hold."""
+
+    def says_something(part: str) -> bool:
+        only_split = all(word in SPLIT_WORDS or word.isdecimal() for word in words_of(part))
+        return role_of_folder(part) is None and not (only_split and split_of((part,)))
+
+    return split_of(parts), tuple(part for part in parts if says_something(part))
 
 
-def add_label(labels: dict[str, Path], case: str, path: Path) -> None:
-    """Adds a label to the labels by case; raises InputError if the case already has one."""
-    first = labels.setdefault(case, path)
-    if first is not path:
-        raise InputError(f"{first} and {path.name} are labels of one image: merge them into one file.")
+def in_label_folder(file: Found) -> bool:
+    """Whether the nearest folder that says what it holds says labels."""
+    roles = (role_of_folder(part) for part in reversed(file.parts))
+    return next((role for role in roles if role in ("label", "image")), None) == "label"
+
+
+@dataclass
+class Matches:
+    """The labels that belong to no scan, and those that are not used."""
+
+    alone: list[Found] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    merged: int = 0
+    """The number of scans whose labels are in several files."""
+
+
+class Names:
+    """The scans by the names that their labels may have."""
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self.exact: dict[str, list[Draft]] = {}
+        self.reduced: dict[str, list[Draft]] = {}
+        self.numbers: dict[tuple[Place, str], list[Draft]] = {}
+        self.places: dict[Place, list[Draft]] = {}
+        self.numbered: set[tuple[Place, str]] = set()
+        """Names that occur with a number behind them, so that a numbered label may belong to a number."""
+        for draft in drafts:
+            place = place_of(draft.parts)
+            self.places.setdefault(place, []).append(draft)
+            for name in draft.names:
+                self.exact.setdefault(name, []).append(draft)
+            self.reduced.setdefault(reduced(draft.stem), []).append(draft)
+            if match := NUMBERED_IMAGE.fullmatch(draft.stem):
+                self.numbers.setdefault((place, match[1]), []).append(draft)
+            if NUMBER.search(draft.stem):
+                self.numbered.add((place, NUMBER.sub("", draft.stem)))
+
+    def find(self, label: Found) -> Draft | None:
+        """The scan of a label: `a` for `a` and `a_mask`; for `a_mask_1` it is `a_1`, or `a` if `a` has no number."""
+        place, name = place_of(label.parts), read_name(label)
+        bases = [label.stem, *name.bases]
+        if name.number and (place, bases[-1]) in self.numbered:
+            bases.pop()
+        for names in (self.exact, self.reduced):
+            for base in bases:
+                key = base if names is self.exact else reduced(base)
+                if (found := _nearest(names.get(key, []), place)) is not None:
+                    return found
+        if match := NUMBERED_LABEL.fullmatch(label.stem):
+            return _only(self.numbers.get((place, match[1]), []))
+        return _only(self.places.get(place, [])) if BARE_LABEL.fullmatch(label.stem) else None
+
+
+def reduced(name: str) -> str:
+    """A name in lower case, without BIDS entities of derived files, a modality or a word for image at its end."""
+    bare = IMAGE_ENDING.sub("", without_modality(ENTITY.sub("", name)) or name)
+    return bare.lower()
+
+
+def _only(drafts: Sequence[Draft]) -> Draft | None:
+    return drafts[0] if len(drafts) == 1 else None
+
+
+def _nearest(drafts: Sequence[Draft], place: Place) -> Draft | None:
+    """The one scan in the place of the label, or else in a place that contains it, or else anywhere."""
+    split, folders = place
+    same = [d for d in drafts if None in (split, own := place_of(d.parts)[0]) or own == split]
+    here = [draft for draft in same if place_of(draft.parts)[1] == folders]
+    if here:
+        return _only(here)
+
+    def related(others: tuple[str, ...]) -> bool:
+        short, long = sorted((others, folders), key=len)
+        return long[: len(short)] == short or long[len(long) - len(short) :] == short
+
+    near = [draft for draft in same if related(place_of(draft.parts)[1])]
+    return _only(near) or _only(same)
+
+
+def match_labels(drafts: Sequence[Draft], labels: Sequence[Found]) -> Matches:
+    """Gives every scan its labels, and chooses among several."""
+    names, found = Names(drafts), Matches()
+    for label in labels:
+        draft = names.find(label)
+        (found.alone if draft is None else draft.labels).append(label)
+    _give_all_to_only_scan(names, found)
+    for draft in drafts:
+        if len(draft.labels) > 1:
+            _choose(draft, found)
+    found.faults += _two_places(drafts)
+    return found
+
+
+def _give_all_to_only_scan(names: Names, found: Matches) -> None:
+    """A folder of labels with names of their own belongs to the only scan beside it, as in a folder for each case."""
+    labelled = {place_of(d.parts) for drafts in names.places.values() for d in drafts if d.labels}
+    alone = []
+    for label in found.alone:
+        place = place_of(label.parts)
+        draft = _only(names.places.get(place, []))
+        if draft is not None and place[1] and place not in labelled and label.in_labels:
+            draft.labels.append(label)
+        else:
+            alone.append(label)
+    found.alone = alone
+
+
+def _choose(draft: Draft, found: Matches) -> None:
+    """Keeps the first observer, or the parts of one label; otherwise it is a fault."""
+    names = {label.path: read_name(label) for label in draft.labels}
+    observers = sorted({name.observer for name in names.values() if name.observer})
+    if observers:
+        for label in draft.labels:
+            if names[label.path].observer != observers[0]:
+                found.left_out[label.path] = "the label of another observer is used"
+        draft.labels = [label for label in draft.labels if names[label.path].observer == observers[0]]
+    brains = [label for label in draft.labels if "desc-brain" in label.stem]
+    if brains and len(brains) < len(draft.labels):
+        found.left_out |= {
+            label.path: "it is a mask of the brain, and there is another label" for label in brains
+        }
+        draft.labels = [label for label in draft.labels if label not in brains]
+    if len(draft.labels) < 2:
+        return
+    first, second = draft.labels[:2]
+    forms = {(label.path.parent, label.suffix, _without_number(label)) for label in draft.labels}
+    unnamed = all(not names[label.path].bases and label.stem not in draft.names for label in draft.labels)
+    if len(forms) == 1 or (unnamed and len({form[:2] for form in forms}) == 1):
+        found.merged += 1
+        return
+    found.faults.append(
+        f"{first.path} and {second.path.name} are labels of one image: expected one, or parts of one that differ by a "
+        "number such as _mask and _mask_1; move the one that should not be used."
+    )
+    draft.labels = [first]
+
+
+def _without_number(label: Found) -> tuple[str, str]:
+    name = read_name(label)
+    return (name.bases[-1] if name.bases else label.stem), name.kind
+
+
+def _two_places(drafts: Sequence[Draft]) -> Iterator[str]:
+    """A sentence if scans of one place have labels both among them and in a folder, or in folders of two names."""
+    seen: dict[Place, dict[str, Found]] = {}
+    for draft in drafts:
+        for label in draft.labels:
+            kinds = seen.setdefault(place_of(draft.parts), {})
+            kinds.setdefault(_name_of_label_folder(label), label)
+    for kinds in seen.values():
+        if len(kinds) > 1:
+            first, second = sorted(kinds.items(), key=lambda item: item[0] != "")[:2]
+            yield (
+                f"{first[1].path} is a label by its name or folder, and so is {second[1].path}: expected all labels in "
+                "one place; rename or move those that should not be used."
+            )
+
+
+def _name_of_label_folder(label: Found) -> str:
+    """The words of the folder of a label that say so; empty if it lies among the images."""
+    folder = next(
+        (part for part in reversed(label.parts) if role_of_folder(part) in ("label", "derivatives")), ""
+    )
+    words = (word for word in words_of(folder) if role_of_folder(word) in ("label", "derivatives"))
+    return " ".join(words) if label.in_labels or role_of_folder(folder) == "derivatives" else ""

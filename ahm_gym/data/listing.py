@@ -1,88 +1,184 @@
-"""Lists the images in a folder, and the folders inside it."""
+"""Lists the files in a folder and below it, and says what the names of folders mean."""
 
 from __future__ import annotations
 
+import functools
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ahm_gym.data.files import READERS, stem_of, suffix_of
+from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError
 
-IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagesTr")
-LABEL_FOLDERS: tuple[str, ...] = ("labels", "labelsTr", "masks", "label", "mask")
 SPLIT_TABLE = "split.csv"
+DESCRIPTION = "dataset.json"
 PREDICTIONS = "predictions.jsonl"
 """A folder with this file holds predicted masks, which are neither images nor labels."""
+RUN_FILES: frozenset[str] = frozenset({"config.json", "metrics.jsonl"})
+"""A folder with these files is a run, whose pictures are no images to learn from."""
+SYSTEM: frozenset[str] = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
+NNUNET_FOLDERS: tuple[str, ...] = ("imagestr", "imagests", "imagesval", "imagesva")
+
+IMAGE_WORDS: frozenset[str] = frozenset("image images img imgs original originals input inputs".split())
+LABEL_WORDS: frozenset[str] = frozenset(
+    "label labels mask masks gt gts groundtruth groundtruths truth segmentation segmentations seg segs "
+    "annotation annotations annot manual gtpolyp labelmap labelmaps".split()
+)
+MIXED_WORDS: frozenset[str] = frozenset("with without and no".split())
+"""In a name such as `images_and_masks` the words say nothing about a single file."""
+DERIVED_WORDS: frozenset[str] = frozenset(
+    "superpixel superpixels thumbnail thumbnails thumbs preview previews overlay overlays prediction predictions "
+    "roi rois heatmap heatmaps visualization visualizations visualisation visualisations".split()
+)
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+NNUNET_SPLITS: dict[str, Split] = {"tr": "train", "va": "val", "ts": "test"}
+FORMAT_WORDS: frozenset[str] = frozenset("png tif tiff jpg jpeg bmp".split())
+
+Role = Literal["image", "label", "derived", "derivatives"]
 
 
-def find_images(folder: Path) -> Path:
-    """The folder that holds the images: the given one, its `images` or its `imagesTr`.
+@dataclass(frozen=True)
+class Found:
+    """A file below the root."""
+
+    path: Path
+    parts: tuple[str, ...]
+    """The folders between the root and the file."""
+    stem: str
+    suffix: str
+    in_labels: bool = False
+    """It lies in a folder of labels."""
+
+
+@dataclass
+class Tree:
+    """All files below a folder, without hidden ones and those of the system."""
+
+    files: list[Found] = field(default_factory=list)
+    """Files of the kinds that can be read, with numbers in numeric order."""
+    others: list[Found] = field(default_factory=list)
+    """All other files."""
+    left_out: dict[Path, str] = field(default_factory=dict)
+    """Folders that were not searched, each with the reason."""
+
+
+def walk(root: Path) -> Tree:
+    """Searches a folder and all folders below it; links are followed, but not in circles.
 
     Raises:
-        InputError: if none of them or more than one holds images, or the folder is one of labels.
+        InputError: if the folder may not be listed.
     """
-    parent = folder.resolve().parent
-    if is_named(folder, LABEL_FOLDERS) and inner_folders(parent, IMAGE_FOLDERS):
-        raise InputError(f"{folder} holds labels, according to its name: expected images; give {parent}.")
-    candidates = [place for place in (folder, *inner_folders(folder, IMAGE_FOLDERS)) if by_stem(place)]
-    if len(candidates) > 1:
-        raise InputError(
-            f"{candidates[0]} holds images, and so does {candidates[1]}: expected them in one place; give the "
-            "folder that should be used, or remove the other images."
-        )
-    if candidates:
-        return candidates[0]
-    nested = sorted(path.name for path in folder.iterdir() if path.is_dir() and by_stem(path))
-    hint = f"give one of its folders: {', '.join(nested[:5])}" if nested else "give another folder"
-    raise InputError(
-        f"{folder} holds no images, nor does a folder {' or '.join(IMAGE_FOLDERS)} in it: expected files ending "
-        f"in {', '.join(READERS)}; {hint}."
-    )
+    tree = Tree()
+    try:
+        _visit(root, (), frozenset(), tree)
+    except PermissionError as error:
+        raise InputError(f"{root} cannot be listed ({error.strerror}): change its permissions.") from error
+    return tree
+
+
+def _visit(folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int]], tree: Tree) -> None:
+    status = folder.stat()
+    itself = (status.st_dev, status.st_ino)
+    if itself in above:
+        return
+    folders = []
+    with os.scandir(folder) as entries:
+        listed = sorted(entries, key=lambda entry: natural(entry.name))
+    if parts and (reason := _why_not_searched({entry.name for entry in listed})):
+        tree.left_out[folder] = reason
+        return
+    for entry in listed:
+        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+            continue
+        if entry.is_dir():
+            folders.append(entry.name)
+            continue
+        path = folder / entry.name
+        suffix = suffix_of(path)
+        (tree.files if suffix in READERS else tree.others).append(Found(path, parts, stem_of(path), suffix))
+    for name in folders:
+        try:
+            _visit(folder / name, (*parts, name), above | {itself}, tree)
+        except PermissionError:
+            tree.left_out[folder / name] = "there is no permission to list it"
+
+
+def _why_not_searched(names: set[str]) -> str | None:
+    if PREDICTIONS in names:
+        return "it holds predicted masks"
+    return "it is the folder of a run" if names >= RUN_FILES else None
+
+
+@functools.cache
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case: `labelsTr` has the words labels and tr."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name))
+
+
+@functools.cache
+def role_of_folder(name: str) -> Role | None:
+    """What a folder holds according to its name."""
+    words = set(words_of(name))
+    if "derivatives" in words:
+        return "derivatives"
+    if words & DERIVED_WORDS:
+        return "derived"
+    if words & MIXED_WORDS:
+        return None
+    if words & LABEL_WORDS:
+        return "label"
+    return "image" if words & IMAGE_WORDS else None
+
+
+@functools.cache
+def split_of_folder(name: str) -> Split | None:
+    """The split that the name of a folder states."""
+    words = words_of(name)
+    if len(words) == 2 and words[1] in NNUNET_SPLITS and words[0] in IMAGE_WORDS | LABEL_WORDS:
+        return NNUNET_SPLITS[words[1]]
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
+
+
+@functools.cache
+def split_of(parts: tuple[str, ...]) -> Split | None:
+    """The split that the folders above a file state; the outermost counts."""
+    return next((split for part in parts if (split := split_of_folder(part))), None)
 
 
 def is_named(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a folder has one of these names, in upper or lower case; the path may be relative."""
-    return folder.resolve().name.lower() in [name.lower() for name in names]
+    """Whether a folder has one of these names, in upper or lower case."""
+    return folder.name.lower() in names
 
 
-def inner_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders in a folder that have one of these names, in upper or lower case, in the order of the names.
-
-    Folders of predicted masks are left out.
-    """
-    order = [name.lower() for name in names]
-    # Check names first: on a network drive, asking whether each of 100,000 images is a folder takes long.
-    inside = (path for path in folder.iterdir() if path.name.lower() in order and path.is_dir())
-    inside = (path for path in inside if not (path / PREDICTIONS).exists())
-    return sorted(inside, key=lambda path: (order.index(path.name.lower()), path))
+def is_plain_label_name(name: str) -> bool:
+    """Whether a name says nothing but that labels, perhaps of one split, are inside, as `labelsTr` does."""
+    rest = set(words_of(name)) - NNUNET_SPLITS.keys() - SPLIT_WORDS.keys()
+    return bool(rest) and rest <= LABEL_WORDS | {"ground"}
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """The readable files of a folder by name without suffix, with numbers in numeric order.
-
-    Raises:
-        InputError: if the names of two files differ only in their suffix.
-    """
-    files: dict[str, Path] = {}
-    readable = (path for path in folder.iterdir() if suffix_of(path) in READERS and path.name[0] != ".")
-    for path in sorted(readable, key=lambda path: _natural(path.name)):
-        other = files.setdefault(stem_of(path), path)
-        if other is not path:
-            raise InputError(f"{other} and {path.name} have the same name: keep one of them.")
-    return files
+def label_folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are named as labels; none if it may not be listed. Predicted masks are left out."""
+    try:
+        # Check names first: on a network drive, asking whether each of 100,000 images is a folder takes long.
+        names = [name for name in os.listdir(folder) if is_plain_label_name(name) and name[0] != "."]
+    except PermissionError:
+        return []
+    places = [folder / name for name in sorted(names)]
+    return [place for place in places if place.is_dir() and not (place / PREDICTIONS).exists()]
 
 
-def note_on_other_files(folder: Path) -> str | None:
-    """A sentence on the files in a folder that cannot be read, with their numbers by suffix; None if there are none."""
-    files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
-    others = [suffix for suffix in sorted(counts) if suffix not in READERS]
-    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in others)
-    return f"files of other kinds are left out: {listed}" if others else None
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """A sort key that puts `img_2` before `img_10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, WithoutLabels, checked_label
 from ahm_gym.data.patients import Evidence, Patients, find_patients
 from ahm_gym.data.sample import Record, Source, Split
 from ahm_gym.data.scaling import (
     FOREGROUND,
     channels_last,
-    class_indices,
+    scale_channels,
     scale_intensities,
     shrink,
 )
@@ -57,7 +58,13 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
 
 
-def prepare(source: Source, *, shortest_side: int | None, patient_regex: str | None = None) -> ImageDataset:
+def prepare(
+    source: Source,
+    *,
+    shortest_side: int | None,
+    need_labels: bool = True,
+    patient_regex: str | None = None,
+) -> ImageDataset:
     """Prepares the dataset of a source, or opens it from the cache if the source has not changed.
 
     Both print how its patients were found, and what is doubtful about them.
@@ -65,21 +72,46 @@ def prepare(source: Source, *, shortest_side: int | None, patient_regex: str | N
     Args:
         source: source of the images.
         shortest_side: maximum length of an image's shorter side, in pixels; larger images are shrunk. None: no limit.
+        need_labels: labels that cannot be used are an error; otherwise all labels are left out then, with a note.
         patient_regex: pattern by which the patient is found in the place of an image; see `find_patients`.
 
     Raises:
         InputError: if a file cannot be used, the pattern finds no patient in a place, or the cache cannot be written.
     """
     parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint(), patient_regex]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', source.name)}-{digest}"
-    if not (folder / INDEX_FILE).is_file():
-        with _cache_errors(folder.parent):
-            _build(source, folder, shortest_side, patient_regex)
-    dataset = ImageDataset(folder)
+    dataset = ImageDataset(_prepared(source, parts, shortest_side, need_labels, patient_regex))
     for note in dataset.notes:
         print(f"note: {dataset.name}: {note}.", file=sys.stderr)
     return dataset
+
+
+def _prepared(
+    source: Source, parts: list[Any], shortest_side: int | None, need_labels: bool, patient_regex: str | None
+) -> Path:
+    """The folder of the prepared data, which is written if it is not there."""
+    labelled, unlabelled = (
+        _store_folder(source.name, parts),
+        _store_folder(source.name, [*parts, "no labels"]),
+    )
+    if (labelled / INDEX_FILE).is_file():
+        return labelled
+    with _cache_errors(labelled.parent):
+        if not need_labels and (unlabelled / INDEX_FILE).is_file():
+            return unlabelled
+        try:
+            _build(source, labelled, shortest_side, patient_regex)
+        except LabelError as error:
+            if need_labels:
+                raise
+            print(f"note: {source.name}: its labels are left out, because {error}", file=sys.stderr)
+            _build(WithoutLabels(source), unlabelled, shortest_side, patient_regex)
+            return unlabelled
+    return labelled
+
+
+def _store_folder(name: str, parts: list[Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{digest}"
 
 
 def _build(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
@@ -91,7 +123,12 @@ def _build(source: Source, folder: Path, shortest_side: int | None, patient_rege
                 shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(source, temporary, shortest_side, patient_regex)
+        try:
+            _write(source, temporary, shortest_side, patient_regex)
+        except MixedColoursError:  # known only once both kinds have been read
+            if not isinstance(source, Recolourable):
+                raise
+            _write(source.in_colour(), temporary, shortest_side, patient_regex)
         try:
             temporary.rename(folder)
         except OSError as error:
@@ -171,14 +208,15 @@ class _Table:
     def add(self, record: Record, writer: StoreWriter, shortest_side: int | None) -> None:
         image = channels_last(record.image, record.origin)
         if self.moments and self.moments[0].shape[1] != image.shape[2]:
-            raise InputError(
-                f"wrong channel count: {record.origin} has {image.shape[2]}, expected "
-                f"{self.moments[0].shape[1]} like the images before it; convert some of them, or split the data."
+            expected = self.moments[0].shape[1]
+            kind = MixedColoursError if {image.shape[2], expected} == {1, 3} else InputError
+            raise kind(
+                f"wrong channel count: {record.origin} has {image.shape[2]}, expected {expected} like the images "
+                "before it; convert some of them, or split the data."
             )
-        label = None
-        if record.label is not None:
-            label = class_indices(record.label, (image.shape[0], image.shape[1]), record.label_origin)
-        scaled = shrink(scale_intensities(image), shortest_side)
+        label = checked_label(record, (image.shape[0], image.shape[1]))
+        scale = scale_channels if record.modalities else scale_intensities
+        scaled = shrink(scale(image), shortest_side)
         exact = scaled.double()
         self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
         self.images.append(writer.add_image(scaled))
@@ -215,6 +253,7 @@ class _Table:
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:
             raise InputError(f"the train split of {name} is empty: expected at least one training image.")
+        num_classes = self._count_classes(name, train)
         mean, square = torch.stack([self.moments[index] for index in train]).mean(dim=0)
         std = (square - mean.square()).clamp(min=0.0).sqrt()
         std[std < 1e-6] = 1.0
@@ -225,7 +264,7 @@ class _Table:
             "format": FORMAT_VERSION,
             "name": name,
             "channels": len(mean),
-            "num_classes": self._count_classes(name, train),
+            "num_classes": num_classes,
             "mean": mean.tolist(),
             "std": std.tolist(),
             "patients": patients_of_cases(cases, patients.of_images),
@@ -269,7 +308,7 @@ class _Table:
             if values <= {0, FOREGROUND}:
                 return 2
             index = min(values - {0, FOREGROUND})
-            raise InputError(
+            raise LabelError(
                 f"{self._first_with(FOREGROUND)} contains the value {FOREGROUND} and {self._first_with(index)} the "
                 f"value {index}: expected only 0 and {FOREGROUND} in all labels, or class indices in all; renumber "
                 "some of them."
@@ -278,7 +317,7 @@ class _Table:
         num_classes = max(max(in_train or values) + 1, 2)
         if max(values) >= num_classes:
             origin = self._first_with(max(values))
-            raise InputError(
+            raise LabelError(
                 f"class index out of range: {origin} contains the value {max(values)}, expected 0 to "
                 f"{num_classes - 1} as in the training labels; put an image with that class into the train "
                 "split (in a folder by a split.csv with the columns name and split), or move the labels elsewhere to "
@@ -293,7 +332,7 @@ class _Table:
             return
         listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
         if 2 * len(unused) > num_classes:
-            raise InputError(
+            raise LabelError(
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
                 f"contain {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
             )

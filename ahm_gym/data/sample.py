@@ -68,6 +68,10 @@ class Record:
     place: str = ""
     """Path relative to the folder of the data, without suffix and with `/` between its parts, in which the patient is
     sought. Empty: the volume, or else the id."""
+    modalities: bool = False
+    """The channels are modalities, each of which is scaled by itself."""
+    label_error: str = ""
+    """Why the label of the image cannot be used, if there is one; `label` is None then."""
 
 
 @runtime_checkable
@@ -75,8 +79,11 @@ class Source(Protocol):
     """A source of raw images."""
 
     name: str
-    num_images: int | None
-    """Number of images; None if it is only known after reading them."""
+
+    @property
+    def num_images(self) -> int | None:
+        """Number of images; None if it is only known after reading them."""
+        ...
 
     def fingerprint(self) -> list[Any]:
         """JSON values that change whenever the records change."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ahm_gym.data.files import READERS, suffix_of
 from ahm_gym.data.folder import FolderSource
+from ahm_gym.data.kinds import refuse_file
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
@@ -24,7 +25,7 @@ def open_data(
     root: Path | None = None,
     image_size: tuple[int, int],
     native_resolution: bool = False,
-    need_labels: bool = False,
+    need_labels: bool | None = None,
     one_split: bool = False,
     patient_regex: str | None = None,
 ) -> ImageDataset:
@@ -37,7 +38,8 @@ def open_data(
         image_size: rows and columns at which the images will be used; they are stored at no more than
             twice that size.
         native_resolution: store the images at their full size.
-        need_labels: raise an error if the train split has no labels, or only background.
+        need_labels: True raises an error if the train split has no labels, or only background. False is for
+            pretraining: labels that cannot be used are left out with a note. None: they are an error.
         one_split: put every image into train, whatever the data says.
         patient_regex: regular expression that finds the patient in the name of an image, or in its path inside the
             folder: its first group, or else its whole match. None: see `find_patients`.
@@ -49,11 +51,12 @@ def open_data(
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
     source = OneSplit(source) if one_split else source
+    side = stored_side(image_size, native_resolution)
     dataset = prepare(
-        source, shortest_side=stored_side(image_size, native_resolution), patient_regex=patient_regex
+        source, shortest_side=side, need_labels=need_labels is not False, patient_regex=patient_regex
     )
     if need_labels:
-        check_labels(dataset)
+        check_labels(dataset, source)
     return dataset
 
 
@@ -65,10 +68,12 @@ def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int
     return isinstance(source, NpzSource) and source.shapes.get("test_images", (0,))[0] > 0
 
 
-def check_labels(dataset: ImageDataset) -> None:
+def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
     """Raises InputError if the train split has no labels, or only background."""
     labelled = dataset.indices("train", labelled=True)
     if not labelled:
+        if isinstance(source, FolderSource) and (found := source.search.layout.unread_labels):
+            raise InputError(f"{dataset.name} has no training labels that can be read: {found}.")
         raise InputError(
             f"{dataset.name} has no training labels: expected train_label in an .npz file, or files named like "
             "the images in a folder 'labels' inside or next to their folder; add them, or use this data only to "
@@ -100,6 +105,7 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
         return FolderSource(path)
     if suffix_of(path) in READERS:
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
+    refuse_file(path)
     return NpzSource(path)
 
 

@@ -84,7 +84,11 @@ class Training:
             )
         image_size = image_size_of(config.image_size)
         self.dataset: ImageDataset = open_data(
-            config.data, root=config.data_root, image_size=image_size, patient_regex=config.patient_regex
+            config.data,
+            root=config.data_root,
+            image_size=image_size,
+            need_labels=None if config.joint_labels is not None or config.crop == "oracle" else False,
+            patient_regex=config.patient_regex,
         )
         self.config: PretrainConfig = completed(config, len(self.dataset.indices("train")))
         config = self.config

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
-from ahm_gym.data.labels import split_among
-from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, note_on_other_files
+from ahm_gym.data.folder import read_scan
+from ahm_gym.data.layout import Scan
+from ahm_gym.data.listing import PREDICTIONS
+from ahm_gym.data.search import find_layout
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
@@ -42,13 +44,13 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     ensemble = Ensemble.of_runs(config.runs, config.device, config.select)
     scans = list_scans(config.scans)
     rows = _open(config)
-    todo = {name: path for name, path in scans.items() if not _is_done(rows, config.out, name)}
+    todo = {name: scan for name, scan in scans.items() if not _is_done(rows, config.out, name)}
     if len(todo) < len(scans):
         print(f"{len(scans) - len(todo)} of {len(scans)} scans are in {config.out} already.", file=sys.stderr)
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
-        for done, (name, path) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
-            rows[name] = _segment(ensemble, path, config, name)
+        for done, (name, scan) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
+            rows[name] = _segment(ensemble, scan, config, name)
             with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             bar.advance(done)
@@ -63,8 +65,8 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def list_scans(place: Path) -> dict[str, Path]:
-    """The images of a folder, or the one file, by name without suffix; labels among them are left out, and said.
+def list_scans(place: Path) -> dict[str, Scan]:
+    """The scans of a folder, or the one file, by id; labels among them are left out, and said.
 
     Raises:
         InputError: if there is no image.
@@ -74,17 +76,14 @@ def list_scans(place: Path) -> dict[str, Path]:
     if place.is_file():
         if suffix_of(place) not in READERS:
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
-        return {stem_of(place): place}
-    folder = find_images(place)
-    files = by_stem(folder)
-    images, _ = split_among(files)
-    if left_out := sorted(files.keys() - images.keys()):
-        print(
-            f"note: {len(left_out)} labels are left out, such as {files[left_out[0]].name}.", file=sys.stderr
-        )
-    if note := note_on_other_files(folder):
-        print(f"note: {note}.", file=sys.stderr)
-    return images
+        name = stem_of(place)
+        return {name: Scan(name, (place,), name, name)}
+    layout = find_layout(place)
+    if labels := [label for scan in layout.scans for label in scan.labels]:
+        print(f"note: {len(labels)} labels are left out, such as {labels[0].name}.", file=sys.stderr)
+    for sentence in layout.sentences():
+        print(f"note: {sentence}.", file=sys.stderr)
+    return {scan.id: scan for scan in layout.scans}
 
 
 def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
@@ -133,11 +132,11 @@ def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
     return all((out / rows[name][kind]).is_file() for kind in ("mask", *MAPS) if rows[name].get(kind))
 
 
-def _segment(ensemble: Ensemble, path: Path, config: PredictConfig, name: str) -> dict[str, Any]:
+def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -> dict[str, Any]:
     """Writes the mask of a scan and the maps asked for; returns its row."""
-    pixels = read_pixels(path)
+    path, pixels = scan.images[0], read_scan(scan)
     asked = {kind: getattr(config, kind) for kind in MAPS}
-    found = ensemble.segment(pixels, str(path), **asked)
+    found = ensemble.segment(pixels, str(path), apart=scan.modal, **asked)
     files = {"mask": ("", encode_mask(found.mask, path, pixels))}
     if found.probabilities is not None:
         files["probabilities"] = ("probabilities/", encode_probabilities(found.probabilities, path))
@@ -182,18 +181,18 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _draw(ensemble: Ensemble, scans: dict[str, Path], rows: list[dict[str, Any]], out: Path) -> None:
+def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]], out: Path) -> None:
     """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
     overlays = []
     for row in (rows[place] for place in places):
-        path, title = scans[row["scan"]], row["scan"]
-        pixels, mask = read_pixels(path), read_pixels(out / row["mask"]).array
+        scan, title = scans[row["scan"]], row["scan"]
+        pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        shown = ensemble.members[0].fitted(ensemble.scaled(image, str(path)))
+        shown = ensemble.members[0].fitted(ensemble.scaled(image, str(scan.images[0]), apart=scan.modal))
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
     draw_overlays(overlays, ensemble.num_classes, title).savefig(out / "overlays.png")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from ahm_gym.data.files import Pixels
-from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
+from ahm_gym.data.scaling import channels_last, scale_channels, scale_intensities, shrink, stored_side
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.runs.folder import RunFolder
@@ -110,19 +110,26 @@ class Ensemble:
         """Number of image channels."""
         return self.members[0].segmenter.channels
 
-    def scaled(self, image: np.ndarray, origin: str) -> Float[Tensor, "C H W"]:
+    def scaled(self, image: np.ndarray, origin: str, *, apart: bool = False) -> Float[Tensor, "C H W"]:
         """The image at its own size, scaled to [0, 1] between its percentiles as in training.
+
+        Args:
+            image: rows, columns and, optionally, channels; a grey image is repeated for a run on colour images.
+            origin: its file, for messages.
+            apart: the channels are modalities, each scaled by itself.
 
         Raises:
             InputError: if it is no image, or has another number of channels than the training images.
         """
         pixels = channels_last(image, origin)
+        if (pixels.shape[2], self.channels) == (1, 3):
+            pixels = np.repeat(pixels, 3, axis=2)
         if pixels.shape[2] != self.channels:
             raise InputError(
                 f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
-        return scale_intensities(pixels)
+        return scale_channels(pixels) if apart else scale_intensities(pixels)
 
     def probabilities(
         self, images: Float[Tensor, "B C H W"], size: tuple[int, int]
@@ -136,9 +143,15 @@ class Ensemble:
         return self._scores(image[None], size)[0].argmax(dim=0)
 
     def segment(
-        self, pixels: Pixels, origin: str, *, probabilities: bool = False, uncertainty: bool = False
+        self,
+        pixels: Pixels,
+        origin: str,
+        *,
+        apart: bool = False,
+        probabilities: bool = False,
+        uncertainty: bool = False,
     ) -> Segmented:
-        """Segments a file: an image, or a volume by batches of slices.
+        """Segments a file: an image, or a volume by batches of slices; `apart` as in `scaled`.
 
         Raises:
             InputError: as `scaled` does.
@@ -151,7 +164,9 @@ class Ensemble:
         together = max(1, min(MAX_SLICES, MAX_VALUES // (self.num_classes * size[0] * size[1])))
         masks, softmax, entropy = [], [], []
         for first in range(0, len(images), together):
-            batch = torch.stack([self.scaled(*image) for image in images[first : first + together]])
+            batch = torch.stack(
+                [self.scaled(*image, apart=apart) for image in images[first : first + together]]
+            )
             scores = self._scores(batch, size)
             masks.append(scores.argmax(dim=1).byte())
             if probabilities or uncertainty:

@@ -11,6 +11,7 @@ from image_folders import RNG, SIZE, label_of, mask, names, write
 from ahm_gym.data import open_data
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.sample import SPLITS
+from ahm_gym.data.search import find_layout
 from ahm_gym.errors import InputError
 
 
@@ -90,8 +91,8 @@ def test_numbered_names_without_another_image_are_images(tmp_path: Path, capsys)
         ("img_1 img_2", "img_mask_01 img_mask_02", "img_mask_01"),
         ("a a_1", "a_mask_1 a_mask_2", "a_mask_2"),
         ("p1", "p1_seg p1_seg_gt", "p1_seg_gt"),
-        ("img_0001", "mask_0001", "mask_0001"),
-        ("x-t1 x-t2", "x-seg", "x-seg"),
+        ("img_0001", "mask_0002", "mask_0002"),
+        ("x-a x-b", "x-seg", "x-seg"),
     ],
 )
 def test_a_label_that_names_no_image_is_refused(tmp_path: Path, folder, images, labels, alone):
@@ -111,8 +112,8 @@ def test_a_year_is_not_a_channel(tmp_path: Path, images: str, folder: str, label
     for name in images.split():
         write(tmp_path / "images" / f"{name}.png")
     write(tmp_path / folder / f"{label}.png", mask())
-    source = FolderSource(tmp_path)
-    assert set(source.labels) == {"p7"} and not source.channels_named
+    layout = find_layout(tmp_path)
+    assert set(layout.labels) == {"p7"} and not layout.channels_named
 
 
 def test_a_folder_of_labels_given_instead_of_images_is_refused(tmp_path: Path, monkeypatch):
@@ -175,7 +176,7 @@ def test_the_name_of_a_label_may_be_written_in_upper_case(tmp_path: Path):
 
 
 def test_a_label_among_images_is_refused_if_its_image_is_missing(tmp_path: Path):
-    write(tmp_path / "a_t1.png")
+    write(tmp_path / "b.png")
     write(tmp_path / "a_Seg.png", mask())
     with pytest.raises(
         InputError,
@@ -194,13 +195,20 @@ def test_a_label_with_another_orientation_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("folder", [".", "masks"])
-def test_several_labels_of_one_image_are_refused(tmp_path: Path, folder: str):
+def test_numbered_parts_of_a_label_are_merged(tmp_path: Path, folder: str):
     write(tmp_path / "a (1).png")
-    for name in ("a (1)_mask", "a (1)_mask_1"):
-        write(tmp_path / folder / f"{name}.png", mask())
-    with pytest.raises(
-        InputError, match=r"a \(1\)_mask.png and a \(1\)_mask_1.png are labels of one image: merge"
-    ):
+    for row, name in enumerate(("a (1)_mask", "a (1)_mask_1")):
+        label = np.zeros((12, 10), np.uint8)
+        label[row] = 255
+        write(tmp_path / folder / f"{name}.png", label)
+    dataset = open_data(str(tmp_path), image_size=SIZE, native_resolution=True)
+    assert label_of(dataset, 0)[:3, 0].tolist() == [1, 1, 0]
+
+
+def test_two_kinds_of_labels_of_one_image_are_refused(tmp_path: Path):
+    for name in ("a", "a_mask", "a_seg"):
+        write(tmp_path / f"{name}.png", mask())
+    with pytest.raises(InputError, match=r"a_mask.png and a_seg.png are labels of one image: expected one"):
         open_data(str(tmp_path), image_size=SIZE)
 
 

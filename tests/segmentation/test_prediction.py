@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ahm_gym.data import open_data
+from ahm_gym.data.folder import read_scan
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation import prediction
@@ -148,6 +149,31 @@ def test_the_place_of_the_scans_and_the_run_are_checked(run, tmp_path):
         run_predict(config_of(run, tmp_path / "a.txt", tmp_path))
     with pytest.raises(InputError, match="give the folder of a finetune run"):
         run_predict(config_of(tmp_path, tmp_path, tmp_path))
+
+
+def test_modalities_are_one_scan_whose_channels_are_scaled_by_themselves(run, tmp_path):
+    for case in "ab":
+        for kind, size in (("t1", 1), ("t2", 1000)):
+            image = np.random.default_rng(size).random((40, 40, 2)) * size
+            affine = np.diag([1.0, 1.0, 2.0, 1.0])
+            nibabel.save(
+                nibabel.Nifti1Image(image.astype(np.float32), affine), tmp_path / f"{case}_{kind}.nii"
+            )
+    scans = list_scans(tmp_path)
+    assert list(scans) == ["a", "b"] and scans["a"].modal
+    pixels = read_scan(scans["a"])
+    predictor = Predictor.of_run(run, "cpu")
+    predictor.segmenter.channels = 2
+    assert pixels.array.shape == (40, 40, 2, 2)
+    shown = predictor.scaled(pixels.array[:, :, 0], "a", apart=True)
+    assert all(channel.std() > 0.2 for channel in shown)
+
+
+def test_grey_scans_are_repeated_for_a_run_on_colour_images(run):
+    predictor = Predictor.of_run(run, "cpu")
+    predictor.segmenter.channels = 3
+    shown = predictor.scaled(np.arange(64, dtype=np.uint8).reshape(8, 8), "a")
+    assert shown.shape == (3, 8, 8) and (shown == shown[:1]).all()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".tif"])

@@ -1,0 +1,210 @@
+"""Images on their way to scans: files that show one case in several modalities become the channels of one scan."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+from PIL import Image
+
+from ahm_gym.data.listing import NNUNET_FOLDERS, Found
+from ahm_gym.data.sample import Split
+
+MODALITIES: tuple[str, ...] = tuple(
+    (
+        "t1 t1w t1n t1ce t1c t1gd t2 t2w flair t2f t2star pd pdw swi dwi adc ct cta ctp pet suv cbf cbv mtt tmax ttp"
+    ).split()
+)
+"""Endings of names that state a modality, in the order of the channels."""
+MODALITY = re.compile(
+    rf"(?:(.+)[-_ .])?({'|'.join(sorted(MODALITIES, key=len, reverse=True))})", re.IGNORECASE
+)
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+MAX_CHANNELS = 16
+"""Numbered files beyond that are the frames of a video rather than channels."""
+
+Cases = dict[tuple[tuple[str, ...], str], dict[int, Found]]
+"""The numbered channels of every case, which its folders and its name tell."""
+
+
+@dataclass
+class Draft:
+    """A scan whose labels, split and id are not known yet."""
+
+    files: list[Found]
+    stem: str
+    """The name of the file, or the case of stacked files."""
+    names: tuple[str, ...]
+    """The names that a label of this scan may have."""
+    series: bool = False
+    labels: list[Found] = field(default_factory=list)
+    split: Split | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.files[0].parts
+
+
+@dataclass
+class Stacked:
+    """The scans among the images, and what was said of them."""
+
+    drafts: list[Draft]
+    modalities: tuple[str, ...] = ()
+    left_out: dict[Path, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    channels_named: bool = False
+
+
+def without_channel(stem: str) -> str:
+    """Removes the number of a channel, `_0000`, that nnU-Net appends to the name of a case."""
+    return re.sub(r"_\d{4}$", "", stem)
+
+
+def without_modality(stem: str) -> str:
+    """Removes the ending that states a modality; empty if the name has nothing else."""
+    match = MODALITY.fullmatch(stem)
+    return stem if match is None else match[1] or ""
+
+
+def stack(
+    images: Sequence[Found], label_names: set[str], channel_names: Sequence[str] = (), *, nnunet: bool = False
+) -> Stacked:
+    """Makes scans of images: by the numbers of nnU-Net's channels, or by endings that name a modality.
+
+    Args:
+        images: the files of the images.
+        label_names: the names of all labels, and what stands before their endings.
+        channel_names: the names of the channels, if a `dataset.json` gives them.
+        nnunet: the root is one of nnU-Net's folders of images; those below it are recognised by their names.
+    """
+    found = _by_channel(images, label_names, channel_names, nnunet=nnunet)
+    return _by_modality(images) if found is None else found
+
+
+def _by_channel(
+    images: Sequence[Found], label_names: set[str], names: Sequence[str], *, nnunet: bool
+) -> Stacked | None:
+    stems = {image.stem for image in images}
+    cases: Cases = {}
+    for image in images:
+        match = CHANNEL.fullmatch(image.stem)
+        if match and match[1] not in stems:
+            cases.setdefault((image.parts, match[1]), {})[int(match[2])] = image
+    cases = {key: channels for key, channels in cases.items() if 0 in channels}
+    if not cases:
+        return None
+    by_case = any(case in label_names for _, case in cases)
+    by_file = any(image.stem in label_names for channels in cases.values() for image in channels.values())
+    numbers, _ = Counter(tuple(sorted(channels)) for channels in cases.values()).most_common(1)[0]
+    nnunet = nnunet or any(part.lower() in NNUNET_FOLDERS for parts, _ in cases for part in parts)
+    stated = nnunet or len(names) > 1
+    fits = numbers == tuple(range(len(numbers))) and 1 < len(numbers) <= MAX_CHANNELS
+    if fits and not by_file and (by_case or stated):
+        if len(names) != len(numbers):
+            names = [str(number) for number in numbers]
+        return _stack_cases(
+            images, [(case, files) for (_, case), files in cases.items()], numbers, tuple(names)
+        )
+    found = Stacked(list(_single(images, {} if by_file else cases)))
+    found.channels_named = not by_file and (by_case or nnunet)
+    if fits and not by_file and len(cases) > 1:
+        (_, case), channels = next(iter(cases.items()))
+        found.doubts.append(
+            f"{channels[0].path.name} to {channels[numbers[-1]].path.name} may be channels of {case}, and are used as "
+            "images of their own; if they are channels, put all images into a folder imagesTr"
+        )
+    return found
+
+
+def _single(images: Sequence[Found], cases: Cases) -> Iterator[Draft]:
+    """A scan for each image; a case with a numbered channel is also known without its number."""
+    for image in images:
+        case = without_channel(image.stem)
+        first = cases.get((image.parts, case), {}).get(0) is image
+        yield Draft([image], image.stem, (image.stem, case) if first else (image.stem,))
+
+
+def _by_modality(images: Sequence[Found]) -> Stacked:
+    cases: dict[tuple[tuple[str, ...], str], dict[str, Found]] = {}
+    for image in images:
+        if match := MODALITY.fullmatch(image.stem):
+            cases.setdefault((image.parts, match[1] or ""), {})[match[2].lower()] = image
+    several = [files for files in cases.values() if len(files) > 1]
+    if not several:
+        return Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
+    counts = Counter(name for files in cases.values() for name in files)
+    names = tuple(name for name in MODALITIES if 2 * counts[name] > len(cases))
+    alone = Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
+    example = next(iter(several[0].values())).path
+    if 2 * len(several) <= len(cases) or len(names) < 2:
+        alone.doubts.append(
+            f"some cases have several modalities, such as {example.name}, but most have not the same ones, so that "
+            "each file is an image of its own; to stack them, give a folder whose cases all have the same"
+        )
+        return alone
+    complete = [files for files in cases.values() if files.keys() >= set(names)]
+    fitting = sum(len({shape_of(files[name].path) for name in names}) == 1 for files in complete)
+    if 2 * fitting <= len(complete):
+        alone.doubts.append(
+            f"the modalities of a case differ in size, such as those of {example.name}, so that each file is an image "
+            "of its own; to stack them, resample them to one grid"
+        )
+        return alone
+    ordered = [(_case_name(key), files) for key, files in cases.items()]
+    return _stack_cases(images, ordered, names, names)
+
+
+def _case_name(key: tuple[tuple[str, ...], str]) -> str:
+    """The name of a case; files that are only called by their modality take that of their folder."""
+    parts, name = key
+    return name or (parts[-1] if parts else "case")
+
+
+def _stack_cases(
+    images: Sequence[Found], cases: Sequence[tuple[str, dict]], keys: Sequence, names: tuple[str, ...]
+) -> Stacked:
+    """One scan for each case that has every channel; what is left of the images stays single."""
+    found = Stacked([], modalities=names)
+    taken: set[Path] = set()
+    first: dict[Path, Draft] = {}
+    for case, files in cases:
+        taken |= {file.path for file in files.values()}
+        missing = [name for key, name in zip(keys, names, strict=True) if key not in files]
+        shapes = set() if missing else {shape_of(files[key].path) for key in keys}
+        if missing or len(shapes) > 1:
+            reason = f"lacks {', '.join(missing)}" if missing else "has modalities of different sizes"
+            found.doubts.append(f"the case {case} {reason} and is left out; complete it to use it")
+            found.left_out |= {file.path: "its case is left out" for file in files.values()}
+            continue
+        ordered = [files[key] for key in keys]
+        draft = Draft(ordered, case, (case, *(file.stem for file in ordered)))
+        first[min(file.path for file in files.values())] = draft
+        unused = [file.path for key, file in files.items() if key not in keys]
+        found.left_out |= dict.fromkeys(unused, "most cases have no such modality")
+    for image in images:
+        if image.path in first:
+            found.drafts.append(first[image.path])
+        elif image.path not in taken:
+            found.doubts.append(
+                f"{image.path} is not one of the modalities {', '.join(names)} of a case and is left out; name it so"
+            )
+            found.left_out[image.path] = "it is not one of the modalities of a case"
+    return found
+
+
+def shape_of(path: Path) -> tuple[int, ...] | None:
+    """The size that the header states; None if it cannot be told from the header alone."""
+    with contextlib.suppress(Exception):  # whatever is wrong with the file is said when it is read
+        if ".nii" in path.name.lower():
+            volume: Any = nibabel.load(path)
+            return tuple(volume.shape)
+        with Image.open(path) as picture:
+            return picture.size
+    return None

@@ -1,0 +1,292 @@
+"""Finds out what a folder holds: its scans, their labels and splits, and what is left out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from ahm_gym.data.files import PICTURES, READERS, suffix_of
+from ahm_gym.data.kinds import Kinds, no_images, unread_labels
+from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
+from ahm_gym.data.layout import Layout
+from ahm_gym.data.listing import (
+    DESCRIPTION,
+    NNUNET_FOLDERS,
+    PREDICTIONS,
+    SPLIT_TABLE,
+    Found,
+    Tree,
+    is_named,
+    is_plain_label_name,
+    label_folders_in,
+    role_of_folder,
+    split_of,
+    walk,
+)
+from ahm_gym.data.modalities import Draft, Stacked, stack
+from ahm_gym.data.naming import name_scans
+from ahm_gym.data.nnunet import ForeignDescription
+from ahm_gym.data.sample import SPLITS
+from ahm_gym.data.series import Series, group, is_unnamed_dicom
+from ahm_gym.errors import InputError
+
+MIN_IMAGES = 3
+"""The number of splits: with fewer images, a split stays empty."""
+IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagestr")
+
+
+def find_layout(folder: Path) -> Layout:
+    """What a folder and the folders below it hold; labels and `split.csv` beside the folder count too.
+
+    Names decide; of some files the headers are read too, and the pixels of a few if their names are ambiguous.
+
+    Raises:
+        InputError: if it holds no images, or it cannot be told which files are the images.
+    """
+    return Search(folder).layout
+
+
+class Search:
+    """All files in a folder and in the folders of labels beside it, and the layout that they make."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root: Path = Path(os.path.abspath(folder))
+        _refuse_labels(self.root)
+        self.tree: Tree = walk(self.root)
+        direct = any(not file.parts for file in self.tree.files)
+        parents = [self.root.parent]
+        if self.root.is_symlink():
+            parents.append(self.root.resolve().parent)
+        self.parents: list[Path] = parents if direct or role_of_folder(self.root.name) == "image" else []
+        """Folders beside whose contents the root may lie; links are followed only after what was typed."""
+        self.beside: list[Found] = next(filter(None, map(self._labels_in, self.parents)), [])
+
+    def _labels_in(self, parent: Path) -> list[Found]:
+        """The labels in folders beside the root."""
+        places = [place for place in label_folders_in(parent) if not place.samefile(self.root)]
+        return [
+            replace(file, parts=(place.name, *file.parts), in_labels=True)
+            for place in places
+            for file in walk(place).files
+        ]
+
+    def paths(self) -> list[Path]:
+        """The files on which the layout depends; their order and names are part of it."""
+        unnamed = [file for file in self.tree.others if file.suffix in ("", ".csv", ".json", ".ima")]
+        tables = [parent / SPLIT_TABLE for parent in self.parents]
+        found = [file.path for file in (*self.tree.files, *self.beside, *unnamed)]
+        return [*found, *(path for path in tables if path.is_file())]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layout; headers are read on first use."""
+        return _Reading(self).layout()
+
+
+class _Reading:
+    """One pass over the files; every step hands the next what it has not decided."""
+
+    def __init__(self, search: Search) -> None:
+        self.search: Search = search
+        self.root: Path = search.root
+        self.left_out: dict[Path, str] = dict(search.tree.left_out)
+        self.notes: list[str] = []
+        self.doubts: list[str] = []
+        self.faults: list[str] = []
+        self.described, self.description = self._describe()
+
+    def layout(self) -> Layout:
+        tree = self.search.tree
+        unnamed = [file for file in tree.others if is_unnamed_dicom(file)]
+        kinds = Kinds.of([*tree.files, *unnamed])
+        self.left_out |= kinds.left_out
+        self.notes += kinds.notes
+        self.doubts += kinds.doubts
+        found = {file.path for file in unnamed}
+        others = [file for file in tree.others if file.path not in found]
+        images = self._listed(kinds.images)
+        if not images:
+            raise no_images(self.root, others, kinds)
+        drafts, stacked = self._drafts(images, [*kinds.labels, *self.search.beside])
+        matches = match_labels(drafts, [*kinds.labels, *self.search.beside])
+        self._say_labels(matches, drafts)
+        drafts = self._use_splits(drafts)
+        if len(drafts) < MIN_IMAGES and all(draft.files[0].suffix in PICTURES for draft in drafts):
+            self.doubts.append(
+                f"{len(drafts)} images are too few to learn from and to split into train, val and test, so that "
+                "this is only a trial; add images"
+            )
+        scans = tuple(name_scans(drafts, channels_named=stacked.channels_named))
+        if note := _other_kinds(others):
+            self.notes.append(note)
+        labelled = any(scan.labels for scan in scans)
+        return Layout(
+            self.root,
+            scans,
+            modalities=stacked.modalities,
+            classes=self.description.classes(),
+            table=self._table(drafts),
+            left_out=self.left_out,
+            notes=tuple(self.notes),
+            doubts=tuple(self.doubts),
+            faults=tuple(self.faults),
+            unread_labels="" if labelled else unread_labels(others, [draft.stem for draft in drafts]),
+            channels_named=stacked.channels_named,
+        )
+
+    def _describe(self) -> tuple[Path, ForeignDescription]:
+        for folder in (self.root, *(self.search.parents if is_named(self.root, NNUNET_FOLDERS) else ())):
+            if (path := folder / DESCRIPTION).is_file():
+                return path, ForeignDescription.read(path)
+        return self.root / DESCRIPTION, ForeignDescription()
+
+    def _listed(self, images: list[Found]) -> list[Found]:
+        """The images without those that the `dataset.json` excludes."""
+        if self.described.parent == self.root and (doubt := self.description.doubt(self.described, images)):
+            self.doubts.append(doubt)
+        kept, tests = [], self.description.tests()
+        for image in images:
+            name = "/".join((*image.parts, image.path.name))
+            is_test = name in tests or name.replace("_0000.", ".", 1) in tests
+            reason = f"{DESCRIPTION} lists it as a test image" if is_test else None
+            ending = self.description.file_ending.lower()
+            if reason is None and ending and not image.path.name.lower().endswith(ending):
+                reason = f"{DESCRIPTION} gives its files the ending {ending}"
+            if reason is None:
+                kept.append(image)
+            else:
+                self.left_out[image.path] = reason
+        return kept
+
+    def _drafts(self, images: list[Found], labels: list[Found]) -> tuple[list[Draft], Stacked]:
+        dicom = [file for file in images if file.suffix not in READERS or file.suffix == ".dcm"]
+        grouped = group(dicom)
+        self.left_out |= grouped.left_out
+        self.doubts += grouped.doubts
+        apart = {file.path for file in dicom} - {f.path for f in grouped.single if f.suffix in READERS}
+        rest = [file for file in images if file.path not in apart]
+        bases = {name for label in labels for name in (label.stem, *read_name(label).bases)}
+        stacked = stack(rest, bases, self.description.channels(), nnunet=is_named(self.root, NNUNET_FOLDERS))
+        self.left_out |= stacked.left_out
+        self.doubts += stacked.doubts
+        unnamed = [Series((file,), "") for file in grouped.single if file.suffix not in READERS]
+        per_folder = Counter(series.files[0].parts for series in grouped.series)
+        drafts = list(stacked.drafts)
+        for series in grouped.series:
+            parts = series.files[0].parts
+            stem = parts[-1] if parts else self.root.name
+            if per_folder[parts] > 1:
+                stem = f"{stem}_{series.number}"
+            drafts.append(Draft(list(series.files), stem, (stem,), series=True))
+        drafts += [
+            Draft(list(s.files), s.files[0].path.name, (s.files[0].stem,), series=True) for s in unnamed
+        ]
+        if not drafts:
+            raise no_images(self.root, [], Kinds(left_out=self.left_out))
+        return drafts, stacked
+
+    def _say_labels(self, matches: Matches, drafts: list[Draft]) -> None:
+        """Keeps what is wrong with the labels, for whoever needs them."""
+        self.left_out |= matches.left_out
+        self.faults += matches.faults
+        if matches.merged:
+            self.notes.append(f"the labels of {matches.merged} scans are in several files, which are merged")
+        used = {_label_folder(label) for draft in drafts for label in draft.labels}
+        beside = {label.path for label in self.search.beside}
+        for label in matches.alone:
+            folder = _label_folder(label)
+            if label.path in beside and folder not in used and not is_named(self.root, IMAGE_FOLDERS):
+                continue
+            if label.in_labels and used and folder not in used:
+                self.left_out[label.path] = "no label in its folder belongs to an image"
+            elif label.in_labels:
+                self.faults.append(
+                    f"{label.path} is a label without an image: expected {expected_image(label.stem)} in "
+                    f"{drafts[0].files[0].path.parent}; add the image or remove the label."
+                )
+            else:
+                self.faults.append(
+                    f"{label.path} is named like a label but has no image: expected {expected_image(label.stem)} "
+                    "in the same folder; rename the label or remove it."
+                )
+        for draft in drafts:
+            if draft.series and draft.labels:
+                self.left_out |= {label.path: "its image is a DICOM series" for label in draft.labels}
+                self.faults.append(
+                    f"{draft.labels[0].path} is the label of a DICOM series, whose orientation it may not share: "
+                    "expected both in one format; convert the series to NIfTI, for example with dcm2niix."
+                )
+                draft.labels = []
+
+    def _use_splits(self, drafts: list[Draft]) -> list[Draft]:
+        """Keeps the splits that folders state, and leaves out test images without labels."""
+        splits = [split_of(draft.parts) for draft in drafts]
+        labelled = {split for split, draft in zip(splits, drafts, strict=True) if draft.labels}
+        kept = []
+        for split, draft in zip(splits, drafts, strict=True):
+            nnunet = any(part.lower() == "imagests" for part in draft.parts) and "train" in splits
+            hidden = split in ("val", "test") and split not in labelled and ("train" in labelled or nnunet)
+            if hidden:
+                reason = f"the {split} images have no labels; give their folder itself to use them"
+                self.left_out |= {file.path: reason for file in draft.files}
+            else:
+                draft.split = split_of(draft.parts)
+                kept.append(draft)
+        found = {draft.split for draft in kept}
+        if found - {None} <= {"train"} or "train" not in found or None in found:
+            if None in found and len(found - {None}) > 1:
+                self.doubts.append(
+                    "some images lie outside of its folders for train, val and test, so that these do not decide the "
+                    "split; move them, or add a split.csv (name,split)"
+                )
+            for draft in kept:
+                draft.split = None
+        else:
+            counts = ", ".join(f"{sum(d.split == split for d in kept)} {split}" for split in SPLITS)
+            self.notes.append(f"its folders state the split: {counts} scans")
+        return kept
+
+    def _table(self, drafts: list[Draft]) -> Path | None:
+        """The table of splits nearest to the images: in their common folder, above it, or beside the root."""
+        there = {file.path for file in self.search.tree.others if file.path.name == SPLIT_TABLE}
+        common = Path(os.path.commonpath([file.path.parent for draft in drafts for file in draft.files]))
+        inside = [folder for folder in (common, *common.parents) if folder.is_relative_to(self.root)]
+        for folder in inside:
+            if folder / SPLIT_TABLE in there:
+                return folder / SPLIT_TABLE
+        return next(
+            (path for parent in self.search.parents if (path := parent / SPLIT_TABLE).is_file()), None
+        )
+
+
+def _refuse_labels(root: Path) -> None:
+    """Refuses a folder that only makes sense as the labels of another, or as predictions."""
+    if (root / PREDICTIONS).is_file():
+        raise InputError(f"{root} holds predicted masks: expected images; give the folder of the images.")
+    if not is_plain_label_name(root.name):
+        return
+    for parent in dict.fromkeys((root.parent, root.resolve().parent)):
+        try:
+            names = os.listdir(parent)
+        except OSError:
+            continue
+        if any(role_of_folder(name) == "image" and (parent / name).is_dir() for name in names):
+            raise InputError(f"{root} holds labels, according to its name: expected images; give {parent}.")
+
+
+def _label_folder(label: Found) -> tuple[str, ...]:
+    """The folder of labels in which a label lies, or its own folder."""
+    last = max((at for at, part in enumerate(label.parts) if role_of_folder(part) == "label"), default=None)
+    return label.parts if last is None else label.parts[: last + 1]
+
+
+def _other_kinds(others: list[Found]) -> str | None:
+    """A sentence on the files that cannot be read, with their numbers by suffix; None if there are none."""
+    used = (SPLIT_TABLE, DESCRIPTION)
+    counts = Counter(suffix_of(file.path) for file in others if file.path.name not in used)
+    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in sorted(counts))
+    return f"files of other kinds are left out: {re.sub(r'[^ -~]', '?', listed)}" if counts else None

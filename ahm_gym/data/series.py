@@ -1,0 +1,153 @@
+"""DICOM files that are the slices of one volume."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from ahm_gym.data.files import READERS, Pixels
+from ahm_gym.data.listing import Found
+from ahm_gym.errors import InputError
+
+TAGS: tuple[str, ...] = (
+    "Modality", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "InstanceNumber", "NumberOfFrames", "Rows", "Columns",
+)  # fmt: skip
+NO_IMAGE: frozenset[str] = frozenset("RTSTRUCT RTPLAN RTDOSE SEG SR PR KO REG".split())
+"""Modalities of files that hold something other than an image of the patient."""
+NAMED_ENDINGS: frozenset[str] = frozenset({"", ".ima", ".dicom"})
+"""Suffixes of files that are DICOM if they start like it; so are those that end in a number."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of one volume in the order of their positions."""
+
+    files: tuple[Found, ...]
+    number: str
+    """DICOM's number of the series, with the time point behind it if there are several."""
+
+
+@dataclass
+class Grouped:
+    """DICOM files by what they are."""
+
+    series: list[Series] = field(default_factory=list)
+    single: list[Found] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+
+
+def is_unnamed_dicom(file: Found) -> bool:
+    """Whether a file without a known suffix starts as a DICOM file does."""
+    if file.suffix not in NAMED_ENDINGS and not file.suffix[1:].isdecimal():
+        return False
+    with contextlib.suppress(OSError), file.path.open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM" and file.path.name != "DICOMDIR"
+    return False
+
+
+def group(files: Iterable[Found]) -> Grouped:
+    """Groups the files of each folder by series, orientation and size; reads headers only.
+
+    Files without a position, or alone in their series, stay single. Where several files have the same position, as in a
+    cine series, each of them belongs to another time point.
+    """
+    found = Grouped()
+    stacks: dict[Any, list[tuple[Found, Any]]] = {}
+    for file in files:
+        header: Any = None
+        with contextlib.suppress(InvalidDicomError, OSError, ValueError, EOFError):
+            header = pydicom.dcmread(file.path, stop_before_pixels=True, specific_tags=list(TAGS))
+        if header is None:
+            found.single.append(file)  # whatever is wrong is said when it is read
+        elif header.get("Modality") in NO_IMAGE:
+            found.left_out[file.path] = (
+                f"it is DICOM of the kind {header.Modality}; convert contours to masks to use them"
+            )
+        elif (key := _stack_of(file, header)) is None:
+            found.single.append(file)
+        else:
+            stacks.setdefault(key, []).append((file, header))
+    for slices in stacks.values():
+        if len(slices) == 1:
+            found.single.append(slices[0][0])
+        else:
+            found.series += _in_order(slices, found.doubts)
+    return found
+
+
+def _stack_of(file: Found, header: Any) -> Any:
+    """What the slices of one volume have in common; None for a file that is no slice."""
+    orientation, position = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
+    uid = header.get("SeriesInstanceUID")
+    if not (orientation and position and uid) or int(header.get("NumberOfFrames") or 1) > 1:
+        return None
+    turned = tuple(round(float(value), 2) for value in orientation)
+    return file.parts, str(uid), turned, header.get("Rows"), header.get("Columns")
+
+
+def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Series]:
+    """The slices of one stack by position along its normal; a series for each time point."""
+    axes = np.array(slices[0][1].ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(axes[0], axes[1])
+    places: dict[float, list[tuple[int, Found]]] = {}
+    for file, header in slices:
+        at = round(float(np.dot(normal, np.array(header.ImagePositionPatient, float))), 2)
+        places.setdefault(at, []).append((int(header.get("InstanceNumber") or 0), file))
+    number = str(slices[0][1].get("SeriesNumber") or "")
+    times = {len(files) for files in places.values()}
+    ordered = [[file for _, file in sorted(places[at], key=lambda item: item[0])] for at in sorted(places)]
+    folder = slices[0][0].path.parent
+    if times == {1}:
+        return [Series(tuple(files[0] for files in ordered), number)]
+    if len(times) > 1:
+        doubts.append(
+            f"a series in {folder} has several files at some positions and fewer at others, so that each "
+            "file is an image of its own; export it as one file for each volume"
+        )
+        return [Series((file,), number) for files in ordered for file in files]
+    doubts.append(
+        f"the series in {folder} has {max(times)} files at every position, which are read as time points; export it as "
+        "one file for each volume if they are something else"
+    )
+    return [
+        Series(tuple(files[time] for files in ordered), f"{number}_t{time:02d}") for time in range(max(times))
+    ]
+
+
+def read_series(paths: Sequence[Path]) -> Pixels:
+    """Reads the slices of one volume, which are in order, as (H, W, slices) or (H, W, slices, C).
+
+    Raises:
+        InputError: if a slice cannot be read, or has another size than the first.
+    """
+    slices = []
+    for path in paths:
+        try:
+            slices.append(READERS[".dcm"](path))
+        except (MemoryError, InputError):
+            raise
+        except Exception as error:  # a decoder may fail in any way on a damaged file
+            raise InputError(
+                f"{path} cannot be read ({type(error).__name__}: {error}): expected a complete DICOM file; copy it "
+                "again or remove it."
+            ) from error
+    first = slices[0]
+    if len(slices) == 1:
+        return first
+    for path, pixels in zip(paths, slices, strict=True):
+        if pixels.array.shape != first.array.shape:
+            raise InputError(
+                f"{path} has the shape {pixels.array.shape} and {paths[0]} of its series {first.array.shape}: expected "
+                "the same; export the series again."
+            )
+    array = np.stack([pixels.array for pixels in slices], axis=2)
+    return Pixels(array, is_volume=True, spacing=first.spacing, patient=first.patient)
