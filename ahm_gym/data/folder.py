@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
+from ahm_gym.data.formats import (
+    PICTURES,
+    NotAnImage,
+    Pixels,
+    fingerprint_of,
+    match_label,
+    read_pixels,
+    suffix_of,
+    with_frames,
+)
 from ahm_gym.data.labels import Labels, find_labels, looks_like_label, without_channel
 from ahm_gym.data.listing import SPLIT_TABLE, by_stem, find_images, is_named, note_on_other_files
 from ahm_gym.data.sample import Record, patient_of
@@ -31,7 +39,8 @@ class FolderSource:
     The splits come from `split.csv` in the folder of the images or its parent, otherwise from the patients: DICOM's
     PatientID, or the part of the case's name before its last underscore.
 
-    Volumes become slices along the last axis; constant slices are left out.
+    Volumes become slices in the plane in which they were acquired; constant slices are left out. The frames of a
+    series in time become images of one case.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,25 +65,36 @@ class FolderSource:
     def records(self) -> Iterator[Record]:
         for note in self._notes():
             print(f"note: {self.name}: {note}.", file=sys.stderr)
+        decided: Counter[str] = Counter()
         for stem, path in self.images.items():
-            pixels = read_pixels(path)
             case, label_path = self.labels.get(stem, (stem, None))
-            label = None if label_path is None else read_label(label_path, path, pixels)
+            try:
+                pixels, label = read_pair(path, label_path)
+            except NotAnImage:
+                if label_path is not None or len(self.images) == 1:
+                    raise
+                decided["left out, because they are DICOM objects without an image"] += 1
+                continue
+            decided.update(pixels.notes)
+            decided.update(() if label is None else (f"{note} (labels)" for note in own_notes(label, pixels)))
             patient = pixels.patient or patient_of(without_channel(stem) if self.channels_named else stem)
             record = Record(
                 pixels.array,
-                label,
+                None if label is None else label.array,
                 stem,
                 patient,
                 origin=str(path),
                 label_origin=str(label_path),
                 split=None if self.table is None else self.table.find(path, stem, patient),
-                spacing=pixels.spacing,
+                spacing=None if pixels.spacing is None else (pixels.spacing[0], pixels.spacing[1]),
             )
             if pixels.is_volume:
-                yield from slices(dataclasses.replace(record, volume=case))
+                for frame in frames(dataclasses.replace(record, volume=case), pixels):
+                    yield from slices(frame)
             else:
                 yield record
+        for note, count in sorted(decided.items()):
+            print(f"note: {self.name}: {count} of {len(self.images)} files: {note}.", file=sys.stderr)
 
     def _notes(self) -> Iterator[str]:
         if note := note_on_other_files(self.folder):
@@ -86,20 +106,52 @@ class FolderSource:
             yield "all files are named like labels, and are used as images"
 
 
-def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:
-    """Reads the label of an image.
+def read_pair(path: Path, label_path: Path | None) -> tuple[Pixels, Pixels | None]:
+    """Reads an image and its label, if it has one, on the same grid.
 
     Raises:
-        InputError: if the file cannot be read, or states another orientation than the image.
+        InputError: if a file cannot be read, or the label lies elsewhere than its image.
     """
-    label = read_pixels(path, is_label=True)
-    if label.orientation and image.orientation and label.orientation != image.orientation:
-        found, expected = "".join(label.orientation), "".join(image.orientation)
-        raise InputError(
-            f"{path} has the orientation {found} and its image {image_path} {expected}: expected the same; copy the "
-            "image's affine to the label if their voxels already match, otherwise resample it with nearest neighbours."
+    image = read_pixels(path)
+    label = None if label_path is None else read_label(label_path, path, image)
+    return with_frames(image, path, label), label
+
+
+def read_label(path: Path, image_path: Path, image: Pixels) -> Pixels:
+    """Reads the label of an image, with its axes in the order of the image.
+
+    Raises:
+        InputError: if the file cannot be read, or lies elsewhere than the image.
+    """
+    return match_label(read_pixels(path, is_label=True), path, image, image_path)
+
+
+def own_notes(label: Pixels, image: Pixels) -> Iterator[str]:
+    """The notes on a label that do not repeat those on its image; the plane of a label is always that of its image."""
+    for note in label.notes:
+        if note not in image.notes and not note.startswith(("sliced in", "with a fourth axis")):
+            yield note
+
+
+def frames(volume: Record, pixels: Pixels) -> Iterator[Record]:
+    """Yields a volume for each frame of a series in time, or the volume itself.
+
+    Raises:
+        InputError: if the label has another size than the volume.
+    """
+    if pixels.fourth != "time" or pixels.array.ndim != 4:
+        yield volume
+        return
+    for frame in range(pixels.array.shape[3]):
+        label = volume.label
+        yield dataclasses.replace(
+            volume,
+            image=volume.image[..., frame],
+            label=label[..., frame] if label is not None and label.ndim == 4 else label,
+            id=f"{volume.id}_t{frame:03d}",
+            origin=f"{volume.origin} (frame {frame})",
+            label_origin=f"{volume.label_origin} (frame {frame})",
         )
-    return label.array
 
 
 def slices(volume: Record) -> Iterator[Record]:

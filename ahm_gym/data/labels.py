@@ -10,7 +10,7 @@ from ahm_gym.data.listing import IMAGE_FOLDERS, LABEL_FOLDERS, by_stem, inner_fo
 from ahm_gym.errors import InputError
 
 ENDINGS = "masks?|segmentation|labels?|seg|gt|groundtruth|annotation|anno"
-LABEL_NAME = re.compile(rf"(.+)[-_ ](?:{ENDINGS})((?:[-_ ]\d+)?)", re.IGNORECASE)
+LABEL_NAME = re.compile(rf"(.+)[-_ .](?:{ENDINGS})((?:[-_ ]\d+)?)", re.IGNORECASE)
 """The name of an image, an ending, and optionally a number: that of the image, or of one of its labels."""
 NUMBERED_LABEL = re.compile(rf"(?:{ENDINGS})[-_ ]?\d+", re.IGNORECASE)
 """A name that only numbers a label and does not name an image."""

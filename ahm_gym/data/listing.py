@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ahm_gym.data.files import READERS, stem_of, suffix_of
+from ahm_gym.data.formats import READERS, is_readable, stem_of, suffix_of
 from ahm_gym.errors import InputError
 
 IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagesTr")
@@ -66,7 +66,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
         InputError: if the names of two files differ only in their suffix.
     """
     files: dict[str, Path] = {}
-    readable = (path for path in folder.iterdir() if suffix_of(path) in READERS and path.name[0] != ".")
+    readable = (path for path in folder.iterdir() if path.name[0] != "." and is_readable(path))
     for path in sorted(readable, key=lambda path: _natural(path.name)):
         other = files.setdefault(stem_of(path), path)
         if other is not path:
@@ -77,8 +77,8 @@ def by_stem(folder: Path) -> dict[str, Path]:
 def note_on_other_files(folder: Path) -> str | None:
     """A sentence on the files in a folder that cannot be read, with their numbers by suffix; None if there are none."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE)
-    others = [suffix for suffix in sorted(counts) if suffix not in READERS]
+    counts = Counter(suffix_of(path) for path in files if path.name != SPLIT_TABLE and not is_readable(path))
+    others = sorted(counts)
     listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in others)
     return f"files of other kinds are left out: {listed}" if others else None
 

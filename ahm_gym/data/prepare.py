@@ -34,7 +34,7 @@ from ahm_gym.data.splits import complete_splits, describe_shared_patients, name_
 from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STALE_SECONDS = 24 * 3600
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import dataclasses
 import io
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
+from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
 from ahm_gym.data.labels import split_among
 from ahm_gym.data.listing import PREDICTIONS, by_stem, find_images, note_on_other_files
 from ahm_gym.data.scaling import channels_last, scale_intensities, shrink, stored_side
@@ -35,7 +34,6 @@ from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict
 
 NUM_SHOWN: int = 8
 """Largest number of scans in the picture."""
-NIFTI: tuple[str, ...] = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,17 @@ class Predictor:
         return classes.numpy().astype(np.uint8)
 
     def mask(self, pixels: Pixels, origin: str) -> UInt8[np.ndarray, "H W *slices"]:
-        """The mask of a file: of an image, or of a volume slice by slice."""
+        """The mask of a file: of an image, or of a volume slice by slice; of a series in time, frame by frame."""
         if not pixels.is_volume:
             return self(pixels.array, origin)
+        if pixels.fourth == "time" and pixels.array.ndim == 4:
+            frames = [
+                dataclasses.replace(pixels, array=frame, fourth="channels")
+                for frame in np.moveaxis(pixels.array, 3, 0)
+            ]
+            return np.stack(
+                [self.mask(frame, f"{origin} (frame {at})") for at, frame in enumerate(frames)], axis=3
+            )
         slices = range(pixels.array.shape[2])
         return np.stack([self(pixels.array[:, :, at], f"{origin} (slice {at})") for at in slices], axis=2)
 
@@ -134,7 +140,7 @@ def list_scans(place: Path) -> dict[str, Path]:
     if not place.exists():
         raise InputError(f"{place} does not exist: give a folder of images, or one image.")
     if place.is_file():
-        if suffix_of(place) not in READERS:
+        if not is_readable(place):
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
         return {stem_of(place): place}
     folder = find_images(place)
@@ -177,7 +183,7 @@ def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
     written = target.with_name(target.name + suffix)
     write_atomically(written, content)
     counts = np.bincount(mask.ravel(), minlength=predictor.segmenter.num_classes).tolist()
-    unit, size = _size_of_pixel(path, pixels)
+    unit, size = _size_of_pixel(pixels)
     return {
         "scan": target.name,
         "file": str(path),
@@ -189,42 +195,12 @@ def _segment(predictor: Predictor, path: Path, target: Path) -> dict[str, Any]:
     }
 
 
-def encode_mask(mask: UInt8[np.ndarray, "H W *slices"], path: Path, pixels: Pixels) -> tuple[str, bytes]:
-    """A mask in the format that fits its scan: NIfTI with the scan's affine, PNG, TIFF with pages, or .npy.
-
-    Args:
-        mask: classes in the order of `Pixels.array`.
-        path: file of the scan.
-        pixels: its content.
-
-    Returns:
-        The suffix and the content of the file.
-    """
-    suffix = suffix_of(path)
-    if suffix in NIFTI:
-        scan: Any = nibabel.load(path)
-        header = scan.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1.0, 0.0)
-        image = nibabel.Nifti1Image(np.rot90(mask, -1), scan.affine, header)  # as `read_pixels` turned it
-        return ".nii.gz", gzip.compress(image.to_bytes(), mtime=0)
-    if suffix == ".npy":
-        content = io.BytesIO()
-        np.save(content, mask)
-        return ".npy", content.getvalue()
-    if pixels.is_volume:
-        return ".tif", cv2.imencodemulti(".tif", list(np.moveaxis(mask, 2, 0)))[1].tobytes()
-    return ".png", cv2.imencode(".png", mask)[1].tobytes()
-
-
-def _size_of_pixel(path: Path, pixels: Pixels) -> tuple[str, float | None]:
+def _size_of_pixel(pixels: Pixels) -> tuple[str, float | None]:
     """The unit and the size of a pixel or voxel; pixels without a size if the file states none."""
-    if suffix_of(path) in NIFTI and pixels.is_volume:
-        sizes = [abs(float(size)) for size in nibabel.load(path).header.get_zooms()[:3]]  # pyright: ignore
-        return ("ml", float(np.prod(sizes)) / 1000) if min(sizes) > 0 else ("pixels", None)
-    if pixels.spacing is not None and not pixels.is_volume:
-        return "mm2", pixels.spacing[0] * pixels.spacing[1]
-    return "pixels", None
+    if pixels.spacing is None or len(pixels.spacing) != (3 if pixels.is_volume else 2):
+        return "pixels", None
+    size = math.prod(pixels.spacing)
+    return ("ml", size / 1000) if pixels.is_volume else ("mm2", size)
 
 
 def areas_table(rows: list[dict[str, Any]]) -> str:
@@ -248,6 +224,8 @@ def _draw(predictor: Predictor, scans: dict[str, Path], rows: list[dict[str, Any
         pixels, mask = read_pixels(path), read_pixels(out / row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
+            if mask.ndim == 4:
+                mask, image = mask[..., 0], image[..., 0]
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
         shown = predictor.scaled(image, str(path))
