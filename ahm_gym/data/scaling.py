@@ -104,12 +104,11 @@ def is_soft_edged(label: np.ndarray) -> bool:
         label = label[:, :, 0]
     if label.ndim != 2 or label.dtype != np.uint8 or label.max() != FOREGROUND:
         return False
-    low, high = FOREGROUND // 4, FOREGROUND - FOREGROUND // 4
     grey = (label >= MAX_CLASSES) & (label < FOREGROUND)
     if not grey.any() or len(np.unique(label[grey])) <= 2:
         return False
     near = np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)
-    edges = [cv2.dilate(side.astype(np.uint8), near) > 0 for side in (label <= low, label >= high)]
+    edges = [cv2.dilate(side.astype(np.uint8), near) > 0 for side in (label == 0, label == FOREGROUND)]
     return bool((edges[0] & edges[1])[grey].all())
 
 

@@ -115,7 +115,11 @@ def test_volumes_are_sliced_in_the_plane_of_their_finest_spacing(
 
 def test_the_plane_is_told_once_for_a_folder(tmp_path: Path, capsys):
     for name in "abc":
-        volume(tmp_path / f"{name}.nii", RNG.integers(0, 9, (7, 12, 12)), np.diag([4.4, 0.5, 0.5, 1]))
+        volume(
+            tmp_path / f"{name}.nii",
+            RNG.integers(0, 9, (7, 12, 12)).astype(np.int16),
+            np.diag([4.4, 0.5, 0.5, 1]),
+        )
     dataset = open_data(str(tmp_path), image_size=SIZE)
     assert len(dataset) == 21 and dataset.sample(0).spacing == (0.5, 0.5)
     assert capsys.readouterr().err.count("3 of 3 files: sliced in the sagittal plane") == 1
@@ -152,7 +156,7 @@ def test_a_label_elsewhere_is_refused_with_the_distance(tmp_path: Path, shift: f
         read_label(label, image, read_pixels(image))
         return
     with pytest.raises(
-        InputError, match=rf"b\.nii lies up to {shift:g} mm away .*a\.nii: .* resample_from_to"
+        InputError, match=rf"b\.nii lies up to {shift:g} mm away .*a\.nii: .*resample_from_to"
     ):
         read_label(label, image, read_pixels(image))
 
