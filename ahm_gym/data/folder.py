@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ahm_gym.data.files import PICTURES, Pixels, fingerprint_of, read_pixels, suffix_of
+from ahm_gym.data.formats import (
+    PICTURES,
+    NotAnImage,
+    Pixels,
+    fingerprint_of,
+    match_label,
+    read_pixels,
+    read_series,
+    suffix_of,
+    with_frames,
+)
 from ahm_gym.data.layout import Layout, Scan
 from ahm_gym.data.sample import Record
 from ahm_gym.data.search import Search
-from ahm_gym.data.series import read_series
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError
 
@@ -30,7 +40,8 @@ class FolderSource:
     The splits come from `split.csv`, otherwise from folders such as train and test, otherwise from the patients; see
     `find_patients`.
 
-    Volumes become slices along the last axis; constant slices are left out.
+    Volumes become slices in the plane in which they were acquired; constant slices are left out. The frames of a
+    series in time become images of one case.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,37 +85,48 @@ class FolderSource:
         return self._records(self.layout)
 
     def _records(self, layout: Layout) -> Iterator[Record]:
-        constant, grey = [], 0
+        constant, decided = [], Counter[str]()
         faults = list(layout.faults[:1])
         for scan in layout.scans:
-            pixels = read_scan(scan)
+            try:
+                pixels = read_scan(scan)
+            except NotAnImage:
+                if scan.labels or len(layout.scans) == 1:
+                    raise
+                decided["left out, because it is a DICOM object without an image"] += 1
+                continue
             if self.colour and (pixels.array.ndim == 2 + pixels.is_volume or pixels.array.shape[-1] == 1):
-                pixels, grey = _repeated(pixels), grey + 1
-            record = self._record(scan, pixels)
+                pixels = _repeated(pixels)
+                decided["grey, while others have colour: repeated in three channels"] += 1
+            record, pixels = self._record(scan, pixels, decided)
             if faults:
                 record = dataclasses.replace(record, label=None, label_error=faults.pop())
             if pixels.is_volume:
-                yield from _slices(record)
+                for frame in frames(record, pixels):
+                    yield from _slices(frame)
             else:
                 if pixels.array.min() == pixels.array.max():
                     constant.append(record.origin)
                 yield record
-        if grey:
-            self._note(
-                f"{grey} of {len(layout.scans)} images are grey and the others have colour; the grey ones are repeated "
-                "in three channels"
-            )
+        for sentence, count in sorted(decided.items()):
+            self._note(f"{count} of {len(layout.scans)} files: {sentence}")
         if constant:
             self._judge_constant(constant)
 
-    def _record(self, scan: Scan, pixels: Pixels) -> Record:
+    def _record(self, scan: Scan, pixels: Pixels, decided: Counter[str]) -> tuple[Record, Pixels]:
+        """The record of a scan, and its pixels as the label tells them; counts what was decided."""
         label, error = None, ""
         if scan.labels:
             try:
-                label = merged([read_label(path, scan.images[0], pixels) for path in scan.labels])
+                parts = [read_label(path, scan.images[0], pixels) for path in scan.labels]
+                pixels = with_frames(pixels, scan.images[0], parts[0])
+                label = merged([part.array for part in parts])
+                decided.update(f"{note} (labels)" for part in parts for note in own_notes(part, pixels))
             except InputError as caught:
                 error = str(caught)
-        return Record(
+        decided.update(pixels.notes)
+        spacing = pixels.spacing
+        record = Record(
             pixels.array,
             label,
             scan.id,
@@ -113,12 +135,13 @@ class FolderSource:
             label_origin=str(scan.labels[0] if scan.labels else None),
             volume=scan.case if pixels.is_volume else None,
             split=scan.split if self.table is None else self.table.of_file(scan.images[0], scan.id),
-            spacing=pixels.spacing,
-            slice_spacing=pixels.slice_spacing,
+            spacing=None if spacing is None else (spacing[0], spacing[1]),
+            slice_spacing=None if spacing is None or len(spacing) < 3 else spacing[2],
             place=scan.place,
             modalities=scan.modal,
             label_error=error,
         )
+        return record, pixels
 
     def _judge_constant(self, constant: list[str]) -> None:
         """Says how many images show nothing.
@@ -158,11 +181,20 @@ def read_scan(scan: Scan) -> Pixels:
     first, *others = (read_pixels(path) for path in scan.images)
     if not others:
         return first
+    try:
+        others = [
+            match_label(pixels, path, first, scan.images[0])
+            for path, pixels in zip(scan.images[1:], others, strict=True)
+        ]
+    except InputError as error:
+        raise InputError(
+            f"the modalities of {scan.id} do not lie on one grid: {error} Resample them to one."
+        ) from error
     for path, pixels in zip(scan.images[1:], others, strict=True):
-        if pixels.array.shape != first.array.shape or pixels.orientation != first.orientation:
+        if pixels.array.shape != first.array.shape:
             raise InputError(
                 f"{path} and {scan.images[0]} are modalities of one case, and have the shapes {pixels.array.shape} and "
-                f"{first.array.shape} or other orientations: expected the same; resample them to one grid."
+                f"{first.array.shape}: expected the same; resample them to one grid."
             )
     if first.array.ndim > 2 + first.is_volume:
         raise InputError(
@@ -197,20 +229,41 @@ def _slices(volume: Record) -> Iterator[Record]:
         yield from slices(dataclasses.replace(volume, label=None, label_error=str(error)))
 
 
-def read_label(path: Path, image_path: Path, image: Pixels) -> np.ndarray:
-    """Reads the label of an image.
+def read_label(path: Path, image_path: Path, image: Pixels) -> Pixels:
+    """Reads the label of an image, with its axes in the order of the image.
 
     Raises:
-        InputError: if the file cannot be read, or states another orientation than the image.
+        InputError: if the file cannot be read, or lies elsewhere than the image.
     """
-    label = read_pixels(path, is_label=True)
-    if label.orientation and image.orientation and label.orientation != image.orientation:
-        found, expected = "".join(label.orientation), "".join(image.orientation)
-        raise InputError(
-            f"{path} has the orientation {found} and its image {image_path} {expected}: expected the same; copy the "
-            "image's affine to the label if their voxels already match, otherwise resample it with nearest neighbours."
+    return match_label(read_pixels(path, is_label=True), path, image, image_path)
+
+
+def own_notes(label: Pixels, image: Pixels) -> Iterator[str]:
+    """The notes on a label that do not repeat those on its image; the plane of a label is always that of its image."""
+    for note in label.notes:
+        if note not in image.notes and not note.startswith(("sliced in", "with a fourth axis")):
+            yield note
+
+
+def frames(volume: Record, pixels: Pixels) -> Iterator[Record]:
+    """Yields a volume for each frame of a series in time, or the volume itself.
+
+    Raises:
+        InputError: if the label has another size than the volume.
+    """
+    if pixels.fourth != "time" or pixels.array.ndim != 4:
+        yield volume
+        return
+    for frame in range(pixels.array.shape[3]):
+        label = volume.label
+        yield dataclasses.replace(
+            volume,
+            image=volume.image[..., frame],
+            label=label[..., frame] if label is not None and label.ndim == 4 else label,
+            id=f"{volume.id}_t{frame:03d}",
+            origin=f"{volume.origin} (frame {frame})",
+            label_origin=f"{volume.label_origin} (frame {frame})",
         )
-    return label.array
 
 
 def slices(volume: Record) -> Iterator[Record]:

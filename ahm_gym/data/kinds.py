@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ahm_gym.data.files import JPEG, READERS, read_pixels
+from ahm_gym.data.formats import READERS, read_pixels
 from ahm_gym.data.labels import (
     DERIVED_NAME,
     LABEL_NAME,
@@ -197,7 +197,7 @@ def _suffix_of_labels(pairs: Sequence[Sequence[Found]]) -> str | None:
     for files in pairs:
         counts = {file.suffix: _count_values(file.path) for file in files}
         low, high = sorted(counts, key=lambda suffix: counts[suffix])
-        clear = counts[low] <= FEW_VALUES and counts[high] > 2 * FEW_VALUES and low not in JPEG
+        clear = counts[low] <= FEW_VALUES and counts[high] > 2 * FEW_VALUES and low not in (".jpg", ".jpeg")
         found.add(low if clear else None)
     return found.pop() if len(found) == 1 else None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ahm_gym.data.files import READERS, stem_of, suffix_of
+from ahm_gym.data.formats import READERS, stem_of, suffix_of
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ahm_gym.data.files import fingerprint_of
+from ahm_gym.data.formats import fingerprint_of
 from ahm_gym.data.sample import SPLITS, Record, Split
 from ahm_gym.errors import InputError
 

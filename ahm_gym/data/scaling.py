@@ -19,6 +19,8 @@ FOREGROUND = 255
 """The value of the foreground in binary masks from image editors."""
 MAX_RIM = 8
 """Maximum width in pixels of a border that JPEG has blurred."""
+ROUNDING = 1e-3
+"""Largest difference of a label's values from whole numbers, as rescaled files have it."""
 
 
 def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
@@ -98,6 +100,23 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 
+def is_soft_edged(label: np.ndarray) -> bool:
+    """Whether a label is a black and white mask of which only the edges are grey, as smooth drawing leaves them.
+
+    Every grey pixel lies near both black and white, and they have more than two greys: one or two may be classes.
+    """
+    if label.ndim == 3 and (label == label[:, :, :1]).all():
+        label = label[:, :, 0]
+    if label.ndim != 2 or label.dtype != np.uint8 or label.max() != FOREGROUND:
+        return False
+    grey = (label >= MAX_CLASSES) & (label < FOREGROUND)
+    if not grey.any() or len(np.unique(label[grey])) <= 2:
+        return False
+    near = np.ones((MAX_RIM + 1, MAX_RIM + 1), np.uint8)
+    edges = [cv2.dilate(side.astype(np.uint8), near) > 0 for side in (label == 0, label == FOREGROUND)]
+    return bool((edges[0] & edges[1])[grey].all())
+
+
 def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
     """Restores the values 0 and 255 of a black and white mask after JPEG has blurred its borders.
 
@@ -116,6 +135,8 @@ def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
 
 def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
     """The label as class indices below 64, or with 255 as the foreground of a binary mask.
+
+    Values within 0.001 of a whole number are rounded.
 
     Args:
         label: rows and columns, optionally with equal channels after them or a single channel before them.
@@ -141,6 +162,9 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
         )
     if label.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {label.dtype}: expected class indices; convert it.")
+    if label.dtype.kind == "f":
+        whole = np.rint(label)
+        label = np.where(np.isclose(label, whole, rtol=0, atol=ROUNDING), whole, label)
     values = np.unique(label).astype(np.float64)
     known = (values < MAX_CLASSES) | (values == FOREGROUND)
     wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ahm_gym.data.files import PICTURES, READERS, suffix_of
+from ahm_gym.data.formats import PICTURES, READERS, suffix_of
 from ahm_gym.data.kinds import Kinds, no_images, unread_labels
 from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
 from ahm_gym.data.layout import Layout

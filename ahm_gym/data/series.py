@@ -12,9 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from ahm_gym.data.files import READERS, Pixels
 from ahm_gym.data.listing import Found
-from ahm_gym.errors import InputError
 
 TAGS: tuple[str, ...] = (
     "Modality", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient", "ImageOrientationPatient",
@@ -121,33 +119,3 @@ def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Se
     return [
         Series(tuple(files[time] for files in ordered), f"{number}_t{time:02d}") for time in range(max(times))
     ]
-
-
-def read_series(paths: Sequence[Path]) -> Pixels:
-    """Reads the slices of one volume, which are in order, as (H, W, slices) or (H, W, slices, C).
-
-    Raises:
-        InputError: if a slice cannot be read, or has another size than the first.
-    """
-    slices = []
-    for path in paths:
-        try:
-            slices.append(READERS[".dcm"](path))
-        except (MemoryError, InputError):
-            raise
-        except Exception as error:  # a decoder may fail in any way on a damaged file
-            raise InputError(
-                f"{path} cannot be read ({type(error).__name__}: {error}): expected a complete DICOM file; copy it "
-                "again or remove it."
-            ) from error
-    first = slices[0]
-    if len(slices) == 1:
-        return first
-    for path, pixels in zip(paths, slices, strict=True):
-        if pixels.array.shape != first.array.shape:
-            raise InputError(
-                f"{path} has the shape {pixels.array.shape} and {paths[0]} of its series {first.array.shape}: expected "
-                "the same; export the series again."
-            )
-    array = np.stack([pixels.array for pixels in slices], axis=2)
-    return Pixels(array, is_volume=True, spacing=first.spacing, patient=first.patient)

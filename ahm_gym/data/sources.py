@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from ahm_gym.data.files import READERS, suffix_of
 from ahm_gym.data.folder import FolderSource
+from ahm_gym.data.formats import is_readable
 from ahm_gym.data.kinds import refuse_file
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
@@ -103,7 +103,7 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     path = find_path(spec, [*roots, Path()])
     if path.is_dir():
         return FolderSource(path)
-    if suffix_of(path) in READERS:
+    if is_readable(path):
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
     refuse_file(path)
     return NpzSource(path)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 
-from ahm_gym.data.files import READERS, Pixels, read_pixels, stem_of, suffix_of
 from ahm_gym.data.folder import read_scan
+from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
 from ahm_gym.data.search import find_layout
@@ -24,7 +24,7 @@ from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import PredictConfig
-from ahm_gym.segmentation.maps import NIFTI, encode_mask, encode_probabilities, encode_uncertainty
+from ahm_gym.segmentation.maps import encode_probabilities, encode_uncertainty
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
 from ahm_gym.segmentation.predictor import Ensemble
 
@@ -74,7 +74,7 @@ def list_scans(place: Path) -> dict[str, Scan]:
     if not place.exists():
         raise InputError(f"{place} does not exist: give a folder of images, or one image.")
     if place.is_file():
-        if suffix_of(place) not in READERS:
+        if not is_readable(place):
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
         name = stem_of(place)
         return {name: Scan(name, (place,), name, name)}
@@ -139,7 +139,7 @@ def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -
     found = ensemble.segment(pixels, str(path), apart=scan.modal, **asked)
     files = {"mask": ("", encode_mask(found.mask, path, pixels))}
     if found.probabilities is not None:
-        files["probabilities"] = ("probabilities/", encode_probabilities(found.probabilities, path))
+        files["probabilities"] = ("probabilities/", encode_probabilities(found.probabilities, path, pixels))
     if found.uncertainty is not None:
         files["uncertainty"] = ("uncertainty/", encode_uncertainty(found.uncertainty, path, pixels))
     written = {}
@@ -147,7 +147,7 @@ def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -
         written[kind] = f"{folder}{name}{suffix}"
         write_atomically(config.out / written[kind], content)
     counts = np.bincount(found.mask.ravel(), minlength=ensemble.num_classes).tolist()
-    unit, size = _size_of_pixel(path, pixels)
+    unit, size = _size_of_pixel(pixels)
     return {
         "scan": name,
         "file": str(path),
@@ -159,14 +159,12 @@ def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -
     }
 
 
-def _size_of_pixel(path: Path, pixels: Pixels) -> tuple[str, float | None]:
+def _size_of_pixel(pixels: Pixels) -> tuple[str, float | None]:
     """The unit and the size of a pixel or voxel; pixels without a size if the file states none."""
-    if suffix_of(path) in NIFTI and pixels.is_volume:
-        sizes = [abs(float(size)) for size in nibabel.load(path).header.get_zooms()[:3]]  # pyright: ignore
-        return ("ml", float(np.prod(sizes)) / 1000) if min(sizes) > 0 else ("pixels", None)
-    if pixels.spacing is not None and not pixels.is_volume:
-        return "mm2", pixels.spacing[0] * pixels.spacing[1]
-    return "pixels", None
+    if pixels.spacing is None or len(pixels.spacing) != (3 if pixels.is_volume else 2):
+        return "pixels", None
+    size = math.prod(pixels.spacing)
+    return ("ml", size / 1000) if pixels.is_volume else ("mm2", size)
 
 
 def areas_table(rows: list[dict[str, Any]]) -> str:
@@ -190,6 +188,8 @@ def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]]
         pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
+            if mask.ndim == 4:
+                mask, image = mask[..., 0], image[..., 0]
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
         shown = ensemble.members[0].fitted(ensemble.scaled(image, str(scan.images[0]), apart=scan.modal))

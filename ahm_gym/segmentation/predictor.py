@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
-from ahm_gym.data.files import Pixels
+from ahm_gym.data.formats import Pixels
 from ahm_gym.data.scaling import channels_last, scale_channels, scale_intensities, shrink, stored_side
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, unknown_name
@@ -151,11 +151,19 @@ class Ensemble:
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> Segmented:
-        """Segments a file: an image, or a volume by batches of slices; `apart` as in `scaled`.
+        """Segments a file: an image, or a volume by batches of slices; of a series in time, frame by frame.
+
+        `apart` is that of `scaled`.
 
         Raises:
             InputError: as `scaled` does.
         """
+        asked = {"apart": apart, "probabilities": probabilities, "uncertainty": uncertainty}
+        if pixels.is_volume and pixels.fourth == "time" and pixels.array.ndim == 4:
+            return _in_time(
+                self.segment(frame, f"{origin} (frame {at})", **asked)
+                for at, frame in enumerate(frames_of(pixels))
+            )
         array, size = pixels.array, (pixels.array.shape[0], pixels.array.shape[1])
         if not pixels.is_volume:
             images = [(array, origin)]
@@ -185,6 +193,19 @@ class Ensemble:
         if len(self.members) == 1:
             return self.members[0].logits(images, size)
         return self.probabilities(images, size)
+
+
+def frames_of(pixels: Pixels) -> list[Pixels]:
+    """The volumes of a series in time."""
+    return [replace(pixels, array=frame, fourth="channels") for frame in np.moveaxis(pixels.array, 3, 0)]
+
+
+def _in_time(found: Iterable[Segmented]) -> Segmented:
+    """What was found in each frame, with time in the axis after the slices."""
+    parts = zip(*((one.mask, one.probabilities, one.uncertainty) for one in found), strict=True)
+    mask, *maps = (None if part[0] is None else np.stack(part, axis=3) for part in parts)
+    assert mask is not None, "every frame has a mask"
+    return Segmented(mask, *maps)
 
 
 def normalised_entropy(probabilities: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:

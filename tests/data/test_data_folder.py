@@ -67,7 +67,9 @@ def test_an_array_with_its_axes_in_another_order_is_refused(
 
 def test_an_empty_folder_is_refused_with_the_accepted_suffixes(tmp_path: Path):
     (tmp_path / "readme.txt").write_text("nothing here")
-    with pytest.raises(InputError, match=r"holds no images.*\.png, .*\.tiff, \.dcm, \.nii, \.nii\.gz, \.npy"):
+    with pytest.raises(
+        InputError, match=r"holds no images.*\.png, .*\.tiff, \.dcm, \.nii, \.nii\.gz, \.npy, \.mha"
+    ):
         open_data(str(tmp_path), image_size=SIZE)
     write(tmp_path / "patient1" / "a.png")
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
@@ -80,11 +82,11 @@ def test_hidden_files_are_ignored_and_a_note_counts_files_of_other_kinds(tmp_pat
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
     assert "left out" not in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("hello")
-    write(tmp_path / "b.webp")
-    write(tmp_path / "c.webp")
+    (tmp_path / "b.raw").write_bytes(b"0")
+    (tmp_path / "c.raw").write_bytes(b"0")
     (tmp_path / "split.csv").write_text("name,split\na.png,train\n")
     assert len(open_data(str(tmp_path), image_size=SIZE)) == 1
-    assert "files of other kinds are left out: 1 .txt, 2 .webp." in capsys.readouterr().err
+    assert "files of other kinds are left out: 2 .raw, 1 .txt." in capsys.readouterr().err
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path):

@@ -124,6 +124,32 @@ def test_a_label_of_another_size_than_its_image_is_refused():
         scaling.class_indices(np.zeros((2, 3), np.uint8), (2, 2), "a.png")
 
 
+def test_label_values_near_whole_numbers_are_rounded():
+    label = np.array([[0, 0.9995], [2.0009, 0.99999994]])
+    assert scaling.class_indices(label, (2, 2), "a.nii").tolist() == [[0, 1], [2, 1]]
+    with pytest.raises(InputError, match="contains the value -0.0015"):
+        scaling.class_indices(label - 0.0015, (2, 2), "a.nii")
+
+
+def soft_disc(centre: int = 255) -> np.ndarray:
+    """A disc with grey edges."""
+    rows, columns = np.mgrid[:40, :40]
+    return np.clip(centre * (10.5 - np.hypot(rows - 20, columns - 20)), 0, centre).astype(np.uint8)
+
+
+def test_a_mask_with_soft_edges_is_told_from_classes():
+    assert scaling.is_soft_edged(soft_disc())
+    classes = np.zeros((40, 40), np.uint8)
+    classes[5:10, 5:10], classes[20:30, 20:30] = 128, 255
+    assert not scaling.is_soft_edged(classes)  # of its own colour, far from white
+    classes[20:30, 18:20] = 128
+    assert not scaling.is_soft_edged(classes)
+    far = soft_disc()
+    far[0, :3] = (100, 150, 200)
+    assert not scaling.is_soft_edged(far)
+    assert not scaling.is_soft_edged(soft_disc(20)) and not scaling.is_soft_edged(soft_disc().astype(float))
+
+
 @pytest.mark.parametrize("value", [64, 128, -1, 0.5, 256, np.nan, np.inf])
 def test_label_values_that_are_not_classes_are_refused_with_file_and_value(value: float):
     label = np.zeros((2, 2))

@@ -12,7 +12,7 @@ from jaxtyping import config as checks
 from monai.bundle import ConfigParser, load
 from timm.models import save_for_hf
 
-from ahm_gym.data.files import read_pixels
+from ahm_gym.data.formats import read_pixels
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.vit import build_autoencoder
