@@ -16,9 +16,8 @@ from ahm_gym.errors import InputError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 18), dtype=np.uint8)
-RGB = np.stack(
-    [np.tile(np.arange(18) * 14, (12, 1)), np.full((12, 18), 90), np.full((12, 18), 30)], -1
-).astype(np.uint8)
+RGB = np.full((12, 18, 3), (0, 90, 30), np.uint8)
+RGB[:, :, 0] = np.arange(18) * 14
 INDICES = np.zeros((12, 18), np.uint8)
 INDICES[2:6, 2:6], INDICES[7:11, 9:15] = 1, 2
 

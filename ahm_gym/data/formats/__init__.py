@@ -1,6 +1,7 @@
 """Reads one image or label file of any supported format; one file per kind of format."""
 
-from ahm_gym.data.formats.dicom import NotAnImage, read_series, series_key
+from ahm_gym.data.formats.dicom import NotAnImage
+from ahm_gym.data.formats.dicom_series import read_series, series_key
 from ahm_gym.data.formats.encoding import encode_mask
 from ahm_gym.data.formats.grids import Grid
 from ahm_gym.data.formats.matching import match_label, with_frames

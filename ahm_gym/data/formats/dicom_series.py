@@ -1,0 +1,120 @@
+"""A series of DICOM slices as one volume."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from ahm_gym.data.formats.dicom import open_dicom, read_dicom
+from ahm_gym.data.formats.grids import SAME_SPACING
+from ahm_gym.data.formats.pixels import Pixels, on_grid
+from ahm_gym.errors import InputError
+
+PARALLEL, SAME_PLACE = 1e-3, 1e-3
+"""Largest difference between the directions of slices of a series, and smallest distance between them in mm."""
+Place = tuple[np.ndarray, np.ndarray]
+"""The directions along a row and down a column (2, 3), and the position of the first pixel in mm (3,)."""
+
+
+def series_key(path: Path) -> str | None:
+    """What all slices of one series share; None for other files. Only the header is read.
+
+    Slices of one series have the same SeriesInstanceUID, size and direction, so that overviews in another direction
+    are a series of their own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            file = open_dicom(path, header_only=True)
+            place = _place(file)
+        except Exception:  # not DICOM, or damaged: not a slice; the reader says why
+            return None
+    if place is None or int(file.get("NumberOfFrames") or 1) > 1 or not file.get("SeriesInstanceUID"):
+        return None
+    directions = ",".join(f"{value + 0.0:.2f}" for value in place[0].ravel())
+    return f"{file.SeriesInstanceUID} {file.Rows}x{file.Columns} {directions}"
+
+
+def read_series(paths: Iterable[Path]) -> Pixels:
+    """Reads slices as one volume, in the order of their place along the normal.
+
+    Raises:
+        InputError: if the files are not the slices of one series, or two lie at the same place.
+    """
+    paths = list(paths)
+    places = [_checked_place(path) for path in paths]
+    (first, _), normal = places[0], np.cross(*places[0][0])
+    for path, (directions, _) in zip(paths, places, strict=True):
+        if np.abs(directions - first).max() > PARALLEL:
+            raise InputError(
+                f"{path} and {paths[0]} are not parallel: expected the slices of one series; move one."
+            )
+    heights = np.array([float(normal @ position) for _, position in places])
+    order = np.argsort(heights, kind="stable")
+    gaps = np.diff(heights[order])
+    if len(gaps) and gaps.min() < SAME_PLACE:
+        at = int(gaps.argmin())
+        raise InputError(
+            f"{paths[order[at]]} and {paths[order[at + 1]]} are slices of one series at the same place: expected one "
+            "time and one echo; put each into a folder of its own."
+        )
+    slices = [_read_slice(paths[at]) for at in order]
+    distance = float(np.median(gaps)) if len(gaps) else _thickness(paths[0])
+    pixels = _stack(slices, places[order[0]], normal * distance)
+    if len(gaps) and gaps.max() > SAME_SPACING * gaps.min():
+        note = f"with slices that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
+        pixels = dataclasses.replace(pixels, notes=(*pixels.notes, note))
+    return pixels
+
+
+def _read_slice(path: Path) -> Pixels:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = read_dicom(path)
+    if pixels.is_volume or pixels.array.ndim != 2:
+        raise InputError(f"{path} has frames or colours: expected one grey slice a file; move it.")
+    return pixels
+
+
+def _stack(slices: list[Pixels], place: Place, step: np.ndarray) -> Pixels:
+    """The volume of slices in order; `step` leads from one to the next, in mm."""
+    shapes = {pixels.array.shape for pixels in slices}
+    if len(shapes) > 1:
+        raise InputError(
+            f"the slices of a series have the sizes {sorted(shapes)}: expected one; move the others."
+        )
+    rows, columns = slices[0].spacing or (1.0, 1.0)
+    (along_row, down_column), position = place
+    affine = np.eye(4)
+    affine[:3] = np.stack([down_column * rows, along_row * columns, step, position], axis=1)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM points left and posterior
+    array = np.stack([pixels.array for pixels in slices], axis=2)
+    pixels = on_grid(array, affine, stated=True, known_spacing=slices[0].spacing is not None)
+    notes = dict.fromkeys(note for each in slices for note in each.notes)
+    return dataclasses.replace(pixels, patient=slices[0].patient, notes=(*pixels.notes, *notes))
+
+
+def _place(file: pydicom.FileDataset) -> Place | None:
+    """Where a slice lies; None if the file does not say."""
+    directions, position = file.get("ImageOrientationPatient"), file.get("ImagePositionPatient")
+    if not directions or not position:
+        return None
+    return np.array(directions, float).reshape(2, 3), np.array(position, float)
+
+
+def _checked_place(path: Path) -> Place:
+    place = _place(open_dicom(path, header_only=True))
+    if place is None:
+        raise InputError(
+            f"{path} does not say where it lies (ImagePositionPatient): expected a slice of a series."
+        )
+    return place
+
+
+def _thickness(path: Path) -> float:
+    return float(open_dicom(path, header_only=True).get("SliceThickness") or 0) or 1.0
