@@ -25,7 +25,9 @@ OBSERVER = re.compile(
     r"|(?:manual|observer|reader|rater|expert|annotator)[-_ ]?(\d))",
     re.IGNORECASE,
 )
-OBSERVER_FOLDER = re.compile(r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)", re.IGNORECASE)
+OBSERVER_FOLDER = re.compile(
+    r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)|manual[-_ ]?(\d)", re.IGNORECASE
+)
 NUMBER = re.compile(r"[-_ ]\d+$")
 NUMBERED_IMAGE = re.compile(r"[A-Za-z]+[-_ ]?(\d+)")
 ENTITY = re.compile(r"_(?:desc|label|space|res)-[^_]+")
@@ -56,7 +58,7 @@ class LabelName:
 def read_name(label: Found) -> LabelName:
     """What the names of a label and its folders say."""
     stem = label.stem
-    folder = next((int(m[1]) for part in label.parts if (m := OBSERVER_FOLDER.fullmatch(part))), 0)
+    folder = next((int(m[1] or m[2]) for part in label.parts if (m := OBSERVER_FOLDER.fullmatch(part))), 0)
     if match := OBSERVER.fullmatch(stem):
         return LabelName((match[1],), "observer", observer=int((match[2] or match[3])[0]))
     match = LABEL_NAME.fullmatch(stem) or WEAK_LABEL.fullmatch(stem)
@@ -133,8 +135,10 @@ class Names:
         """The scan of a label: `a` for `a` and `a_mask`; for `a_mask_1` it is `a_1`, or `a` if `a` has no number."""
         place, name = place_of(label.parts), read_name(label)
         bases = [label.stem, *name.bases]
-        if name.number and (place, bases[-1]) in self.numbered:
-            bases.pop()
+        if label.in_labels and "." in label.stem:
+            bases.append(label.stem.rsplit(".", 1)[0])
+        if name.number and (place, name.bases[-1]) in self.numbered:
+            bases.remove(name.bases[-1])
         for names in (self.exact, self.reduced):
             for base in bases:
                 key = base if names is self.exact else reduced(base)
@@ -177,7 +181,8 @@ def match_labels(drafts: Sequence[Draft], labels: Sequence[Found]) -> Matches:
     for label in labels:
         draft = names.find(label)
         (found.alone if draft is None else draft.labels).append(label)
-    _give_all_to_only_scan(names, found)
+    for in_labels in (False, True):
+        _give_to_only_scan(names, found, in_labels=in_labels)
     for draft in drafts:
         if len(draft.labels) > 1:
             _choose(draft, found)
@@ -185,14 +190,14 @@ def match_labels(drafts: Sequence[Draft], labels: Sequence[Found]) -> Matches:
     return found
 
 
-def _give_all_to_only_scan(names: Names, found: Matches) -> None:
-    """A folder of labels with names of their own belongs to the only scan beside it, as in a folder for each case."""
+def _give_to_only_scan(names: Names, found: Matches, *, in_labels: bool) -> None:
+    """Labels with names of their own belong to the only scan of a folder for each case, if it has no other label."""
     labelled = {place_of(d.parts) for drafts in names.places.values() for d in drafts if d.labels}
     alone = []
     for label in found.alone:
         place = place_of(label.parts)
         draft = _only(names.places.get(place, []))
-        if draft is not None and place[1] and place not in labelled and label.in_labels:
+        if draft is not None and place[1] and place not in labelled and label.in_labels == in_labels:
             draft.labels.append(label)
         else:
             alone.append(label)

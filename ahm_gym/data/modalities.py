@@ -174,13 +174,14 @@ def _stack_cases(
     found = Stacked([], modalities=names)
     taken: set[Path] = set()
     first: dict[Path, Draft] = {}
+    reasons: dict[str, list[str]] = {}
     for case, files in cases:
         taken |= {file.path for file in files.values()}
         missing = [name for key, name in zip(keys, names, strict=True) if key not in files]
         shapes = set() if missing else {shape_of(files[key].path) for key in keys}
         if missing or len(shapes) > 1:
             reason = f"lacks {', '.join(missing)}" if missing else "has modalities of different sizes"
-            found.doubts.append(f"the case {case} {reason} and is left out; complete it to use it")
+            reasons.setdefault(reason, []).append(case)
             found.left_out |= {file.path: "its case is left out" for file in files.values()}
             continue
         ordered = [files[key] for key in keys]
@@ -188,14 +189,17 @@ def _stack_cases(
         first[min(file.path for file in files.values())] = draft
         unused = [file.path for key, file in files.items() if key not in keys]
         found.left_out |= dict.fromkeys(unused, "most cases have no such modality")
-    for image in images:
-        if image.path in first:
-            found.drafts.append(first[image.path])
-        elif image.path not in taken:
-            found.doubts.append(
-                f"{image.path} is not one of the modalities {', '.join(names)} of a case and is left out; name it so"
-            )
-            found.left_out[image.path] = "it is not one of the modalities of a case"
+    for reason, lacking in reasons.items():
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        found.doubts.append(f"the case {lacking[0]}{more} {reason} and is left out; complete it to use it")
+    strays = [image.path for image in images if image.path not in taken]
+    if strays:
+        found.doubts.append(
+            f"{len(strays)} files such as {strays[0]} are none of the modalities {', '.join(names)} of a case and are "
+            "left out; give them such an ending if they are, or one such as _mask if they are labels"
+        )
+    found.left_out |= dict.fromkeys(strays, "it is not one of the modalities of a case")
+    found.drafts = [first[image.path] for image in images if image.path in first]
     return found
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import role_of_folder, split_of
-from ahm_gym.data.modalities import Draft, without_channel
+from ahm_gym.data.modalities import Draft, without_channel, without_modality
 
 
 def name_scans(drafts: list[Draft], *, channels_named: bool) -> list[Scan]:
@@ -37,6 +37,9 @@ def _place_of(draft: Draft, channels_named: bool) -> str:
     stem = without_channel(draft.stem) if channels_named else draft.stem
     if draft.series and len(draft.files) > 1 and draft.parts:
         return "/".join((*draft.parts[:-1], stem))  # the name of a series is that of its folder
+    if len(draft.files) > 1 and draft.parts and stem == draft.parts[-1]:
+        if not without_modality(draft.files[0].stem):  # the files are called by their modality alone
+            return "/".join(draft.parts)
     return "/".join((*draft.parts, stem))
 
 

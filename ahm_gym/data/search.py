@@ -248,6 +248,11 @@ class _Reading:
         else:
             counts = ", ".join(f"{sum(d.split == split for d in kept)} {split}" for split in SPLITS)
             self.notes.append(f"its folders state the split: {counts} scans")
+            if "test" not in found:
+                self.doubts.append(
+                    "its folders name no test images, without which nothing is scored; add a folder test, or a "
+                    "split.csv (name,split)"
+                )
         return kept
 
     def _table(self, drafts: list[Draft]) -> Path | None:

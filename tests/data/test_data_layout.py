@@ -40,6 +40,11 @@ PUBLISHED: dict[str, tuple[int, int, str, int, str, str]] = {
     ),
     "lits": (4, 4, "", 0, "volume-1", "Training Batch 1/volume-1"),
     "mmwhs": (4, 4, "", 4, "ct_train_1001_image", "ct_train/ct_train_1001_image"),
+    "kits21": (4, 4, "", 4, "case_00001_imaging", "case_00001/imaging"),
+    "stare": (4, 4, "", 0, "im0001", "im0001"),
+    "hrf": (4, 4, "", 4, "01_dr", "images/01_dr"),
+    "pet_ct": (4, 4, "ct pet", 0, "patient1_study", "patient1/study"),
+    "amos": (8, 8, "", 4, "amos_0001", "imagesTr/amos_0001"),
     "drive": (8, 8, "", 12, "01_test", "test/images/01_test"),
 }  # fmt: skip
 
@@ -55,5 +60,7 @@ def test_published_data_sets_are_understood(tmp_path: Path, name: str):
     assert len(layout.left_out) == left_out, layout.left_out
     assert (layout.scans[0].id, layout.scans[0].place) == (first, place)
     assert len({scan.id for scan in layout.scans}) == scans
+    stated = name in ("acdc", "mms", "isic", "refuge", "drive", "amos")
+    assert all((scan.split is not None) == stated for scan in layout.scans)
     used = {path for scan in layout.scans for path in (*scan.images, *scan.labels)}
     assert not used & layout.left_out.keys()

@@ -174,6 +174,36 @@ def drive() -> Iterator[str]:
                 yield f"{split}/2nd_manual/{number}_manual2.png"
 
 
+def kits21() -> Iterator[str]:
+    for n in CASES:
+        yield from (f"case_{n:05d}/imaging.nii.gz", f"case_{n:05d}/aggregated_MAJ_seg.nii.gz")
+        yield f"case_{n:05d}/segmentations/kidney_instance-1_annotation-1.nii.gz"
+
+
+def stare() -> Iterator[str]:
+    for n in CASES:
+        yield from (f"im{n:04d}.png", f"labels-ah/im{n:04d}.ah.png")
+
+
+def hrf() -> Iterator[str]:
+    for n in CASES:
+        yield f"images/{n:02d}_dr.JPG"
+        yield from (f"manual1/{n:02d}_dr.tif", f"mask/{n:02d}_dr_mask.tif")
+
+
+def pet_ct() -> Iterator[str]:
+    for n in CASES:
+        yield from (f"patient{n}/study/{kind}.nii.gz" for kind in ("PET", "CT", "SEG"))
+
+
+def amos() -> Iterator[str]:
+    for n in CASES:
+        for folder, first in (("Tr", 0), ("Va", 100), ("Ts", 200)):
+            yield f"images{folder}/amos_{first + n:04d}.nii.gz"
+            if folder != "Ts":
+                yield f"labels{folder}/amos_{first + n:04d}.nii.gz"
+
+
 def write_published(name: str, root: Path) -> Path:
     """Makes the empty files of a data set; returns its folder."""
     for file in globals()[name]():
