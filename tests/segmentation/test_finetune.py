@@ -66,6 +66,9 @@ def test_a_few_labels_suffice_for_bright_discs(config, real_pictures):
     assert results["dice"] > 0.85
     assert (results["split"], results["labels"], results["num_cases"]) == ("test", 6, 8)
     assert results["hd95_unit"] == "pixels"
+    assert (
+        results["data"]["patients"] == 38 and "counts as a patient of its own" in results["data"]["doubts"][0]
+    )
     assert results == json.loads((config.run_dir / "results.json").read_text())
     assert results["config"] == json.loads((config.run_dir / "config.json").read_text())
     names = {path.name for path in config.run_dir.iterdir()}
@@ -134,6 +137,15 @@ def test_flags_that_differ_from_the_run_are_refused_by_name(config, monkeypatch,
         finetune(config)
     with pytest.raises(InputError, match=flag):
         finetune(FinetuneConfig(run_dir=config.run_dir, **change), resume=True)
+
+
+def test_the_pattern_of_patients_goes_with_the_data_of_the_encoder(pretrained, tmp_path, discs):
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text()) | {"patient_regex": r"_(\d+)"}
+    (run / "config.json").write_text(json.dumps(saved))
+    assert resolve(FinetuneConfig(encoder=str(run))).patient_regex == r"_(\d+)"
+    assert resolve(FinetuneConfig(encoder=str(run), patient_regex=".")).patient_regex == "."
+    assert resolve(FinetuneConfig(encoder=str(run), data=str(discs))).patient_regex is None
 
 
 def test_shapes_and_data_default_to_those_of_the_encoder(pretrained, tmp_path, discs, monkeypatch):
@@ -279,6 +291,7 @@ def test_the_probe_writes_its_results_into_a_run_folder(config, pretrained):
     )
     results = run_probe(config)
     assert results["labels"] == 4 and results["patch_dice"] > 0.7
+    assert (results["data"]["rule"], results["data"]["certainty"]) == ("every image on its own", "guess")
     assert results == json.loads((config.run_dir / "results.json").read_text())
     assert json.loads((config.run_dir / "config.json").read_text())["kind"] == "probe"
 
