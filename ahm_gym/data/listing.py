@@ -107,7 +107,10 @@ def _visit(folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int
             continue
         path = folder / entry.name
         suffix = suffix_of(path)
-        (tree.files if suffix in READERS else tree.others).append(Found(path, parts, stem_of(path), suffix))
+        if suffix in READERS:
+            tree.files.append(Found(path, parts, stem_of(path), suffix))
+        else:
+            tree.others.append(Found(path, parts, path.name.removesuffix(path.suffix), suffix))
     for name in folders:
         try:
             _visit(folder / name, (*parts, name), above | {itself}, tree)

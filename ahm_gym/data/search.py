@@ -36,6 +36,7 @@ from ahm_gym.errors import InputError
 
 MIN_IMAGES = 3
 """The number of splits: with fewer images, a split stays empty."""
+DICOM: tuple[str, ...] = (".dcm", ".ima")
 IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagestr")
 
 
@@ -163,7 +164,7 @@ class _Reading:
         return kept
 
     def _drafts(self, images: list[Found], labels: list[Found]) -> tuple[list[Draft], Stacked]:
-        dicom = [file for file in images if file.suffix not in READERS or file.suffix == ".dcm"]
+        dicom = [file for file in images if file.suffix not in READERS or file.suffix in DICOM]
         grouped = group(dicom)
         self.left_out |= grouped.left_out
         self.doubts += grouped.doubts

@@ -114,7 +114,7 @@ def test_grey_images_among_colour_ones_are_repeated_in_three_channels(tmp_path: 
     dataset = open_data(str(tmp_path), image_size=SIZE)
     image = dataset.image("abc".index(grey))
     assert image.shape == (3, 12, 10) and (image == image[:1]).all()
-    assert "1 of 3 images are grey and the others have colour" in capsys.readouterr().err
+    assert "1 of 3 files: grey, while others have colour" in capsys.readouterr().err
 
 
 def test_nan_is_refused_with_its_slice(tmp_path: Path):

@@ -12,8 +12,8 @@ from image_folders import SIZE, label_of
 from medical_files import encode, volume
 
 from ahm_gym.data import open_data
-from ahm_gym.data.folder import read_label, read_pair
-from ahm_gym.data.formats import Grid, encode_mask, read_pixels
+from ahm_gym.data.folder import read_label
+from ahm_gym.data.formats import Grid, encode_mask, read_pixels, with_frames
 from ahm_gym.errors import InputError
 from ahm_gym.segmentation.prediction import _size_of_pixel
 
@@ -222,6 +222,12 @@ def test_frames_in_time_become_images_of_one_case(tmp_path: Path, capsys):
     assert len(dataset) == 3 * 31 and dataset.channels == 1
     assert dataset.sample(0).id == "a_4d_t000_s000" and dataset.sample(29).case == dataset.sample(0).case
     assert "read as time, by its length" in capsys.readouterr().err
+
+
+def read_pair(image: Path, label: Path):
+    pixels = read_pixels(image)
+    found = read_label(label, image, pixels)
+    return with_frames(pixels, image, found), found
 
 
 def test_a_label_tells_time_from_channels(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ dicom_codecs.register()
 PIXELS: tuple[str, ...] = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 SEGMENTATIONS: tuple[str, ...] = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation objects: their frames belong to places that other objects define."""
-NOBODY = re.compile(
-    r"|anon(ym|ymous|ymi[sz]ed|ymi[sz]e)?|de-?identified|removed|unknown|none|null|na|n/a|nn|no[ _-]?(id|name)|id|"
-    r"patient([ _-]?id)?|test|default|xxx+|[0\W_]*",
-    re.IGNORECASE,
-)
-"""Values of PatientID that identify no one."""
 NO_PREAMBLE: tuple[bytes, ...] = (b"\x02\0", b"\x08\0")
 """First bytes of files that begin with the data, without the letters DICM."""
 
@@ -234,6 +227,5 @@ def _spacing(file: pydicom.FileDataset) -> tuple[float, float] | None:
 
 
 def _patient(file: pydicom.FileDataset) -> str | None:
-    """The patient, unless the value is that of programs that remove it."""
-    name = str(file.get("PatientID") or "").strip()
-    return None if NOBODY.fullmatch(name) else name
+    """The patient that the file states; whether that identifies anyone is judged by `find_patients`."""
+    return str(file.get("PatientID") or "").strip() or None
