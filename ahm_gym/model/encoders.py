@@ -19,7 +19,7 @@ from ahm_gym.model.raw_patches import RawPatches
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
-from ahm_gym.runs.storage import as_os_error
+from ahm_gym.runs.storage import as_os_error, check_loaded
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,13 @@ def load_encoder(
     try:
         # The network is initialised before its weights are loaded; this must not change the global generator.
         with torch.random.fork_rng(devices=[]):
-            return module.load(found.path, **shape)
+            network = module.load(found.path, **shape)
     except (OSError, RuntimeError, LookupError, SafetensorError) as error:
         raise InputError(
             f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
         ) from error
+    check_loaded(network.state_dict(), found.path)
+    return network
 
 
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:

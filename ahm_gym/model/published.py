@@ -17,7 +17,7 @@ from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import OUTSIDE_ENCODER, MaskedAutoencoder
 from ahm_gym.runs.folder import RunFolder, resume_flags
-from ahm_gym.runs.storage import load_state
+from ahm_gym.runs.storage import check_loaded, load_state
 
 
 @dataclass
@@ -111,6 +111,7 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     saved = {"target": older} | {name: folder.config[name] for name in own if name in folder.config}
     saved["image_size"] = tuple(saved.get("image_size") or ())
     weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
+    check_loaded(weights, run)
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
     if own != saved or next(shapes) != next(shapes):
         raise InputError(
@@ -154,6 +155,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     weights = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not weights:
         raise InputError(f"checkpoint {path} holds no tensors: give a file with a model's state dict.")
+    check_loaded(weights, path)
     return weights
 
 

@@ -35,6 +35,7 @@ from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.storage import check_trained
 
 
 @dataclass
@@ -208,7 +209,14 @@ class Training:
             )
 
     def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:
-        """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them."""
+        """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them.
+
+        Raises:
+            RunError: if the weights are not finite; nothing is written.
+        """
+        self.pretrainer.check()
+        check_trained(self.pretrainer.autoencoder.state_dict(), step)
+        check_trained(self.pretrainer.trained.state_dict(), step)
         autoencoder, trained = self.pretrainer.autoencoder, self.pretrainer.trained.encoder
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("encoder", lambda folder: export_encoder(trained, folder, **statistics))

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, RunError
 
 
 def file_name(text: str) -> str:
@@ -179,6 +179,28 @@ def load_state(folder: Path) -> dict[Any, Any]:
             f"{folder} holds no readable state ({error}): restore its state.json and state.safetensors, "
             "or start again in another `run_dir`."
         ) from error
+
+
+def check_loaded(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raises InputError if weights that were read from `source` are not all finite."""
+    if name := _not_finite(weights):
+        raise InputError(
+            f"the weights in {source} are not finite, first in {name}: restore the file, or choose another run."
+        )
+
+
+def check_trained(weights: Mapping[str, Tensor], step: int) -> None:
+    """Raises RunError if weights that are to be saved after update `step` are not all finite."""
+    if name := _not_finite(weights):
+        raise RunError(
+            f"the weights are not finite after step {step}, first in {name}: lower `learning_rate`; the last "
+            "checkpoint is good."
+        )
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite."""
+    return next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

@@ -27,7 +27,7 @@ from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.settings import merge_resumed, to_json
-from ahm_gym.runs.storage import locked, write_atomically
+from ahm_gym.runs.storage import check_trained, locked, write_atomically
 from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
@@ -254,6 +254,7 @@ class Finetuning:
         return results
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
+        check_trained(self.segmenter.state_dict(), step)
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("segmenter", lambda folder: save_segmenter(self.segmenter, folder, **statistics))
         state = {"segmenter": self.segmenter.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -19,7 +19,7 @@ from ahm_gym.data.store import covering_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
-from ahm_gym.runs.storage import as_os_error
+from ahm_gym.runs.storage import as_os_error, check_loaded
 from ahm_gym.segmentation.decoders import build_decoder, resize
 
 WEIGHT_DECAY: float = 0.05
@@ -193,5 +193,7 @@ def load_segmenter(folder: Path) -> Segmenter:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.random.fork_rng(devices=[]):
         segmenter = Segmenter(load_encoder(folder / "encoder"), **config)
-    segmenter.decoder.load_state_dict(safetensors.torch.load_file(folder / "decoder.safetensors"))
+    weights = safetensors.torch.load_file(folder / "decoder.safetensors")
+    check_loaded(weights, folder / "decoder.safetensors")
+    segmenter.decoder.load_state_dict(weights)
     return segmenter
