@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
@@ -196,12 +196,6 @@ def command_line() -> Iterator[None]:
         fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
     except KeyboardInterrupt:
         fail(130, "interrupted.")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, or torch on a CPU or a GPU, ran out of memory."""
-    message = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in message or "not enough memory" in message
 
 
 def fail(code: int, message: str) -> None:

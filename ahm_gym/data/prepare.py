@@ -31,8 +31,16 @@ from ahm_gym.data.scaling import (
     shrink,
 )
 from ahm_gym.data.splits import complete_splits, describe_shared_patients, name_cases, patients_of_cases
-from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
+from ahm_gym.data.store import (
+    CHECKSUMS_FILE,
+    ImageDataset,
+    StoreWriter,
+    is_sound,
+    replace_label_value,
+    write_checksums,
+)
 from ahm_gym.errors import InputError
+from ahm_gym.runs.storage import remove
 
 FORMAT_VERSION = 3
 STALE_SECONDS = 24 * 3600
@@ -60,10 +68,23 @@ def prepare(source: Source, *, shortest_side: int | None) -> ImageDataset:
     parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint()]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', source.name)}-{digest}"
-    if not (folder / INDEX_FILE).is_file():
+    if not is_sound(folder):
         with _cache_errors(folder.parent):
+            _discard(folder)
             _build(source, folder, shortest_side)
     return ImageDataset(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Removes a damaged store, or one without checksums, so that it is prepared again."""
+    if not os.path.lexists(folder):
+        return
+    if (folder / CHECKSUMS_FILE).exists():
+        print(f"note: the prepared data in {folder} is damaged and is prepared again.", file=sys.stderr)
+    away = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # another process has just done so
+        folder.rename(away)
+        remove(away)
 
 
 def _build(source: Source, folder: Path, shortest_side: int | None) -> None:
@@ -102,6 +123,7 @@ def _write(source: Source, folder: Path, shortest_side: int | None) -> None:
         writer.close()
     if FOREGROUND in table.all_values():
         replace_label_value(folder, FOREGROUND, 1)
+    write_checksums(folder)
 
 
 def _with_progress(source: Source) -> Iterator[Record]:

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
 
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, is_out_of_memory
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import grid_of
 from ahm_gym.model.raw_patches import RawPatches
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
+from ahm_gym.runs.schema import Schema, checked, read_object, shortened
 from ahm_gym.runs.storage import as_os_error, check_loaded
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 15)]
+Width: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
+Depth: TypeAlias = Annotated[int, Field(ge=1, le=1 << 9)]
+
+
+class ModelArguments(Schema):
+    """The sizes of an exported encoder; one far beyond any real network is refused before it takes all memory."""
+
+    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    patch_size: Side
+    in_chans: Width
+    embed_dim: Width = 1
+    depth: Depth = 1
+    num_heads: Width = 1
+    features: list[Width] | tuple[Width, ...] = ()
+    blocks: list[Depth] | tuple[Depth, ...] = ()
+
+
+class EncoderFile(Schema):
+    """The `config.json` of an exported encoder."""
+
+    architecture: str
+    model_args: ModelArguments
+
+
+class RecipeFile(Schema):
+    """The `config.json` of a recipe: the names of the folders of its stages."""
+
+    stages: Annotated[list[Annotated[str, Field(pattern=r"^\w[\w-]*$")]], Field(min_length=1)]
+
+
+class RunFile(Schema):
+    """What later runs take from the `config.json` of a pretraining run."""
+
+    data: str | None = None
+    data_root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +91,9 @@ def find_encoder(spec: Path) -> EncoderFolder:
     config = _read_config(spec)
     if config.get("kind") == "recipe":
         return _encoder_of_recipe(spec, config)
-    if config.get("kind", "pretrain") not in ("pretrain", *ARCHITECTURES):
-        raise InputError(f"`encoder={spec}` is a {config['kind']} run: give a pretraining run, or none.")
+    kind = config.get("kind", "pretrain")
+    if not isinstance(kind, str) or kind not in ("pretrain", *ARCHITECTURES):
+        raise InputError(f"`encoder={spec}` is a {shortened(kind)} run: give a pretraining run, or none.")
     if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
         return _described(spec, config, run if run.get("kind") == "pretrain" else {})
@@ -68,7 +107,8 @@ def find_encoder(spec: Path) -> EncoderFolder:
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
     """The encoder that the last stage of a recipe exported."""
-    stage = spec / str(config["stages"][-1])
+    stages = checked(RecipeFile, config, spec / "config.json").stages
+    stage = spec / stages[-1]
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
             f"`encoder={spec}` has not reached its last stage yet: resume it with pretrain {resume_flags(spec)}."
@@ -144,7 +184,17 @@ def load_encoder(
         # The network is initialised before its weights are loaded; this must not change the global generator.
         with torch.random.fork_rng(devices=[]):
             network = module.load(found.path, **shape)
-    except (OSError, RuntimeError, LookupError, SafetensorError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
         raise InputError(
             f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
         ) from error
@@ -154,21 +204,22 @@ def load_encoder(
 
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:
     arguments = exported.get("model_args", {})
-    if "architecture" not in exported or not {"img_size", "patch_size", "in_chans"} <= set(arguments):
+    if "architecture" not in exported or "model_args" not in exported:
         raise InputError(
             f"`encoder={folder}` is neither a run folder nor an exported encoder: give the folder of a "
             "pretraining run, its encoder folder, or none."
         )
-    size = arguments["img_size"]
-    data_root = run.get("data_root")
+    described = checked(EncoderFile, exported, folder / "config.json")
+    shape, origin = described.model_args, checked(RunFile, run, folder.parent / "config.json")
+    size = shape.img_size
     return EncoderFolder(
         path=folder,
-        model=_model_of(exported["architecture"], arguments),
+        model=_model_of(described.architecture, arguments),
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        patch_size=arguments["patch_size"],
-        channels=arguments["in_chans"],
-        data=run.get("data"),
-        data_root=None if data_root is None else Path(data_root),
+        patch_size=shape.patch_size,
+        channels=shape.in_chans,
+        data=origin.data,
+        data_root=None if origin.data_root is None else Path(origin.data_root),
     )
 
 
@@ -187,13 +238,7 @@ def _architecture(model: str) -> tuple[str, dict[str, Any]]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({_first_line(error)}): expected a JSON object.") from error
-    return config if isinstance(config, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _first_line(error: Exception) -> str:

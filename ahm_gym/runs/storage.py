@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.runs.schema import checked, read_json
 
 
 def file_name(text: str) -> str:
@@ -76,11 +77,11 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if path.exists():
+    if os.path.lexists(path):
         os.rename(path, old)
     os.rename(temporary, path)
     sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 @contextlib.contextmanager
@@ -103,17 +104,24 @@ def locked(folder: Path) -> Iterator[None]:
 def recover_folder(path: Path) -> None:
     """Restores the old folder if `replace_folder` crashed before the new one was there; removes leftovers."""
     temporary, old = _beside(path)
-    if old.exists() and not path.exists():
+    if os.path.lexists(old) and not os.path.lexists(path):
         os.rename(old, path)
     for leftover in (temporary, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there. Of a symbolic link, only the link goes."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def recover_all(folder: Path) -> None:
     """Cleans up after crashes in a folder: restores its subfolders and removes temporary files."""
     for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        if leftover.is_file():
+        if leftover.is_file() and not leftover.is_symlink():
             leftover.unlink()
         else:
             recover_folder(folder / leftover.name[1:-4])
@@ -173,8 +181,10 @@ def load_state(folder: Path) -> dict[Any, Any]:
     """
     try:
         tensors = load_file(folder / "state.safetensors")
-        return _decode(json.loads((folder / "state.json").read_text()), tensors)
-    except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
+        return checked(dict, _decode(read_json(folder / "state.json"), tensors), folder / "state.json")
+    except (
+        OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise InputError(
             f"{folder} holds no readable state ({error}): restore its state.json and state.safetensors, "
             "or start again in another `run_dir`."

@@ -26,8 +26,10 @@ from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
-from ahm_gym.runs.settings import merge_resumed, to_json
-from ahm_gym.runs.storage import check_trained, locked, write_atomically
+from ahm_gym.runs.provenance import check_origin, origin_of
+from ahm_gym.runs.schema import Schema, checked, fits, read_object
+from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
+from ahm_gym.runs.storage import check_loaded, check_trained, locked, write_atomically
 from ahm_gym.segmentation.batches import LabelledBatches, choose_labelled
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
@@ -53,6 +55,14 @@ WARMUP: float = 0.1
 """Share of the updates during which the learning rate rises."""
 MAX_GRAD_NORM: float = 1.0
 """Gradients with a larger norm are scaled down to this norm."""
+
+
+class FinetuneState(Schema):
+    """The state in a checkpoint of a fine-tuning run."""
+
+    segmenter: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    losses: list[float]
 
 
 def finetune(
@@ -82,7 +92,7 @@ def finetune(
         run = RunFolder.open(config.run_dir, "finetune")
         config = merge_resumed(spelled_out(config), run.config, given)
         if is_finished(run.path):
-            return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+            return read_object(run.path / "results.json")
     else:
         config = resolve(with_run_dir(config, "finetune"))
     finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
@@ -90,6 +100,10 @@ def finetune(
         assert config.run_dir is not None, "chosen above"
         run = RunFolder.create(config.run_dir, finetuning.describe())
     with closing(run), locked(run.path):
+        if resume:
+            dataset = finetuning.dataset
+            check_origin(run.config, dataset.content_digest(), config.data or dataset.name)
+            run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
         finetuning.train(run, interrupt or Interrupt())
         return finetuning.score(run)
 
@@ -179,6 +193,7 @@ class Finetuning:
             "num_classes": self.dataset.num_classes,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            **origin_of(self.dataset.content_digest()),
         }
 
     def train(self, run: RunFolder, interrupt: Interrupt) -> None:
@@ -189,7 +204,11 @@ class Finetuning:
         if found is None:
             self._checkpoint(run, 0)
         else:
-            self._load_state_dict(found[1])
+            source = run.path / "checkpoint"
+            checked(FinetuneState, found[1], source)
+            with fits(source):
+                self._load_state_dict(found[1])
+            check_loaded(self.segmenter.state_dict(), source)
         print(self.dataset, file=sys.stderr)
         log_every = max(1, min(config.steps // 50, 20))
         bar = Progress("fine-tuning", total=config.steps, start=start, images_per_step=config.batch_size)
