@@ -16,6 +16,7 @@ from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
 
+from ahm_gym.data.stream import data_workers_may_fail
 from ahm_gym.errors import Interrupted
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
@@ -91,7 +92,7 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
         training.env.reset(seed=config.seed)
         recorder.checkpoint()
 
-    with interrupt, recorder.progress:  # the loop
+    with data_workers_may_fail(), interrupt, recorder.progress:  # the loop
         training.agent.learn(training.make_env, config.steps - start, seed=seed, callback=recorder)
 
     if recorder.step < config.steps:
