@@ -92,8 +92,9 @@ def find_encoder(spec: Path) -> EncoderFolder:
     if config.get("kind") == "recipe":
         return _encoder_of_recipe(spec, config)
     kind = config.get("kind", "pretrain")
-    if not isinstance(kind, str) or kind not in ("pretrain", *ARCHITECTURES):
-        raise InputError(f"`encoder={spec}` is a {shortened(kind)} run: give a pretraining run, or none.")
+    plain = kind if isinstance(kind, str) else shortened(kind)
+    if plain not in ("pretrain", *ARCHITECTURES):
+        raise InputError(f"`encoder={spec}` is a {plain} run: give a pretraining run, or none.")
     if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
         return _described(spec, config, run if run.get("kind") == "pretrain" else {})

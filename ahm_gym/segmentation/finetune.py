@@ -258,7 +258,7 @@ class Finetuning:
         return (self.loss(logits.float(), labels),)
 
     def score(self, run: RunFolder) -> dict[str, Any]:
-        """Evaluates the segmenter; writes `figures/overlays.png` and `results.json`, and returns the latter."""
+        """Evaluates the segmenter; writes `results.json`, which it returns, then `figures/overlays.png`."""
         native = self.config.native_resolution
         results = {
             "split": self.split,
@@ -266,10 +266,10 @@ class Finetuning:
             **evaluate(self.segmenter, self.dataset, self.split, native_resolution=native),
             "config": run.config,
         }
+        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         figure = draw_cases(self.segmenter, self.dataset, results, native_resolution=native)
         (run.path / "figures").mkdir(exist_ok=True)
         figure.savefig(run.path / "figures" / "overlays.png")
-        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:

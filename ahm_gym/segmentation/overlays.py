@@ -49,10 +49,10 @@ def draw_overlays(overlays: Sequence[Overlay], num_classes: int, title: str) -> 
             _show(axis, overlay)
             if (labels := outlined.get(row)) is not None:
                 _outline(axis, labels.numpy(), num_classes)
-        axes[0, column].set_title(overlay.title, fontsize=8)
+        axes[0, column].set_title(overlay.title, fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     if num_classes <= MAX_LEGEND:
         lines = [
             Line2D([], [], color=_colour(index, num_classes), label=f"class {index}")
