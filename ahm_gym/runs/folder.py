@@ -19,7 +19,9 @@ from ahm_gym.errors import InputError
 from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.schema import read_json
 from ahm_gym.runs.storage import (
+    LOCK,
     load_state,
+    locked,
     make_folder,
     recover_all,
     replace_folder,
@@ -61,17 +63,21 @@ class RunFolder:
         Raises:
             InputError: if the folder is not empty or cannot be created.
         """
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(
-                f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
-            )
+        if path.exists() and not _is_free(path):
+            raise _taken(path)
         content = json.dumps(config, indent=2) + "\n"
+        made = not path.exists()
         make_folder(path, "`run_dir`")
-        try:
-            write_atomically(path / "config.json", content)
-        except BaseException:
-            path.rmdir()
-            raise
+        with locked(path):  # of programs that found the folder free at the same time, one gets it
+            if not _is_free(path):
+                raise _taken(path)
+            try:
+                recover_all(path)
+                write_atomically(path / "config.json", content)
+            except BaseException:
+                if made:
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
         return cls(path, json.loads(content))
 
     @classmethod
@@ -247,6 +253,17 @@ class RunFolder:
         rows = [row for row in self.metrics() if row["step"] <= last_step]
         write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         self.replace("events", lambda folder: _write_events(folder, rows))
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder holds nothing but a lock, or what a program left that was killed before its run began."""
+    return path.is_dir() and all(item.name in (LOCK, ".config.json.tmp") for item in path.iterdir())
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(
+        f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
+    )
 
 
 def _write_events(folder: Path, rows: list[dict[str, Any]]) -> None:

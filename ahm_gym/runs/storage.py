@@ -23,6 +23,9 @@ from torch import Tensor
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.runs.schema import checked, read_json
 
+LOCK: str = ".lock"
+"""Name of the file by which one program keeps others from writing into a folder."""
+
 
 def file_name(text: str) -> str:
     """Turns text, such as the name of a policy, into a valid name of a file or folder."""
@@ -92,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: if another program is writing into the folder.
     """
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise InputError(
             f"another program is at work in {folder}: wait for it, stop it, or choose another folder."

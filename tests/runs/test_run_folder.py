@@ -2,7 +2,9 @@ import errno
 import json
 import re
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ def test_a_new_run_folder_can_be_opened_with_its_settings(tmp_path):
     opened = RunFolder.open(path, "pretrain")
     assert opened.path == path
     assert opened.config == {"kind": "pretrain", "image_size": [64, 64]}
-    assert [item.name for item in path.iterdir()] == ["config.json"]
+    assert {item.name for item in path.iterdir()} == {"config.json", ".lock"}
 
 
 def test_an_empty_folder_becomes_a_run_folder(tmp_path):
@@ -60,6 +62,32 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
         RunFolder.create(file, {"kind": "pretrain"})
     with pytest.raises(InputError, match="cannot be created"):
         RunFolder.create(file / "run", {"kind": "pretrain"})
+
+
+def test_what_a_kill_before_the_run_began_has_left_is_no_run(tmp_path):
+    (tmp_path / ".config.json.tmp").write_text('{"ki')
+    (tmp_path / ".lock").touch()
+    RunFolder.create(tmp_path, {"kind": "pretrain"})
+    assert {item.name for item in tmp_path.iterdir()} == {"config.json", ".lock"}
+
+
+def test_of_programs_that_find_a_folder_free_together_one_gets_it(tmp_path, monkeypatch):
+    def slow(path, flag):
+        path.mkdir(parents=True, exist_ok=True)
+        start.wait()
+
+    start = threading.Barrier(8)
+    monkeypatch.setattr(runs, "make_folder", slow)
+
+    def begin(number):
+        try:
+            return RunFolder.create(tmp_path / "run", {"kind": "pretrain", "number": number}).config["number"]
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [number for number in pool.map(begin, range(8)) if number is not None]
+    assert [RunFolder.open(tmp_path / "run", "pretrain").config["number"]] == won
 
 
 def test_flags_to_resume_with_can_be_pasted_into_a_shell():
@@ -206,7 +234,7 @@ def test_after_a_kill_the_newest_complete_checkpoint_counts(run):
     assert run.checkpoint_step() == 10
     assert run.load_checkpoint() == (10, {"value": 10})
     assert checkpoints(run) == ["step-10", "step-9"]
-    assert {item.name for item in run.path.iterdir()} == {"agent", "checkpoint", "config.json"}
+    assert {item.name for item in run.path.iterdir()} == {".lock", "agent", "checkpoint", "config.json"}
 
 
 def test_a_damaged_checkpoint_is_named(run):
@@ -317,7 +345,7 @@ def test_a_sub_folder_is_replaced_as_a_whole(run):
     run.replace("encoder", lambda folder: (folder / "one").write_text("1"))
     run.replace("encoder", lambda folder: (folder / "two").write_text("2"))
     assert [item.name for item in (run.path / "encoder").iterdir()] == ["two"]
-    assert {item.name for item in run.path.iterdir()} == {"config.json", "encoder"}
+    assert {item.name for item in run.path.iterdir()} == {".lock", "config.json", "encoder"}
 
 
 def test_a_closed_run_folder_logs_again(run):
