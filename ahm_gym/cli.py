@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
@@ -199,6 +199,16 @@ def report(settings: Report, argv: list[str]) -> None:
     print(f"Wrote {settings.folder}/: report.html, leaderboard.md, leaderboard.csv")
 
 
+FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no space left on the device", "free some"),
+    errno.EDQUOT: ("your disk quota is used up", "free some space"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EIO: ("the disk failed to read or write", "continue with --resume once it is repaired"),
+    errno.ESTALE: ("the file system of the network is gone", "continue with --resume once it is back"),
+    errno.ENOENT: ("a file or folder was removed while the program ran", "restore it"),
+}
+"""What a failed access to a disk is called, and the way out, by the number of the error."""
+
 PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "pretrain": (Pretrain, pretrain),
     "finetune": (Finetune, finetune),
@@ -260,18 +270,13 @@ def command_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FAILURES_OF_DISKS:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        fail(2, f"no space left on the device{where}: free some, or choose another --run-dir.")
+        happened, way_out = FAILURES_OF_DISKS[error.errno]
+        where = f" at {error.filename}" if error.filename else ""
+        fail(2, f"{happened}{where}: {way_out}, or choose another --run-dir.")
     except KeyboardInterrupt:
         fail(130, "interrupted.")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether numpy, or torch on a CPU or a GPU, ran out of memory."""
-    message = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in message or "not enough memory" in message
 
 
 def fail(code: int, message: str) -> None:

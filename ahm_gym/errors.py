@@ -45,6 +45,12 @@ class Interrupted(RunError):
         self.exit_code: int = 128 + signal_number
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether numpy, or torch on a CPU or a GPU, ran out of memory."""
+    told = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+
+
 NUMBERS: dict[str, tuple[Callable[[int | float], bool], str]] = {
     "count": (lambda number: number >= 1 and float(number).is_integer(), "a whole number, 1 or more"),
     "share": (lambda number: 0 <= number <= 1, "a number from 0 to 1"),

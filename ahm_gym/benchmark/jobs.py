@@ -198,7 +198,7 @@ def train(config: PretrainConfig, interrupt: Interrupt) -> float | None:
     begun = (config.run_dir / "config.json").exists()
     if not begun:
         shutil.rmtree(config.run_dir, ignore_errors=True)  # left by a crash before the run began
-    elif RunFolder.open(config.run_dir, "pretrain").checkpoint_step() == config.steps:
+    elif RunFolder.open(config.run_dir, "pretrain").has_finished():
         return None
     device = pick_device(config.device)
     reset_peak_memory(device)

@@ -17,7 +17,7 @@ import torch
 from ahm_gym.benchmark.jobs import Failure, Group, run_group
 from ahm_gym.benchmark.rows import Row
 from ahm_gym.errors import Interrupted
-from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.interrupt import Interrupt, end_with_the_parent
 from ahm_gym.runs.storage import file_name
 
 
@@ -99,18 +99,11 @@ class Processes:
 def _work(group: Group, threads: int, deadline: float, writer: Connection) -> None:
     """Runs one group; its output goes to its own log file."""
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    # Alone, the process could not store rows and would keep the run folder locked.
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     path = group.out / "logs" / f"{file_name(str(group))}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         with contextlib.suppress(Interrupted):
             for outcome in run_group(group, Interrupt(deadline)):
                 writer.send(outcome)
-
-
-def _end_with_the_parent() -> None:
-    """Exits with the parent: alone, the process could not store rows and would keep the run folder locked."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a child"
-    wait([parent.sentinel])
-    os._exit(1)

@@ -176,9 +176,9 @@ def read_scan(scan: Scan) -> Pixels:
     Raises:
         InputError: if a file cannot be read, or the channels differ in size or orientation.
     """
-    if scan.series and len(scan.images) > 1:
+    if scan.series and scan.images[1:]:
         return read_series(scan.images)
-    first, *others = (read_pixels(path) for path in scan.images)
+    first, *others = [read_pixels(path) for path in scan.images]
     if not others:
         return first
     try:

@@ -41,9 +41,17 @@ from ahm_gym.data.splits import (
     patients_of_cases,
     summarise,
 )
-from ahm_gym.data.store import INDEX_FILE, ImageDataset, StoreWriter, replace_label_value
+from ahm_gym.data.store import (
+    CHECKSUMS_FILE,
+    ImageDataset,
+    StoreWriter,
+    is_sound,
+    replace_label_value,
+    write_checksums,
+)
 from ahm_gym.data.twins import Twins
 from ahm_gym.errors import InputError
+from ahm_gym.runs.storage import remove
 
 FORMAT_VERSION = 5
 STALE_SECONDS = 24 * 3600
@@ -93,11 +101,13 @@ def _prepared(
         _store_folder(source.name, parts),
         _store_folder(source.name, [*parts, "no labels"]),
     )
-    if (labelled / INDEX_FILE).is_file():
+    if is_sound(labelled):
         return labelled
     with _cache_errors(labelled.parent):
-        if not need_labels and (unlabelled / INDEX_FILE).is_file():
+        _discard(labelled)
+        if not need_labels and is_sound(unlabelled):
             return unlabelled
+        _discard(unlabelled)
         try:
             _build(source, labelled, shortest_side, patient_regex)
         except LabelError as error:
@@ -112,6 +122,18 @@ def _prepared(
 def _store_folder(name: str, parts: list[Any]) -> Path:
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return cache_folder() / f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)}-{digest}"
+
+
+def _discard(folder: Path) -> None:
+    """Removes a damaged store, or one without checksums, so that it is prepared again."""
+    if not os.path.lexists(folder):
+        return
+    if (folder / CHECKSUMS_FILE).exists():
+        print(f"note: the prepared data in {folder} is damaged and is prepared again.", file=sys.stderr)
+    away = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # another process has just done so
+        folder.rename(away)
+        remove(away)
 
 
 def _build(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
@@ -156,6 +178,7 @@ def _write(source: Source, folder: Path, shortest_side: int | None, patient_rege
         writer.close()
     if FOREGROUND in table.all_values():
         replace_label_value(folder, FOREGROUND, 1)
+    write_checksums(folder)
 
 
 def _with_progress(source: Source) -> Iterator[Record]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import math
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +25,62 @@ from torchvision.transforms import v2
 
 from ahm_gym.data.crops import check_crop, random_crops
 from ahm_gym.data.store import ImageDataset
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.runs.interrupt import end_with_the_parent
+
+AHEAD: int = 2
+"""Number of batches that each worker process loads ahead."""
+SILENCE: int = 300
+"""Seconds without a batch after which the worker processes count as hung."""
+
+
+@contextlib.contextmanager
+def data_workers_may_fail() -> Iterator[None]:
+    """Turns the death of processes that load images into a RunError; a hung one is killed, see `SILENCE`."""
+    try:
+        yield
+    except (RuntimeError, EOFError, OSError) as error:
+        lost = isinstance(error, (EOFError, ConnectionError)) or str(error).startswith("DataLoader worker")
+        if not lost or str(error).startswith("Caught"):  # which is an error of our own in such a process
+            raise
+        raise RunError(
+            f"a process that loads images died, or gave no image for {SILENCE} s and was killed: continue from the "
+            "last checkpoint with `resume`; in a new run, `data_workers=0` loads images between updates."
+        ) from error
+
+
+@contextlib.contextmanager
+def _ended_if_silent(workers: Sequence[Any]) -> Iterator[None]:
+    """Kills these processes if the body takes more than `SILENCE` seconds, without those in which this one slept.
+
+    The timeout of a DataLoader does not help: this process also waits for a worker's end of a socket, for ever.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        for _ in range(SILENCE):
+            if done.wait(1.0):
+                return
+        for worker in workers:
+            worker.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def free_shared_memory() -> int | None:
+    """Free bytes of the shared memory; None where it is not a folder of its own."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return None
+
+
+def _mib(size: int) -> int:
+    return math.ceil(size / 2**20)
 
 
 class BatchStream:
@@ -86,14 +147,38 @@ class BatchStream:
         return self
 
     def __next__(self) -> Float[Tensor, "B C H W"]:
+        if self._loaded is None and self.num_workers > 0:
+            self._check_shared_memory()
         if self.num_workers == 0:
             batch = self._batches[self.index]
         else:
-            if self._loaded is None:
-                self._loaded = iter(self._loader())
-            batch = next(self._loaded)
+            with data_workers_may_fail():
+                if self._loaded is None:
+                    get_temp_dir()  # for the sockets of the workers: this process removes it
+                    self._loaded = iter(self._loader())
+                loaded: Any = self._loaded
+                with _ended_if_silent(loaded._workers):
+                    batch = next(loaded)
         self.index += 1
         return batch
+
+    def _check_shared_memory(self) -> None:
+        """Loads in this process if the batches of the workers do not fit into the shared memory, and says so."""
+        free = free_shared_memory()
+        batches = self._batches
+        channels = (
+            batches.dataset.shape[1] if isinstance(batches.dataset, Tensor) else batches.dataset.channels
+        )
+        batch = 4 * batches.batch_size * channels * batches.image_size[0] * batches.image_size[1]
+        needed = batch * (AHEAD * self.num_workers + 2)
+        if free is not None and needed > free:
+            print(
+                f"note: {self.num_workers} data workers need {_mib(needed)} MiB of shared memory (/dev/shm) and "
+                f"{_mib(free)} are free: images are loaded between updates instead. In docker, --shm-size=2g gives "
+                "more.",
+                file=sys.stderr,
+            )
+            self.num_workers = 0
 
     def close(self) -> None:
         """Stops the worker processes; the next batch would start new ones."""
@@ -105,6 +190,7 @@ class BatchStream:
             batch_size=None,
             sampler=_CountFrom(self.index),
             num_workers=self.num_workers,
+            prefetch_factor=AHEAD,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # otherwise the loader would draw from the global one
@@ -181,5 +267,6 @@ def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ignores Ctrl-C, which reaches every process of a terminal, so that the parent handles it."""
+    """Ignores Ctrl-C, which reaches all processes of a terminal: the parent handles it. Ends with the parent."""
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -29,7 +29,7 @@ def contact_sheets(dataset: ImageDataset) -> dict[str, Figure]:
         if indices:
             places = np.linspace(0, len(indices) - 1, min(NUM_SHOWN, len(indices))).round().astype(int)
             samples = [dataset.sample(indices[place]) for place in places]
-            overlays = [Overlay(sample.id, sample.image, sample.label, None) for sample in samples]
+            overlays = [Overlay(sample.id, sample.image, sample.label) for sample in samples]
             title = f"{len(samples)} of {len(dataset.indices(split))} images in {split}"
             sheets[split] = draw_overlays(overlays, dataset.num_classes, title)
     return sheets

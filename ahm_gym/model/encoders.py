@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
 
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, is_out_of_memory
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import grid_of
 from ahm_gym.model.raw_patches import RawPatches
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.model.vit_encoder import PRESETS
 from ahm_gym.runs.folder import resume_flags
-from ahm_gym.runs.storage import as_os_error
+from ahm_gym.runs.schema import Schema, checked, read_object, shortened
+from ahm_gym.runs.storage import as_os_error, check_loaded
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 15)]
+Width: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
+Depth: TypeAlias = Annotated[int, Field(ge=1, le=1 << 9)]
+
+
+class ModelArguments(Schema):
+    """The sizes of an exported encoder; one far beyond any real network is refused before it takes all memory."""
+
+    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    patch_size: Side
+    in_chans: Width
+    embed_dim: Width = 1
+    depth: Depth = 1
+    num_heads: Width = 1
+    features: list[Width] | tuple[Width, ...] = ()
+    blocks: list[Depth] | tuple[Depth, ...] = ()
+
+
+class EncoderFile(Schema):
+    """The `config.json` of an exported encoder."""
+
+    architecture: str
+    model_args: ModelArguments
+
+
+class RecipeFile(Schema):
+    """The `config.json` of a recipe: the names of the folders of its stages."""
+
+    stages: Annotated[list[Annotated[str, Field(pattern=r"^\w[\w-]*$")]], Field(min_length=1)]
+
+
+class RunFile(Schema):
+    """What later runs take from the `config.json` of a pretraining run."""
+
+    data: str | None = None
+    data_root: str | None = None
+    patient_regex: str | None = None
+    joint_labels: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,8 +98,10 @@ def find_encoder(spec: Path) -> EncoderFolder:
     config = _read_config(spec)
     if config.get("kind") == "recipe":
         return _encoder_of_recipe(spec, config)
-    if config.get("kind", "pretrain") not in ("pretrain", *ARCHITECTURES):
-        raise InputError(f"`encoder={spec}` is a {config['kind']} run: give a pretraining run, or none.")
+    kind = config.get("kind", "pretrain")
+    plain = kind if isinstance(kind, str) else shortened(kind)
+    if plain not in ("pretrain", *ARCHITECTURES):
+        raise InputError(f"`encoder={spec}` is a {plain} run: give a pretraining run, or none.")
     if config.get("kind") != "pretrain":
         run = _read_config(spec.parent) if spec.name == "encoder" else {}
         return _described(spec, config, run if run.get("kind") == "pretrain" else {})
@@ -72,7 +115,8 @@ def find_encoder(spec: Path) -> EncoderFolder:
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
     """The encoder that the last stage of a recipe exported."""
-    stage = spec / str(config["stages"][-1])
+    stages = checked(RecipeFile, config, spec / "config.json").stages
+    stage = spec / stages[-1]
     if not (stage / "encoder" / "config.json").is_file():
         raise InputError(
             f"`encoder={spec}` has not reached its last stage yet: resume it with pretrain {resume_flags(spec)}."
@@ -147,11 +191,23 @@ def load_encoder(
     try:
         # The network is initialised before its weights are loaded; this must not change the global generator.
         with torch.random.fork_rng(devices=[]):
-            return module.load(found.path, **shape)
-    except (OSError, RuntimeError, LookupError, SafetensorError) as error:
+            network = module.load(found.path, **shape)
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
         raise InputError(
             f"the encoder in {found.path} cannot be used ({_first_line(error)}): export it again, or choose another."
         ) from error
+    check_loaded(network.state_dict(), found.path)
+    return network
 
 
 def statistics_of(spec: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -164,7 +220,7 @@ def statistics_of(spec: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
         InputError: if the exported encoder does not state them.
     """
     folder = find_encoder(spec).path
-    stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("pretrained_cfg", {})
+    stated = read_object(folder / "config.json").get("pretrained_cfg", {})
     if "mean" not in stated or "std" not in stated:
         raise InputError(f"{folder} does not state mean and std of its images: export the encoder again.")
     return tuple(stated["mean"]), tuple(stated["std"])
@@ -172,23 +228,24 @@ def statistics_of(spec: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> EncoderFolder:
     arguments = exported.get("model_args", {})
-    if "architecture" not in exported or not {"img_size", "patch_size", "in_chans"} <= set(arguments):
+    if "architecture" not in exported or "model_args" not in exported:
         raise InputError(
             f"`encoder={folder}` is neither a run folder nor an exported encoder: give the folder of a "
             "pretraining run, its encoder folder, or none."
         )
-    size = arguments["img_size"]
-    data_root = run.get("data_root")
+    described = checked(EncoderFile, exported, folder / "config.json")
+    shape, origin = described.model_args, checked(RunFile, run, folder.parent / "config.json")
+    size = shape.img_size
     return EncoderFolder(
         path=folder,
-        model=_model_of(exported["architecture"], arguments),
+        model=_model_of(described.architecture, arguments),
         image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        patch_size=arguments["patch_size"],
-        channels=arguments["in_chans"],
-        data=run.get("data"),
-        data_root=None if data_root is None else Path(data_root),
-        joint_labels=(run["joint_labels"], run["seed"]) if run.get("joint_labels") else None,
-        patient_regex=run.get("patient_regex"),
+        patch_size=shape.patch_size,
+        channels=shape.in_chans,
+        data=origin.data,
+        data_root=None if origin.data_root is None else Path(origin.data_root),
+        joint_labels=None if origin.joint_labels is None else (origin.joint_labels, origin.seed),
+        patient_regex=origin.patient_regex,
     )
 
 
@@ -207,13 +264,7 @@ def _architecture(model: str) -> tuple[str, dict[str, Any]]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({_first_line(error)}): expected a JSON object.") from error
-    return config if isinstance(config, dict) else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _first_line(error: Exception) -> str:

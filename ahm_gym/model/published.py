@@ -17,7 +17,26 @@ from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import OUTSIDE_ENCODER, MaskedAutoencoder
 from ahm_gym.runs.folder import RunFolder, resume_flags
-from ahm_gym.runs.storage import load_state
+from ahm_gym.runs.schema import Schema, checked
+from ahm_gym.runs.storage import check_loaded
+
+
+class PretrainerState(Schema):
+    """The part of a checkpoint that `Pretrainer.state_dict` returns."""
+
+    autoencoder: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    updates: int
+
+
+class PretrainState(Schema):
+    """The state in a checkpoint of a pretraining run."""
+
+    pretrainer: PretrainerState
+    agent: dict[str, Any]
+    env: dict[str, Any] | None
+    sums: dict[str, Any]
+    counts: dict[str, int]
 
 
 @dataclass
@@ -101,8 +120,8 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
         InputError: if the folder is not a pretraining run, has no checkpoint, or trained another autoencoder.
     """
     folder = RunFolder.open(run, "pretrain")
-    step = folder.checkpoint_step()
-    if step is None:
+    found = folder.read_checkpoint()
+    if found is None:
         raise InputError(f"{run} has no checkpoint yet: resume it with pretrain {resume_flags(run)}.")
     own = {name: getattr(autoencoder, name) for name in ("image_size", "patch_size", "channels")}
     own["target"] = autoencoder.target.name
@@ -110,7 +129,8 @@ def load_autoencoder(autoencoder: Autoencoder, run: Path) -> None:
     older = "normalised" if folder.config.get("normalise_target") else "pixels"
     saved = {"target": older} | {name: folder.config[name] for name in own if name in folder.config}
     saved["image_size"] = tuple(saved.get("image_size") or ())
-    weights = load_state(run / "checkpoint" / f"step-{step}")["pretrainer"]["autoencoder"]
+    weights = checked(PretrainState, found[1], run / "checkpoint").pretrainer.autoencoder
+    check_loaded(weights, run)
     shapes = ({name: value.shape for name, value in w.items()} for w in (weights, autoencoder.state_dict()))
     if own != saved or next(shapes) != next(shapes):
         raise InputError(
@@ -154,6 +174,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     weights = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not weights:
         raise InputError(f"checkpoint {path} holds no tensors: give a file with a model's state dict.")
+    check_loaded(weights, path)
     return weights
 
 

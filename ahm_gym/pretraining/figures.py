@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +40,29 @@ def save_snapshot(folder: Path, step: int, panels: np.ndarray) -> None:
 
 
 def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.ndarray]:
-    """The panels by step, in ascending order; later steps than `last_step` are left out."""
-    paths = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
-    return {
-        step: np.load(paths[step])["panels"]
-        for step in sorted(paths)
-        if last_step is None or step <= last_step
-    }
+    """The panels by step, in ascending order, without steps after `last_step`; a note names damaged files."""
+    paths = {int(path.stem[5:]): path for path in folder.glob("step-*.npz") if path.stem[5:].isdecimal()}
+    snapshots: dict[int, np.ndarray] = {}
+    for step in sorted(paths):
+        if last_step is not None and step > last_step:
+            continue
+        try:
+            with paths[step].open("rb") as file:
+                panels = np.load(file)["panels"]
+            if panels.ndim != 4 or any(panels.shape != other.shape for other in snapshots.values()):
+                raise ValueError("another shape")
+            snapshots[step] = panels
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            print(f"note: {paths[step]} is damaged and left out ({error}).", file=sys.stderr)
+    return snapshots
 
 
 def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
@@ -68,7 +87,9 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
         for part, name in enumerate(("image", "mask", "reconstruction", "scores")):
             middle = left + (part + 0.5) * (width + GAP) / 4
             axis.text(middle, -0.06 * height, name, ha="center", fontsize=7)
-    figure.suptitle(f"{title}: orange = masked by the scores, blue = masked at random", fontsize=11)
+    figure.suptitle(
+        f"{title}: orange = masked by the scores, blue = masked at random", fontsize=11, parse_math=False
+    )
     return figure
 
 

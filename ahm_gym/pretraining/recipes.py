@@ -17,6 +17,7 @@ from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
+from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.settings import as_config, from_json, same, to_json
 from ahm_gym.runs.storage import recover_all, write_atomically
 
@@ -172,7 +173,7 @@ def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
 
 def _follow_move(saved: Path, config: PretrainConfig) -> None:
     """Updates the paths to earlier stages, in case the run folder was moved."""
-    kept = json.loads(saved.read_text())
+    kept = read_object(saved)
     now = {key: to_json(config)[key] for key in ("policy", "reconstructor")}
     if kept | now != kept:
         write_atomically(saved, json.dumps(kept | now, indent=2))

@@ -153,7 +153,8 @@ class Recorder:
     def _draw(self) -> None:
         snapshots = figures.load_snapshots(self._snapshots, self.step)
         title = f"{self.inspection.dataset.name}, {self.config.policy}"
-        figures.draw_masks(snapshots, title).savefig(self.run.path / "figures" / "masks.png")
+        if snapshots:
+            figures.draw_masks(snapshots, title).savefig(self.run.path / "figures" / "masks.png")
         figures.draw_curves(self.run.metrics()).savefig(self.run.path / "figures" / "curves.png")
         self.drawn = time.monotonic()
 

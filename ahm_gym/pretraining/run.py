@@ -16,6 +16,7 @@ from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
 
+from ahm_gym.data.stream import data_workers_may_fail
 from ahm_gym.errors import Interrupted
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
@@ -23,7 +24,8 @@ from ahm_gym.pretraining.recorder import Recorder
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
-from ahm_gym.runs.settings import merge_resumed
+from ahm_gym.runs.provenance import check_origin
+from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
 from ahm_gym.runs.storage import locked
 
 
@@ -56,12 +58,15 @@ def pretrain(
     if resume:
         run = RunFolder.open(config.run_dir, "pretrain")
         config = merge_resumed(config, run.config, given)
-        if run.checkpoint_step() == config.steps:
+        if run.has_finished():
             return run.path
     training = Training(config, fresh=run is None or run.checkpoint_step() is None)
     if run is None:
         run = RunFolder.create(config.run_dir or free_run_dir(run_stem(config)), training.describe())
     with closing(run), closing(training), locked(run.path):
+        if resume:
+            check_origin(run.config, training.dataset.content_digest(), config.data or training.dataset.name)
+            run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
         _train(training, run, interrupt or Interrupt(), title)
     return run.path
 
@@ -96,7 +101,7 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
         training.env.reset(seed=config.seed)
         recorder.checkpoint()
 
-    with interrupt, recorder.progress:  # the loop
+    with data_workers_may_fail(), interrupt, recorder.progress:  # the loop
         training.agent.learn(training.make_env, config.steps - start, seed=seed, callback=recorder)
 
     if recorder.step < config.steps:

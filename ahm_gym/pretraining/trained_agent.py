@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from ahm_gym.agents import make_agent
@@ -18,7 +19,25 @@ from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies.base import MaskPolicy
-from ahm_gym.runs.storage import load_state, save_state
+from ahm_gym.runs.schema import Schema, checked, fits
+from ahm_gym.runs.storage import check_loaded, load_state, save_state
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]
+Pair: TypeAlias = Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class AgentFile(Schema):
+    """The state in the `agent` folder of a run."""
+
+    agent: str
+    options: dict[str, Any]
+    observation_shape: Pair
+    grid: Pair
+    model: str
+    patch_size: Count
+    channels: Count
+    embedding: dict[str, Tensor]
+    state: dict[str, Any]
 
 
 class FrozenAgent(MaskPolicy):
@@ -87,8 +106,8 @@ def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
         raise InputError(
             f"{run} holds no trained agent: give the folder of a run with a learning agent, such as `policy=a3c`."
         )
-    saved = load_state(folder)
-    own = (saved["grid"], saved["patch_size"], saved["channels"])
+    saved = checked(AgentFile, load_state(folder), folder / "state.json")
+    own = (saved.grid, saved.patch_size, saved.channels)
     wanted = (list(autoencoder.grid), autoencoder.patch_size, autoencoder.channels)
     if own != wanted:
         raise InputError(
@@ -96,17 +115,19 @@ def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
             f"{own[2]} channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: "
             "choose the same `image_size` and `patch_size`, and data with as many channels."
         )
-    rows, columns = saved["grid"]
-    num_patches, dim = saved["observation_shape"]
+    rows, columns = saved.grid
+    num_patches, dim = saved.observation_shape
     device = autoencoder.device
-    options = saved["options"] | {"grid": (rows, columns), "seed": 0, "device": device}
-    agent = make_agent(saved["agent"], (num_patches, dim), **options)
-    agent.load_state_dict(saved["state"])
-    embedder = build_autoencoder(
-        saved["model"],
-        image_size=autoencoder.image_size,
-        patch_size=autoencoder.patch_size,
-        channels=autoencoder.channels,
-    )
-    embedder.load_state_dict(embedder.state_dict() | saved["embedding"])
+    options = saved.options | {"grid": (rows, columns), "seed": 0, "device": device}
+    check_loaded(saved.embedding, folder)
+    with fits(folder):
+        agent = make_agent(saved.agent, (num_patches, dim), **options)
+        agent.load_state_dict(saved.state)
+        embedder = build_autoencoder(
+            saved.model,
+            image_size=autoencoder.image_size,
+            patch_size=autoencoder.patch_size,
+            channels=autoencoder.channels,
+        )
+        embedder.load_state_dict(embedder.state_dict() | saved.embedding)
     return FrozenAgent(agent, embedder.to(device))

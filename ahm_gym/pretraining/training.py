@@ -27,6 +27,7 @@ from ahm_gym.masking.schedules import (
 from ahm_gym.model.encoders import export_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.model.published import PretrainState
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.defaults import completed, note_on_length
 from ahm_gym.pretraining.inputs import check_joint, joint_task, starting_autoencoder
@@ -35,7 +36,10 @@ from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, 
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.runs.folder import RunFolder
+from ahm_gym.runs.provenance import origin_of
+from ahm_gym.runs.schema import checked, fits
 from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.storage import check_loaded, check_trained
 
 
 @dataclass
@@ -200,6 +204,7 @@ class Training:
             "channels": self.dataset.channels,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            **origin_of(self.dataset.content_digest()),
         }
 
     def print_notes(self, *, resumed: bool) -> None:
@@ -221,7 +226,14 @@ class Training:
             )
 
     def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:
-        """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them."""
+        """Exports the encoder and the agent, then writes the checkpoint, so that no checkpoint exists without them.
+
+        Raises:
+            RunError: if the weights are not finite; nothing is written.
+        """
+        self.pretrainer.check()
+        check_trained(self.pretrainer.autoencoder.state_dict(), step)
+        check_trained(self.pretrainer.trained.state_dict(), step)
         autoencoder, trained = self.pretrainer.autoencoder, self.pretrainer.trained.encoder
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("encoder", lambda folder: export_encoder(trained, folder, **statistics))
@@ -234,7 +246,7 @@ class Training:
         """Loads the newest checkpoint; returns its step and its state, or 0 and None if there is none.
 
         Raises:
-            InputError: if an older version wrote the checkpoint.
+            InputError: if an older version wrote the checkpoint, or it does not fit the run.
         """
         found = run.load_checkpoint()
         if found is None:
@@ -244,7 +256,11 @@ class Training:
             raise InputError(
                 f"the checkpoint in {run.path} is of an older version: start again in another `run_dir`."
             )
-        self.load_state_dict(state)
+        source = run.path / "checkpoint"
+        checked(PretrainState, state, source)
+        with fits(source):
+            self.load_state_dict(state)
+        check_loaded(self.pretrainer.autoencoder.state_dict(), source)
         return step, state
 
     def state_dict(self) -> dict[str, Any]:

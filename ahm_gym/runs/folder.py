@@ -7,22 +7,34 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, SupportsFloat
 
+from pydantic import TypeAdapter, ValidationError
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from ahm_gym.errors import InputError
 from ahm_gym.runs.lines import complete_lines
+from ahm_gym.runs.schema import read_json
 from ahm_gym.runs.storage import (
+    LOCK,
     load_state,
+    locked,
     make_folder,
     recover_all,
     replace_folder,
     save_state,
     write_atomically,
 )
+
+KEPT: int = 2
+"""Number of checkpoints that are kept: the newest, and one to fall back to if its files are damaged."""
+
+
+ROW: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, float | int | None])
+"""A line of `metrics.jsonl`; one of the numbers is `step`."""
 
 
 def resume_flags(path: Path) -> str:
@@ -42,6 +54,7 @@ class RunFolder:
         self.config: dict[str, Any] = config
         self._lines: IO[str] | None = None
         self._events: SummaryWriter | None = None
+        self._noted = False
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
@@ -50,17 +63,21 @@ class RunFolder:
         Raises:
             InputError: if the folder is not empty or cannot be created.
         """
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(
-                f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
-            )
+        if path.exists() and not _is_free(path):
+            raise _taken(path)
         content = json.dumps(config, indent=2) + "\n"
+        made = not path.exists()
         make_folder(path, "`run_dir`")
-        try:
-            write_atomically(path / "config.json", content)
-        except BaseException:
-            path.rmdir()
-            raise
+        with locked(path):  # of programs that found the folder free at the same time, one gets it
+            if not _is_free(path):
+                raise _taken(path)
+            try:
+                recover_all(path)
+                write_atomically(path / "config.json", content)
+            except BaseException:
+                if made:
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
         return cls(path, json.loads(content))
 
     @classmethod
@@ -83,15 +100,19 @@ class RunFolder:
             raise InputError(
                 f"{path} is not a run folder, it has no config.json: give the folder of a {kind} run."
             )
-        try:
-            config = json.loads(file.read_text())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{file} is not JSON ({error}): give the folder of a {kind} run.") from error
+        config = read_json(file)
         found = config.get("kind") if isinstance(config, dict) else None
         if found != kind:
-            what = "not a run folder" if found is None else f"a {found} run"
+            what = f"a {found} run" if isinstance(found, str) else "not a run folder"
             raise InputError(f"{path} is {what}: give the folder of a {kind} run.")
         return cls(path, config)
+
+    def follow(self, settings: Mapping[str, Any]) -> None:
+        """Writes settings that have changed, such as the place of the data, to `config.json`."""
+        changed = self.config | {name: value for name, value in settings.items() if name in self.config}
+        if changed != self.config:
+            write_atomically(self.path / "config.json", json.dumps(changed, indent=2) + "\n")
+            self.config = changed
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Logs the metrics of a step; a number that is not finite is written as null."""
@@ -106,36 +127,93 @@ class RunFolder:
         _add_scalars(self._events, step, row)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows, oldest first, with None for null. An incomplete last line is left out."""
-        return [json.loads(line) for line in complete_lines(self._metrics_path)]
+        """The logged rows, oldest first, with None for null.
+
+        An incomplete last line is left out, and so are lines that are no rows; the first call says so.
+        """
+        rows, damaged = [], 0
+        for line in complete_lines(self._metrics_path, errors="replace"):
+            try:
+                row = ROW.validate_json(line, strict=True)
+            except ValidationError:
+                row = {}
+            if isinstance(row.get("step"), int):
+                rows.append(row)
+            else:
+                damaged += 1
+        if damaged and not self._noted:
+            print(f"note: {damaged} damaged lines of {self._metrics_path} are left out.", file=sys.stderr)
+            self._noted = True
+        return rows
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Saves the state of a step, then deletes older checkpoints.
+        """Saves the state of a step, then deletes all checkpoints but this one and the one before it.
 
         Raises:
-            OSError: if the state cannot be written; the older checkpoint is kept.
+            OSError: if the state cannot be written; the older checkpoints are kept.
         """
         path = self._checkpoints / f"step-{step}"
-        replace_folder(path, lambda folder: save_state(folder, state))
-        self._delete_checkpoints(keep=step)
+        replace_folder(path, lambda folder: save_state(folder, {"step": step, **state}))
+        kept = sorted(older for older in self._steps() if older <= step)[-KEPT:]
+        for other in set(self._steps()) - set(kept):
+            shutil.rmtree(self._checkpoints / f"step-{other}")
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """The step and state of the newest complete checkpoint, to resume from; None if there is none.
+        """The step and state of the newest sound checkpoint, to resume from; None if there is none.
 
         Removes metrics that were logged after it, and unfinished files that a crash left.
 
         Raises:
-            InputError: if its files are damaged.
+            InputError: if all of them are damaged.
         """
         recover_all(self.path)
         recover_all(self._checkpoints)
+        found = self.read_checkpoint()
+        self._cut_metrics(-1 if found is None else found[0])
+        return found
+
+    def read_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """The step and state of the newest sound checkpoint; None if there is none. Changes nothing.
+
+        If the newest is damaged, a note says so, and the one before it is read.
+
+        Raises:
+            InputError: if all of them are damaged.
+        """
+        newest: InputError | None = None
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                state = self._read(step)
+            except InputError as error:
+                newest = newest or error
+                continue
+            if newest is not None:
+                print(f"note: {newest} Step {step} is used instead.", file=sys.stderr)
+            return step, state
+        if newest is not None:
+            raise newest
+        return None
+
+    def _read(self, step: int) -> dict[str, Any]:
+        path = self._checkpoints / f"step-{step}"
+        state = load_state(path)
+        saved, steps = state.pop("step", step), self.config.get("steps")
+        if saved != step:
+            raise InputError(f"{path} holds step {saved}: rename it to step-{saved}, or restore it.")
+        if isinstance(steps, int) and step > steps:
+            raise InputError(
+                f"{path} is beyond the {steps} steps of this run: restore {self.path / 'config.json'}."
+            )
+        return state
+
+    def has_finished(self) -> bool:
+        """Whether there is a complete checkpoint of the last step."""
         step = self.checkpoint_step()
-        state = None if step is None else load_state(self._checkpoints / f"step-{step}")
-        self._cut_metrics(-1 if step is None else step)
-        if step is None or state is None:
-            return None
-        self._delete_checkpoints(keep=step)
-        return step, state
+        if step is None or step != self.config.get("steps"):
+            return False
+        saved = read_json(self._checkpoints / f"step-{step}" / "state.json")
+        kept = saved.get("dict") if isinstance(saved, dict) else None
+        return isinstance(kept, dict) and kept.get("step", step) == step
 
     def checkpoint_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
@@ -163,13 +241,9 @@ class RunFolder:
         return self.path / "checkpoint"
 
     def _steps(self) -> list[int]:
-        names = [item.name for item in self._checkpoints.glob("step-*") if item.is_dir()]
-        return [int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)]
-
-    def _delete_checkpoints(self, keep: int) -> None:
-        for step in self._steps():
-            if step != keep:
-                shutil.rmtree(self._checkpoints / f"step-{step}")
+        """The steps of the complete checkpoints; `save_state` writes `state.json` last."""
+        names = [item.parent.name for item in self._checkpoints.glob("step-*/state.json")]
+        return [int(name[5:]) for name in names if re.fullmatch(r"step-\d{1,18}", name)]
 
     def _cut_metrics(self, last_step: int) -> None:
         """Removes everything logged after `last_step` from the metrics and the events."""
@@ -179,6 +253,17 @@ class RunFolder:
         rows = [row for row in self.metrics() if row["step"] <= last_step]
         write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         self.replace("events", lambda folder: _write_events(folder, rows))
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder holds nothing but a lock, or what a program left that was killed before its run began."""
+    return path.is_dir() and all(item.name in (LOCK, ".config.json.tmp") for item in path.iterdir())
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(
+        f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
+    )
 
 
 def _write_events(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def complete_lines(path: Path) -> list[str]:
+def complete_lines(path: Path, errors: str = "strict") -> list[str]:
     """The lines of a text file to which programs append; none if there is no file.
 
     An incomplete last line is still being written, or was cut off by a crash, and is left out.
+
+    Args:
+        path: the file.
+        errors: what happens to bytes that are not UTF-8, as in `open`.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors=errors) if path.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()

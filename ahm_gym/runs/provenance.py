@@ -6,11 +6,14 @@ import functools
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ahm_gym
+from ahm_gym.errors import InputError
 
 
 @functools.cache
@@ -37,6 +40,43 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads"
+
+
+def origin_of(data_digest: str) -> dict[str, Any]:
+    """What the `config.json` of a run records of its origin: the data's digest, the versions and the threads."""
+    return {"data_digest": data_digest, "versions": versions(), "threads": torch.get_num_threads()}
+
+
+def check_origin(saved: dict[str, Any], data_digest: str, data: str) -> None:
+    """Checks that a run resumes with the images it was started with; says what else has changed.
+
+    Args:
+        saved: the run's `config.json`; that of an older version records no digest, which a note says.
+        data_digest: the digest of the images that are there now.
+        data: what they are called.
+
+    Raises:
+        InputError: if the images have changed.
+    """
+    if "data_digest" not in saved:
+        print(f"note: this run does not record its data, so {data} may have changed since.", file=sys.stderr)
+    elif saved["data_digest"] != data_digest:
+        raise InputError(
+            f"{data} has changed since this run was started (digest {data_digest}, formerly "
+            f"{saved['data_digest']}): restore the images, name their place with `data`, or start a new run in "
+            "another `run_dir`."
+        )
+    now = origin_of(data_digest)
+    changed = [f"{name} {saved[name]!r}" for name in ("threads",) if saved.get(name, now[name]) != now[name]]
+    kept = saved.get("versions")
+    if isinstance(kept, dict) and kept.get("torch", torch.__version__) != torch.__version__:
+        changed.append(f"torch {kept['torch']}")
+    if changed:
+        print(
+            f"note: this run was started with {' and '.join(changed)}, and now has threads {now['threads']} and "
+            f"torch {torch.__version__}: the last bits of its numbers may differ.",
+            file=sys.stderr,
+        )
 
 
 def versions() -> dict[str, str]:

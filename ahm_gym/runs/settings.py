@@ -60,8 +60,10 @@ def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config
         raise _wrong_type(error, values, source) from error
 
 
-REQUIRED = ("steps", "seed")
+REQUIRED = ("steps", "seed", "data", "batch_size", "image_size")
 """Settings that every run has saved: without them it could not be resumed as it was."""
+MOVABLE = ("data", "data_root")
+"""Settings that may be given anew: a digest shows whether the images are the same."""
 EXPECTED: dict[str, tuple[str, str]] = {
     "int": ("a whole number", "whole numbers"),
     "float": ("a number", "numbers"),
@@ -104,7 +106,7 @@ def _place(location: tuple[int | str, ...], values: dict[str, Any]) -> tuple[lis
 
 
 def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] = ()) -> Config:
-    """The settings of a saved run. Settings that were given again must agree with them.
+    """The settings of a saved run. Settings that were given again must agree with them, but data may have moved.
 
     Args:
         config: the settings that were given, with defaults for the others.
@@ -118,18 +120,23 @@ def merge_resumed(config: Config, saved: dict[str, Any], given: Container[str] =
         if name not in saved:
             raise InputError(f"`{name}` is missing in the settings of this run: restore its config.json.")
     kept = from_json(type(config), saved, "the settings of this run")
+    movable = MOVABLE if "data_digest" in saved else ()
+    moved: dict[str, Any] = {}
     for item in fields(config):
         name, asked, own = item.name, getattr(config, item.name), getattr(kept, item.name)
         if name == "run_dir" or name not in saved:
             continue
         if (name in given or not same(asked, item.default)) and not same(asked, own):
+            if name in movable:
+                moved[name] = asked
+                continue
             why = "its schedule depends on that length" if name == "steps" else "a run keeps its settings"
             raise InputError(
                 f"`{name}={_plain(asked)}` differs from the {_plain(own)} that this run was started with, and "
                 f"{why}: leave it out, or start a new run in another `run_dir`."
             )
     unsaved = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in saved}
-    return replace(kept, **{"run_dir": getattr(config, "run_dir"), **unsaved})  # noqa: B009
+    return replace(kept, **{"run_dir": getattr(config, "run_dir"), **unsaved, **moved})  # noqa: B009
 
 
 def same(one: Any, other: Any) -> bool:

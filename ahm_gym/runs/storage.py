@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, RunError
+from ahm_gym.runs.schema import checked, read_json
+
+LOCK: str = ".lock"
+"""Name of the file by which one program keeps others from writing into a folder."""
 
 
 def file_name(text: str) -> str:
@@ -76,11 +80,11 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if path.exists():
+    if os.path.lexists(path):
         os.rename(path, old)
     os.rename(temporary, path)
     sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 @contextlib.contextmanager
@@ -91,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: if another program is writing into the folder.
     """
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise InputError(
             f"another program is at work in {folder}: wait for it, stop it, or choose another folder."
@@ -103,17 +107,24 @@ def locked(folder: Path) -> Iterator[None]:
 def recover_folder(path: Path) -> None:
     """Restores the old folder if `replace_folder` crashed before the new one was there; removes leftovers."""
     temporary, old = _beside(path)
-    if old.exists() and not path.exists():
+    if os.path.lexists(old) and not os.path.lexists(path):
         os.rename(old, path)
     for leftover in (temporary, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there. Of a symbolic link, only the link goes."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def recover_all(folder: Path) -> None:
     """Cleans up after crashes in a folder: restores its subfolders and removes temporary files."""
     for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        if leftover.is_file():
+        if leftover.is_file() and not leftover.is_symlink():
             leftover.unlink()
         else:
             recover_folder(folder / leftover.name[1:-4])
@@ -173,12 +184,36 @@ def load_state(folder: Path) -> dict[Any, Any]:
     """
     try:
         tensors = load_file(folder / "state.safetensors")
-        return _decode(json.loads((folder / "state.json").read_text()), tensors)
-    except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
+        return checked(dict, _decode(read_json(folder / "state.json"), tensors), folder / "state.json")
+    except (
+        OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise InputError(
             f"{folder} holds no readable state ({error}): restore its state.json and state.safetensors, "
             "or start again in another `run_dir`."
         ) from error
+
+
+def check_loaded(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raises InputError if weights that were read from `source` are not all finite."""
+    if name := _not_finite(weights):
+        raise InputError(
+            f"the weights in {source} are not finite, first in {name}: restore the file, or choose another run."
+        )
+
+
+def check_trained(weights: Mapping[str, Tensor], step: int) -> None:
+    """Raises RunError if weights that are to be saved after update `step` are not all finite."""
+    if name := _not_finite(weights):
+        raise RunError(
+            f"the weights are not finite after step {step}, first in {name}: lower `learning_rate`; the last "
+            "checkpoint is good."
+        )
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite."""
+    return next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

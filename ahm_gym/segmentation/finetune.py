@@ -29,8 +29,10 @@ from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
-from ahm_gym.runs.settings import merge_resumed, to_json
-from ahm_gym.runs.storage import locked, write_atomically
+from ahm_gym.runs.provenance import check_origin, origin_of
+from ahm_gym.runs.schema import Schema, checked, fits, read_object
+from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
+from ahm_gym.runs.storage import check_loaded, check_trained, locked, write_atomically
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.segmentation.inputs import (
@@ -65,6 +67,14 @@ MAX_GRAD_NORM: float = 1.0
 """Gradients with a larger norm are scaled down to this norm."""
 
 
+class FinetuneState(Schema):
+    """The state in a checkpoint of a fine-tuning run."""
+
+    segmenter: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    losses: list[float]
+
+
 def finetune(
     config: FinetuneConfig,
     *,
@@ -92,7 +102,7 @@ def finetune(
         run = RunFolder.open(config.run_dir, "finetune")
         config = merge_resumed(spelled_out(config), run.config, given)
         if is_finished(run.path):
-            return json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+            return read_object(run.path / "results.json")
     else:
         config = resolve(with_run_dir(config, "finetune"))
     finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
@@ -100,6 +110,10 @@ def finetune(
         assert config.run_dir is not None, "chosen above"
         run = RunFolder.create(config.run_dir, finetuning.describe())
     with closing(run), locked(run.path):
+        if resume:
+            dataset = finetuning.dataset
+            check_origin(run.config, dataset.content_digest(), config.data or dataset.name)
+            run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
         finetuning.train(run, interrupt or Interrupt())
         return finetuning.score(run)
 
@@ -210,6 +224,7 @@ class Finetuning:
             "num_classes": self.dataset.num_classes,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            **origin_of(self.dataset.content_digest()),
         }
 
     def train(self, run: RunFolder, interrupt: Interrupt) -> None:
@@ -220,7 +235,11 @@ class Finetuning:
         if found is None:
             self._checkpoint(run, 0)
         else:
-            self._load_state_dict(found[1])
+            source = run.path / "checkpoint"
+            checked(FinetuneState, found[1], source)
+            with fits(source):
+                self._load_state_dict(found[1])
+            check_loaded(self.segmenter.state_dict(), source)
         print(self.dataset, file=sys.stderr)
         best = BestSegmenter(run)
         report_draw(self.dataset, self.draw, config.labels)
@@ -317,15 +336,16 @@ class Finetuning:
                 "few, or the labelled images show too little of the structure.",
                 file=sys.stderr,
             )
+        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         figure = draw_cases(segmenter, self.dataset, results, native_resolution=native)
         (run.path / "figures").mkdir(exist_ok=True)
         figure.savefig(run.path / "figures" / "overlays.png")
         curve = draw_curve(run.metrics(), best, self.config.select)
         curve.savefig(run.path / "figures" / "curve.png")
-        write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         return results
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
+        check_trained(self.segmenter.state_dict(), step)
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("segmenter", lambda folder: save_segmenter(self.segmenter, folder, **statistics))
         state = {"segmenter": self.segmenter.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -34,8 +34,14 @@ class Overlay:
     image: Float[Tensor, "C H W"]
     """Pixels in [0, 1]; three channels are shown in colour, otherwise only the first channel is shown."""
     label: Int[Tensor, "H0 W0"] | None
-    """None if there is none; then no image of the picture has one."""
-    prediction: Int[Tensor, "H0 W0"]
+    """None if there is none."""
+    prediction: Int[Tensor, "H0 W0"] | None = None
+    """None if there is none."""
+
+    def drawn(self) -> dict[str, Int[Tensor, "H0 W0"]]:
+        """What has outlines, by the name of its row."""
+        found = {"label": self.label, "prediction": self.prediction}
+        return {row: labels for row, labels in found.items() if labels is not None}
 
 
 def draw_overlays(
@@ -49,20 +55,21 @@ def draw_overlays(
         title: title of the picture.
         names: names of the foreground classes in the legend; None: class 1 and so on.
     """
-    rows = [row for row in ROWS if row != "label" or overlays[0].label is not None]
+    drawn = {row for overlay in overlays for row in overlay.drawn()}
+    rows = [row for row in ROWS if row == "image" or row in drawn]
     figure = Figure(figsize=(max(1.9 * len(overlays), MIN_WIDTH), 2.2 * len(rows)), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(overlays), squeeze=False)
     for column, overlay in enumerate(overlays):
-        outlined = {"label": overlay.label, "prediction": overlay.prediction}
+        outlined = overlay.drawn()
         for axis, row in zip(axes[:, column], rows, strict=True):
             _show(axis, overlay)
             if (labels := outlined.get(row)) is not None:
                 _outline(axis, labels.numpy(), num_classes)
-        axes[0, column].set_title(overlay.title, fontsize=8)
+        axes[0, column].set_title(overlay.title, fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     if num_classes <= MAX_LEGEND:
         names = names or {index: f"class {index}" for index in range(1, num_classes)}
         lines = [
@@ -82,7 +89,7 @@ def _colour(index: int, num_classes: int) -> Any:
 
 
 def _show(axis: Axes, overlay: Overlay) -> None:
-    rows, columns = overlay.prediction.shape
+    rows, columns = next(iter(overlay.drawn().values()), overlay.image[0]).shape
     image = overlay.image if overlay.image.shape[0] == 3 else overlay.image[:1]
     pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
     # The label may be larger than the image, so the axes are in pixels of the label.

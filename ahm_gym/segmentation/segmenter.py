@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from monai.inferers.utils import sliding_window_inference
+from pydantic import Field
+from safetensors import SafetensorError
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
@@ -20,10 +22,20 @@ from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
 from ahm_gym.model.decoders import build_decoder, resize
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
-from ahm_gym.runs.storage import as_os_error
+from ahm_gym.runs.schema import Schema, checked, fits, read_json
+from ahm_gym.runs.storage import as_os_error, check_loaded
 
 WEIGHT_DECAY: float = 0.05
 """Weight decay of the matrices; other parameters have none."""
+
+
+class SegmenterFile(Schema):
+    """The `config.json` of a segmenter."""
+
+    num_classes: int = Field(ge=2, le=1 << 16)
+    feature_size: int = Field(ge=1, le=1 << 12)
+    freeze: bool = False
+    decoder: str = "unetr"
 
 
 class Segmenter(nn.Module):
@@ -193,8 +205,14 @@ def load_segmenter(folder: Path) -> Segmenter:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no segmenter: give the segmenter folder of a fine-tuning run.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = checked(SegmenterFile, read_json(folder / "config.json"), folder / "config.json")
+    try:
+        weights = safetensors.torch.load_file(folder / "decoder.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / 'decoder.safetensors'} cannot be read ({error}): restore it.") from error
+    check_loaded(weights, folder / "decoder.safetensors")
     with torch.random.fork_rng(devices=[]):
-        segmenter = Segmenter(load_encoder(folder / "encoder"), **config)
-    segmenter.decoder.load_state_dict(safetensors.torch.load_file(folder / "decoder.safetensors"))
+        segmenter = Segmenter(load_encoder(folder / "encoder"), **config.model_dump())
+    with fits(folder / "decoder.safetensors"):
+        segmenter.decoder.load_state_dict(weights)
     return segmenter

@@ -326,7 +326,9 @@ def test_the_slices_of_a_dicom_series_are_one_volume(tmp_path: Path, suffix: str
     assert [scan.id for scan in source.layout.scans] == ["P0_T1", "P1_T1", "P2_T1"]
     assert all(scan.series and scan.place.endswith("/T1") for scan in source.layout.scans)
     assert [record.id for record in records[:4]] == [f"P0_T1_s{at:03d}" for at in range(4)]
-    right = [array[:, ::-1] for array in arrays]  # DICOM's columns run to the left, all volumes here to the right
+    right = [
+        array[:, ::-1] for array in arrays
+    ]  # DICOM's columns run to the left, all volumes here to the right
     assert all((record.image == right[0][:, :, at]).all() for at, record in enumerate(records[:4]))
     assert {record.patient for record in records} == {"X0", "X1", "X2"}
 

@@ -90,7 +90,7 @@ def test_folders_that_hold_no_encoder_are_refused(pretrained, tmp_path):
     with pytest.raises(InputError, match="is a segment run: give a pretraining run"):
         find_encoder(tmp_path / "segmented")
     (tmp_path / "config.json").write_text("{torn")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is not JSON"):
         find_encoder(tmp_path)
 
 

@@ -178,7 +178,7 @@ def test_a_run_writes_what_it_promises(config, real_pictures):
     assert rows[0]["step"] == 0 and rows[-1]["step"] == 8
     steps_paid = [row["step"] for row in rows if "reward" in row]
     assert steps_paid == [1, 2, 3, 4]  # nothing is guided in the second half
-    assert [p.name for p in (path / "checkpoint").iterdir()] == ["step-8"]
+    assert {p.name for p in (path / "checkpoint").iterdir()} == {"step-4", "step-8"}
     assert list(path.glob("events/events.out.tfevents.*"))
     for name in ("masks.png", "curves.png"):
         assert (path / "figures" / name).stat().st_size > 5000
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(config,
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(runs, "save_state", full)
         pretrain(config)
-    assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
+    assert {p.name for p in (config.run_dir / "checkpoint").iterdir()} == {"step-0", "step-4"}
     pretrain(config, resume=True)
 
 
@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monke
     monkeypatch.setattr(Pretrainer, "step", poisoned)
     with pytest.raises(RunError, match=r"at update 7 \(batch 6"):
         pretrain(config)
-    assert [p.name for p in (config.run_dir / "checkpoint").iterdir()] == ["step-4"]
+    assert {p.name for p in (config.run_dir / "checkpoint").iterdir()} == {"step-0", "step-4"}
 
 
 def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monkeypatch):
@@ -257,7 +257,7 @@ def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monke
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Recorder, "__call__", interrupted)
         pretrain(config)
-    (folder,) = (config.run_dir / "checkpoint").iterdir()
+    folder = max((config.run_dir / "checkpoint").iterdir(), key=lambda item: int(item.name[5:]))
     saved = final_state(config.run_dir)
     assert (
         saved["pretrainer"]["updates"] == saved["agent"]["writes"] == int(folder.name.removeprefix("step-"))

@@ -1,6 +1,10 @@
 import errno
 import json
+import re
+import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +41,7 @@ def test_a_new_run_folder_can_be_opened_with_its_settings(tmp_path):
     opened = RunFolder.open(path, "pretrain")
     assert opened.path == path
     assert opened.config == {"kind": "pretrain", "image_size": [64, 64]}
-    assert [item.name for item in path.iterdir()] == ["config.json"]
+    assert {item.name for item in path.iterdir()} == {"config.json", ".lock"}
 
 
 def test_an_empty_folder_becomes_a_run_folder(tmp_path):
@@ -58,6 +62,32 @@ def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path):
         RunFolder.create(file, {"kind": "pretrain"})
     with pytest.raises(InputError, match="cannot be created"):
         RunFolder.create(file / "run", {"kind": "pretrain"})
+
+
+def test_what_a_kill_before_the_run_began_has_left_is_no_run(tmp_path):
+    (tmp_path / ".config.json.tmp").write_text('{"ki')
+    (tmp_path / ".lock").touch()
+    RunFolder.create(tmp_path, {"kind": "pretrain"})
+    assert {item.name for item in tmp_path.iterdir()} == {"config.json", ".lock"}
+
+
+def test_of_programs_that_find_a_folder_free_together_one_gets_it(tmp_path, monkeypatch):
+    def slow(path, flag):
+        path.mkdir(parents=True, exist_ok=True)
+        start.wait()
+
+    start = threading.Barrier(8)
+    monkeypatch.setattr(runs, "make_folder", slow)
+
+    def begin(number):
+        try:
+            return RunFolder.create(tmp_path / "run", {"kind": "pretrain", "number": number}).config["number"]
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [number for number in pool.map(begin, range(8)) if number is not None]
+    assert [RunFolder.open(tmp_path / "run", "pretrain").config["number"]] == won
 
 
 def test_flags_to_resume_with_can_be_pasted_into_a_shell():
@@ -82,6 +112,9 @@ def test_a_full_disk_leaves_no_run_folder_behind(tmp_path, monkeypatch):
         ("{", "is not JSON"),
         ("[1]", "is not a run folder"),
         ("{}", "is not a run folder"),
+        ('{"kind": ["pretrain"]}', "is not a run folder"),
+        ('{"a": ' * 100_000, "is nested too deeply: restore the file"),
+        ('"\\ud800"', "is not a run folder"),
         ('{"kind": "finetune"}', "is a finetune run: give the folder of a pretrain run"),
     ],
 )
@@ -131,10 +164,11 @@ def test_logging_is_cheap(run):
     assert (time.perf_counter() - began) / 200 < 0.01
 
 
-def test_a_checkpoint_comes_back_and_replaces_the_older_one(run):
+def test_a_checkpoint_comes_back_and_only_the_one_before_it_is_kept(run):
     run.save_checkpoint(0, {"weight": torch.zeros(2)})
+    run.save_checkpoint(5, {"weight": torch.zeros(2)})
     run.save_checkpoint(10, {"weight": torch.ones(2)})
-    assert checkpoints(run) == ["step-10"]
+    assert checkpoints(run) == ["step-10", "step-5"]
     step, state = RunFolder.open(run.path, "pretrain").load_checkpoint() or pytest.fail("no checkpoint")
     assert step == 10
     assert torch.equal(state["weight"], torch.ones(2))
@@ -167,7 +201,7 @@ def test_the_older_checkpoint_is_there_until_the_new_one_is_complete(run, monkey
     monkeypatch.setattr(runs, "save_state", watch)
     run.save_checkpoint(2, {"value": 2})
     assert seen == [[".step-2.tmp", "step-1"]] * 2
-    assert checkpoints(run) == ["step-2"]
+    assert checkpoints(run) == ["step-1", "step-2"]
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_temporary_folder(run, monkeypatch):
@@ -199,8 +233,8 @@ def test_after_a_kill_the_newest_complete_checkpoint_counts(run):
     (run.path / ".metrics.jsonl.tmp").write_text("half")
     assert run.checkpoint_step() == 10
     assert run.load_checkpoint() == (10, {"value": 10})
-    assert checkpoints(run) == ["step-10"]
-    assert {item.name for item in run.path.iterdir()} == {"agent", "checkpoint", "config.json"}
+    assert checkpoints(run) == ["step-10", "step-9"]
+    assert {item.name for item in run.path.iterdir()} == {".lock", "agent", "checkpoint", "config.json"}
 
 
 def test_a_damaged_checkpoint_is_named(run):
@@ -208,6 +242,86 @@ def test_a_damaged_checkpoint_is_named(run):
     (run.path / "checkpoint" / "step-4" / "state.json").write_text("")
     with pytest.raises(InputError, match=r"step-4 holds no readable state"):
         run.load_checkpoint()
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_a_note_says_so(run, capsys):
+    for step in (2, 4):
+        run.save_checkpoint(step, {"value": step})
+    (run.path / "checkpoint" / "step-4" / "state.safetensors").write_bytes(b"half")
+    assert run.load_checkpoint() == (2, {"value": 2})
+    assert re.search(
+        r"note: .*step-4 holds no readable state.* Step 2 is used instead\.", capsys.readouterr().err
+    )
+    run.save_checkpoint(3, {"value": 3})
+    assert checkpoints(run) == ["step-2", "step-3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("step-99999", "step-99999 holds step 4: rename it to step-4"), ("step-10", "step-10 holds step 4")],
+)
+def test_a_folder_of_another_step_is_no_checkpoint_of_it(run, name, message):
+    run.save_checkpoint(4, {"value": 4})
+    (run.path / "checkpoint" / "step-4").rename(run.path / "checkpoint" / name)
+    assert not run.has_finished()
+    with pytest.raises(InputError, match=message):
+        run.load_checkpoint()
+
+
+def test_an_empty_folder_does_not_count_as_a_finished_run(run):
+    (run.path / "checkpoint" / "step-10").mkdir(parents=True)
+    assert not run.has_finished()
+    assert run.load_checkpoint() is None
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(run):
+    run.save_checkpoint(11, {"value": 11})
+    with pytest.raises(InputError, match="beyond the 10 steps of this run: restore .*config.json"):
+        run.load_checkpoint()
+
+
+def nested(depth):
+    return '{"a": ' * depth + "0" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1, 2]", "3", '{"dict": 3}', '{"tensor": ["a"]}', '{"items": [3]}', '{"float": null}', '{"a": 1, "b": 2}',
+     '{"tensor": "state/nowhere"}', nested(100_000)],
+)  # fmt: skip
+def test_a_state_that_is_none_is_named_with_its_folder(run, content):
+    run.save_checkpoint(4, {"value": 4})
+    (run.path / "checkpoint" / "step-4" / "state.json").write_text(content)
+    with pytest.raises(InputError, match="step-4 holds no readable state"):
+        run.load_checkpoint()
+
+
+def test_damaged_lines_of_the_metrics_are_left_out_and_a_note_says_so(run, capsys):
+    run.log(1, {"loss": 0.5})
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n[]\n{"loss": 1}\n{"step": 2, "loss": "low"}\n')
+    run.log(3, {"loss": 0.25})
+    assert [row["step"] for row in run.metrics()] == [1, 3]
+    run.save_checkpoint(3, {})
+    assert run.load_checkpoint() == (3, {})
+    assert capsys.readouterr().err.count("note: 4 damaged lines of") == 1
+
+
+def test_a_link_in_the_place_of_a_subfolder_is_replaced_and_its_target_is_kept(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    run.log(1, {"loss": 0.5})
+    run.save_checkpoint(1, {})
+    run.close()
+    for name in ("events", "encoder"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+        (run.path / name).symlink_to(tmp_path / "mine")
+    for _ in range(2):
+        assert run.load_checkpoint() == (1, {})
+        run.replace("encoder", lambda folder: (folder / "one").write_text("1"))
+    assert event_steps(run, "loss") == [1]
+    assert not (run.path / "encoder").is_symlink()
+    assert (tmp_path / "mine" / "file").read_text() == "kept"
 
 
 def test_resuming_removes_what_was_logged_after_the_checkpoint(run):
@@ -231,7 +345,7 @@ def test_a_sub_folder_is_replaced_as_a_whole(run):
     run.replace("encoder", lambda folder: (folder / "one").write_text("1"))
     run.replace("encoder", lambda folder: (folder / "two").write_text("2"))
     assert [item.name for item in (run.path / "encoder").iterdir()] == ["two"]
-    assert {item.name for item in run.path.iterdir()} == {"config.json", "encoder"}
+    assert {item.name for item in run.path.iterdir()} == {".lock", "config.json", "encoder"}
 
 
 def test_a_closed_run_folder_logs_again(run):

@@ -162,17 +162,17 @@ def test_modalities_are_one_scan_whose_channels_are_scaled_by_themselves(run, tm
     scans = list_scans(tmp_path)
     assert list(scans) == ["a", "b"] and scans["a"].modal
     pixels = read_scan(scans["a"])
-    predictor = Predictor.of_run(run, "cpu")
-    predictor.segmenter.channels = 2
+    ensemble = Ensemble.of_runs([run], "cpu")
+    ensemble.members[0].segmenter.channels = 2
     assert pixels.array.shape == (40, 40, 2, 2)
-    shown = predictor.scaled(pixels.array[:, :, 0], "a", apart=True)
+    shown = ensemble.scaled(pixels.array[:, :, 0], "a", apart=True)
     assert all(channel.std() > 0.2 for channel in shown)
 
 
 def test_grey_scans_are_repeated_for_a_run_on_colour_images(run):
-    predictor = Predictor.of_run(run, "cpu")
-    predictor.segmenter.channels = 3
-    shown = predictor.scaled(np.arange(64, dtype=np.uint8).reshape(8, 8), "a")
+    ensemble = Ensemble.of_runs([run], "cpu")
+    ensemble.members[0].segmenter.channels = 3
+    shown = ensemble.scaled(np.arange(64, dtype=np.uint8).reshape(8, 8), "a")
     assert shown.shape == (3, 8, 8) and (shown == shown[:1]).all()
 
 

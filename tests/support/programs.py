@@ -75,8 +75,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 def final_state(path: Path) -> dict[Any, Any]:
-    """The state in the one checkpoint of a run."""
-    (folder,) = (path / "checkpoint").iterdir()
+    """The state in the newest checkpoint of a run."""
+    folder = max((path / "checkpoint").iterdir(), key=lambda item: int(item.name[5:]))
     return load_state(folder)
 
 
