@@ -75,7 +75,8 @@ class Worker:
 
     def __init__(self, context: Any, rank: int, arguments: tuple[Any, ...]) -> None:
         self.name: str = f"worker {rank} of {arguments[1].num_workers}"
-        self.failure, failed = context.Pipe(duplex=False)
+        reader, failed = context.Pipe(duplex=False)
+        self.failure: Any = reader
         self.beats: Any = context.Value("q", 0, lock=False)
         self.process: Any = context.Process(target=_run_worker, args=(failed, self.beats, arguments))
         self.process.start()

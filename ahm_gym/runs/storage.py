@@ -76,6 +76,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         write(temporary)
         for item in [*temporary.rglob("*"), temporary]:
+            if (
+                item.is_file()
+            ):  # safetensors lets nobody else read; the folder has the mode that the umask asks for
+                item.chmod(temporary.stat().st_mode & 0o666)
             sync(item)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

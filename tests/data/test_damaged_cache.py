@@ -44,7 +44,7 @@ def test_a_damaged_file_is_prepared_again(data, damage, name, capsys):
     if (name, damage) != ("checksums.json", lose):
         assert "is damaged and is prepared again" in capsys.readouterr().err
     open_data(data, image_size=(32, 32))
-    assert "note" not in capsys.readouterr().err
+    assert "damaged" not in capsys.readouterr().err
     assert [item.name for item in first.folder.parent.iterdir()] == [first.folder.name]
 
 

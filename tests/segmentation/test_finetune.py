@@ -312,3 +312,22 @@ def test_small_batches_of_one_and_colour_images_of_odd_sizes_work(tmp_path):
     )  # fmt: skip
     results = finetune(config)
     assert set(results["per_class"]) == {"1", "2"} and results["split"] == "test"
+
+
+def test_a_run_resumes_with_the_same_data_elsewhere_and_not_with_other_data(
+    config, discs, tmp_path, monkeypatch
+):
+    data = shutil.copy(discs, tmp_path / "discs.npz")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 5)
+        finetune(dataclasses.replace(config, data=str(data)))
+    (tmp_path / "discs.npz").rename(tmp_path / "moved.npz")
+    arrays = dict(np.load(tmp_path / "moved.npz"))
+    arrays["train_images"][0, 0, 0] ^= 1
+    np.savez(tmp_path / "discs.npz", **arrays)
+    resumed = FinetuneConfig(run_dir=config.run_dir)
+    with pytest.raises(InputError, match=r"discs\.npz has changed since this run was started"):
+        finetune(resumed, resume=True)
+    finetune(dataclasses.replace(resumed, data=str(tmp_path / "moved.npz")), resume=True)
+    saved = json.loads((config.run_dir / "config.json").read_text())
+    assert saved["data"] == str(tmp_path / "moved.npz")
