@@ -19,6 +19,7 @@ import tyro
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
+from ahm_gym.look.config import LookConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import (
@@ -179,6 +180,17 @@ def embed(settings: EmbedConfig, argv: list[str]) -> None:
     print(f"\nWrote {settings.out}: {shape[0]} images, {' x '.join(map(str, shape[1:]))} features each")
 
 
+def look(settings: LookConfig, argv: list[str]) -> None:
+    """Shows what is understood of a data set, then says where the page is."""
+    from ahm_gym.look.program import run_look
+
+    page = run_look(settings)
+    print(f"\nWrote {page}")
+    description = settings.out / "dataset.json"
+    if description.is_file():
+        print(f"and {description}: correct it where it is wrong, and give it as --data")
+
+
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     """Runs the missing jobs of a benchmark, then writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
@@ -210,6 +222,7 @@ FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
 """What a failed access to a disk is called, and the way out, by the number of the error."""
 
 PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
+    "look": (LookConfig, look),
     "pretrain": (Pretrain, pretrain),
     "finetune": (Finetune, finetune),
     "probe": (ProbeConfig, probe),

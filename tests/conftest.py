@@ -75,7 +75,9 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_pictures() -> Iterator[None]:
     """Runs write blank pictures: drawing takes longer than the training of most tests. See `real_pictures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("L", (1, 1)).save(path))
+        patch.setattr(
+            Figure, "savefig", lambda self, path, format=None, **_: Image.new("L", (1, 1)).save(path, format)
+        )
         yield
 
 

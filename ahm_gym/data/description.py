@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-from ahm_gym.data.processing import Processing
+from ahm_gym.data.processing import Processing, Strict
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.errors import InputError
 
@@ -30,6 +30,16 @@ NAMES: tuple[str, ...] = ("case", "modality", "patient")
 """Names that a pattern may have in braces."""
 
 
+class Case(Strict):
+    """The files of one case, with paths relative to the root."""
+
+    images: tuple[str, ...] = Field(min_length=1)
+    """The image, or one for each modality in the order of `modalities`."""
+    labels: tuple[str, ...] = ()
+    patient: str | None = None
+    split: Split | None = None
+
+
 class Description(Processing):
     """The content of a `dataset.json`."""
 
@@ -37,15 +47,17 @@ class Description(Processing):
     """Version of the schema."""
     name: str | None = None
     """Name of the data. None: that of its folder."""
-    images: tuple[str, ...] | str
+    root: Path = Path()
+    """Folder of the files, relative to that of the description."""
+    images: tuple[str, ...] | str = ()
     """Patterns of the images; each has `{case}`."""
     labels: tuple[str, ...] | str = ()
     """Patterns of the labels; each has `{case}`. Several labels of one case are merged: the highest class counts."""
+    cases: dict[str, Case] = Field(default={})
+    """The files of every case, in place of patterns."""
     patients: str | None = None
     """A regular expression that finds the patient in an image's path: its first group, or all that it matches.
     None: `{patient}`, or else the rules for folders without a description."""
-    plane: Literal["acquired", "axial", "coronal", "sagittal"] = "acquired"
-    """Plane of the slices of volumes."""
     splits: dict[Split, tuple[str, ...]] = Field(default={})
     """Patients, cases or patterns of images of each split. Empty: a split.csv, or else by patient."""
 
@@ -59,6 +71,7 @@ class Described:
     labels: list[Path] = field(default_factory=list)
     patient: str | None = None
     """What stands for `{patient}`."""
+    split: Split | None = None
 
 
 def read_description(path: Path) -> Description | None:
@@ -91,6 +104,8 @@ def read_description(path: Path) -> Description | None:
 
 def _check(description: Description, path: Path) -> None:
     """Raises InputError if a pattern, an expression, a class or a name cannot be used."""
+    if bool(description.images) == bool(description.cases):
+        raise InputError(f"{path} needs either `images` or `cases`: give one of the two.")
     for pattern in (*patterns(description.images), *patterns(description.labels)):
         if "{case}" not in pattern:
             raise InputError(
@@ -152,6 +167,10 @@ def match_files(description: Description, files: Mapping[str, Path], origin: str
         InputError: if no image matches, two images stand for the same modality of a case, a modality is missing, or a
             label has no image.
     """
+    if description.cases:
+        return {
+            name: _listed(name, case, description, files, origin) for name, case in description.cases.items()
+        }
     labels = matches(patterns(description.labels), description, files, origin)
     taken = {place for place, _ in labels}
     images = [place for place in files if place not in taken]
@@ -180,6 +199,26 @@ def match_files(description: Description, files: Mapping[str, Path], origin: str
             )
         cases[name].labels += [path] * (path not in cases[name].labels)
     return cases
+
+
+def _listed(
+    name: str, case: Case, description: Description, files: Mapping[str, Path], origin: str
+) -> Described:
+    """The files of a case that a description lists.
+
+    Raises:
+        InputError: if one is missing, or there is not one image for each modality.
+    """
+    keys = [*description.modalities] or [""]
+    if len(case.images) != len(keys):
+        raise InputError(
+            f"case {name} in {origin} has {len(case.images)} images: expected {len(keys)}; correct it."
+        )
+    for place in (*case.images, *case.labels):
+        if place not in files:
+            raise InputError(f"case {name} in {origin} names {place}, which is not there: correct the path.")
+    images = {key: files[place] for key, place in zip(keys, case.images, strict=True)}
+    return Described(images, [files[place] for place in case.labels], case.patient, case.split)
 
 
 def matches(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ahm_gym.data.described import DescribedFolder, open_folder
 from ahm_gym.data.formats import (
     PICTURES,
     NotAnImage,
@@ -25,6 +26,7 @@ from ahm_gym.data.formats import (
     with_frames,
 )
 from ahm_gym.data.layout import Layout, Scan
+from ahm_gym.data.processing import Processing, to_classes
 from ahm_gym.data.sample import Record
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
@@ -45,8 +47,8 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.search: Search = Search(folder)
-        self.name: str = self.search.root.name
+        self.search: Search | DescribedFolder = open_folder(folder)
+        self.name: str = self.search.name
         self.colour: bool = False
         """Grey images are repeated in three channels."""
 
@@ -63,6 +65,15 @@ class FolderSource:
         for sentence in found.sentences():
             self._note(sentence)
         return found
+
+    @cached_property
+    def processing(self) -> Processing:
+        """What is done to the values: what the description says, or else nothing but the names of the classes."""
+        if isinstance(self.search, DescribedFolder):
+            return Processing(
+                **{name: getattr(self.search.description, name) for name in Processing.model_fields}
+            )
+        return Processing(classes={str(index): name for index, name in self.layout.classes.items()})
 
     @cached_property
     def table(self) -> SplitTable | None:
@@ -120,7 +131,13 @@ class FolderSource:
             try:
                 parts = [read_label(path, scan.images[0], pixels) for path in scan.labels]
                 pixels = with_frames(pixels, scan.images[0], parts[0])
-                label = merged([part.array for part in parts])
+                classes = zip(parts, scan.labels, strict=True)
+                label = merged(
+                    [
+                        to_classes(part.array, self.processing, str(path), is_volume=part.is_volume)
+                        for part, path in classes
+                    ]
+                )
                 decided.update(f"{note} (labels)" for part in parts for note in own_notes(part, pixels))
             except InputError as caught:
                 error = str(caught)
@@ -130,7 +147,7 @@ class FolderSource:
             pixels.array,
             label,
             scan.id,
-            pixels.patient,
+            scan.patient or pixels.patient,
             origin=str(scan.images[0]),
             label_origin=str(scan.labels[0] if scan.labels else None),
             volume=scan.case if pixels.is_volume else None,
@@ -139,6 +156,7 @@ class FolderSource:
             slice_spacing=None if spacing is None or len(spacing) < 3 else spacing[2],
             place=scan.place,
             modalities=scan.modal,
+            processing=self.processing,
             label_error=error,
         )
         return record, pixels

@@ -275,7 +275,7 @@ def refuse_file(path: Path) -> None:
     expected = "expected an .npz file or a folder"
     if suffix in ARCHIVES:
         raise InputError(f"{path} is an archive: {expected}; unpack it and give the folder.")
-    if suffix in (".json", ".csv", ".txt", ".xml", ".yaml", ".yml"):
+    if suffix in (".csv", ".txt", ".xml", ".yaml", ".yml"):
         raise InputError(
             f"{path} only describes data: {expected}; give the folder of the images, such as {path.parent}."
         )

@@ -26,6 +26,8 @@ class Scan:
     """Several are merged: a pixel has the highest class that one of them gives it."""
     split: Split | None = None
     """The split that the folders state."""
+    patient: str | None = None
+    """The patient, if a description tells it."""
     series: bool = False
     """The files are the slices of one DICOM series, in order."""
 

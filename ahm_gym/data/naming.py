@@ -26,8 +26,8 @@ def name_scans(drafts: list[Draft], *, channels_named: bool) -> list[Scan]:
                 _place_of(draft, channels_named),
                 without_channel(name) if by_case and draft.labels[0].stem != draft.stem else name,
                 tuple(label.path for label in draft.labels),
-                draft.split,
-                draft.series,
+                split=draft.split,
+                series=draft.series,
             )
         )
     return scans

@@ -24,12 +24,11 @@ from rich.progress import track
 
 from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, WithoutLabels, checked_label
 from ahm_gym.data.patients import Evidence, Patients, find_patients
+from ahm_gym.data.processing import PLAIN, Processing, scale
 from ahm_gym.data.sample import Record, Source, Split
 from ahm_gym.data.scaling import (
     FOREGROUND,
     channels_last,
-    scale_channels,
-    scale_intensities,
     shrink,
 )
 from ahm_gym.data.splits import (
@@ -225,6 +224,7 @@ class _Table:
     labels: list[list[int] | None] = field(default_factory=list)
     label_values: list[list[int]] = field(default_factory=list)
     label_origins: list[str] = field(default_factory=list)
+    processing: Processing = PLAIN
     moments: list[torch.Tensor] = field(default_factory=list)
     """For each image (2, C): mean and mean square of every channel."""
 
@@ -238,8 +238,9 @@ class _Table:
                 "before it; convert some of them, or split the data."
             )
         label = checked_label(record, (image.shape[0], image.shape[1]))
-        scale = scale_channels if record.modalities else scale_intensities
-        scaled = shrink(scale(image), shortest_side)
+        self.processing = record.processing
+        scaled = scale(image, record.processing, image.shape[2] if record.modalities else 1)
+        scaled = shrink(scaled, shortest_side)
         exact = scaled.double()
         self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
         self.images.append(writer.add_image(scaled))
@@ -288,6 +289,8 @@ class _Table:
             "name": name,
             "channels": len(mean),
             "num_classes": num_classes,
+            "class_names": self.processing.classes,
+            "processing": self.processing.model_dump(exclude_defaults=True),
             "mean": mean.tolist(),
             "std": std.tolist(),
             "patients": patients_of_cases(cases, patients.of_images),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,17 +10,11 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from ahm_gym.data.scaling import MAX_CLASSES, scale_intensities
 from ahm_gym.errors import InputError
 
-IGNORED: int = 254
-"""The value of pixels in stored labels that count neither in training nor in scores."""
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Value = Annotated[int, Field(ge=0, le=65_535)]
 Class = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
 Index = Annotated[str, Field(pattern=r"^\d{1,2}$")]
 Shade = Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6})$")]
@@ -55,16 +48,12 @@ class Processing(Strict):
     """Names of the classes by index, such as `{"1": "liver"}`."""
     label_values: dict[Shade, Class] = {}
     """The class of each value of the label files, `"128"`, or colour, `"#ff0000"`. Empty: values are classes."""
-    ignore: Value | None = None
-    """A value of the label files whose pixels count neither in training nor in scores."""
     instances: bool = False
     """Whether labels number objects: every value above 0 is then class 1."""
     scaling: Literal["image", "channel"] | Window | dict[str, Literal["channel"] | Window] | None = None
     """How intensities become 0 to 1. image: by the 0.5 and 99.5 percentiles of each image over all of its channels.
     channel: by those of each channel of each image. A window: from `low` to `high`. By the name of the modality if they
     differ. None: channel if there are several modalities, otherwise image."""
-    spacing: tuple[Positive, Positive] | None = None
-    """Millimetres per pixel (row, column) to which images are resampled; they are then not shrunk. None: no change."""
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> Processing:
@@ -78,6 +67,10 @@ class Processing(Strict):
                 "instances makes every value above 0 class 1, and label_values gives other classes"
             )
         return self
+
+
+PLAIN: Processing = Processing()
+"""What is done without a description."""
 
 
 def scale(
@@ -108,60 +101,26 @@ def clip_to(window: Window, values: Shaped[np.ndarray, "H W C"]) -> Float[Tensor
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32))
 
 
-def resample(
-    image: Float[Tensor, "C H W"], found: tuple[float, float] | None, processing: Processing, origin: str
-) -> Float[Tensor, "C H2 W2"]:
-    """Resamples an image to `Processing.spacing`.
+def to_classes(
+    label: np.ndarray, processing: Processing, origin: str, *, is_volume: bool = False
+) -> np.ndarray:
+    """The classes of a label as `Processing` says.
 
     Args:
-        image: an image.
-        found: its millimetres per pixel (row, column).
-        processing: what to do.
-        origin: file of the image, for the message.
-
-    Raises:
-        InputError: if the image states no spacing.
-    """
-    if processing.spacing is None:
-        return image
-    if found is None:
-        raise InputError(
-            f"{origin} states no size of its pixels, and `spacing` in the description asks for one: leave `spacing` "
-            "out, or save the image in a format that states it."
-        )
-    size = [
-        max(1, round(n * own / to))
-        for n, own, to in zip(image.shape[1:], found, processing.spacing, strict=True)
-    ]
-    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
-
-
-def to_classes(label: np.ndarray, processing: Processing, origin: str) -> np.ndarray:
-    """The classes of a label as `Processing` says, with ignored pixels as `IGNORED`.
-
-    Args:
-        label: rows and columns, optionally with channels after them: equal ones, or red, green and blue.
+        label: rows and columns, optionally with channels after them: equal ones, or red, green and blue; or a volume.
         processing: what to do.
         origin: file of the label, for messages.
+        is_volume: whether the third axis holds slices.
 
     Raises:
         InputError: if the label has a value or a colour that the description does not name.
     """
-    if not (processing.instances or processing.label_values or processing.ignore is not None):
+    if not (processing.instances or processing.label_values):
         return label
     coloured = any(key.startswith("#") for key in processing.label_values)
-    if label.ndim == 3 and not coloured and (label == label[:, :, :1]).all():
-        label = label[:, :, 0]
-    values = packed(label) if coloured and label.ndim == 3 else label
-    if processing.instances:
-        classes = (values > 0).astype(np.uint8)
-    elif processing.label_values:
-        classes = look_up(values, processing, origin)
-    else:
-        classes = values
-    if processing.ignore is not None:
-        classes = np.where(values == processing.ignore, IGNORED, classes)
-    return classes
+    if label.ndim == 3 and not is_volume:
+        label = packed(label) if coloured else label[:, :, 0] if (label == label[:, :, :1]).all() else label
+    return (label > 0).astype(np.uint8) if processing.instances else look_up(label, processing, origin)
 
 
 def look_up(values: np.ndarray, processing: Processing, origin: str) -> np.ndarray:
@@ -174,8 +133,6 @@ def look_up(values: np.ndarray, processing: Processing, origin: str) -> np.ndarr
         int(key[1:], 16) if key.startswith("#") else int(key): index
         for key, index in processing.label_values.items()
     }
-    if processing.ignore is not None:
-        table[processing.ignore] = IGNORED
     found, places = np.unique(values, return_inverse=True)
     unknown = [value for value in found.tolist() if value not in table]
     if unknown:
@@ -192,8 +149,3 @@ def packed(label: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "H W"]:
     """Red, green and blue as one number, as in `#rrggbb`."""
     red, green, blue = (label[:, :, channel].astype(np.int64) for channel in range(3))
     return red * 65_536 + green * 256 + blue
-
-
-def class_names(processing: Processing, num_classes: int) -> Sequence[str]:
-    """A name for each class above the background."""
-    return [processing.classes.get(str(index), f"class {index}") for index in range(1, num_classes)]

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ahm_gym.data.processing import PLAIN, Processing
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -70,6 +72,8 @@ class Record:
     sought. Empty: the volume, or else the id."""
     modalities: bool = False
     """The channels are modalities, each of which is scaled by itself."""
+    processing: Processing = PLAIN
+    """What is done to the values; that of labels has been done."""
     label_error: str = ""
     """Why the label of the image cannot be used, if there is one; `label` is None then."""
 

@@ -80,11 +80,6 @@ def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H 
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def scale_channels(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
-    """Scales every channel by itself, as `scale_intensities` does an image: for modalities of different units."""
-    return torch.cat([scale_intensities(image[:, :, at : at + 1]) for at in range(image.shape[2])])
-
-
 def stored_side(image_size: tuple[int, int], native_resolution: bool) -> int | None:
     """Longest shorter side, in pixels, at which images for this training size are kept; None: their own size."""
     return None if native_resolution else 2 * min(image_size)

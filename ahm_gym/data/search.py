@@ -66,6 +66,11 @@ class Search:
         """Folders beside whose contents the root may lie; links are followed only after what was typed."""
         self.beside: list[Found] = next(filter(None, map(self._labels_in, self.parents)), [])
 
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.root.name
+
     def _labels_in(self, parent: Path) -> list[Found]:
         """The labels in folders beside the root."""
         places = [place for place in label_folders_in(parent) if not place.samefile(self.root)]

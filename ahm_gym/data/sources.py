@@ -101,7 +101,7 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     if spec.split(":")[0] in COLLECTIONS and ":" in spec:
         return NpzSource(find_named(spec, roots, image_size))
     path = find_path(spec, [*roots, Path()])
-    if path.is_dir():
+    if path.is_dir() or path.suffix.lower() == ".json":
         return FolderSource(path)
     if is_readable(path):
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")

@@ -156,6 +156,8 @@ class ImageDataset:
             for label in range(1, self.num_classes)
         }
         """The name of each foreground class; `class 1` and so on where the data gives none."""
+        self.processing: dict[str, Any] = index["processing"]
+        """Fields of `Processing` that are not the default: what was done to the values."""
         self.found: dict[str, Any] = index["found"]
         """How patients were found: `patients` (of each image), `rule`, `certainty`, `doubts` and a `summary`."""
         self._records: dict[str, list[Any]] = index["records"]

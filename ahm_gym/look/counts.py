@@ -39,7 +39,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
         dataset: a data set.
         names: names of the classes, the background first.
     """
-    columns, entries = ["class"], [[f"{index} {name}"] for index, name in enumerate(names)]
+    columns, entries = ["class"], [[name] for name in names]
     for split in SPLITS:
         pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         for index in dataset.indices(split, labelled=True):
@@ -56,7 +56,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
 
 
 def count_sizes(dataset: ImageDataset) -> Table:
-    """The most common sizes of the files' images, with their spacing."""
+    """The most common sizes of the stored images, with the spacing of their files."""
     samples = [dataset.sample(index) for index in range(len(dataset))]
     found = Counter((tuple(sample.image.shape[1:]), sample.spacing) for sample in samples)
     rows = []
@@ -66,7 +66,11 @@ def count_sizes(dataset: ImageDataset) -> Table:
     if len(found) > MOST_COMMON:
         others = sum(found.values()) - sum(number for _, number in found.most_common(MOST_COMMON))
         rows.append([f"{len(found) - MOST_COMMON} others", "", str(others)])
-    return Table("Sizes", ["rows x columns", "size of a pixel", "images"], rows)
+    return Table(
+        "Sizes as stored: no larger than twice the training size",
+        ["rows x columns", "size of a pixel in the file", "images"],
+        rows,
+    )
 
 
 def histograms(dataset: ImageDataset) -> dict[str, Float[np.ndarray, "C bins"]]:

@@ -224,6 +224,7 @@ class Finetuning:
             "num_classes": self.dataset.num_classes,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            **({"processing": self.dataset.processing} if self.dataset.processing else {}),
             **origin_of(self.dataset.content_digest()),
         }
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ahm_gym.data.described import open_folder
 from ahm_gym.data.folder import read_scan
 from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
-from ahm_gym.data.search import find_layout
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
@@ -78,7 +78,7 @@ def list_scans(place: Path) -> dict[str, Scan]:
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
         name = stem_of(place)
         return {name: Scan(name, (place,), name, name)}
-    layout = find_layout(place)
+    layout = open_folder(place).layout
     if labels := [label for scan in layout.scans for label in scan.labels]:
         print(f"note: {len(labels)} labels are left out, such as {labels[0].name}.", file=sys.stderr)
     for sentence in layout.sentences():

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from ahm_gym.data.formats import Pixels
-from ahm_gym.data.scaling import channels_last, scale_channels, scale_intensities, shrink, stored_side
+from ahm_gym.data.processing import PLAIN, Processing, scale
+from ahm_gym.data.scaling import channels_last, shrink, stored_side
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.runs.folder import RunFolder
@@ -35,6 +36,8 @@ class Predictor:
     """Mean of each channel of the run's training images."""
     std: tuple[float, ...]
     native_resolution: bool
+    processing: Processing = PLAIN
+    """How the run scaled its images."""
 
     @classmethod
     def of_run(cls, run: Path, device: str = "auto", select: str | None = None) -> Predictor:
@@ -48,7 +51,9 @@ class Predictor:
             raise unknown_name("selection", select, SELECTIONS)
         folder = segmenter_folder(run, select or config.get("select", "last"))
         segmenter = load_segmenter(folder).to(pick_device(device)).eval()
-        return cls(segmenter, tuple(config["mean"]), tuple(config["std"]), bool(config["native_resolution"]))
+        statistics = tuple(config["mean"]), tuple(config["std"])
+        processing = Processing.model_validate(config.get("processing", {}))
+        return cls(segmenter, *statistics, bool(config["native_resolution"]), processing)
 
     def fitted(self, image: Float[Tensor, "C H W"]) -> Float[Tensor, "C H2 W2"]:
         """An image in [0, 1] as training saw it before it was normalised: no larger than needed."""
@@ -98,6 +103,11 @@ class Ensemble:
                         f"{runs[0]} has {numbers[0]} {text} and {run} has {number}: give each `run` of an ensemble "
                         "the same number."
                     )
+        if any(member.processing.scaling != members[0].processing.scaling for member in members):
+            raise InputError(
+                "the runs of an ensemble scale intensities in different ways: give each `run` of an ensemble the same "
+                "`scaling` in its dataset.json."
+            )
         return cls(tuple(members))
 
     @property
@@ -129,7 +139,7 @@ class Ensemble:
                 f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
-        return scale_channels(pixels) if apart else scale_intensities(pixels)
+        return scale(pixels, self.members[0].processing, self.channels if apart else 1)
 
     def probabilities(
         self, images: Float[Tensor, "B C H W"], size: tuple[int, int]

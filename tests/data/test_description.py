@@ -89,6 +89,8 @@ def test_files_that_do_not_fit_are_refused(keys, places, message):
     ("content", "message"),
     [
         ({"images": "a.png"}, "has no {case}"),
+        ({"cases": {"a": {"images": ["a.png"]}}}, "needs either `images` or `cases`"),
+        ({"images": [], "cases": {"a": {"images": []}}}, "cases.a.*at least 1 item"),
         ({"images": "{case}_{channel}.png"}, "has {channel}: expected {case}, {modality} or {patient}"),
         ({"images": "{case}_{modality}.png"}, "list them in `modalities`"),
         ({"images": 3}, "images.*Input should be a valid"),
@@ -100,10 +102,8 @@ def test_files_that_do_not_fit_are_refused(keys, places, message):
         ({"scaling": "zscore"}, "scaling"),
         ({"scaling": {"low": 5, "high": 5}}, "expected low below high"),
         ({"instances": True, "label_values": {"1": 1}}, "instances makes every value above 0 class 1"),
-        ({"spacing": [0, 1]}, "spacing.0: Input should be greater than 0"),
         ({"splits": {"training": ["a"]}}, "splits.training: Input should be"),
         ({"ahm_gym": 2}, "has the version 2"),
-        ({"ignore": -1}, "ignore: Input should be greater"),
     ],
 )
 def test_a_broken_description_is_refused_by_its_key(tmp_path, content, message):
@@ -140,3 +140,23 @@ def test_splits_name_patients_cases_or_patterns():
             split_of(
                 description, case, patient, ["site_b/x.png" if patient == "p1" else "a/x.png"], "dataset.json"
             )
+
+
+def test_cases_may_be_listed():
+    description = Description.model_validate(
+        {
+            "ahm_gym": 1,
+            "cases": {"x": {"images": ["b/1.png"], "labels": ["c/2.png"], "patient": "p", "split": "val"}},
+        }
+    )
+    case = match_files(description, files("b/1.png", "c/2.png"), "dataset.json")["x"]
+    assert ({key: path.name for key, path in case.images.items()}, case.labels[0].name) == (
+        {"": "1.png"},
+        "2.png",
+    )
+    assert (case.patient, case.split) == ("p", "val")
+    with pytest.raises(InputError, match="names c/2.png, which is not there"):
+        match_files(description, files("b/1.png"), "dataset.json")
+    two = description.model_copy(update={"modalities": {"a": "A", "b": "B"}})
+    with pytest.raises(InputError, match="has 1 images: expected 2"):
+        match_files(two, files("b/1.png", "c/2.png"), "dataset.json")

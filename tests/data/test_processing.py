@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ahm_gym.data.processing import IGNORED, Processing, class_names, resample, scale, to_classes
+from ahm_gym.data.processing import Processing, scale, to_classes
 from ahm_gym.data.scaling import scale_intensities
 from ahm_gym.errors import InputError
 
@@ -38,15 +38,6 @@ def test_each_modality_may_have_its_own_scaling():
     assert scaled[1].max() == 1.0
 
 
-def test_images_are_resampled_to_a_spacing():
-    image = torch.rand(2, 30, 40)
-    processing = Processing(spacing=(2.0, 1.0))
-    assert resample(image, (1.0, 1.5), processing, "a.nii").shape == (2, 15, 60)
-    assert resample(image, None, Processing(), "a.nii") is image
-    with pytest.raises(InputError, match="a.png states no size of its pixels"):
-        resample(image, None, processing, "a.png")
-
-
 COLOURS = np.array([[[0, 0, 0], [255, 0, 0]], [[0, 255, 0], [1, 2, 3]]], np.uint8)
 
 
@@ -57,9 +48,6 @@ COLOURS = np.array([[[0, 0, 0], [255, 0, 0]], [[0, 255, 0], [1, 2, 3]]], np.uint
         ({"label_values": {"128": 1, "255": 0, "0": 2}}, [[255, 128], [0, 0]], [[0, 1], [2, 2]]),
         ({"label_values": {"255": 1}}, [[0, 255]], [[0, 1]]),
         ({"instances": True}, [[0, 1], [300, 2]], [[0, 1], [1, 1]]),
-        ({"ignore": 255}, [[0, 1], [255, 2]], [[0, 1], [IGNORED, 2]]),
-        ({"ignore": 9, "instances": True}, [[0, 1], [9, 2]], [[0, 1], [IGNORED, 1]]),
-        ({"ignore": 9, "label_values": {"4": 1}}, [[0, 4], [9, 4]], [[0, 1], [IGNORED, 1]]),
         ({"label_values": {"#ff0000": 1, "#00ff00": 2, "#010203": 1}}, COLOURS, [[0, 1], [2, 1]]),
     ],
 )
@@ -86,5 +74,7 @@ def test_a_value_that_is_not_listed_is_refused(keys, message):
         to_classes(label, Processing(**keys), "a.png")
 
 
-def test_classes_have_names():
-    assert class_names(Processing(classes={"2": "tumour"}), 3) == ["class 1", "tumour"]
+def test_the_slices_of_a_volume_are_no_channels():
+    label = np.full((2, 2, 3), 255, np.uint8)
+    found = to_classes(label, Processing(label_values={"255": 3}), "a.nii", is_volume=True)
+    assert found.shape == (2, 2, 3) and (found == 3).all()

@@ -1,0 +1,163 @@
+"""Proposes a `dataset.json` that says the same as what was understood of a folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ahm_gym.data.described import DescribedFolder
+from ahm_gym.data.description import VERSION, read_description
+from ahm_gym.data.layout import Layout, Scan
+from ahm_gym.errors import InputError
+
+
+def propose(layout: Layout, folder: Path) -> dict[str, Any] | None:
+    """A description of a folder by patterns, or else case by case; None for series of DICOM files.
+
+    Args:
+        layout: what was understood of the folder.
+        folder: where the description will lie.
+    """
+    if any(scan.series for scan in layout.scans):
+        return None
+    if any(scan.split for scan in layout.scans):
+        return _listed(layout, folder)
+    for relative in (_by_name, _by_folder):
+        content = _described(layout, folder, relative)
+        if content is not None and _finds_the_same(content, layout, folder):
+            return content
+    return _listed(layout, folder)
+
+
+def _listed(layout: Layout, folder: Path) -> dict[str, Any]:
+    """A description that lists the files of every case."""
+
+    def shown(paths: Sequence[Path]) -> list[str]:
+        return [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
+
+    content = _start(layout, folder)
+    content["cases"] = {
+        scan.id: {"images": shown(scan.images), "labels": shown(scan.labels)}
+        | ({} if scan.split is None else {"split": scan.split})
+        for scan in layout.scans
+    }
+    if layout.modalities:
+        content["modalities"] = {name: name for name in layout.modalities}
+    return content
+
+
+def _start(layout: Layout, folder: Path) -> dict[str, Any]:
+    """The keys that do not depend on how files are named."""
+    content: dict[str, Any] = {
+        "ahm_gym": VERSION,
+        "root": Path(os.path.relpath(layout.root, folder)).as_posix(),
+    }
+    if names := {str(index): name for index, name in layout.classes.items() if index > 0}:
+        content["classes"] = names
+    return content
+
+
+def _described(layout: Layout, folder: Path, relative: Any) -> dict[str, Any] | None:
+    modalities = _modalities(layout)
+    images = {
+        relative(layout, scan, path, modality)
+        for scan in layout.scans
+        for path, modality in zip(scan.images, modalities or [""], strict=False)
+    }
+    labels = {relative(layout, scan, path, "") for scan in layout.scans for path in scan.labels}
+    if None in images | labels or len(images) > MOST_PATTERNS or len(labels) > MOST_PATTERNS:
+        return None
+    content = _start(layout, folder) | {"images": sorted(images), "labels": sorted(labels)}
+    if modalities:
+        content["modalities"] = dict(zip(modalities, layout.modalities, strict=True))
+    return content
+
+
+MOST_PATTERNS: int = 8
+"""A layout that needs more patterns than this is not described by patterns."""
+
+
+def _by_name(layout: Layout, scan: Scan, path: Path, modality: str) -> str | None:
+    """The path of a file with `{case}` for the name of its scan and `**/` for its folders."""
+    return _pattern(layout, path, os.path.basename(scan.place), modality, nested=True)
+
+
+def _by_folder(layout: Layout, scan: Scan, path: Path, modality: str) -> str | None:
+    """The path of a file with `{case}` for the folder that holds its scan."""
+    parts = scan.place.split("/")
+    return _pattern(layout, path, parts[-2], modality, nested=False) if len(parts) > 1 else None
+
+
+def _pattern(layout: Layout, path: Path, case: str, modality: str, *, nested: bool) -> str | None:
+    try:
+        place = path.relative_to(layout.root).as_posix()
+    except ValueError:
+        return None  # beside the root
+    *folders, name = place.split("/")
+    if nested:
+        if case not in name:
+            return None
+        name = name.replace(case, "{case}", 1)
+        folders = [_folder(part) for part in folders]
+    elif case in folders:
+        folders = ["{case}" if part == case else part for part in folders]
+    else:
+        return None
+    if modality:
+        head, found, tail = name.rpartition(modality)
+        if not found:
+            return None
+        name = f"{head}{{modality}}{tail}"
+    return "/".join((*folders, name)).replace("*/*/", "**/")
+
+
+def _folder(name: str) -> str:
+    """A folder of one role by its name; others, such as those of patients, by a star."""
+    return name if re.fullmatch(r"[A-Za-z _-]+", name) else "*"
+
+
+def _modalities(layout: Layout) -> list[str]:
+    """What tells the images of one scan apart in their names; empty if a scan is one file."""
+    first = next((scan for scan in layout.scans if scan.modal), None)
+    if first is None:
+        return []
+    stems = [path.name for path in first.images]
+    start, end = _shared(stems), _shared([stem[::-1] for stem in stems])
+    while start and stems[0][start - 1].isalnum():  # whole words
+        start -= 1
+    while end and stems[0][-end].isalnum():
+        end -= 1
+    return [stem[start : len(stem) - end] for stem in stems]
+
+
+def _shared(names: Sequence[str]) -> int:
+    """Number of characters at the start that are the same in all names."""
+    return sum(
+        1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    )
+
+
+def _finds_the_same(content: dict[str, Any], layout: Layout, folder: Path) -> bool:
+    """Whether a description finds the same images and labels."""
+    path = folder / ".proposed.json"
+    try:
+        path.write_text(json.dumps(content), encoding="utf-8")
+        description = read_description(path)
+        found = DescribedFolder(path, description).layout if description else None
+    except InputError:
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return found is not None and _files(found.scans) == _files(layout.scans)
+
+
+def _files(scans: Sequence[Scan]) -> set[tuple[tuple[str, ...], frozenset[str]]]:
+    return {
+        (tuple(map(os.path.abspath, scan.images)), frozenset(map(os.path.abspath, scan.labels)))
+        for scan in scans
+    }
