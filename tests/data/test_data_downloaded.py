@@ -214,6 +214,16 @@ def test_labels_that_cannot_be_used_do_not_stop_pretraining(tmp_path: Path, caps
     assert "its labels are left out, because" in capsys.readouterr().err
 
 
+def test_images_prepared_for_pretraining_stay_when_labels_are_refused(tmp_path: Path, capsys):
+    for name in "abc":
+        write(tmp_path / "images" / f"{name}.png")
+        write(tmp_path / "masks" / f"{name}.png", mask((12, 9)))
+    folder = open_data(str(tmp_path), image_size=SIZE, need_labels=False).folder
+    with pytest.raises(InputError, match=r"masks/a\.png"):
+        open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert folder.is_dir() and "damaged" not in capsys.readouterr().err
+
+
 def test_labels_without_an_image_do_not_stop_pretraining(tmp_path: Path):
     write(tmp_path / "images" / "a.png")
     write(tmp_path / "masks" / "b.png", mask())
