@@ -60,6 +60,8 @@ class Stacked:
     left_out: dict[Path, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     channels_named: bool = False
+    incomplete: set[str] = field(default_factory=set)
+    """The cases that are left out."""
 
 
 def without_channel(stem: str) -> str:
@@ -182,6 +184,7 @@ def _stack_cases(
         if missing or len(shapes) > 1:
             reason = f"lacks {', '.join(missing)}" if missing else "has modalities of different sizes"
             reasons.setdefault(reason, []).append(case)
+            found.incomplete.add(case)
             found.left_out |= {file.path: "its case is left out" for file in files.values()}
             continue
         ordered = [files[key] for key in keys]

@@ -104,9 +104,11 @@ def _prepared(
         return labelled
     with _cache_errors(labelled.parent):
         _discard(labelled)
-        if not need_labels and is_sound(unlabelled):
-            return unlabelled
-        _discard(unlabelled)
+        if is_sound(unlabelled):
+            if not need_labels:
+                return unlabelled
+        else:
+            _discard(unlabelled)
         try:
             _build(source, labelled, shortest_side, patient_regex)
         except LabelError as error:

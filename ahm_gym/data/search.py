@@ -119,7 +119,7 @@ class _Reading:
             raise no_images(self.root, others, kinds)
         drafts, stacked = self._drafts(images, [*kinds.labels, *self.search.beside])
         matches = match_labels(drafts, [*kinds.labels, *self.search.beside])
-        self._say_labels(matches, drafts)
+        self._say_labels(matches, drafts, stacked.incomplete)
         drafts = self._use_splits(drafts)
         if len(drafts) < MIN_IMAGES and all(draft.files[0].suffix in PICTURES for draft in drafts):
             self.doubts.append(
@@ -195,7 +195,7 @@ class _Reading:
             raise no_images(self.root, [], Kinds(left_out=self.left_out))
         return drafts, stacked
 
-    def _say_labels(self, matches: Matches, drafts: list[Draft]) -> None:
+    def _say_labels(self, matches: Matches, drafts: list[Draft], incomplete: set[str]) -> None:
         """Keeps what is wrong with the labels, for whoever needs them."""
         self.left_out |= matches.left_out
         self.faults += matches.faults
@@ -207,7 +207,9 @@ class _Reading:
             folder = _label_folder(label)
             if label.path in beside and folder not in used and not is_named(self.root, IMAGE_FOLDERS):
                 continue
-            if label.in_labels and used and folder not in used:
+            if incomplete & {label.stem, *read_name(label).bases, *label.parts[-1:]}:
+                self.left_out[label.path] = "its case is left out"
+            elif label.in_labels and used and folder not in used:
                 self.left_out[label.path] = "no label in its folder belongs to an image"
             elif label.in_labels:
                 self.faults.append(

@@ -56,6 +56,17 @@ def test_a_case_without_one_of_its_modalities_is_left_out_by_name(tmp_path: Path
     assert [path.name for path in layout.left_out] == ["c_t1.nii.gz"]
 
 
+@pytest.mark.parametrize("form", ["{0}_{1}.nii.gz", "{0}/{0}_{1}.nii.gz", "{0}/{1}.nii.gz"])
+def test_the_label_of_a_case_that_is_left_out_is_left_out_too(tmp_path: Path, form: str):
+    for case, kinds in (("a", "t1 t2"), ("b", "t1 t2"), ("c", "t1")):
+        for kind in kinds.split():
+            volume(tmp_path / form.format(case, kind))
+        write(tmp_path / form.format(case, "seg"), mask(VOLUME))
+    layout = find_layout(tmp_path)
+    assert len(layout.scans) == 2 and all(scan.labels for scan in layout.scans) and layout.faults == ()
+    assert set(layout.left_out.values()) == {"its case is left out"} and len(layout.left_out) == 2
+
+
 def test_modalities_of_different_sizes_stay_images_of_their_own(tmp_path: Path):
     for case in "abc":
         volume(tmp_path / f"{case}_T1w.nii.gz")
@@ -212,6 +223,16 @@ def test_labels_that_cannot_be_used_do_not_stop_pretraining(tmp_path: Path, caps
         dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=False)
         assert len(dataset) == 3 and dataset.num_classes == 0
     assert "its labels are left out, because" in capsys.readouterr().err
+
+
+def test_images_prepared_for_pretraining_stay_when_labels_are_refused(tmp_path: Path, capsys):
+    for name in "abc":
+        write(tmp_path / "images" / f"{name}.png")
+        write(tmp_path / "masks" / f"{name}.png", mask((12, 9)))
+    folder = open_data(str(tmp_path), image_size=SIZE, need_labels=False).folder
+    with pytest.raises(InputError, match=r"masks/a\.png"):
+        open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert folder.is_dir() and "damaged" not in capsys.readouterr().err
 
 
 def test_labels_without_an_image_do_not_stop_pretraining(tmp_path: Path):
