@@ -199,15 +199,10 @@ def read_scan(scan: Scan) -> Pixels:
     first, *others = [read_pixels(path) for path in scan.images]
     if not others:
         return first
-    try:
-        others = [
-            match_label(pixels, path, first, scan.images[0])
-            for path, pixels in zip(scan.images[1:], others, strict=True)
-        ]
-    except InputError as error:
-        raise InputError(
-            f"the modalities of {scan.id} do not lie on one grid: {error} Resample them to one."
-        ) from error
+    others = [
+        _on_grid_of(first, scan.images[0], pixels, path)
+        for path, pixels in zip(scan.images[1:], others, strict=True)
+    ]
     for path, pixels in zip(scan.images[1:], others, strict=True):
         if pixels.array.shape != first.array.shape:
             raise InputError(
@@ -220,6 +215,21 @@ def read_scan(scan: Scan) -> Pixels:
             "convert it to grey."
         )
     return dataclasses.replace(first, array=np.stack([first.array, *(p.array for p in others)], axis=-1))
+
+
+def _on_grid_of(first: Pixels, first_path: Path, pixels: Pixels, path: Path) -> Pixels:
+    """A modality with its axes in the order of the first one.
+
+    Raises:
+        InputError: if it lies elsewhere in the body.
+    """
+    try:
+        return match_label(pixels, path, first, first_path)
+    except InputError as error:
+        raise InputError(
+            f"{path} and {first_path} are modalities of one case and do not lie on the same grid: resample one to the "
+            "other, or keep each modality in a folder of its own."
+        ) from error
 
 
 def merged(labels: list[np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ OBSERVER = re.compile(
 OBSERVER_FOLDER = re.compile(
     r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)|manual[-_ ]?(\d)", re.IGNORECASE
 )
+WORD = re.compile(r"[A-Za-z]{3}")
+"""What the name of a class has, and the number of a part has not."""
 NUMBER = re.compile(r"[-_ ]\d+$")
 NUMBERED_IMAGE = re.compile(r"[A-Za-z]+[-_ ]?(\d+)")
 ENTITY = re.compile(r"_(?:desc|label|space|res)-[^_]+")
@@ -183,9 +186,11 @@ def match_labels(drafts: Sequence[Draft], labels: Sequence[Found]) -> Matches:
         (found.alone if draft is None else draft.labels).append(label)
     for in_labels in (False, True):
         _give_to_only_scan(names, found, in_labels=in_labels)
+    stems = Counter(stem for draft in drafts for stem in {label.stem for label in draft.labels})
+    recurring = {stem for stem, number in stems.items() if number > 1 and WORD.search(stem)}
     for draft in drafts:
         if len(draft.labels) > 1:
-            _choose(draft, found)
+            _choose(draft, found, recurring)
     found.faults += _two_places(drafts)
     return found
 
@@ -204,7 +209,7 @@ def _give_to_only_scan(names: Names, found: Matches, *, in_labels: bool) -> None
     found.alone = alone
 
 
-def _choose(draft: Draft, found: Matches) -> None:
+def _choose(draft: Draft, found: Matches, recurring: set[str]) -> None:
     """Keeps the first observer, or the parts of one label; otherwise it is a fault."""
     names = {label.path: read_name(label) for label in draft.labels}
     observers = sorted({name.observer for name in names.values() if name.observer})
@@ -224,6 +229,13 @@ def _choose(draft: Draft, found: Matches) -> None:
     first, second = draft.labels[:2]
     forms = {(label.path.parent, label.suffix, _without_number(label)) for label in draft.labels}
     unnamed = all(not names[label.path].bases and label.stem not in draft.names for label in draft.labels)
+    if unnamed and len(forms) > 1 and all(label.stem in recurring for label in draft.labels):
+        found.faults.append(
+            f"{first.path} and {second.path.name} are labels of one image, and files of these names belong to other "
+            "images too, so that each may be a class of its own: merge them into one file with a value for each class."
+        )
+        draft.labels = []
+        return
     if len(forms) == 1 or (unnamed and len({form[:2] for form in forms}) == 1):
         found.merged += 1
         return

@@ -140,7 +140,7 @@ def role_of_folder(name: str) -> Role | None:
         return "derived"
     if words & MIXED_WORDS:
         return None
-    if words & LABEL_WORDS:
+    if words & LABEL_WORDS or words == {"ground"}:
         return "label"
     return "image" if words & IMAGE_WORDS else None
 

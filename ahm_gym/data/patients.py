@@ -24,6 +24,8 @@ BIDS = re.compile(r"(?:^|[/_\-. ])sub-([A-Za-z0-9]+)")
 SESSIONS = re.compile(
     r"(?:ses|session|visit|run|scan|series|study|frame|phase|time|images?)[-_ ]?\w*", re.IGNORECASE
 )
+PATIENTS_OF_A_SITE = 10
+"""Folders with at least so many folders each, on average, are sites, and those inside are patients: a guess."""
 PLACEHOLDER = re.compile(
     r"anon[a-z]*|0*|[x?]+|(\w)\1{3,}|unknown|none|na|nan|null|nil|no(id|name)|deid[a-z]*|removed|hidden|default|"
     r"(patient|subject|case)?(id|name)?|phantom|test|dummy|12345+6*7*8*9*0?",
@@ -142,6 +144,7 @@ def _by_folder(places: list[str]) -> Grouping | None:
     Folders of classes, splits, phases and modalities are passed over.
     """
     folders = [place.split("/")[:-1] for place in places]
+    passed = False
     for level in range(min(map(len, folders))):
         names = [parts[level] for parts in folders]
         different = list(dict.fromkeys(names))
@@ -149,12 +152,14 @@ def _by_folder(places: list[str]) -> Grouping | None:
         if len(different) < MIN_GROUPS or 2 * generic >= len(different):
             continue
         deeper = {parts[level + 1] for parts in folders if len(parts) > level + 1}
-        if len(different) < ENOUGH <= len(deeper) and not all(map(_is_generic, deeper)):
+        if len(deeper) >= PATIENTS_OF_A_SITE * len(different) and not all(map(_is_generic, deeper)):
+            passed = True
             continue  # such as hospitals with patients in them
         inner = group_names(different)
         of_folder = dict(zip(different, inner.groups, strict=True))
         rule = "by their folders" if inner.alone else f"by their folders, {inner.rule}"
-        certainty: Certainty = "guess" if len(different) < ENOUGH and inner.certainty == "guess" else "likely"
+        unsure = passed or (len(different) < ENOUGH and inner.certainty == "guess" and not inner.alone)
+        certainty: Certainty = "guess" if unsure else "likely"
         return Grouping([of_folder[name] for name in names], rule, certainty)
     return None
 

@@ -166,7 +166,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "
-            f"{MAX_CLASSES - 1}, or only 0 and 255; renumber the classes, or move the "
-            "labels elsewhere to pretrain without them."
+            f"{MAX_CLASSES - 1}, or only 0 and 255; renumber the classes, give their values in a dataset.json, which "
+            "ahm-gym look writes, or move the labels elsewhere to pretrain without them."
         )
     return label.astype(np.uint8)

@@ -130,6 +130,11 @@ class _Reading:
         if note := _other_kinds(others):
             self.notes.append(note)
         labelled = any(scan.labels for scan in scans)
+        if "ignore" in self.description.labels:
+            self.faults.append(
+                f"{self.described} names pixels to ignore, which cannot be left out yet: give them the value of the "
+                "background, or pretrain only."
+            )
         return Layout(
             self.root,
             scans,

@@ -169,7 +169,8 @@ class Ensemble:
             InputError: as `scaled` does.
         """
         asked = {"apart": apart, "probabilities": probabilities, "uncertainty": uncertainty}
-        if pixels.is_volume and pixels.fourth == "time" and pixels.array.ndim == 4:
+        in_time = pixels.fourth == "time" or (self.channels == 1 and not pixels.fourth_is_sure)
+        if pixels.is_volume and in_time and pixels.array.ndim == 4:
             return _in_time(
                 self.segment(frame, f"{origin} (frame {at})", **asked)
                 for at, frame in enumerate(frames_of(pixels))

@@ -283,7 +283,7 @@ def test_labels_of_a_kind_that_is_not_read_are_named(
     ("name", "message"),
     [
         ("images.zip", "is an archive: .* unpack it and give the folder"),
-        ("dataset.json", "only describes data: .* give the folder of the images"),
+        ("dataset.json", "dataset.json cannot be read .*expected JSON in UTF-8"),
         ("volumes.h5", "is a .h5 file: .* save its arrays"),
     ],
 )

@@ -64,3 +64,14 @@ def test_published_data_sets_are_understood(tmp_path: Path, name: str):
     assert all((scan.split is not None) == stated for scan in layout.scans)
     used = {path for scan in layout.scans for path in (*scan.images, *scan.labels)}
     assert not used & layout.left_out.keys()
+
+
+def test_files_of_the_same_names_for_every_case_are_classes_and_no_parts_of_a_label(tmp_path: Path):
+    for case in ("s1", "s2", "s3"):
+        for name in ("ct", "segmentations/liver", "segmentations/spleen"):
+            path = tmp_path / case / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    layout = find_layout(tmp_path)
+    assert len(layout.scans) == 3 and not any(scan.labels for scan in layout.scans)
+    assert "each may be a class of its own" in layout.faults[0]

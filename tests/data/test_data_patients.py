@@ -218,3 +218,22 @@ def test_a_table_that_divides_a_patient_is_used_and_reported(tmp_path: Path, cap
     dataset = open_data(str(tmp_path), image_size=SIZE)
     assert [len(dataset.indices(split)) for split in SPLITS] == [3, 2, 1]
     assert "1 of 3 patients are in more than one split: case0; scores on patients" in capsys.readouterr().err
+
+
+def test_folders_inside_the_folder_of_a_patient_are_not_patients():
+    people = ("anna", "bert", "carl", "dora", "emil", "fred")
+    places = [f"{name}/{name}{visit}/scan{n}" for name in people for visit in (1, 2) for n in (1, 2)]
+    found = find_patients([Evidence(place) for place in places])
+    assert len(set(found.of_images)) == 6
+    assert all(len({found.of_images[at] for at in range(first, first + 4)}) == 1 for first in range(0, 24, 4))
+
+
+def test_folders_of_sites_with_many_patients_are_passed_over_as_a_guess():
+    places = [
+        f"{site}/{site}x{n:02d}q/a{k}"
+        for site in ("berlin", "paris", "rome")
+        for n in range(12)
+        for k in (1, 2)
+    ]
+    found = find_patients([Evidence(place) for place in places])
+    assert (len(set(found.of_images)), found.certainty) == (36, "guess")
