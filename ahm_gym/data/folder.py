@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -28,7 +27,7 @@ from ahm_gym.data.layout import Layout, Scan
 from ahm_gym.data.sample import Record
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 LAYOUT_VERSION = 1
 """Counted up when folders are understood in another way, so that they are prepared again."""
@@ -161,7 +160,7 @@ class FolderSource:
         )
 
     def _note(self, sentence: str) -> None:
-        print(f"note: {self.name}: {sentence}.", file=sys.stderr)
+        say(f"note: {self.name}: {sentence}.")
 
 
 def _repeated(pixels: Pixels) -> Pixels:

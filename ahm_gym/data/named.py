@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
 from torchvision.datasets.utils import download_url
 
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError, say, unknown_name
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,9 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
         for folder in folders:
             if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():
                 if size < max(image_size) and not rest:
-                    print(
+                    say(
                         f"note: {path} has images of {size} pixels, which are enlarged; give {package}:{name}:SIZE "
                         "for larger ones.",
-                        file=sys.stderr,
                     )
                 return path
     if name not in collection.names:

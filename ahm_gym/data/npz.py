@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 
 from ahm_gym.data.formats import fingerprint_of
 from ahm_gym.data.sample import SPLITS, Record, Split
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 EXPECTED: str = "train_images, and optionally val_images, test_images and, for each split, _label and _id"
 
@@ -63,9 +62,8 @@ class NpzSource:
 
     def records(self) -> Iterator[Record]:
         if self.unread:
-            print(
+            say(
                 f"note: {self.name}: {', '.join(self.unread)} are left out; splits are named {', '.join(SPLITS)}.",
-                file=sys.stderr,
             )
         with self._opened() as archive:
             for split in SPLITS:
