@@ -20,6 +20,7 @@ from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.pretraining.config import Pretrain
+from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import (
     EmbedConfig,
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with command_line():
         settings = tyro.cli(every, args=args, prog="ahm-gym", description=DESCRIPTION)
-        PROGRAMS[name][1](settings, argv)
+        PROGRAMS[name][1](with_homes(settings), argv)
 
 
 @contextlib.contextmanager

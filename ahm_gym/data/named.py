@@ -10,6 +10,7 @@ from urllib.error import URLError
 from torchvision.datasets.utils import download_url
 
 from ahm_gym.errors import InputError, say, unknown_name
+from ahm_gym.runs.places import home_folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
     package, name, *rest = spec.split(":")
     collection = COLLECTIONS[package]
     sizes = _sizes(collection, spec, rest, max(image_size))
-    folders = [*roots, Path.home() / f".{package}"]
+    home = home_folder()
+    folders = [*roots, *([] if home is None else [home / f".{package}"])]
+    if not folders:
+        raise InputError(
+            f"there is no home folder in which {spec} could be kept: set `data_root` or AHM_DATA to a folder for it."
+        )
     for size in sizes:
         for folder in folders:
             if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():

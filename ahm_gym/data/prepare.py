@@ -52,6 +52,7 @@ from ahm_gym.data.store import (
 )
 from ahm_gym.data.twins import Twins
 from ahm_gym.errors import InputError, printable, say
+from ahm_gym.runs.places import expanded, home_folder
 from ahm_gym.runs.storage import remove
 
 FORMAT_VERSION = 5
@@ -59,12 +60,23 @@ STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """The folder of prepared data: `$AHM_CACHE`, or `ahm-gym` in the user's cache folder."""
+    """The folder of prepared data: `$AHM_CACHE`, or `ahm-gym` in the user's cache folder.
+
+    Raises:
+        InputError: if neither is known.
+    """
     chosen = os.environ.get("AHM_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
+    if base:
+        return Path(base) / "ahm-gym"
+    home = home_folder()
+    if home is None:
+        raise InputError(
+            "there is no home folder in which prepared data could be kept: set AHM_CACHE to a folder for it."
+        )
+    return home / ".cache" / "ahm-gym"
 
 
 def prepare(

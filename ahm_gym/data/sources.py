@@ -17,6 +17,7 @@ from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
+from ahm_gym.runs.places import expanded
 
 
 def open_data(
@@ -90,7 +91,7 @@ def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
 def search_roots(root: Path | None) -> list[Path]:
     """The folders in which relative names are looked up, in this order."""
     named = [root, os.environ.get("AHM_DATA") or None]
-    return [Path(folder).expanduser() for folder in named if folder is not None]
+    return [expanded(folder) for folder in named if folder is not None]
 
 
 def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> Source:
@@ -132,7 +133,7 @@ def find_path(spec: str, folders: list[Path]) -> Path:
     Raises:
         InputError: if there is none, or more than one.
     """
-    given = Path(spec).expanduser()
+    given = expanded(spec)
     tried = [given] if given.is_absolute() else [folder / given for folder in folders]
     for path in tried:
         if path.exists():
