@@ -206,6 +206,7 @@ FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.EIO: ("the disk failed to read or write", "continue with --resume once it is repaired"),
     errno.ESTALE: ("the file system of the network is gone", "continue with --resume once it is back"),
+    errno.ENAMETOOLONG: ("a name is too long", "choose a shorter one"),
     errno.ENOENT: ("a file or folder was removed while the program ran", "restore it"),
 }
 """What a failed access to a disk is called, and the way out, by the number of the error."""

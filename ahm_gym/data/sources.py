@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -104,6 +105,10 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     path = find_path(spec, [*roots, Path()])
     if path.is_dir():
         return FolderSource(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is a device or a pipe: expected an .npz file or a folder; save the data as one."
+        )
     if is_readable(path):
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
     refuse_file(path)
@@ -125,6 +130,22 @@ def stem_of(spec: str | None) -> str:
     return name.removesuffix(".npz")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder.
+
+    Raises:
+        InputError: if there can be none, because the name is too long.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(
+            f"{path} cannot be looked up ({error.strerror}): check the name of the data."
+        ) from error
+
+
 def find_path(spec: str, folders: list[Path]) -> Path:
     """The file or folder with that name, in the first of the folders that has it.
 
@@ -136,7 +157,7 @@ def find_path(spec: str, folders: list[Path]) -> Path:
     given = expanded(spec)
     tried = [given] if given.is_absolute() else [folder / given for folder in folders]
     for path in tried:
-        if path.exists():
+        if exists(path):
             return path
         if path.suffix != ".npz" and path.parent.is_dir():
             pattern = re.compile(re.escape(path.name) + r"(_\d+)?\.npz")

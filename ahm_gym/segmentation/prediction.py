@@ -77,6 +77,8 @@ def list_scans(place: Path) -> dict[str, Scan]:
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
         name = stem_of(place)
         return {name: Scan(name, (place,), name, name)}
+    if not place.is_dir():
+        raise InputError(f"{place} is a device or a pipe: give a folder of images, or one image.")
     layout = find_layout(place)
     if labels := [label for scan in layout.scans for label in scan.labels]:
         say(f"note: {len(labels)} labels are left out, such as {labels[0].name}.")

@@ -11,7 +11,8 @@ from ahm_gym.errors import InputError, Interrupted, RunError, printable
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT]
+    "number",
+    [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENAMETOOLONG],
 )
 @pytest.mark.parametrize("name", [None, "/runs/a/metrics.jsonl"])
 def test_a_failed_disk_gives_a_sentence(number, name, capsys):
