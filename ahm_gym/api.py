@@ -19,6 +19,7 @@ from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model import encoders
 from ahm_gym.pretraining import recipes
 from ahm_gym.pretraining.config import Pretrain
+from ahm_gym.runs.places import expanded, with_homes
 from ahm_gym.runs.settings import as_config, from_json
 from ahm_gym.segmentation import embedding, evaluate_runs, prediction
 from ahm_gym.segmentation import export as exporting
@@ -141,7 +142,7 @@ def with_settings_of(
                 ) from error
             values = {name: _as_text(value) for name, value in given.items()}
             settings: Any = from_json(kind, values, f"the call of {program.__name__}()")  # type: ignore[arg-type]
-            return program(settings, set(given))
+            return program(with_homes(settings), set(given))
 
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
             return_annotation=inspect.signature(program).return_annotation
@@ -285,7 +286,7 @@ def load_encoder(run: str | os.PathLike[str]) -> nn.Module:
     Raises:
         InputError: if the folder holds no encoder.
     """
-    return encoders.load_encoder(Path(run)).eval()
+    return encoders.load_encoder(expanded(run)).eval()
 
 
 def make_vec(num_envs: int = 16, *, form: str = "Masking", **options: Any) -> MaskingVectorEnv:

@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
-from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory
+from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.look.config import LookConfig
 from ahm_gym.pretraining.config import Pretrain
+from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import (
     EmbedConfig,
@@ -85,7 +86,7 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
 
 def show_scores(results: dict[str, Any]) -> None:
     """Prints the scores of a segmentation for every class, how sure they are, and the classes that are missing."""
-    unit, names = results["hd95_unit"], results.get("class_names", {})
+    unit, names = results["hd95_unit"], class_names(results)
     tolerance = f"{results.get('surface_tolerance', 1.0):g} {unit}"
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         dice, iou, distance, share = (shown(row.get(metric)) for metric in ("dice", "iou", "hd95", "nsd"))
@@ -135,7 +136,7 @@ def probe(settings: ProbeConfig, argv: list[str]) -> None:
 
 def show_pixel_scores(results: dict[str, Any]) -> None:
     """Prints the scores of a pixel probe for every class, and what is missing from them."""
-    names = results.get("class_names", {})
+    names = class_names(results)
     for name, row in [*results["per_class"].items(), ("mean", results)]:
         ap, dice, loss = (shown(row[metric]) for metric in ("ap", "dice", "log_loss"))
         chance = f" (chance: {shown(row['share'])})" if name != "mean" else ""
@@ -160,7 +161,7 @@ def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
     from ahm_gym.segmentation.evaluate_runs import run_evaluate
 
     results = run_evaluate(settings)
-    print(f"\n{results['num_cases']} cases of {results['data']}, {results['split']} images")
+    print(f"\n{results['num_cases']} cases of {printable(results['data'])}, {results['split']} images")
     show_scores(results)
     print(f"Wrote {settings.out}/: results.json, overlays.png")
 
@@ -217,6 +218,7 @@ FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
     errno.EROFS: ("the file system is read-only", "make it writable"),
     errno.EIO: ("the disk failed to read or write", "continue with --resume once it is repaired"),
     errno.ESTALE: ("the file system of the network is gone", "continue with --resume once it is back"),
+    errno.ENAMETOOLONG: ("a name is too long", "choose a shorter one"),
     errno.ENOENT: ("a file or folder was removed while the program ran", "restore it"),
 }
 """What a failed access to a disk is called, and the way out, by the number of the error."""
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with command_line():
         settings = tyro.cli(every, args=args, prog="ahm-gym", description=DESCRIPTION)
-        PROGRAMS[name][1](settings, argv)
+        PROGRAMS[name][1](with_homes(settings), argv)
 
 
 @contextlib.contextmanager
@@ -264,7 +266,7 @@ def command_line() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        print(with_flags(str(error)), file=sys.stderr)
+        say(with_flags(str(error)))
         raise SystemExit(error.exit_code) from None
     except (InputError, RunError) as error:
         fail(2 if isinstance(error, InputError) else 1, with_flags(str(error)))
@@ -294,7 +296,7 @@ def command_line() -> Iterator[None]:
 
 def fail(code: int, message: str) -> None:
     """Ends the program with one sentence on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     raise SystemExit(code)
 
 
@@ -306,6 +308,11 @@ def same_images(settings: dict[str, Any]) -> str:
         "--patch-size": settings["patch_size"],
     }
     return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
+
+def class_names(results: dict[str, Any]) -> dict[str, str]:
+    """The names of classes, safe in a terminal; they may come from a file of the data."""
+    return {index: printable(name) for index, name in results.get("class_names", {}).items()}
 
 
 def shown(value: float | None) -> str:

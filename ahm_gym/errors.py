@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable
 
 
@@ -72,3 +73,23 @@ def check_seed(seed: int) -> None:
     """Raises InputError if the seed is not between 0 and 2**63 - 1."""
     if not 0 <= seed < 2**63:
         raise InputError(f"`seed` is {seed}: choose a whole number from 0 to 2**63 - 1.")
+
+
+CONTROLS: dict[int, str] = {
+    code: ascii(chr(code))[1:-1]
+    for first, last in (
+        (0x00, 0x1F), (0x7F, 0x9F), (0x61C, 0x61C), (0x200E, 0x200F), (0x2028, 0x202E), (0x2066, 0x2069),
+    )
+    for code in range(first, last + 1)
+}  # fmt: skip
+"""Characters that steer a terminal, end a line or turn the direction of text, each with its escape."""
+
+
+def printable(text: object) -> str:
+    """The text in one line that is safe in a terminal: a name of a file may hold any character but `/`."""
+    return str(text).translate(CONTROLS)
+
+
+def say(sentence: object) -> None:
+    """Prints a sentence on standard error, as one line that is safe in a terminal."""
+    print(printable(sentence), file=sys.stderr)

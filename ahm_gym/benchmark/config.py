@@ -12,6 +12,7 @@ from ahm_gym.segmentation.config import FinetuneConfig
 
 TASKS: tuple[str, ...] = tuple(KINDS)
 DEFAULT_TASKS: tuple[str, ...] = ("finetune", "plain", "frozen", "probe")
+MAX_SEEDS: int = 1000
 PRETRAINING = PretrainConfig(steps=300)
 # Rows of earlier benchmarks leave missed structures out of HD95.
 FINETUNING = FinetuneConfig(steps=100, missed_distance="leave-out")
@@ -73,6 +74,8 @@ def check(config: BenchmarkConfig) -> None:
         InputError: if a setting is out of range, or is one that the benchmark chooses itself.
     """
     check_numbers("count", seeds=config.seeds, jobs=config.jobs)
+    if config.seeds > MAX_SEEDS:
+        raise InputError(f"`seeds={config.seeds}` is out of range: choose at most {MAX_SEEDS:,}.")
     for program in ("pretrain", "finetune"):
         nested = getattr(config, program)
         for name in ("steps", "batch_size", "checkpoint_every"):

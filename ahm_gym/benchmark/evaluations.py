@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from ahm_gym.data.draws import EmptyDraw
-from ahm_gym.errors import Interrupted
+from ahm_gym.errors import Interrupted, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import build_probe
@@ -57,7 +56,7 @@ def probe_draws(settings: FinetuneConfig, interrupt: Interrupt, head: str = "pat
         raise empty[0]
     if empty:
         left_out = f"{len(empty)} of {number} draws of {settings.labels} labels have no foreground"
-        print(f"note: {probe.dataset.name}: {left_out} and are left out of the probe.", file=sys.stderr)
+        say(f"note: {probe.dataset.name}: {left_out} and are left out of the probe.")
     return draws
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.rows import UNTRAINED, Row, ScoreRow, read_lines
+from ahm_gym.errors import say
 from ahm_gym.runs.storage import sync
 
 
@@ -47,7 +47,7 @@ class BenchmarkProgress:
             score = "" if dice is None else f", Dice {dice:.3f}"
             result = f"{job}{score}, {outcome.seconds:.0f} s"
         done = self.total - self.left
-        print(f"{done} of {self.total} | {result} | {self._time_left()}", file=sys.stderr, flush=True)
+        say(f"{done} of {self.total} | {result} | {self._time_left()}")
 
     def _note(self, row: Row) -> None:
         if row.policy != UNTRAINED or row.kind != "pretrain":

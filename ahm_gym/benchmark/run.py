@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, REFERENCE, UNTRAIN
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError, say
 from ahm_gym.model import unet
 from ahm_gym.model.conv_network import check_halvings
 from ahm_gym.model.encoder_base import as_encoder
@@ -92,10 +91,10 @@ def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interru
     if interrupt.signal is not None:
         raise Interrupted(f"stopped: {left}.", interrupt.signal)
     if failures:
-        listed = "".join(f"\n  {failure.job}: {failure.reason}" for failure in failures)
-        raise RunError(f"{len(failures)} jobs failed, the rest is reported in {config.out}:{listed}")
+        listed = "; ".join(f"{failure.job}: {failure.reason}" for failure in failures)
+        raise RunError(f"{len(failures)} jobs failed, the rest is reported in {config.out}: {listed}")
     if progress.left:
-        print(f"The time is up: {left}.", file=sys.stderr)
+        say(f"The time is up: {left}.")
     return config.out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ import torch
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.stream import derive_seed
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 Item = TypeVar("Item")
 
@@ -161,9 +160,9 @@ def summary_of_draw(dataset: ImageDataset, draw: dict[str, Any]) -> str:
 
 def report_draw(dataset: ImageDataset, draw: dict[str, Any], labels: int | None) -> None:
     """Prints a draw on standard error, with what should be known about it; see `notes_on_draw`."""
-    print(summary_of_draw(dataset, draw), file=sys.stderr)
+    say(summary_of_draw(dataset, draw))
     for note in notes_on_draw(dataset, draw, labels):
-        print(f"note: {dataset.name}: {note}.", file=sys.stderr)
+        say(f"note: {dataset.name}: {note}.")
 
 
 def notes_on_draw(dataset: ImageDataset, draw: dict[str, Any], labels: int | None) -> Iterator[str]:

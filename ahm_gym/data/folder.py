@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -30,7 +29,7 @@ from ahm_gym.data.processing import Processing, to_classes
 from ahm_gym.data.sample import Record
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 LAYOUT_VERSION = 1
 """Counted up when folders are understood in another way, so that they are prepared again."""
@@ -179,7 +178,7 @@ class FolderSource:
         )
 
     def _note(self, sentence: str) -> None:
-        print(f"note: {self.name}: {sentence}.", file=sys.stderr)
+        say(f"note: {self.name}: {sentence}.")
 
 
 def _repeated(pixels: Pixels) -> Pixels:

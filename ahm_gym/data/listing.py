@@ -71,7 +71,7 @@ class Tree:
     others: list[Found] = field(default_factory=list)
     """All other files."""
     left_out: dict[Path, str] = field(default_factory=dict)
-    """Folders that were not searched, each with the reason."""
+    """Folders that were not searched, and what is neither a file nor a folder, each with the reason."""
 
 
 def walk(root: Path) -> Tree:
@@ -106,6 +106,9 @@ def _visit(folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int
             folders.append(entry.name)
             continue
         path = folder / entry.name
+        if not entry.is_file() and path.exists():  # a broken link is refused where it is used
+            tree.left_out[path] = "it is a device or a pipe"
+            continue
         suffix = suffix_of(path)
         if suffix in READERS:
             tree.files.append(Found(path, parts, stem_of(path), suffix))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
 from torchvision.datasets.utils import download_url
 
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError, say, unknown_name
+from ahm_gym.runs.places import home_folder
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,19 @@ def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Pat
     package, name, *rest = spec.split(":")
     collection = COLLECTIONS[package]
     sizes = _sizes(collection, spec, rest, max(image_size))
-    folders = [*roots, Path.home() / f".{package}"]
+    home = home_folder()
+    folders = [*roots, *([] if home is None else [home / f".{package}"])]
+    if not folders:
+        raise InputError(
+            f"there is no home folder in which {spec} could be kept: set `data_root` or AHM_DATA to a folder for it."
+        )
     for size in sizes:
         for folder in folders:
             if (path := folder / f"{name}{collection.ending(size)}.npz").is_file():
                 if size < max(image_size) and not rest:
-                    print(
+                    say(
                         f"note: {path} has images of {size} pixels, which are enlarged; give {package}:{name}:SIZE "
                         "for larger ones.",
-                        file=sys.stderr,
                     )
                 return path
     if name not in collection.names:

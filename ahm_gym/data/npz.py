@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 
 from ahm_gym.data.formats import fingerprint_of
 from ahm_gym.data.sample import SPLITS, Record, Split
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 EXPECTED: str = "train_images, and optionally val_images, test_images and, for each split, _label and _id"
 
@@ -63,9 +62,8 @@ class NpzSource:
 
     def records(self) -> Iterator[Record]:
         if self.unread:
-            print(
+            say(
                 f"note: {self.name}: {', '.join(self.unread)} are left out; splits are named {', '.join(SPLITS)}.",
-                file=sys.stderr,
             )
         with self._opened() as archive:
             for split in SPLITS:
@@ -104,7 +102,8 @@ class NpzSource:
             )
         for key in (f"{split}_label", f"{split}_id"):
             other = self.shapes.get(key)
-            if other is not None and other[:1] != shape[:1]:
+            empty = key.endswith("_id") and other is not None and 0 in other[1:]
+            if other is not None and (other[:1] != shape[:1] or empty):
                 raise InputError(
                     f"{self.path} has {key} of the shape {other}: expected one for each of the "
                     f"{shape[0]} images of {split}_images."
@@ -118,6 +117,11 @@ class NpzSource:
                 yield archive
         except InputError:
             raise
+        except RuntimeError as error:  # of zipfile, for a password or a method that it does not know
+            raise InputError(
+                f"{self.path} cannot be read ({error}): expected an .npz file as numpy saves it; save its arrays "
+                "again with np.savez_compressed."
+            ) from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{self.path} cannot be read ({error}): expected a complete .npz file; copy it again."

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, WithoutLabels, checked_label
@@ -49,7 +50,8 @@ from ahm_gym.data.store import (
     write_checksums,
 )
 from ahm_gym.data.twins import Twins
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, printable, say
+from ahm_gym.runs.places import expanded, home_folder
 from ahm_gym.runs.storage import remove
 
 FORMAT_VERSION = 5
@@ -57,12 +59,23 @@ STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """The folder of prepared data: `$AHM_CACHE`, or `ahm-gym` in the user's cache folder."""
+    """The folder of prepared data: `$AHM_CACHE`, or `ahm-gym` in the user's cache folder.
+
+    Raises:
+        InputError: if neither is known.
+    """
     chosen = os.environ.get("AHM_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ahm-gym"
+    if base:
+        return Path(base) / "ahm-gym"
+    home = home_folder()
+    if home is None:
+        raise InputError(
+            "there is no home folder in which prepared data could be kept: set AHM_CACHE to a folder for it."
+        )
+    return home / ".cache" / "ahm-gym"
 
 
 def prepare(
@@ -88,7 +101,7 @@ def prepare(
     parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint(), patient_regex]
     dataset = ImageDataset(_prepared(source, parts, shortest_side, need_labels, patient_regex))
     for note in dataset.notes:
-        print(f"note: {dataset.name}: {note}.", file=sys.stderr)
+        say(f"note: {dataset.name}: {note}.")
     return dataset
 
 
@@ -114,7 +127,7 @@ def _prepared(
         except LabelError as error:
             if need_labels:
                 raise
-            print(f"note: {source.name}: its labels are left out, because {error}", file=sys.stderr)
+            say(f"note: {source.name}: its labels are left out, because {error}")
             _build(WithoutLabels(source), unlabelled, shortest_side, patient_regex)
             return unlabelled
     return labelled
@@ -130,7 +143,7 @@ def _discard(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if (folder / CHECKSUMS_FILE).exists():
-        print(f"note: the prepared data in {folder} is damaged and is prepared again.", file=sys.stderr)
+        say(f"note: the prepared data in {folder} is damaged and is prepared again.")
     away = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):  # another process has just done so
         folder.rename(away)
@@ -186,7 +199,7 @@ def _with_progress(source: Source) -> Iterator[Record]:
     console = Console(stderr=True)
     yield from track(
         source.records(),
-        description=f"preparing {source.name}",
+        description=f"preparing {escape(printable(source.name))}",
         total=source.num_images,
         console=console,
         transient=True,
@@ -364,9 +377,8 @@ class _Table:
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
                 f"contain {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
             )
-        print(
+        say(
             f"note: no label of {name} contains the class {listed}: renumber the classes if they should have no gap.",
-            file=sys.stderr,
         )
 
     def _first_with(self, value: int) -> str:

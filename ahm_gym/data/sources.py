@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError
+from ahm_gym.runs.places import expanded
 
 
 def open_data(
@@ -90,7 +92,7 @@ def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
 def search_roots(root: Path | None) -> list[Path]:
     """The folders in which relative names are looked up, in this order."""
     named = [root, os.environ.get("AHM_DATA") or None]
-    return [Path(folder).expanduser() for folder in named if folder is not None]
+    return [expanded(folder) for folder in named if folder is not None]
 
 
 def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> Source:
@@ -103,6 +105,10 @@ def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]
     path = find_path(spec, [*roots, Path()])
     if path.is_dir() or path.suffix.lower() == ".json":
         return FolderSource(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is a device or a pipe: expected an .npz file or a folder; save the data as one."
+        )
     if is_readable(path):
         raise InputError(f"{path} is a single image: expected an .npz file or a folder; give {path.parent}.")
     refuse_file(path)
@@ -124,6 +130,22 @@ def stem_of(spec: str | None) -> str:
     return name.removesuffix(".npz")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder.
+
+    Raises:
+        InputError: if there can be none, because the name is too long.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(
+            f"{path} cannot be looked up ({error.strerror}): check the name of the data."
+        ) from error
+
+
 def find_path(spec: str, folders: list[Path]) -> Path:
     """The file or folder with that name, in the first of the folders that has it.
 
@@ -132,10 +154,10 @@ def find_path(spec: str, folders: list[Path]) -> Path:
     Raises:
         InputError: if there is none, or more than one.
     """
-    given = Path(spec).expanduser()
+    given = expanded(spec)
     tried = [given] if given.is_absolute() else [folder / given for folder in folders]
     for path in tried:
-        if path.exists():
+        if exists(path):
             return path
         if path.suffix != ".npz" and path.parent.is_dir():
             pattern = re.compile(re.escape(path.name) + r"(_\d+)?\.npz")

@@ -39,11 +39,19 @@ class SplitTable:
             raise InputError(
                 f"{path} cannot be read ({error}): expected a table in UTF-8; save it in that encoding."
             ) from error
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            self._read(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): expected short names with commas between them; check its quotation "
+                "marks."
+            ) from error
+
+    def _read(self, reader: csv.DictReader[str]) -> None:
         columns = reader.fieldnames or ["(none)"]
         if not {"name", "split"} <= set(columns):
             raise InputError(
-                f"{path} has the columns {', '.join(columns)}: expected 'name,split' as its first line."
+                f"{self.path} has the columns {', '.join(columns)}: expected 'name,split' as its first line."
             )
         for row in reader:
             self._add((row["name"] or "").strip(), (row["split"] or "").strip())

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from ahm_gym.data.crops import check_crop, random_crops
 from ahm_gym.data.store import ImageDataset
-from ahm_gym.errors import InputError, RunError
+from ahm_gym.errors import InputError, RunError, say
 from ahm_gym.runs.interrupt import end_with_the_parent
 
 AHEAD: int = 2
@@ -172,11 +172,10 @@ class BatchStream:
         batch = 4 * batches.batch_size * channels * batches.image_size[0] * batches.image_size[1]
         needed = batch * (AHEAD * self.num_workers + 2)
         if free is not None and needed > free:
-            print(
+            say(
                 f"note: {self.num_workers} data workers need {_mib(needed)} MiB of shared memory (/dev/shm) and "
                 f"{_mib(free)} are free: images are loaded between updates instead. In docker, --shm-size=2g gives "
                 "more.",
-                file=sys.stderr,
             )
             self.num_workers = 0
 

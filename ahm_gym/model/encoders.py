@@ -169,7 +169,7 @@ def load_encoder(
     if spec is None:
         untrained: dict[str, Any] = {
             "image_size": image_size or (64, 64),
-            "patch_size": patch_size or 8,
+            "patch_size": 8 if patch_size is None else patch_size,
             "channels": channels or 1,
         }
         if model == "raw_patches":
@@ -183,7 +183,7 @@ def load_encoder(
         )
     shape: dict[str, Any] = {
         "image_size": image_size or found.image_size,
-        "patch_size": patch_size or found.patch_size,
+        "patch_size": found.patch_size if patch_size is None else patch_size,
         "channels": channels or found.channels,
     }
     grid_of(shape["image_size"], shape["patch_size"])

@@ -138,8 +138,9 @@ def check_counts(config: PretrainConfig) -> None:
     if config.data_workers is not None and config.data_workers < 0:
         raise InputError(f"`data_workers` is {config.data_workers}: choose 0 or more.")
     most = 4 * (os.cpu_count() or 1)
-    if config.num_workers > most:
-        raise InputError(
-            f"`num_workers={config.num_workers}` is too many for this machine: choose at most {most}."
-        )
+    for name in ("num_workers", "data_workers"):
+        if (number := getattr(config, name)) is not None and number > most:
+            raise InputError(f"`{name}={number}` is too many for this machine: choose at most {most}.")
+    if config.reward == "":
+        raise InputError("`reward` is empty: name one, or leave it out for the agent's own.")
     check_seed(config.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ahm_gym.envs.rendering import GAP
+from ahm_gym.errors import say
 from ahm_gym.runs.storage import write_atomically
 
 CURVES: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.n
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            print(f"note: {paths[step]} is damaged and left out ({error}).", file=sys.stderr)
+            say(f"note: {paths[step]} is damaged and left out ({error}).")
     return snapshots
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute, stem_of
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 from ahm_gym.model import conv_stem
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoder_base import ARCHITECTURES
@@ -81,7 +80,8 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         )
     autoencoder.compiled = config.compile
     if config.init is not None and fresh:
-        print(f"{config.init}: {load_published(autoencoder, config.init)}", file=sys.stderr)
+        for line in f"{config.init}: {load_published(autoencoder, config.init)}".splitlines():
+            say(line)
     if config.reconstructor is not None and fresh:
         load_autoencoder(autoencoder, config.reconstructor)
     return autoencoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 from ahm_gym.masking.schedules import (
     MixedMaskRatio,
     RisingMaskRatio,
@@ -209,20 +208,18 @@ class Training:
 
     def print_notes(self, *, resumed: bool) -> None:
         """Prints the data, and what the user should know about this run."""
-        print(self.dataset, file=sys.stderr)
+        say(self.dataset)
         if note := note_on_length(self.config, len(self.dataset.indices("train"))):
-            print(f"note: {note}.", file=sys.stderr)
+            say(f"note: {note}.")
         if not self.dataset.indices("val"):
-            print(
+            say(
                 f"note: {self.dataset.name} has no validation images: pictures and metrics under val/ show training "
                 "images.",
-                file=sys.stderr,
             )
         if resumed and not self.agent.resumes_exactly:
-            print(
+            say(
                 f"note: {self.config.policy} continues with its weights and statistics, but without its stored "
                 "experience: the run is sound, but not the same as one without a stop.",
-                file=sys.stderr,
             )
 
     def save(self, run: RunFolder, step: int, recorded: dict[str, Any]) -> None:

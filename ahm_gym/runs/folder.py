@@ -7,7 +7,6 @@ import math
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, SupportsFloat
@@ -15,7 +14,7 @@ from typing import IO, Any, SupportsFloat
 from pydantic import TypeAdapter, ValidationError
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.schema import read_json
 from ahm_gym.runs.storage import (
@@ -142,7 +141,7 @@ class RunFolder:
             else:
                 damaged += 1
         if damaged and not self._noted:
-            print(f"note: {damaged} damaged lines of {self._metrics_path} are left out.", file=sys.stderr)
+            say(f"note: {damaged} damaged lines of {self._metrics_path} are left out.")
             self._noted = True
         return rows
 
@@ -188,7 +187,7 @@ class RunFolder:
                 newest = newest or error
                 continue
             if newest is not None:
-                print(f"note: {newest} Step {step} is used instead.", file=sys.stderr)
+                say(f"note: {newest} Step {step} is used instead.")
             return step, state
         if newest is not None:
             raise newest

@@ -6,14 +6,13 @@ import functools
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ahm_gym
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 
 
 @functools.cache
@@ -59,7 +58,7 @@ def check_origin(saved: dict[str, Any], data_digest: str, data: str) -> None:
         InputError: if the images have changed.
     """
     if "data_digest" not in saved:
-        print(f"note: this run does not record its data, so {data} may have changed since.", file=sys.stderr)
+        say(f"note: this run does not record its data, so {data} may have changed since.")
     elif saved["data_digest"] != data_digest:
         raise InputError(
             f"{data} has changed since this run was started (digest {data_digest}, formerly "
@@ -72,10 +71,9 @@ def check_origin(saved: dict[str, Any], data_digest: str, data: str) -> None:
     if isinstance(kept, dict) and kept.get("torch", torch.__version__) != torch.__version__:
         changed.append(f"torch {kept['torch']}")
     if changed:
-        print(
+        say(
             f"note: this run was started with {' and '.join(changed)}, and now has threads {now['threads']} and "
             f"torch {torch.__version__}: the last bits of its numbers may differ.",
-            file=sys.stderr,
         )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.data.sources import absolute, names_test_images
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError, say, unknown_name
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.settings import to_json
 from ahm_gym.runs.storage import make_folder, write_atomically
@@ -40,7 +39,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise InputError(
             f"{dataset.name} has no labelled images to score in `split={split}`: choose another, or all."
         )
-    print(dataset, file=sys.stderr)
+    say(dataset)
     scores = evaluate(ensemble.classes, dataset, part)
     results = {"split": split, "data": dataset.name, **scores, "config": to_json(config)}
     figure = draw_cases(ensemble.classes, dataset, {**results, "split": part})
@@ -79,12 +78,11 @@ def _choose_split(config: EvaluateConfig, ensemble: Ensemble) -> str:
             False: "the data names its test images" if named else "the data names no test images",
         }[bool(own)]
         which = "all labelled" if split == ALL else f"the {split}"
-        print(f"note: {which} images are scored, because {why}; `split` chooses others.", file=sys.stderr)
+        say(f"note: {which} images are scored, because {why}; `split` chooses others.")
     if own and split != "test":
-        print(
+        say(
             f"note: {own[0]} was trained on this data, and {split} may hold its training or val images: scores on "
             "them are too high.",
-            file=sys.stderr,
         )
     return split
 
@@ -114,10 +112,9 @@ def _fitting(dataset: ImageDataset, ensemble: Ensemble) -> ImageDataset:
             f"{ensemble.num_classes}: renumber them as in the training data, or choose another `run`."
         )
     if dataset.num_classes < ensemble.num_classes:
-        print(
+        say(
             f"note: {dataset.name}: the labels go up to class {dataset.num_classes - 1} and the run to "
             f"{ensemble.num_classes - 1}; check that the numbers mean the same.",
-            file=sys.stderr,
         )
         dataset.num_classes = ensemble.num_classes
     return dataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset, Sample
 from ahm_gym.data.sample import Split
-from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.errors import InputError, printable, say, unknown_name
 from ahm_gym.runs.progress import Progress
 from ahm_gym.segmentation.intervals import patient_intervals
 from ahm_gym.segmentation.metrics import (
@@ -141,10 +140,9 @@ def distances_in_mm(dataset: ImageDataset, indices: Sequence[int]) -> bool:
     if all(whole for whole, _ in known):
         return True
     if all(in_plane for _, in_plane in known):
-        print(
+        say(
             f"note: {dataset.name}: the spacing between slices is not known for all volumes, so distances are in "
             "pixels, with slices one pixel apart.",
-            file=sys.stderr,
         )
     return False
 
@@ -206,7 +204,7 @@ def draw_cases(
                 prediction, _label(sample), set(dataset.class_names) - set(results["absent_classes"])
             )
             shown = f"Dice {'undefined' if own is None else f'{own:.3f}'}, case {score:.3f}"
-        overlays.append(Overlay(f"{sample.id}\n{shown}", sample.image, _label(sample), prediction))
+        overlays.append(Overlay(f"{printable(sample.id)}\n{shown}", sample.image, _label(sample), prediction))
     title = f"{dataset.name}, {results['split']}: from the worst to the best of {len(ranked)} cases"
     return draw_overlays(overlays, dataset.num_classes, title, dataset.class_names)
 

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.onnx import register_custom_op_symbolic
 
-from ahm_gym.errors import InputError, RunError, unknown_name
+from ahm_gym.errors import InputError, RunError, say, unknown_name
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder, statistics_of
 from ahm_gym.runs.storage import make_folder, replace_folder, write_atomically
@@ -174,8 +173,8 @@ def to_onnx(found: Exportable) -> bytes:
             dynamic_axes={"images": {0: "batch"}, found.output: {0: "batch"}},
         )
     if importlib.util.find_spec("onnxruntime") is None:
-        print(
-            "note: onnxruntime is not installed, so the file was not checked against torch.", file=sys.stderr
+        say(
+            "note: onnxruntime is not installed, so the file was not checked against torch.",
         )
         return content.getvalue()
     onnxruntime: Any = importlib.import_module("onnxruntime")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +22,7 @@ from ahm_gym.data.sample import Split
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import to_device
-from ahm_gym.errors import Interrupted, RunError
+from ahm_gym.errors import Interrupted, RunError, say
 from ahm_gym.model.decoders import segmentation_loss
 from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
@@ -241,7 +240,7 @@ class Finetuning:
             with fits(source):
                 self._load_state_dict(found[1])
             check_loaded(self.segmenter.state_dict(), source)
-        print(self.dataset, file=sys.stderr)
+        say(self.dataset)
         best = BestSegmenter(run)
         report_draw(self.dataset, self.draw, config.labels)
         log_every = max(1, min(config.steps // 50, 20))
@@ -332,10 +331,9 @@ class Finetuning:
             "config": run.config,
         }
         if found_nothing(results):
-            print(
+            say(
                 f"note: the Dice is 0.000 for every class, so nothing was learned: {config.steps} updates may be too "
                 "few, or the labelled images show too little of the structure.",
-                file=sys.stderr,
             )
         write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
         figure = draw_cases(segmenter, self.dataset, results, native_resolution=native)

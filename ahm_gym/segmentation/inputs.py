@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from torch import nn
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.folds import describe_fold, with_fold
 from ahm_gym.data.sources import absolute, stem_of
-from ahm_gym.errors import InputError, check_numbers, check_seed, unknown_name
+from ahm_gym.errors import InputError, check_numbers, check_seed, say, unknown_name
 from ahm_gym.model.conv_autoencoder import build_seeded
 from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
 from ahm_gym.model.encoders import EncoderFolder, find_encoder, load_encoder
@@ -94,11 +93,10 @@ def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None
         return
     number, seed = found.joint_labels
     if seed != config.seed or number > config.labels:
-        print(
+        say(
             f"note: the encoder was pretrained with {number} labels of this data, drawn with seed {seed}, which may "
             f"not all be among the {config.labels} of this run, drawn with seed {config.seed}: the score may be "
             f"that of more labels.",
-            file=sys.stderr,
         )
 
 
@@ -162,7 +160,7 @@ def open_labelled(config: EvaluationConfig) -> ImageDataset:
     if not isinstance(config, FinetuneConfig) or config.fold is None:
         return dataset
     divided = with_fold(dataset, config.fold, config.folds)
-    print(f"note: {dataset.name}: {describe_fold(divided, config.fold, config.folds)}.", file=sys.stderr)
+    say(f"note: {dataset.name}: {describe_fold(divided, config.fold, config.folds)}.")
     return divided
 
 

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ahm_gym.data.folder import read_scan
 from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
-from ahm_gym.errors import InputError, Interrupted
+from ahm_gym.errors import InputError, Interrupted, printable, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.progress import Progress
@@ -46,7 +45,7 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     rows = _open(config)
     todo = {name: scan for name, scan in scans.items() if not _is_done(rows, config.out, name)}
     if len(todo) < len(scans):
-        print(f"{len(scans) - len(todo)} of {len(scans)} scans are in {config.out} already.", file=sys.stderr)
+        say(f"{len(scans) - len(todo)} of {len(scans)} scans are in {config.out} already.")
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
         for done, (name, scan) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
@@ -78,11 +77,13 @@ def list_scans(place: Path) -> dict[str, Scan]:
             raise InputError(f"{place} cannot be read: expected a file ending in {', '.join(READERS)}.")
         name = stem_of(place)
         return {name: Scan(name, (place,), name, name)}
+    if not place.is_dir():
+        raise InputError(f"{place} is a device or a pipe: give a folder of images, or one image.")
     layout = open_folder(place).layout
     if labels := [label for scan in layout.scans for label in scan.labels]:
-        print(f"note: {len(labels)} labels are left out, such as {labels[0].name}.", file=sys.stderr)
+        say(f"note: {len(labels)} labels are left out, such as {labels[0].name}.")
     for sentence in layout.sentences():
-        print(f"note: {sentence}.", file=sys.stderr)
+        say(f"note: {sentence}.")
     return {scan.id: scan for scan in layout.scans}
 
 
@@ -184,7 +185,7 @@ def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]]
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
     overlays = []
     for row in (rows[place] for place in places):
-        scan, title = scans[row["scan"]], row["scan"]
+        scan, title = scans[row["scan"]], printable(row["scan"])
         pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
         image = pixels.array
         if pixels.is_volume:

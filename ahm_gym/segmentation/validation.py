@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sample import Split
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, say
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.evaluation import group_cases
@@ -135,9 +134,8 @@ def chosen_segmenter(last: Segmenter, run: Path, select: str, split: Split) -> S
     if select == "last":
         return last
     if split == "val":
-        print(
+        say(
             "note: the best segmenter was chosen on val and is scored on val: its scores are too high.",
-            file=sys.stderr,
         )
     return load_segmenter(segmenter_folder(run, select)).to(last.device)
 

@@ -336,6 +336,7 @@ def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch
         ({"finetune": FinetuneConfig(split="val")}, "`finetune.split=val` keeps test images unseen"),
         ({"baselines": ("resnet",)}, "`baselines=resnet`: choose from unet_scratch, raw_patches"),
         ({"seeds": 0}, "`seeds` is 0: choose a whole number"),
+        ({"seeds": 10**9}, "`seeds=1000000000` is out of range: choose at most 1,000"),
         ({"jobs": 0}, "`jobs` is 0: choose a whole number"),
         ({"time_budget": 0.0}, "`time_budget` is 0.0"),
         ({"data": ("nowhere.npz",)}, "there is no data at"),

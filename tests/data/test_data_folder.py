@@ -1,6 +1,7 @@
 """Folders of images: their layout, their volumes and their splits."""
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -194,3 +195,23 @@ def test_a_volume_of_constant_slices_alone_is_refused(tmp_path: Path):
     write(tmp_path / "a.npy", np.zeros((9, 9, 9)))
     with pytest.raises(InputError, match="has only constant slices"):
         open_data(str(tmp_path), image_size=SIZE)
+
+
+def test_a_note_shows_the_escapes_in_a_name_instead_of_sending_them_to_the_terminal(tmp_path: Path, capsys):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.png")
+    constant = write(tmp_path / "d.png", np.zeros((12, 10), np.uint8))
+    constant.rename(tmp_path / "d\x1b[2J\nerror: no.png")
+    open_data(str(tmp_path), image_size=SIZE)
+    err = capsys.readouterr().err
+    assert r"d\x1b[2J\nerror: no.png; remove them" in err and "\x1b" not in err
+    assert all(line.startswith("note: ") for line in err.splitlines())
+
+
+def test_a_pipe_among_the_images_is_left_out_with_a_note(tmp_path: Path, capsys):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.png")
+    for name in ("d.png", "dataset.json", "split.csv", "e"):
+        os.mkfifo(tmp_path / name)
+    assert len(open_data(str(tmp_path), image_size=SIZE)) == 3
+    assert "d.png and 3 more are left out: it is a device or a pipe" in capsys.readouterr().err

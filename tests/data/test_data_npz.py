@@ -1,5 +1,6 @@
 """Archives with the keys of MedSegBench and MedMNIST."""
 
+import struct
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -164,3 +165,25 @@ def test_damaged_archives_are_refused(tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"data\.npz cannot be read"):
         open_data(str(path), image_size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [(6, 1, "is encrypted"), (6, 0x20, "patched data"), (8, 99, "method is not supported")],
+)
+def test_an_archive_that_zipfile_cannot_unpack_is_refused(
+    tmp_path: Path, place: int, value: int, message: str
+):
+    spec = saved(tmp_path / "data.npz", train_images=IMAGES)
+    content = bytearray(Path(spec).read_bytes())
+    for mark, at in ((b"PK\x03\x04", place), (b"PK\x01\x02", place + 2)):  # both headers of the only member
+        struct.pack_into("<H", content, content.find(mark) + at, value)
+    Path(spec).write_bytes(content)
+    with pytest.raises(InputError, match=f"data.npz cannot be read .*{message}.* save its arrays again"):
+        open_data(spec, image_size=(8, 8))
+
+
+def test_ids_without_any_text_are_refused(tmp_path: Path):
+    spec = saved(tmp_path / "data.npz", train_images=IMAGES, train_id=np.zeros((6, 0), "U3"))
+    with pytest.raises(InputError, match=r"has train_id of the shape \(6, 0\): expected one for each"):
+        open_data(spec, image_size=(8, 8))

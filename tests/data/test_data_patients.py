@@ -229,10 +229,11 @@ def test_folders_inside_the_folder_of_a_patient_are_not_patients():
 
 
 def test_folders_of_sites_with_many_patients_are_passed_over_as_a_guess():
+    letters = np.random.default_rng(0).integers(97, 123, (3, 12, 7))
     places = [
-        f"{site}/{site}x{n:02d}q/a{k}"
-        for site in ("berlin", "paris", "rome")
-        for n in range(12)
+        f"{site}/{''.join(map(chr, name))}/a{k}"
+        for site, names in zip(("berlin", "paris", "rome"), letters, strict=True)
+        for name in names
         for k in (1, 2)
     ]
     found = find_patients([Evidence(place) for place in places])

@@ -1,5 +1,6 @@
 """The lookup of data by name."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -180,3 +181,15 @@ def test_the_largest_size_there_is_serves_larger_images(roots, package, monkeypa
     monkeypatch.setattr(named, "download_url", download)
     found = named.find_named("medmnist:pathmnist", [roots[0]], (128, 128))
     assert (found.name, asked) == ("pathmnist_64.npz", ["u64"])
+
+
+def test_a_device_or_a_pipe_is_refused_without_reading_it(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    for place in ("/dev/zero", str(tmp_path / "x.npz")):
+        with pytest.raises(InputError, match=f"{place} is a device or a pipe: expected an .npz file"):
+            open_data(place, image_size=SIZE)
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(InputError, match="cannot be looked up .* check the name of the data"):
+        open_data("a" * 300, image_size=SIZE)

@@ -151,3 +151,10 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
 def test_an_image_that_is_not_in_the_table_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"q_1 has no line in .*split\.csv: add .* its patient 'q'"):
         table(tmp_path, "name,split\np,train\n").of_patient("q_1", "q")
+
+
+def test_a_table_with_an_endless_field_is_refused(tmp_path: Path):
+    for lines in (f"name,split\na,{'x' * 140_000}\n", "x" * 140_000):
+        (tmp_path / "split.csv").write_text(lines)
+        with pytest.raises(InputError, match=r"split\.csv cannot be read .* check its quotation marks"):
+            SplitTable(tmp_path / "split.csv")

@@ -11,7 +11,7 @@ from medical_files import encode, png_of_bits
 from PIL import Image, ImageOps
 
 from ahm_gym.data import open_data
-from ahm_gym.data.formats import kind_of, read_pixels
+from ahm_gym.data.formats import kind_of, pictures, read_pixels
 from ahm_gym.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -236,3 +236,29 @@ def test_an_inverted_scale_of_greys_is_turned_round_in_images(tmp_path: Path):
     assert (read_pixels(tmp_path / "a.tif").array == 255 - GREY).all()
     tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="miniswhite")
     assert (read_pixels(tmp_path / "a.tif", is_label=True).array == INDICES).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".bmp", ".webp"])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_sparse_file_is_refused_before_it_is_read_whole(tmp_path, monkeypatch, suffix, begins):
+    path = tmp_path / f"a{suffix}"
+    if begins:
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    with path.open("ab") as file:
+        file.truncate(2_000_000_000)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("the file was read whole"))
+    with pytest.raises(InputError, match=f"a{suffix} cannot be read .*copy it again or remove it"):
+        read_pixels(path)
+
+
+def test_a_large_picture_that_its_header_accounts_for_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "LARGE", 0)
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "MAX_PIXEL_BYTES", 0)
+        with pytest.raises(InputError, match="it has 0 MiB for 64 pixels"):
+            read_pixels(path)
+    assert read_pixels(path).array.shape == (8, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert read_pixels(path).array.shape == (8, 8)

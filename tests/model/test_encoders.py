@@ -100,3 +100,9 @@ def test_truncated_weights_are_refused_by_name(pretrained, tmp_path):
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(InputError, match=r"the encoder in .*copy cannot be used"):
         load_encoder(copy)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_patch_size_of_0_is_not_taken_for_the_default(pretrained, trained):
+    with pytest.raises(InputError, match="patch size 0 does not fit"):
+        load_encoder(pretrained[0] if trained else None, patch_size=0)

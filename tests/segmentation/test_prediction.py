@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 
 import cv2
@@ -325,3 +326,9 @@ def test_a_run_without_a_best_segmenter_says_so(run, scans, tmp_path):
     shutil.rmtree(folder / "best")
     with pytest.raises(InputError, match=r"has no best segmenter, .*choose `select=last`"):
         run_predict(config_of(folder, scans, tmp_path, select="best"))
+
+
+def test_a_pipe_in_place_of_scans_is_refused_without_reading_it(tmp_path):
+    os.mkfifo(tmp_path / "scan.png")
+    with pytest.raises(InputError, match=r"scan\.png is a device or a pipe"):
+        list_scans(tmp_path / "scan.png")

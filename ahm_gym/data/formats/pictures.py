@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ahm_gym.data.formats.pixels import Pixels
 
 LOSSY_MASK = "a mask in a lossy format, of which the blurred border is cut at half"
+LARGE: int = 1 << 26
+"""Bytes up to which a file is read without a look at its header."""
+HEADER: int = 1 << 24
+"""Bytes in which the header of a picture must lie."""
+MAX_PIXEL_BYTES: int = 16
 GREY, GREY_ALPHA = 0, 4
 """The types of colour of a PNG without colours."""
 
@@ -46,6 +52,28 @@ def read_picture(content: bytes, kind: str, *, is_label: bool = False) -> Pixels
         decoded = decoded[:, :, 0]
     # The decoder stretches 1, 2 and 4 bits to 0 to 255.
     return Pixels(decoded // (255 // (2**bits - 1)) if colour_type == GREY and bits < 8 else decoded)
+
+
+def check_size(path: Path, kind: str) -> None:
+    """Refuses a large file that its header does not account for, before it is read whole.
+
+    Raises:
+        ValueError: if the start of the file is no image, or the file is far larger than its pixels.
+    """
+    size = path.stat().st_size
+    if size <= LARGE or kind in (".jp2", ".j2k"):
+        return
+    with path.open("rb") as file:
+        start = file.read(HEADER)
+    try:
+        with Image.open(io.BytesIO(start)) as picture:
+            pixels = picture.width * picture.height
+    except Image.DecompressionBombError:  # so many pixels that the file may be large
+        return
+    except UnidentifiedImageError as error:
+        raise ValueError("its start is that of no picture") from error
+    if size > LARGE + MAX_PIXEL_BYTES * pixels:
+        raise ValueError(f"it has {size >> 20} MiB for {pixels:,} pixels")
 
 
 def is_lossy(content: bytes, kind: str) -> bool:

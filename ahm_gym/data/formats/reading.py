@@ -12,7 +12,7 @@ from ahm_gym.data.formats.dicom import read_dicom
 from ahm_gym.data.formats.itk import read_itk
 from ahm_gym.data.formats.names import SUFFIXES, kind_of, suffix_of
 from ahm_gym.data.formats.nifti import read_nifti
-from ahm_gym.data.formats.pictures import LOSSY_MASK, is_lossy, read_picture
+from ahm_gym.data.formats.pictures import LOSSY_MASK, check_size, is_lossy, read_picture
 from ahm_gym.data.formats.pixels import Pixels, fill_outside
 from ahm_gym.data.formats.tiff import read_tiff
 from ahm_gym.data.scaling import is_soft_edged, sharpen_mask
@@ -59,6 +59,7 @@ def _read(path: Path, is_label: bool) -> Pixels:
         pixels = read_tiff(path, is_label=is_label) if kind in TIFF else READERS[kind](path)
         lossy = False
     else:
+        check_size(path, kind)
         content = path.read_bytes()
         pixels = read_picture(content, kind, is_label=is_label)
         lossy = is_lossy(content, kind)
