@@ -489,7 +489,7 @@ def test_the_settings_record_the_patient_of_every_scan(config, tmp_path):
     heart = dataclasses.replace(config, data=(str(tmp_path / "heart"),), labels=("1",), time_budget=1e-9)
     run_benchmark(heart)
     kept = json.loads((config.out / "config.json").read_text())["patients"]
-    assert kept == {"heart": {scan: scan[0] for scan in scans}}
+    assert kept == {"heart": {scan: f"images/{scan[0]}" for scan in scans}}
 
 
 def test_labels_are_counts_or_fractions(discs):

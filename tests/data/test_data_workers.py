@@ -1,5 +1,6 @@
 """Processes that load images: what happens if they have too little memory, die, or hang."""
 
+import contextlib
 import os
 import signal
 
@@ -35,14 +36,20 @@ def batches_until(images, number):
     """Reads batches from one worker process that gets this signal."""
     loader = make(images, 1)
     next(loader)
-    os.kill(loader._loaded._workers[0].pid, number)
+    process = loader._loaded._workers[0].pid
+    os.kill(process, number)
     try:
         for _ in range(10):
             next(loader)
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
         loader.close()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # torch reports the death once more
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_hangs_gives_a_sentence(images, number, monkeypatch):
     monkeypatch.setattr(stream, "SILENCE", 2)
