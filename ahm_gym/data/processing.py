@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -23,7 +23,7 @@ Shade = Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6})$")]
 class Strict(pydantic.BaseModel):
     """Refuses keys that it does not know."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
 class Window(Strict):
