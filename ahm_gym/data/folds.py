@@ -31,7 +31,7 @@ def with_fold(dataset: ImageDataset, fold: int, folds: int) -> ImageDataset:
     if not 0 <= fold < folds:
         raise InputError(f"`fold` is {fold}: choose from 0 to {folds - 1}, one below `folds`.")
     divided = [index for index in range(len(dataset)) if dataset.split_of(index) != "test"]
-    patients = {index: patient_of_sample(dataset, index) for index in divided}
+    patients = {index: dataset.patient(index) for index in divided}
     labelled = {patients[index] for index in divided if dataset.is_labelled(index)}
     if len(labelled) < folds:
         raise InputError(
@@ -46,18 +46,9 @@ def with_fold(dataset: ImageDataset, fold: int, folds: int) -> ImageDataset:
     return dataset.with_splits(splits)
 
 
-def patient_of_sample(dataset: ImageDataset, index: int) -> str:
-    """The patient of a sample; its case if that is the patient or the patient is not known."""
-    case = dataset.case_of(index)
-    return dataset.patients.get(case, case)
-
-
 def describe_fold(dataset: ImageDataset, fold: int, folds: int) -> str:
     """A sentence on the patients in train and val of a fold."""
-    counts = [
-        len({patient_of_sample(dataset, index) for index in dataset.indices(split)})
-        for split in ("train", "val")
-    ]
+    counts = [len({dataset.patient(index) for index in dataset.indices(split)}) for split in ("train", "val")]
     return (
         f"fold {fold} of {folds}: {counts[0]} patients in train and {counts[1]} in val, as far as names or files say "
         "who they are; an image of an unknown patient counts as one"

@@ -49,10 +49,29 @@ def open_data(
     Raises:
         InputError: if there is no such data, or it cannot be used.
     """
-    if min(image_size) < 1:
-        raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     source = find_source(spec, root, image_size)
-    source = OneSplit(source) if one_split else source
+    return open_source(
+        OneSplit(source) if one_split else source,
+        image_size=image_size,
+        native_resolution=native_resolution,
+        need_labels=need_labels,
+        patient_regex=patient_regex,
+    )
+
+
+def open_source(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    native_resolution: bool = False,
+    need_labels: bool | None = None,
+    patient_regex: str | None = None,
+) -> ImageDataset:
+    """Opens the dataset of a source; the arguments are those of `open_data`.
+
+    Raises:
+        InputError: if the data cannot be used.
+    """
     side = stored_side(image_size, native_resolution)
     dataset = prepare(
         source, shortest_side=side, need_labels=need_labels is not False, patient_regex=patient_regex
@@ -97,6 +116,8 @@ def search_roots(root: Path | None) -> list[Path]:
 
 def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> Source:
     """The source that `spec` names; see `open_data`."""
+    if min(image_size) < 1:
+        raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")
     if spec is None:
         return Mni152Source()
     roots = search_roots(root)

@@ -252,9 +252,15 @@ class ImageDataset:
         """The case of a sample, without reading its image."""
         return self._records["case"][index]
 
-    def id_of(self, index: int) -> str:
-        """The id of a sample, without reading its image."""
-        return self._records["id"][index]
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Rows and columns of a stored image, without reading it."""
+        _, height, width = self._records["image"][index]
+        return height, width
+
+    def spacing_of(self, index: int) -> tuple[float, float] | None:
+        """Millimetres per pixel (row, column) of a sample's file; None if unknown."""
+        spacing = self._records["spacing"][index]
+        return None if spacing is None else (spacing[0], spacing[1])
 
     def is_labelled(self, index: int) -> bool:
         """Whether a sample has a label."""
@@ -262,7 +268,6 @@ class ImageDataset:
 
     def sample(self, index: int) -> Sample:
         """The image, label and names of one sample."""
-        spacing = self._records["spacing"][index]
         position = self._records["position"][index] if self.has_slices else None
         label = self.label(index)
         return Sample(
@@ -270,7 +275,7 @@ class ImageDataset:
             label=None if label is None else label.long(),
             id=self._records["id"][index],
             case=self._records["case"][index],
-            spacing=None if spacing is None else (spacing[0], spacing[1]),
+            spacing=self.spacing_of(index),
             position=None if position is None else (position[0], position[1]),
             slice_spacing=self._records["slice_spacing"][index] if self.has_slices else None,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.draws import class_counts
 from ahm_gym.data.sample import SPLITS
 from ahm_gym.pages.page import Table
 
@@ -26,7 +27,7 @@ def count_images(dataset: ImageDataset) -> Table:
     for split in SPLITS:
         indices = dataset.indices(split)
         labelled = dataset.indices(split, labelled=True)
-        cases = {dataset.sample(index).case for index in indices}
+        cases = {dataset.case_of(index) for index in indices}
         patients = {dataset.patient(index) for index in indices}
         rows.append([split, *map(str, (len(indices), len(cases), len(patients), len(labelled)))])
     return Table("Images of each split", ["split", "images", "cases", "patients", "with a label"], rows)
@@ -43,9 +44,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
     for split in SPLITS:
         pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
         for index in dataset.indices(split, labelled=True):
-            label = dataset.sample(index).label
-            assert label is not None, "labelled"
-            found = np.bincount(label.flatten().numpy(), minlength=len(names))[: len(names)]
+            found = class_counts(dataset, index)
             pixels += found
             images += found > 0
         columns += [f"{split}: images", f"{split}: pixels"]
@@ -57,8 +56,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
 
 def count_sizes(dataset: ImageDataset) -> Table:
     """The most common sizes of the stored images, with the spacing of their files."""
-    samples = [dataset.sample(index) for index in range(len(dataset))]
-    found = Counter((tuple(sample.image.shape[1:]), sample.spacing) for sample in samples)
+    found = Counter((dataset.size_of(index), dataset.spacing_of(index)) for index in range(len(dataset)))
     rows = []
     for ((height, width), spacing), number in found.most_common(MOST_COMMON):
         size = "not stated" if spacing is None else " x ".join(f"{mm:.3g}" for mm in spacing) + " mm"

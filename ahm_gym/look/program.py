@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.layout import Layout
-from ahm_gym.data.sources import absolute, find_source
+from ahm_gym.data.listing import DESCRIPTION
+from ahm_gym.data.sources import absolute, find_source, open_source
 from ahm_gym.look.config import LookConfig
 from ahm_gym.look.counts import count_classes, count_images, count_sizes, histograms
 from ahm_gym.look.figures import contact_sheets, draw_histograms
@@ -35,17 +36,15 @@ def run_look(config: LookConfig) -> Path:
     """
     data, root = absolute(config.data, config.data_root)
     size = image_size_of(config.image_size)
-    dataset = open_data(
-        data, root=root, image_size=size, need_labels=False, patient_regex=config.patient_regex
-    )
     source = find_source(data, root, size)
+    dataset = open_source(source, image_size=size, need_labels=False, patient_regex=config.patient_regex)
     layout = source.search.layout if isinstance(source, FolderSource) else None
     make_folder(config.out, "`out`")
     proposed = None if layout is None else propose(layout, config.out.absolute())
     if proposed is not None:
         if config.patient_regex is not None:
             proposed["patients"] = config.patient_regex
-        write_atomically(config.out / "dataset.json", json.dumps(proposed, indent=2) + "\n")
+        write_atomically(config.out / DESCRIPTION, json.dumps(proposed, indent=2) + "\n")
     tables = count_tables(dataset)
     doubts = [
         *dataset.found["doubts"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ahm_gym.data.described import DescribedFolder
-from ahm_gym.data.description import VERSION, read_description
+from ahm_gym.data.description import VERSION, Description
 from ahm_gym.data.layout import Layout, Scan
+from ahm_gym.data.listing import DESCRIPTION
 from ahm_gym.errors import InputError
 
 
@@ -144,16 +144,11 @@ def _shared(names: Sequence[str]) -> int:
 
 def _finds_the_same(content: dict[str, Any], layout: Layout, folder: Path) -> bool:
     """Whether a description finds the same images and labels."""
-    path = folder / ".proposed.json"
     try:
-        path.write_text(json.dumps(content), encoding="utf-8")
-        description = read_description(path)
-        found = DescribedFolder(path, description).layout if description else None
+        found = DescribedFolder(folder / DESCRIPTION, Description.model_validate(content)).layout
     except InputError:
         return False
-    finally:
-        path.unlink(missing_ok=True)
-    return found is not None and _files(found.scans) == _files(layout.scans)
+    return _files(found.scans) == _files(layout.scans)
 
 
 def _files(scans: Sequence[Scan]) -> set[tuple[tuple[str, ...], frozenset[str]]]:

@@ -47,7 +47,7 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
     features = embed(
         encoder, dataset, statistics_of(config.run), pick_device(config.device), per_patch=config.per_patch
     )
-    ids = [dataset.id_of(index) for index in range(len(dataset))]
+    ids = list(dataset.ids)
     make_folder(config.out.parent, "`out`")
     write_atomically(config.out, encode_features(features, ids, config.out.suffix))
     return features.shape

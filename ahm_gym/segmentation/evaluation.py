@@ -223,7 +223,7 @@ def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
     """Indices of the labelled images in a split, by case."""
     cases: dict[str, list[int]] = defaultdict(list)
     for index in dataset.indices(split, labelled=True):
-        cases[dataset.sample(index).case].append(index)
+        cases[dataset.case_of(index)].append(index)
     return dict(cases)
 
 

@@ -141,7 +141,7 @@ class PixelProbe:
             classifier([one[start : start + BATCH_SIZE] for one in maps], self.grid).double()
             for start in range(0, len(self.test), BATCH_SIZE)
         ]
-        cases = [self.dataset.sample(index).case for index in self.test]
+        cases = [self.dataset.case_of(index) for index in self.test]
         found = case_scores(torch.cat(chunks), classes, cases)
         columns = {
             name: class_dice({case: scores[name] for case, scores in found.items()})

@@ -54,7 +54,7 @@ class Probe:
                     f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
                     "fine-tune."
                 )
-        self._cases = {index: dataset.sample(index).case for index in [*self.val, *self.test]}
+        self._cases = {index: dataset.case_of(index) for index in [*self.val, *self.test]}
         self._patches: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(

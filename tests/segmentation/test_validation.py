@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ahm_gym.data import open_data
-from ahm_gym.data.folds import patient_of_sample, with_fold
+from ahm_gym.data.folds import with_fold
 from ahm_gym.errors import InputError
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import FinetuneConfig
@@ -180,7 +180,7 @@ def patients(tmp_path_factory):
 
 
 def patients_in(dataset, split):
-    return {patient_of_sample(dataset, index) for index in dataset.indices(split)}
+    return {dataset.patient(index) for index in dataset.indices(split)}
 
 
 def test_folds_are_disjoint_by_patient_and_leave_test_alone(patients):
