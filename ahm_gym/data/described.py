@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ahm_gym.data.description import (
-    DESCRIPTION,
     Described,
     Description,
     match_files,
@@ -16,7 +15,8 @@ from ahm_gym.data.description import (
 )
 from ahm_gym.data.formats import stem_of
 from ahm_gym.data.layout import Layout, Scan
-from ahm_gym.data.listing import SPLIT_TABLE, Found, walk
+from ahm_gym.data.listing import DESCRIPTION, SPLIT_TABLE, Found, walk
+from ahm_gym.data.patients import found_in
 from ahm_gym.data.search import Search
 from ahm_gym.errors import InputError
 
@@ -84,8 +84,7 @@ class DescribedFolder:
         """The patient that the description tells, if it tells any."""
         if self.description.patients is None:
             return case.patient
-        match = re.search(self.description.patients, place)
-        found = match and (match[1] if match.re.groups else match[0])
+        found = found_in(place, re.compile(self.description.patients))
         if not found:
             raise InputError(
                 f"`patients` in {self.path} finds no patient in {place!r}: make it more general."

@@ -22,8 +22,6 @@ from ahm_gym.data.processing import Processing, Strict
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.errors import InputError
 
-DESCRIPTION: str = "dataset.json"
-"""Name of the file that describes the folder in which it lies."""
 VERSION: int = 1
 """Version of the schema, the value of the key `ahm_gym`, by which a description is told from those of nnU-Net."""
 NAMES: tuple[str, ...] = ("case", "modality", "patient")

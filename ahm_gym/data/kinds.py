@@ -22,7 +22,7 @@ from ahm_gym.data.labels import (
     looks_like_label,
     reduced,
 )
-from ahm_gym.data.listing import FORMAT_WORDS, Found, role_of_folder
+from ahm_gym.data.listing import DESCRIPTION, FORMAT_WORDS, Found, role_of_folder
 from ahm_gym.errors import InputError
 
 FEW_VALUES = 16
@@ -223,7 +223,7 @@ def unread_labels(others: Sequence[Found], stems: Sequence[str]) -> str:
 
 
 def _seems_label(file: Found, stems: set[str]) -> bool:
-    if file.suffix == ".json" and file.path.name not in ("dataset.json",):
+    if file.suffix == ".json" and file.path.name != DESCRIPTION:
         with file.path.open("rb") as opened:
             start = opened.read(1 << 16)
         return b'"annotations"' in start or b'"shapes"' in start or "annotation" in file.stem.lower()
@@ -231,7 +231,7 @@ def _seems_label(file: Found, stems: set[str]) -> bool:
     named = file.stem in stems or (match is not None and match[1] in stems)
     if file.suffix == ".zip":
         return looks_like_label(file.stem) or "label" in file.stem.lower() or "mask" in file.stem.lower()
-    return in_label_folder(file) or (named and file.suffix in (*UNREAD, ".nrrd", ".mha", ".mhd", ".gif"))
+    return in_label_folder(file) or (named and file.suffix in UNREAD)
 
 
 def no_images(root: Path, others: Sequence[Found], kinds: Kinds) -> InputError:

@@ -57,7 +57,7 @@ class Layout:
     doubts: tuple[str, ...] = ()
     """Sentences on what may be wrong, each with the way to settle it, without a full stop."""
     faults: tuple[str, ...] = ()
-    """What is wrong with the labels: whoever needs labels refuses the folder with the first."""
+    """What is wrong with the labels. The first is the error if labels are needed."""
     unread_labels: str = ""
     """A sentence on labels of a kind that cannot be read; empty if there are none."""
     channels_named: bool = False

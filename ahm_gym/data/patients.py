@@ -118,8 +118,7 @@ def _by_pattern(places: list[str], pattern: str) -> Grouping:
         ) from error
     groups = []
     for place in places:
-        match = compiled.search(place)
-        group = None if match is None else match[1 if compiled.groups else 0]
+        group = found_in(place, compiled)
         if not group:
             raise InputError(
                 f"`patient_regex={pattern}` finds no patient in {place!r}: expected a match in the name of every "
@@ -127,6 +126,12 @@ def _by_pattern(places: list[str], pattern: str) -> Grouping:
             )
         groups.append(group)
     return Grouping(groups, f"by the pattern {pattern}", "sure")
+
+
+def found_in(place: str, pattern: re.Pattern[str]) -> str | None:
+    """What a pattern finds in a place: its first group, or else its match; None if it finds nothing."""
+    match = pattern.search(place)
+    return None if match is None else match[1 if pattern.groups else 0]
 
 
 def _by_bids(places: list[str]) -> Grouping | None:

@@ -201,7 +201,7 @@ class _Reading:
         return drafts, stacked
 
     def _say_labels(self, matches: Matches, drafts: list[Draft], incomplete: set[str]) -> None:
-        """Keeps what is wrong with the labels, for whoever needs them."""
+        """Keeps what is wrong with the labels; it is an error only if labels are needed."""
         self.left_out |= matches.left_out
         self.faults += matches.faults
         if matches.merged:

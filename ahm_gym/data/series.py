@@ -12,6 +12,8 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from ahm_gym.data.formats.dicom_series import key_of
+from ahm_gym.data.formats.names import has_dicom_magic
 from ahm_gym.data.listing import Found
 
 TAGS: tuple[str, ...] = (
@@ -20,7 +22,7 @@ TAGS: tuple[str, ...] = (
 )  # fmt: skip
 NO_IMAGE: frozenset[str] = frozenset("RTSTRUCT RTPLAN RTDOSE SEG SR PR KO REG".split())
 """Modalities of files that hold something other than an image of the patient."""
-NAMED_ENDINGS: frozenset[str] = frozenset({"", ".ima", ".dicom"})
+NAMED_ENDINGS: frozenset[str] = frozenset({"", ".dicom"})
 """Suffixes of files that are DICOM if they start like it; so are those that end in a number."""
 
 
@@ -47,9 +49,7 @@ def is_unnamed_dicom(file: Found) -> bool:
     """Whether a file without a known suffix starts as a DICOM file does."""
     if file.suffix not in NAMED_ENDINGS and not file.suffix[1:].isdecimal():
         return False
-    with contextlib.suppress(OSError), file.path.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM" and file.path.name != "DICOMDIR"
-    return False
+    return file.path.name != "DICOMDIR" and has_dicom_magic(file.path)
 
 
 def group(files: Iterable[Found]) -> Grouped:
@@ -70,26 +70,16 @@ def group(files: Iterable[Found]) -> Grouped:
             found.left_out[file.path] = (
                 f"it is DICOM of the kind {header.Modality}; convert contours to masks to use them"
             )
-        elif (key := _stack_of(file, header)) is None:
+        elif (key := key_of(header)) is None:
             found.single.append(file)
         else:
-            stacks.setdefault(key, []).append((file, header))
+            stacks.setdefault((file.parts, key), []).append((file, header))
     for slices in stacks.values():
         if len(slices) == 1:
             found.single.append(slices[0][0])
         else:
             found.series += _in_order(slices, found.doubts)
     return found
-
-
-def _stack_of(file: Found, header: Any) -> Any:
-    """What the slices of one volume have in common; None for a file that is no slice."""
-    orientation, position = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
-    uid = header.get("SeriesInstanceUID")
-    if not (orientation and position and uid) or int(header.get("NumberOfFrames") or 1) > 1:
-        return None
-    turned = tuple(round(float(value), 2) for value in orientation)
-    return file.parts, str(uid), turned, header.get("Rows"), header.get("Columns")
 
 
 def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Series]:

@@ -227,5 +227,5 @@ def _spacing(file: pydicom.FileDataset) -> tuple[float, float] | None:
 
 
 def _patient(file: pydicom.FileDataset) -> str | None:
-    """The patient that the file states; whether that identifies anyone is judged by `find_patients`."""
+    """The patient that the file states. `find_patients` judges whether that identifies anyone."""
     return str(file.get("PatientID") or "").strip() or None

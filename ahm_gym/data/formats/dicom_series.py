@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterable
@@ -30,14 +31,20 @@ def series_key(path: Path) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            file = open_dicom(path, header_only=True)
-            place = _place(file)
+            return key_of(open_dicom(path, header_only=True))
         except Exception:  # not DICOM, or damaged: not a slice; the reader says why
             return None
-    if place is None or int(file.get("NumberOfFrames") or 1) > 1 or not file.get("SeriesInstanceUID"):
+
+
+def key_of(header: pydicom.FileDataset) -> str | None:
+    """What all slices of one series share, by the header of one; see `series_key`."""
+    place = None
+    with contextlib.suppress(ValueError, TypeError):  # a damaged position
+        place = _place(header)
+    if place is None or int(header.get("NumberOfFrames") or 1) > 1 or not header.get("SeriesInstanceUID"):
         return None
     directions = ",".join(f"{value + 0.0:.2f}" for value in place[0].ravel())
-    return f"{file.SeriesInstanceUID} {file.Rows}x{file.Columns} {directions}"
+    return f"{header.SeriesInstanceUID} {header.get('Rows')}x{header.get('Columns')} {directions}"
 
 
 def read_series(paths: Iterable[Path]) -> Pixels:
