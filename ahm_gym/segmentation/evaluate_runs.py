@@ -42,13 +42,13 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     say(dataset)
     scores = evaluate(ensemble.classes, dataset, part)
     results = {"split": split, "data": dataset.name, **scores, "config": to_json(config)}
+    make_folder(config.out, "`out`")
+    write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     figure = draw_cases(ensemble.classes, dataset, {**results, "split": part})
     figure.suptitle(
         f"{dataset.name}, {split} images: from the worst to the best of {len(scores['cases'])} cases"
     )
-    make_folder(config.out, "`out`")
     figure.savefig(config.out / "overlays.png")
-    write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
