@@ -21,7 +21,16 @@ from ahm_gym.benchmark.evaluations import (
     scores_of_probe,
 )
 from ahm_gym.benchmark.memory import peak_memory_mib, reset_peak_memory
-from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, PROBES, UNTRAINED, PretrainRow, Row, ScoreRow
+from ahm_gym.benchmark.rows import (
+    BASELINES,
+    NOT_PRETRAINED,
+    PROBES,
+    UNTRAINED,
+    PretrainRow,
+    Row,
+    ScoreRow,
+    read_row,
+)
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
@@ -160,7 +169,7 @@ def pretraining_row(group: Group, interrupt: Interrupt) -> PretrainRow:
     path = config.run_dir / "row.json"
     if path.exists():
         shutil.rmtree(config.run_dir / "checkpoint", ignore_errors=True)
-        return PretrainRow.model_validate_json(path.read_text())
+        return read_row(path)
     job = Job("pretrain", group.data, config.policy, config.seed)
     if config.policy == UNTRAINED:
         psnr = psnr_of(*open_autoencoder(config))

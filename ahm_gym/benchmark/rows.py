@@ -12,6 +12,7 @@ from pydantic import field_validator as validator
 
 from ahm_gym.errors import InputError
 from ahm_gym.runs.lines import complete_lines
+from ahm_gym.runs.schema import read_json, read_object
 
 REFERENCE = "random"
 """The policy that all others are compared with."""
@@ -250,6 +251,23 @@ def read_lines(out: Path) -> list[Row]:
     return rows
 
 
+def read_row(path: Path) -> PretrainRow:
+    """The row in the run folder of a finished encoder.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    try:
+        row = ROW.validate_json(json.dumps(read_json(path)))
+        assert isinstance(row, PretrainRow)
+        return row
+    except (ValidationError, AssertionError) as error:
+        raise InputError(
+            f"{path} is not the row of an encoder: delete the folder {path.parent}, and the benchmark "
+            "trains it again."
+        ) from error
+
+
 def _reason(error: ValidationError) -> str:
     """The first problem: the field, its value, and what was expected."""
     first = error.errors(include_url=False)[0]
@@ -295,12 +313,7 @@ def read_settings(out: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or an entry has the wrong type.
     """
     path = out / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): restore it, or choose another folder.") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} holds no settings of a benchmark: restore it, or choose another folder.")
+    settings = read_object(path) if path.exists() else {}
     for name, kind in KINDS_OF_SETTINGS.items():
         if name in settings and not isinstance(settings[name], kind):
             expected = "a text" if kind is str else "an object"

@@ -103,11 +103,11 @@ def _visit(folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int
     for entry in listed:
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
             continue
-        if entry.is_dir():
+        path = folder / entry.name
+        if path.is_dir():  # unlike `entry.is_dir`, it is False for a link to itself
             folders.append(entry.name)
             continue
-        path = folder / entry.name
-        if not entry.is_file() and path.exists():  # a broken link is refused where it is used
+        if not path.is_file() and path.exists():  # a broken link is refused where it is used
             tree.left_out[path] = "it is a device or a pipe"
             continue
         suffix = suffix_of(path)

@@ -30,13 +30,20 @@ class Schema(BaseModel):
     )
 
 
+def refuse_devices(path: Path) -> None:
+    """Raises InputError if a path leads to something that is neither a file nor missing; a device may never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder, a device or a pipe: restore the file.")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: if the file is missing, too large, not JSON, or nested too deeply.
+        InputError: if the file is missing, no file, too large, not JSON, or nested too deeply.
     """
     try:
+        refuse_devices(path)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB: restore the file.")
         return json.loads(path.read_text(encoding="utf-8"))

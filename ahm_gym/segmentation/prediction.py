@@ -21,6 +21,7 @@ from ahm_gym.errors import InputError, Interrupted, printable, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.progress import Progress
+from ahm_gym.runs.schema import Schema, checked
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import PredictConfig
 from ahm_gym.segmentation.maps import encode_probabilities, encode_uncertainty
@@ -31,6 +32,28 @@ NUM_SHOWN: int = 8
 """Largest number of scans in the picture."""
 MAPS: tuple[str, ...] = ("probabilities", "uncertainty")
 """Maps that a setting adds, and the folders beside the masks that they are written to."""
+
+
+class Made(Schema):
+    """What the masks of a folder depend on: the first line of its list."""
+
+    run: str | list[str]
+    select: str | None = None
+    probabilities: bool = False
+    uncertainty: bool = False
+
+
+class Row(Schema):
+    """A finished scan."""
+
+    scan: str
+    file: str
+    mask: str
+    probabilities: str | None = None
+    uncertainty: str | None = None
+    pixels: list[int]
+    unit: str
+    sizes: list[float] | None
 
 
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
@@ -96,17 +119,34 @@ def _open(config: PredictConfig) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         make_folder(place, "`out`")
         write_atomically(path, json.dumps(settings) + "\n")
-    first, *lines = complete_lines(path)
-    write_atomically(path, "\n".join((first, *lines, "")))  # without an incomplete line, to append to
-    _check_same(place, json.loads(first), settings)
+    lines = complete_lines(path)
+    first, *rows = _read_rows(path, lines)
+    write_atomically(path, "\n".join((*lines, "")))  # without an incomplete line, to append to
+    _check_same(place, first, settings)
     for name in MAPS:
         if getattr(config, name):
             make_folder(place / name, "`out`")
-    return {row["scan"]: row for row in map(json.loads, lines)}
+    return {row["scan"]: row for row in rows}
+
+
+def _read_rows(path: Path, lines: list[str]) -> list[dict[str, Any]]:
+    """The settings of a folder of masks, and the rows of its finished scans.
+
+    Raises:
+        InputError: if a line is missing or damaged.
+    """
+    try:
+        first, *rows = map(json.loads, lines)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): choose another folder for `out`.") from error
+    checked(Made, first, path)
+    for row in rows:
+        checked(Row, row, path)
+    return [first, *rows]
 
 
 def _settings(config: PredictConfig) -> dict[str, Any]:
-    """What the masks of a folder depend on: the first line of its list."""
+    """What the masks of this folder depend on, as in `Made`."""
     runs = [str(run.absolute()) for run in config.runs]
     options = {name: getattr(config, name) for name in ("select", *MAPS)}
     return {"run": runs[0] if len(runs) == 1 else runs, **options}

@@ -16,6 +16,7 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError, say
 from ahm_gym.runs.folder import RunFolder
+from ahm_gym.runs.schema import read_object
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.evaluation import group_cases
 from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict, save_segmenter
@@ -113,7 +114,7 @@ class BestSegmenter:
 def read_score(run: Path) -> dict[str, Any] | None:
     """The step and the val Dice of a run's best segmenter; None if it has none."""
     path = run / BEST / SCORE_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def segmenter_folder(run: Path, select: str) -> Path:

@@ -1,11 +1,13 @@
 """Rows of a benchmark: what is read, what is written, and what is refused."""
 
+import json
+
 import pytest
 from benchmark_rows import board, make_rows, write_rows
 from programs import ROOT
 
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import read_lines, read_settings
+from ahm_gym.benchmark.rows import read_lines, read_row, read_settings
 from ahm_gym.errors import InputError
 
 SCORE = next(
@@ -32,6 +34,18 @@ def test_a_folder_without_rows_or_with_other_lines_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"kind": "finetune"}\n')
     with pytest.raises(InputError, match="line 1 of .* is not a row"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", json.dumps(SCORE), json.dumps(PRETRAINING | {"seconds": "1"})]
+)
+def test_a_damaged_row_of_an_encoder_is_refused(tmp_path, content):
+    path = tmp_path / "row.json"
+    path.write_text(json.dumps(PRETRAINING))
+    assert read_row(path).policy == PRETRAINING["policy"]
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"row\.json is not the row of an encoder: delete the folder"):
+        read_row(path)
 
 
 @pytest.mark.parametrize(

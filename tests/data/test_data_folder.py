@@ -55,6 +55,15 @@ def test_a_broken_link_is_refused(tmp_path: Path):
         open_data(str(tmp_path), image_size=SIZE)
 
 
+@pytest.mark.parametrize("name", ["b.png", "split.csv", "dataset.json", "labels"])
+def test_a_link_to_itself_is_refused_whatever_its_name(tmp_path: Path, name: str):
+    for image in ("a.png", "c.png", "d.png"):
+        write(tmp_path / image)
+    (tmp_path / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} cannot be read \(.*restore the target of the link"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
 @pytest.mark.parametrize(("shape", "first"), [((3, 32, 40), "channels"), ((20, 32, 32), "slices")])
 def test_an_array_with_its_axes_in_another_order_is_refused(
     tmp_path: Path, shape: tuple[int, ...], first: str

@@ -15,6 +15,7 @@ from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.trained_agent import from_run
 from ahm_gym.runs import schema
+from ahm_gym.runs.lines import complete_lines
 from ahm_gym.runs.storage import load_state, save_state
 from ahm_gym.segmentation.segmenter import build_segmenter, load_segmenter, save_segmenter
 
@@ -49,6 +50,13 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(list(range(10))))
     with pytest.raises(InputError, match=r"config\.json is larger than"):
         schema.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("read", [schema.read_json, complete_lines])
+def test_a_device_is_not_read_to_its_end_which_never_comes(tmp_path, read):
+    (tmp_path / "state.json").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"state\.json is a folder, a device or a pipe: restore the file"):
+        read(tmp_path / "state.json")
 
 
 @pytest.mark.parametrize("name", ["data", "steps", "image_size"])

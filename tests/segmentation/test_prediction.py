@@ -319,6 +319,23 @@ def test_a_folder_of_an_earlier_version_is_continued_and_a_missing_map_is_made_a
     assert missing.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("line", "content"),
+    [(0, "{}"), (0, "[]"), (1, "{}"), (1, '{"scan": 1}'), (1, "[" * 100_000), (1, "no JSON")],
+)
+def test_a_damaged_list_of_predictions_is_refused_and_kept(run, scans, tmp_path, line, content):
+    config = config_of(run, scans, tmp_path)
+    run_predict(config)
+    listed = tmp_path / "out" / "predictions.jsonl"
+    lines = listed.read_text().splitlines()
+    lines[line] = content
+    listed.write_text("\n".join([*lines, ""]))
+    damaged = listed.read_text()
+    with pytest.raises(InputError, match=r"predictions\.jsonl"):
+        run_predict(config)
+    assert listed.read_text() == damaged
+
+
 def test_a_run_without_a_best_segmenter_says_so(run, scans, tmp_path):
     with pytest.raises(InputError, match="unknown selection 'first'"):
         run_predict(config_of(run, scans, tmp_path, select="first"))
