@@ -26,7 +26,7 @@ NNUNET_FOLDERS: tuple[str, ...] = ("imagestr", "imagests", "imagesval", "imagesv
 
 IMAGE_WORDS: frozenset[str] = frozenset("image images img imgs original originals input inputs".split())
 LABEL_WORDS: frozenset[str] = frozenset(
-    "label labels mask masks gt gts groundtruth groundtruths truth segmentation segmentations seg segs "
+    "label labels mask masks msk msks gt gts groundtruth groundtruths truth segmentation segmentations seg segs "
     "annotation annotations annot manual gtpolyp labelmap labelmaps".split()
 )
 MIXED_WORDS: frozenset[str] = frozenset("with without and no".split())
@@ -61,6 +61,8 @@ class Found:
     suffix: str
     in_labels: bool = False
     """It lies in a folder of labels."""
+    image: Path | None = None
+    """The image of a label that only its pixels tell from one."""
 
 
 @dataclass

@@ -129,10 +129,10 @@ def test_the_lists_of_the_decathlon_are_compared_with_the_files(tmp_path: Path):
     path.write_text(json.dumps(described | {"training": [pair, gone]}))
     layout = find_layout(tmp_path)
     assert layout.classes == {0: "background", 1: "liver"}
-    assert "lists 2 training images, of which 1 are missing, such as imagesTr/b.nii.gz" in layout.doubts[0]
+    assert "lists 2 training images, of which 1 is missing, such as imagesTr/b.nii.gz" in layout.doubts[0]
     path.write_text(json.dumps(described | {"training": [gone]}))
     with pytest.raises(
-        InputError, match="lists 1 training images such as imagesTr/b.nii.gz, and none is there"
+        InputError, match="lists 1 training image such as imagesTr/b.nii.gz, and none is there"
     ):
         find_layout(tmp_path)
 
@@ -325,7 +325,8 @@ def test_images_that_show_nothing_are_refused_if_all_are_so(tmp_path: Path, caps
 def test_one_or_two_images_are_only_a_trial(tmp_path: Path, count: int):
     for number in range(count):
         write(tmp_path / f"f{number}.png")
-    assert f"{count} images are too few" in find_layout(tmp_path).doubts[0]
+    few = "1 image is too few" if count == 1 else "2 images are too few"
+    assert few in find_layout(tmp_path).doubts[0]
 
 
 def write_series(folder: Path, suffix: str = ".dcm", uid: str = "1.2", **tags) -> np.ndarray:
