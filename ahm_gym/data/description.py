@@ -154,7 +154,7 @@ def compile_pattern(pattern: str, description: Processing, origin: str) -> re.Pa
             if name not in NAMES:
                 raise InputError(
                     f"the pattern {pattern!r} in {origin} has {part}: expected {{case}}, {{modality}}, {{patient}} or "
-                    "{{class}}."
+                    "{class}."
                 )
             if name in known and not known[name]:
                 raise InputError(

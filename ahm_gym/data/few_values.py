@@ -17,6 +17,8 @@ FEW_VALUES = 16
 LOSSY: tuple[str, ...] = (".jpg", ".jpeg", ".webp")
 BLACK_AND_WHITE = 0.8
 """Smallest share of the pixels of a mask in a lossy format that are nearly black or white."""
+FLAT = 0.6
+"""Smallest share of neighbours in a label that are equal, without those of which both are background."""
 COARSE = 64
 """A volume is first looked at with so many voxels along each axis."""
 
@@ -45,6 +47,24 @@ def count_label_values(path: Path) -> int | None:
     found = np.unique(values)
     whole = np.abs(found - np.rint(found)).max() <= ROUNDING if found.dtype.kind == "f" else True
     return len(found) if whole and found[0] >= 0 and len(found) <= FEW_VALUES else None
+
+
+def is_flat(path: Path) -> bool:
+    """Whether a file has whole numbers in flat areas, as labels have: most neighbours in them are equal."""
+    try:
+        array = read_pixels(path).array
+    except InputError:
+        return False
+    if array.ndim > 2 and not (array == array[..., :1]).all():
+        array = array[:, :, array.shape[2] // 2]
+    array = array[:, :, 0] if array.ndim == 3 else array
+    if array.ndim != 2 or array.dtype.kind not in "bui" or array.min() < 0:
+        return False
+    one, other = array[:, 1:], array[:, :-1]
+    values, numbers = np.unique(array, return_counts=True)
+    background = values[numbers.argmax()]
+    shown = (one != background) | (other != background)
+    return bool(shown.any() and (one == other)[shown].mean() > FLAT)
 
 
 def _is_black_and_white(array: Shaped[np.ndarray, "..."]) -> bool:

@@ -62,7 +62,7 @@ class Kinds:
         rest = found._without_derived(found._without_copies(files))
         apart = [file for file in rest if in_label_folder(file)]
         if len(apart) == len(rest):  # a folder such as brain_segmentation may hold images and labels
-            apart = [] if _hold_pairs(apart) else apart
+            apart = [] if _hold_pairs(apart) or find_unnamed(apart).labels else apart
         inside = {file.path for file in apart}
         found._by_name([file for file in rest if file.path not in inside])
         found.labels += [replace(file, in_labels=True) for file in apart]

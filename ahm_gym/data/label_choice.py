@@ -12,9 +12,12 @@ from ahm_gym.data.label_names import ENDINGS, WORD, Place, place_of, read_name
 from ahm_gym.data.listing import LABEL_WORDS, Found, natural, role_of_folder, words_of
 from ahm_gym.data.modalities import Draft
 from ahm_gym.data.scaling import MAX_CLASSES
+from ahm_gym.data.wording import counted, verb
 
 CONSENSUS = re.compile(r"(?<![a-z])(maj|majority|consensus|staple|vote|voted)(?![a-z])", re.IGNORECASE)
 """A word in the name of the one of several labels on which their observers agree."""
+BRAIN = re.compile(r"desc-brain|(?:brain|head|skull)[-_ ]?mask", re.IGNORECASE)
+"""A mask that shows where the brain is, not what is to be found in it."""
 SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])|(?<![A-Za-z])(left|right)(?=[A-Z])", re.IGNORECASE)
 EDGES = " _-.()[]#0123456789"
 """Letters that are no part of the name of a class at its start and end."""
@@ -59,8 +62,9 @@ def choose_labels(drafts: Sequence[Draft], classes: Mapping[int, str]) -> Choice
     if len({_without_side(name) for name in classes_found}) > 1:
         _number_classes(drafts, classes_found, classes, found)
     else:
-        for draft in several:
-            _merge(draft, names[id(draft)], found)
+        unclear = [labels for draft in several if (labels := _merge(draft, names[id(draft)], found))]
+        if unclear:
+            found.faults.append(_of_one_image(unclear))
     found.faults += _two_places(drafts)
     return found
 
@@ -100,7 +104,7 @@ def _choose_drawn(draft: Draft, found: Choice, unwanted: dict[tuple[str, str], s
         found.left_out |= {label.path: reason for label in others}
         draft.labels = [label for label in draft.labels if label not in others]
         found.keep(draft, first, "the label of another observer is used")
-    brains = [label for label in draft.labels if "desc-brain" in label.stem]
+    brains = [label for label in draft.labels if BRAIN.search(label.stem)]
     if brains and len(brains) < len(draft.labels):
         others = [label for label in draft.labels if label not in brains]
         found.keep(draft, others, "it is a mask of the brain, and there is another label")
@@ -174,21 +178,31 @@ def _number_classes(
     )
 
 
-def _merge(draft: Draft, names: Sequence[str], found: Choice) -> None:
-    """Keeps the parts of one label; otherwise it is a fault."""
+def _merge(draft: Draft, names: Sequence[str], found: Choice) -> list[Found]:
+    """Keeps the parts of one label; otherwise keeps the first and returns all, which are a fault."""
+    if len(draft.labels) < 2:
+        return []
     own = {label.path: read_name(label) for label in draft.labels}
     forms = {(label.path.parent, label.suffix, _without_number(label)) for label in draft.labels}
     unnamed = all(not own[label.path].bases and label.stem not in draft.names for label in draft.labels)
     sides = all(map(SIDE.search, names)) and len({_without_side(name) for name in names}) == 1
     if sides or len(forms) == 1 or (unnamed and len({form[:2] for form in forms}) == 1):
         found.merged += 1
-        return
-    first, second = draft.labels[:2]
-    found.faults.append(
-        f"{first.path} and {_told_apart(second, first)} are labels of one image: expected one, or parts of one that "
-        "differ by a number such as _mask and _mask_1; move the one that should not be used."
+        return []
+    labels = list(draft.labels)
+    draft.labels = labels[:1]
+    return labels
+
+
+def _of_one_image(unclear: Sequence[Sequence[Found]]) -> str:
+    """A sentence on images with several labels, of which it is not known which to use."""
+    first, second = unclear[0][:2]
+    others = len(unclear) - 1
+    more = f" ({counted(others, 'more image')} {verb(others, 'has', 'have')} several)" if others else ""
+    return (
+        f"{first.path} and {_told_apart(second, first)} are labels of one image{more}: expected one, or parts of one "
+        "that differ by a number such as _mask and _mask_1; move the one that should not be used."
     )
-    draft.labels = [first]
 
 
 def _told_apart(label: Found, other: Found) -> str:

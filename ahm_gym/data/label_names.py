@@ -30,13 +30,15 @@ OBSERVER = re.compile(
     re.IGNORECASE,
 )
 OBSERVER_FOLDER = re.compile(
-    r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)|manual[-_ ]?(\d)", re.IGNORECASE
+    r"(\d)(?:st|nd|rd)[-_ ]?(?:manual|observer|reader|rater)|"
+    r"(?:manual|observer|reader|rater|expert|annotator)[-_ ]?(\d)",
+    re.IGNORECASE,
 )
 WORD = re.compile(r"[A-Za-z]{3}")
 """What the name of a class has, and the number of a part has not."""
 NUMBER = re.compile(r"[-_ ]\d+$")
 NUMBERED_IMAGE = re.compile(r"[A-Za-z]+[-_ ]?(\d+)")
-ENTITY = re.compile(r"_(?:desc|label|space|res)-[^_]+")
+ENTITY = re.compile(r"_(?:desc|label|space|res|seg)-[^_]+")
 """What BIDS says of a derived file beyond the scan that it belongs to."""
 DERIVED_NAME = re.compile(r"(.+)[-_ ](?:superpixels?|probseg|overlay|preview|heatmap)", re.IGNORECASE)
 """A name that says that the file was made from an image."""

@@ -83,7 +83,7 @@ class Layout:
         if files:
             parents = {label.parent for label in files}
             place = os.path.commonpath(parents)
-            files, have = counted(len(self.scans), "file"), verb(len(self.labels), "has", "have")
+            files, have = counted(len(self.scans), "file"), verb(len(self.scans), "has", "have")
             yield f"{len(self.labels)} of {files} {have} a label, from {place}"
         if self.modalities:
             yield (

@@ -161,8 +161,9 @@ def _single(images: Sequence[Found], cases: Cases) -> Iterator[Draft]:
 def _by_modality(images: Sequence[Found]) -> Stacked:
     alone = Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
     cases: dict[tuple[tuple[str, ...], str, str], dict[str, Found]] = {}
+    numbered = {_numbered(image) for image in images if not modality_of(image)}
     for image in images:
-        if found := modality_of(image):
+        if (found := modality_of(image)) and (found[1][-1:].isalpha() or _numbered(image) not in numbered):
             cases.setdefault(found[0], {})[found[1]] = image
     several = [files for files in cases.values() if len(files) > 1]
     if not several:
@@ -196,6 +197,12 @@ def _by_modality(images: Sequence[Found]) -> Stacked:
             f"{verb(len(unfit), 'has', 'have')} another size; resample all to one grid to use them"
         )
     return found
+
+
+def _numbered(image: Found) -> tuple[tuple[str, ...], str] | None:
+    """The folder and the name of an image without the number at its end; `t1` and `t2` beside `t3` are numbers."""
+    match = re.fullmatch(r"(.*[A-Za-z])\d+", image.stem)
+    return None if match is None else (image.parts, match[1])
 
 
 def _fitting(cases: Sequence[dict[str, Found]], names: Sequence[str]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from ahm_gym.data.nnunet import ForeignDescription
 from ahm_gym.data.series import Series, group, is_unnamed_dicom
 from ahm_gym.data.stated_splits import find_table, has_table, use_stated
 from ahm_gym.data.unmatched import judge_unmatched
+from ahm_gym.data.unnamed_labels import doubt_of_all
 from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
 
@@ -136,6 +137,9 @@ class _Reading:
         if note := _other_kinds(others):
             self.notes.append(note)
         labelled = any(scan.labels for scan in scans)
+        files = [draft.files[0] for draft in drafts if not draft.series]
+        if files and not labelled and (doubt := doubt_of_all(files)):
+            self.doubts.append(doubt)
         if "ignore" in self.description.labels:
             self.faults.append(
                 f"{self.described} names pixels to ignore, which cannot be left out yet: give them the value of the "

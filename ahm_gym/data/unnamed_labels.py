@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from ahm_gym.data.few_values import FEW_VALUES, count_label_values, count_values
+from ahm_gym.data.few_values import FEW_VALUES, count_label_values, count_values, is_flat
 from ahm_gym.data.formats.headers import shape_of
 from ahm_gym.data.listing import Found
 from ahm_gym.data.modalities import MODALITIES
@@ -42,20 +42,36 @@ class Unnamed:
     left_out: dict[Path, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     unsure: dict[Path, str] = field(default_factory=dict)
-    """Doubts about files that may be labels, by the first of them."""
+    """The doubt about each file that may be a label."""
 
 
 def find_unnamed(images: Sequence[Found]) -> Unnamed:
     """The labels among files that were taken for images."""
     found, known = Unnamed(), {}
-    for rule in (_by_folder, _by_name, _by_ending, _by_word):
+    for rule in (_by_folder, _by_ending, _by_word, _by_name):
         taken = {label.path for label in found.labels} | found.left_out.keys()
         families = _families(rule, [image for image in images if image.path not in taken], known)
         for family in families:
             family.judge(families, found)
     taken = {label.path for label in found.labels} | found.left_out.keys()
-    found.doubts += (doubt for path, doubt in found.unsure.items() if path not in taken)
+    found.doubts += dict.fromkeys(doubt for path, doubt in found.unsure.items() if path not in taken)
     return found
+
+
+def doubt_of_all(images: Sequence[Found]) -> str | None:
+    """A sentence if all images that are looked at hold few values, as labels do; None if one holds more."""
+    most = 1
+    for image in _sample(images):
+        count = count_label_values(image.path)
+        if count is None:
+            return None
+        most = max(most, count)
+    if most == 1:
+        return None
+    return (
+        f"the images hold at most {most} values, such as {_shown(images[0])}, as labels do; if they are labels, give "
+        "the folder of their images"
+    )
 
 
 @dataclass(eq=False)
@@ -82,8 +98,13 @@ class _Family:
 
     def judge(self, families: Sequence[_Family], found: Unnamed) -> None:
         """Adds its files to the labels if they are some, or a doubt if that is not sure."""
+        if found.unsure.keys() & {file.path for file in self.files.values()}:
+            return
+        if self.counts[0] is None:
+            self._doubt_drawn(families, found)
+            return
         unclear = self.counts.count(None)
-        if self.counts[0] is None or 2 * unclear > len(self.counts) or {*self.counts} <= {None, 1}:
+        if 2 * unclear > len(self.counts) or {*self.counts} <= {None, 1}:
             return
         first, most = next(iter(self.files.values())), max(count or 0 for count in self.counts)
         number = len(self.files)
@@ -103,7 +124,7 @@ class _Family:
         ]
         if unsure := next((reason for reason, applies in reasons if applies), ""):
             doubt = f"{seen}, but {unsure}, so that they are used as images; {SETTLE}"
-            found.unsure.setdefault(first.path, doubt)
+            found.unsure |= {file.path: doubt for file in self.files.values()}
             return
         found.labels += [replace(self.files[key], image=partner.files[key].path) for key in keys]
         others = [self.files[key] for key in self.files if key not in set(keys)] + self.alone
@@ -112,6 +133,20 @@ class _Family:
             f"{seen}, and files such as {_shown(pairs[0][1])} of the same case and size hold many, so that they are "
             f"used as the labels of these (likely); {SETTLE}"
         )
+
+    def _doubt_drawn(self, families: Sequence[_Family], found: Unnamed) -> None:
+        """Adds a doubt if its files have flat areas of many values, as maps of numbered objects have."""
+        others = [other for other in families if other.counts[0] is None and self._shared(other)]
+        first = next(iter(self.files.values()))
+        if not others or not is_flat(first.path):
+            return
+        partner = others[0].files[self._shared(others[0])[0]]
+        if not is_flat(partner.path):
+            doubt = (
+                f"{counted(len(self.files), 'file')} such as {_shown(first)} may be labels that number objects, but "
+                "have many values and are used as images; if they are labels, move them to a folder named labels"
+            )
+            found.unsure |= {file.path: doubt for file in self.files.values()}
 
     def _shared(self, other: _Family) -> list[Hashable]:
         """The cases of which both have a file."""
@@ -145,11 +180,14 @@ def _by_folder(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Fou
 
 
 def _by_name(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Found]]:
-    """Files of one folder: the form is the name, which recurs in other folders unless there are only two files."""
+    """Files of one folder: the form is the name without numbers.
+
+    The name recurs in other folders, unless there are only two files.
+    """
     counts = Counter(file.stem for file in files)
     for file in files:
         if counts[file.stem] > 1 or len(files) == 2:
-            yield file.parts, file.stem, file
+            yield (file.parts, *re.findall(r"\d+", file.stem)), re.sub(r"\d+", "#", file.stem), file
 
 
 def _by_word(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Found]]:

@@ -122,10 +122,53 @@ def untouched(folder: Path) -> list[str]:
     return [doubt for doubt in layout.doubts if "values" in doubt]
 
 
-def test_images_of_few_values_without_a_partner_stay_images(tmp_path: Path):
+def test_images_of_few_values_without_a_partner_stay_images_and_are_doubted_if_all_are_so(tmp_path: Path):
     for case in CASES:
         write(tmp_path / f"{case}.png", drawn(".png"))
+    (doubt,) = untouched(tmp_path)
+    assert "the images hold at most 2 values" in doubt and "give the folder of their images" in doubt
+    write(tmp_path / f"{CASES[1]}.png")
     assert not untouched(tmp_path)
+
+
+def test_maps_of_many_objects_are_doubted(tmp_path: Path):
+    for case in CASES:
+        write(tmp_path / "tiles" / f"{case}.png", RNG.integers(0, 250, (64, 64), dtype=np.uint8))
+        objects = np.arange(1, 65, dtype=np.uint8).reshape(8, 8).repeat(8, axis=0).repeat(8, axis=1)
+        write(tmp_path / "objects" / f"{case}.png", objects)
+    (doubt,) = untouched(tmp_path)
+    assert "3 files such as objects/anna7.png may be labels that number objects" in doubt
+
+
+def test_folders_that_are_all_named_as_labels_are_told_apart_by_their_pixels(tmp_path: Path):
+    for case in CASES:
+        write(tmp_path / "CT-Seg_20cases" / f"{case}.nii.gz", image_like(".nii.gz"))
+        for name in ("Lung_Mask", "Infection_Mask", "Lung_and_Infection_Mask"):
+            write(tmp_path / name / f"{case}.nii.gz", drawn(".nii.gz"))
+    layout = find_layout(tmp_path)
+    assert {scan.images[0].parent.name for scan in layout.scans} == {"CT-Seg_20cases"} and len(
+        layout.labels
+    ) == 3
+
+
+def test_numbered_slices_keep_their_own_labels(tmp_path: Path):
+    for case in CASES:
+        for number in range(3):
+            write(tmp_path / case / f"slice_{number}.png")
+            write(tmp_path / case / f"slice_{number}_l.png", mask())
+    layout = find_layout(tmp_path)
+    assert len(layout.scans) == 9
+    assert all(scan.labels[0].stem == f"{scan.images[0].stem}_l" for scan in layout.scans)
+
+
+def test_the_first_of_several_readers_is_used(tmp_path: Path):
+    for case in CASES:
+        write(tmp_path / "img" / f"{case}.png")
+        for reader in ("reader1", "reader2"):
+            write(tmp_path / reader / f"{case}.png", mask())
+    layout = find_layout(tmp_path)
+    assert {path.parent.name for paths in layout.labels.values() for path in paths} == {"reader1"}
+    assert set(layout.left_out.values()) == {"the label of another observer is used"}
 
 
 def test_images_of_many_values_stay_images_beside_each_other(tmp_path: Path):
