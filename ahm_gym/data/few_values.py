@@ -27,7 +27,7 @@ def count_values(path: Path) -> int:
     """The number of different values of an image, or of a part of it if it is large; 0 if it cannot be read."""
     try:
         return len(np.unique(_thinned(read_pixels(path).array)))
-    except InputError:
+    except (InputError, OSError):
         return 0
 
 
@@ -53,7 +53,7 @@ def is_flat(path: Path) -> bool:
     """Whether a file has whole numbers in flat areas, as labels have: most neighbours in them are equal."""
     try:
         array = read_pixels(path).array
-    except InputError:
+    except (InputError, OSError):
         return False
     if array.ndim > 2 and not (array == array[..., :1]).all():
         array = array[:, :, array.shape[2] // 2]

@@ -20,9 +20,12 @@ from ahm_gym.data.listing import Found
 from ahm_gym.data.modalities import MODALITIES
 from ahm_gym.data.wording import counted, verb
 
-MAX_FAMILIES = 24
-"""The largest families are looked at; a case with more files than `MAX_FORMS` is none."""
 MAX_FORMS = 8
+"""A case with more files than that is none."""
+MAX_NAMES = 64
+"""The same where the files of a case have names that recur in others, such as those of organs."""
+MAX_FAMILIES = 24
+"""The largest families are looked at, or three times as many if their names recur."""
 SAMPLE = 5
 """Number of files of a family that are read, evenly spread."""
 COVERED = 0.9
@@ -155,12 +158,14 @@ class _Family:
 
 def _families(rule: Rule, files: Sequence[Found], known: dict[Path, int | None]) -> list[_Family]:
     """The files by form; cases of which there is only one file, or very many, tell nothing."""
+    recur = rule in (_by_word, _by_name)
+    most, limit = (MAX_NAMES, 3 * MAX_FAMILIES) if recur else (MAX_FORMS, MAX_FAMILIES)
     cases: dict[Hashable, dict[Hashable, Found]] = {}
     for case, form, file in rule(files):
         cases.setdefault(case, {}).setdefault(form, file)
     forms: dict[Hashable, _Family] = {}
     for case, own in cases.items():
-        if len(own) <= MAX_FORMS:
+        if len(own) <= most:
             for form, file in own.items():
                 family = forms.setdefault(form, _Family({}, [], known))
                 if len(own) > 1:
@@ -168,7 +173,7 @@ def _families(rule: Rule, files: Sequence[Found], known: dict[Path, int | None])
                 else:
                     family.alone.append(file)
     several = [family for family in forms.values() if family.files]
-    return sorted(several, key=lambda family: -len(family.files))[:MAX_FAMILIES]
+    return sorted(several, key=lambda family: -len(family.files))[:limit]
 
 
 def _by_folder(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Found]]:
@@ -180,14 +185,18 @@ def _by_folder(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Fou
 
 
 def _by_name(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Found]]:
-    """Files of one folder: the form is the name without numbers.
+    """Files of one folder, or in folders in it: the form is the name without numbers.
 
     The name recurs in other folders, unless there are only two files.
     """
-    counts = Counter(file.stem for file in files)
+    names = Counter(file.stem for file in files)
+    inner = Counter((file.parts[-1:], file.stem) for file in files if file.parts)
     for file in files:
-        if counts[file.stem] > 1 or len(files) == 2:
-            yield (file.parts, *re.findall(r"\d+", file.stem)), re.sub(r"\d+", "#", file.stem), file
+        if names[file.stem] > 1 or len(files) == 2:
+            numbers, name = tuple(re.findall(r"\d+", file.stem)), re.sub(r"\d+", "#", file.stem)
+            yield (file.parts, numbers), name, file
+            if inner[file.parts[-1:], file.stem] > 1:
+                yield (file.parts[:-1], numbers), (file.parts[-1], name), file
 
 
 def _by_word(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Found]]:

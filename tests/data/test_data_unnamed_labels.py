@@ -15,6 +15,7 @@ from ahm_gym.data.few_values import count_label_values, count_values
 from ahm_gym.data.search import find_layout
 
 CASES = ("anna7", "bert12", "carl20")
+WORDS = ("anna", "bert", "carl")
 VOLUME = (9, 8, 3)
 
 
@@ -49,20 +50,21 @@ def drawn(suffix: str, value: int = 1) -> np.ndarray:
         ("pics/pic{1}.png", "cells/cell{1}.png"),
         ("images/{0}.png", "contours/{0}.png"),
         ("raw/{1}.jpg", "tumour/{1}_t.png"),
+        ("{2}/ct.png", "{2}/drawn/liver.png"),
+        ("{2}/scan.nii.gz", "{2}/roi.nii.gz"),
     ],
 )
 def test_a_file_of_few_values_beside_an_image_of_its_case_is_its_label(
     tmp_path: Path, image: str, label: str
 ):
+    expected = {}
     for number, case in enumerate(CASES, 1):
-        save(tmp_path / image.format(case, number), image_like(Path(image).suffix))
-        save(tmp_path / label.format(case, number), drawn(Path(label).suffix, 255 if number > 1 else 128))
+        one, other = (tmp_path / form.format(case, number, WORDS[number - 1]) for form in (image, label))
+        save(one, image_like(one.suffix))
+        save(other, drawn(other.suffix, 255 if number > 1 else 128))
+        expected[(one,)] = (other,)
     layout = find_layout(tmp_path)
-    found = {scan.images: scan.labels for scan in layout.scans}
-    assert found == {
-        (tmp_path / image.format(case, number),): (tmp_path / label.format(case, number),)
-        for number, case in enumerate(CASES, 1)
-    }
+    assert {scan.images: scan.labels for scan in layout.scans} == expected
     assert not layout.faults
     (doubt,) = (doubt for doubt in layout.doubts if "as labels do" in doubt)
     assert "3 files such as " in doubt and "hold at most 2 values" in doubt
