@@ -76,6 +76,7 @@ class DescribedFolder:
             place=places[0].removesuffix(images[0].name) + stem_of(images[0]),
             case=name.replace("/", "_"),
             labels=tuple(case.labels),
+            label_classes=tuple(case.classes),
             split=case.split or split_of(self.description, name, patient or "", places, str(self.path)),
             patient=patient,
         )

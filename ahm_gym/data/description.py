@@ -3,7 +3,7 @@
 A pattern is a path relative to the folder of the description, with `/` between its parts. `*` stands for any
 characters within one part, `**/` for any number of folders, and a name in braces for characters that must be the same
 wherever the name occurs: `{case}` tells which label belongs to which image, `{modality}` which of several images of a
-case it is, and `{patient}` whose it is.
+case it is, `{patient}` whose it is, and `{class}` which class a label shows if each has a file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pydantic import Field
 
 from ahm_gym.data.processing import Processing, Strict
 from ahm_gym.data.sample import SPLITS, Split
+from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
 
 VERSION: int = 1
 """Version of the schema, the value of the key `ahm_gym`, by which a description is told from those of nnU-Net."""
-NAMES: tuple[str, ...] = ("case", "modality", "patient")
+NAMES: tuple[str, ...] = ("case", "modality", "patient", "class")
 """Names that a pattern may have in braces."""
 
 
@@ -33,7 +34,8 @@ class Case(Strict):
 
     images: tuple[str, ...] = Field(min_length=1)
     """The image, or one for each modality in the order of `modalities`."""
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
+    """Labels, or those of each class by its name if each class has files of its own."""
     patient: str | None = None
     split: Split | None = None
 
@@ -50,7 +52,8 @@ class Description(Processing):
     images: tuple[str, ...] | str = ()
     """Patterns of the images; each has `{case}`."""
     labels: tuple[str, ...] | str = ()
-    """Patterns of the labels; each has `{case}`. Several labels of one case are merged: the highest class counts."""
+    """Patterns of the labels; each has `{case}`. Several labels of one case are merged: the highest class counts. With
+    `{class}`, each file shows the class of `classes` that it names, and files of other names are left out."""
     cases: dict[str, Case] = Field(default={})
     """The files of every case, in place of patterns."""
     patients: str | None = None
@@ -67,6 +70,8 @@ class Described:
     images: dict[str, Path] = field(default_factory=dict)
     """The image of each modality; the key is empty if there are none."""
     labels: list[Path] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    """The class of each label; empty if their values are classes."""
     patient: str | None = None
     """What stands for `{patient}`."""
     split: Split | None = None
@@ -109,7 +114,13 @@ def _check(description: Description, path: Path) -> None:
             raise InputError(
                 f"the pattern {pattern!r} in {path} has no {{case}}: say where the case is named."
             )
-        compile_pattern(pattern, description.modalities, str(path))
+        compile_pattern(pattern, description, str(path))
+    if any("{class}" in pattern for pattern in patterns(description.images)):
+        raise InputError(f"`images` in {path} has {{class}}, which only labels have: remove it.")
+    if len({"{class}" in pattern for pattern in patterns(description.labels)}) > 1:
+        raise InputError(
+            f"only some patterns of `labels` in {path} have {{class}}: give it to all or to none."
+        )
     if description.patients is not None:
         try:
             re.compile(description.patients)
@@ -124,12 +135,14 @@ def patterns(given: tuple[str, ...] | str) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else given
 
 
-def compile_pattern(pattern: str, modalities: Mapping[str, str], origin: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str, description: Processing, origin: str) -> re.Pattern[str]:
     """A pattern as a regular expression with a group for each name in braces.
 
     Raises:
-        InputError: if a name in braces is unknown, or `{modality}` is used and there are no modalities.
+        InputError: if a name in braces is unknown, or stands for modalities or classes and there are none.
     """
+    known = {"modality": [*description.modalities], "class": [*description.classes.values()]}
+    keys = {"modality": "modalities", "class": "classes"}
     written = ""
     for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", pattern):
         if part == "**/":
@@ -140,13 +153,14 @@ def compile_pattern(pattern: str, modalities: Mapping[str, str], origin: str) ->
             name = part[1:-1]
             if name not in NAMES:
                 raise InputError(
-                    f"the pattern {pattern!r} in {origin} has {part}: expected {{case}}, {{modality}} or {{patient}}."
+                    f"the pattern {pattern!r} in {origin} has {part}: expected {{case}}, {{modality}}, {{patient}} or "
+                    "{class}."
                 )
-            if name == "modality" and not modalities:
+            if name in known and not known[name]:
                 raise InputError(
-                    f"the pattern {pattern!r} in {origin} has {{modality}}: list them in `modalities`."
+                    f"the pattern {pattern!r} in {origin} has {part}: list them in `{keys[name]}`."
                 )
-            values = "|".join(map(re.escape, modalities)) if name == "modality" else "[^/]+"
+            values = "|".join(map(re.escape, known[name])) if name in known else "[^/]+"
             written += f"(?P={name})" if f"(?P<{name}>" in written else f"(?P<{name}>{values})"
         else:
             written += re.escape(part)
@@ -195,8 +209,23 @@ def match_files(description: Description, files: Mapping[str, Path], origin: str
             raise InputError(
                 f"{path} is a label by {origin} and its case {name} has no image: correct the pattern."
             )
-        cases[name].labels += [path] * (path not in cases[name].labels)
+        if path not in cases[name].labels:
+            cases[name].labels.append(path)
+            if named := groups.get("class"):
+                cases[name].classes.append(class_number(named, description, origin))
     return cases
+
+
+def class_number(name: str, description: Processing, origin: str) -> int:
+    """The number of the class of this name.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = next((int(index) for index, known in description.classes.items() if known == name), None)
+    if found is None:
+        raise InputError(f"`classes` in {origin} has no {name!r}, of which there is a label: add it.")
+    return found
 
 
 def _listed(
@@ -210,20 +239,23 @@ def _listed(
     keys = [*description.modalities] or [""]
     if len(case.images) != len(keys):
         raise InputError(
-            f"case {name} in {origin} has {len(case.images)} images: expected {len(keys)}; correct it."
+            f"case {name} in {origin} has {counted(len(case.images), 'image')}: expected {len(keys)}; correct it."
         )
-    for place in (*case.images, *case.labels):
+    named = case.labels if isinstance(case.labels, dict) else {"": case.labels}
+    labels = [(name, place) for name, places in named.items() for place in places]
+    for place in (*case.images, *(place for _, place in labels)):
         if place not in files:
             raise InputError(f"case {name} in {origin} names {place}, which is not there: correct the path.")
     images = {key: files[place] for key, place in zip(keys, case.images, strict=True)}
-    return Described(images, [files[place] for place in case.labels], case.patient, case.split)
+    classes = [class_number(name, description, origin) for name, _ in labels if name]
+    return Described(images, [files[place] for _, place in labels], classes, case.patient, case.split)
 
 
 def matches(
     given: Sequence[str], description: Description, files: Iterable[str], origin: str
 ) -> list[tuple[str, dict[str, Any]]]:
     """The files that match one of the patterns, and what stands for the names in braces."""
-    expressions = [compile_pattern(pattern, description.modalities, origin) for pattern in given]
+    expressions = [compile_pattern(pattern, description, origin) for pattern in given]
     found = ((place, expression.fullmatch(place)) for expression in expressions for place in files)
     return [(place, match.groupdict()) for place, match in found if match is not None]
 

@@ -10,6 +10,7 @@ import torch
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.stream import derive_seed
+from ahm_gym.data.wording import verb
 from ahm_gym.errors import InputError, say
 
 Item = TypeVar("Item")
@@ -179,7 +180,9 @@ def notes_on_draw(dataset: ImageDataset, draw: dict[str, Any], labels: int | Non
         names = ", ".join(dataset.class_names[index] for index in draw["absent_classes"])
         yield f"no drawn label contains {names}, so it cannot be learned: draw more, or with another seed"
     if labels is not None and dataset.has_slices:
+        number = len(draw["patients"])
+        whose = f"{number} " + verb(number, "patient's", "patients'")
         yield (
-            f"the {labels} labelled images are single slices of {len(draw['patients'])} patients' volumes; results are "
-            "usually reported for a number of patients, which labelled_patients (--labelled-patients) draws whole"
+            f"the {labels} labelled images are single slices of {whose} volumes; results are usually reported for a "
+            "number of patients, which labelled_patients (--labelled-patients) draws whole"
         )

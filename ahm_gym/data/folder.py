@@ -24,14 +24,16 @@ from ahm_gym.data.formats import (
     suffix_of,
     with_frames,
 )
+from ahm_gym.data.label_files import join, own_notes, read_label
 from ahm_gym.data.layout import Layout, Scan
-from ahm_gym.data.processing import Processing, to_classes
+from ahm_gym.data.processing import Processing
 from ahm_gym.data.sample import Record
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError, say
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Counted up when folders are understood in another way, so that they are prepared again."""
 
 
@@ -119,7 +121,7 @@ class FolderSource:
                     constant.append(record.origin)
                 yield record
         for sentence, count in sorted(decided.items()):
-            self._note(f"{count} of {len(layout.scans)} files: {sentence}")
+            self._note(f"{count} of {counted(len(layout.scans), 'file')}: {sentence}")
         if constant:
             self._judge_constant(constant)
 
@@ -130,14 +132,9 @@ class FolderSource:
             try:
                 parts = [read_label(path, scan.images[0], pixels) for path in scan.labels]
                 pixels = with_frames(pixels, scan.images[0], parts[0])
-                classes = zip(parts, scan.labels, strict=True)
-                label = merged(
-                    [
-                        to_classes(part.array, self.processing, str(path), is_volume=part.is_volume)
-                        for part, path in classes
-                    ]
-                )
-                decided.update(f"{note} (labels)" for part in parts for note in own_notes(part, pixels))
+                label, notes = join(parts, scan, self.processing)
+                notes = dict.fromkeys([*notes, *(note for part in parts for note in own_notes(part, pixels))])
+                decided.update(f"{note} (labels)" for note in notes)
             except InputError as caught:
                 error = str(caught)
         decided.update(pixels.notes)
@@ -173,8 +170,9 @@ class FolderSource:
                 "check how they were exported."
             )
         self._note(
-            f"{len(constant)} of {total} images have one value everywhere, such as {constant[0]}; remove them if they "
-            "are empty frames"
+            f"{len(constant)} of {total} images {verb(len(constant), 'has', 'have')} one value everywhere, such as "
+            f"{constant[0]}; remove {verb(len(constant), 'it if it is an', 'them if they are')} empty "
+            f"{verb(len(constant), 'frame', 'frames')}"
         )
 
     def _note(self, sentence: str) -> None:
@@ -231,21 +229,6 @@ def _on_grid_of(first: Pixels, first_path: Path, pixels: Pixels, path: Path) -> 
         ) from error
 
 
-def merged(labels: list[np.ndarray]) -> np.ndarray:
-    """One label of several: every pixel has the highest class that one of them gives it.
-
-    Raises:
-        InputError: if their sizes differ.
-    """
-    shapes = {label.shape for label in labels}
-    if len(shapes) > 1:
-        raise InputError(
-            f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the "
-            "image."
-        )
-    return labels[0] if len(labels) == 1 else np.maximum.reduce(labels)
-
-
 def _slices(volume: Record) -> Iterator[Record]:
     """The slices of a volume; with a label that does not fit they have none, but the reason."""
     try:
@@ -254,22 +237,6 @@ def _slices(volume: Record) -> Iterator[Record]:
         if volume.label is None:
             raise
         yield from slices(dataclasses.replace(volume, label=None, label_error=str(error)))
-
-
-def read_label(path: Path, image_path: Path, image: Pixels) -> Pixels:
-    """Reads the label of an image, with its axes in the order of the image.
-
-    Raises:
-        InputError: if the file cannot be read, or lies elsewhere than the image.
-    """
-    return match_label(read_pixels(path, is_label=True), path, image, image_path)
-
-
-def own_notes(label: Pixels, image: Pixels) -> Iterator[str]:
-    """The notes on a label that do not repeat those on its image; the plane of a label is always that of its image."""
-    for note in label.notes:
-        if note not in image.notes and not note.startswith(("sliced in", "with a fourth axis")):
-            yield note
 
 
 def frames(volume: Record, pixels: Pixels) -> Iterator[Record]:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
-from ahm_gym.data.formats import READERS, read_pixels
-from ahm_gym.data.labels import (
+from ahm_gym.data.formats import READERS
+from ahm_gym.data.label_names import (
     DERIVED_NAME,
     LABEL_NAME,
     NUMBER,
     OBSERVER,
+    PREFIXED_LABEL,
     WEAK_LABEL,
     WHOLE_SERIES,
     in_label_folder,
@@ -23,10 +22,12 @@ from ahm_gym.data.labels import (
     reduced,
 )
 from ahm_gym.data.listing import DESCRIPTION, FORMAT_WORDS, Found, role_of_folder
+from ahm_gym.data.modalities import has_own_folder, modality_of
+from ahm_gym.data.same_names import labels_of_same_names
+from ahm_gym.data.unnamed_labels import find_unnamed
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
 
-FEW_VALUES = 16
-"""A picture with at most so many values is a label, if another of the same name has more than twice as many."""
 UNREAD: dict[str, str] = {
     ".txt": "draw their boxes or polygons as masks in PNG, one value for each class",
     ".xml": "draw their boxes or polygons as masks in PNG, one value for each class",
@@ -57,14 +58,15 @@ class Kinds:
             InputError: if it cannot be told which of several files are the images.
         """
         found = cls()
+        files = [_out_of_own_folder(file) for file in files]
         rest = found._without_derived(found._without_copies(files))
         apart = [file for file in rest if in_label_folder(file)]
         if len(apart) == len(rest):  # a folder such as brain_segmentation may hold images and labels
-            apart = [] if _hold_pairs(apart) else apart
+            apart = [] if _hold_pairs(apart) or find_unnamed(apart).labels else apart
         inside = {file.path for file in apart}
         found._by_name([file for file in rest if file.path not in inside])
         found.labels += [replace(file, in_labels=True) for file in apart]
-        found._pair_by_content()
+        found._without_unnamed_labels()
         found._only_image_folders()
         return found
 
@@ -126,34 +128,20 @@ class Kinds:
             return
         plain = {reduced(file.stem) for file, label in zip(files, strong, strict=True) if not label}
         for file, label in zip(files, strong, strict=True):
-            weak = WEAK_LABEL.fullmatch(file.stem) or OBSERVER.fullmatch(file.stem)
-            partner = weak is not None and reduced(weak[1]) in plain
+            forms = (form.fullmatch(file.stem) for form in (WEAK_LABEL, OBSERVER, PREFIXED_LABEL))
+            partner = any(form is not None and reduced(form[1]) in plain for form in forms)
             (self.labels if label or partner else self.images).append(file)
 
-    def _pair_by_content(self) -> None:
-        """Where two files have one name, the kind with few values holds the labels."""
-        names: dict[tuple[tuple[str, ...], str], list[Found]] = {}
-        for image in self.images:
-            names.setdefault((image.parts, image.stem), []).append(image)
-        pairs = [files for files in names.values() if len(files) > 1]
-        if not pairs:
-            return
-        suffixes = {tuple(sorted(file.suffix for file in files)) for files in pairs}
-        suffix = _suffix_of_labels(pairs[:3]) if len(suffixes) == 1 and len(pairs[0]) == 2 else None
-        if suffix is None:
-            first, second = pairs[0][:2]
-            raise InputError(
-                f"{first.path} and {second.path.name} have the same name, and it cannot be told which is the image: "
-                "expected one image of a name; move files of one kind to another folder, which is named labels if they "
-                "are labels."
-            )
-        labels = {file.path for files in pairs for file in files if file.suffix == suffix}
-        self.labels += [image for image in self.images if image.path in labels]
-        self.images = [image for image in self.images if image.path not in labels]
-        self.doubts.append(
-            f"{len(labels)} {suffix} files have the names of other images and few values, and are used as their "
-            "labels; if they are none, move them to another folder"
-        )
+    def _without_unnamed_labels(self) -> None:
+        """Takes out labels that only their pixels tell from images."""
+        labels, doubts = labels_of_same_names(self.images)
+        taken = {label.path for label in labels}
+        unnamed = find_unnamed([image for image in self.images if image.path not in taken])
+        self.labels += [*labels, *unnamed.labels]
+        self.left_out |= unnamed.left_out
+        self.doubts += [*doubts, *unnamed.doubts]
+        gone = {label.path for label in self.labels} | unnamed.left_out.keys()
+        self.images = [image for image in self.images if image.path not in gone]
 
     def _only_image_folders(self) -> None:
         """Images beside folders of images are ambiguous; those elsewhere are left out."""
@@ -178,6 +166,12 @@ class Kinds:
         )
 
 
+def _out_of_own_folder(file: Found) -> Found:
+    """A modality or a label that lies in a folder of its own name, as if it lay beside that folder."""
+    apart = file.parts and has_own_folder(file) and (modality_of(file) or looks_like_label(file.stem))
+    return replace(file, parts=file.parts[:-1]) if apart else file
+
+
 def _image_folder(image: Found) -> tuple[str, ...] | None:
     """The innermost folder above an image that is named as one of images."""
     places = [at for at, part in enumerate(image.parts) if role_of_folder(part) == "image"]
@@ -191,21 +185,6 @@ def _hold_pairs(files: Sequence[Found]) -> bool:
     return any((parts, match[1]) in stems for parts, match in named if match)
 
 
-def _suffix_of_labels(pairs: Sequence[Sequence[Found]]) -> str | None:
-    """The suffix whose files have few values in all of these pairs; None if the other has few too."""
-    found = set()
-    for files in pairs:
-        counts = {file.suffix: _count_values(file.path) for file in files}
-        low, high = sorted(counts, key=lambda suffix: counts[suffix])
-        clear = counts[low] <= FEW_VALUES and counts[high] > 2 * FEW_VALUES and low not in (".jpg", ".jpeg")
-        found.add(low if clear else None)
-    return found.pop() if len(found) == 1 else None
-
-
-def _count_values(path: Path) -> int:
-    return len(np.unique(read_pixels(path).array))
-
-
 def unread_labels(others: Sequence[Found], stems: Sequence[str]) -> str:
     """A sentence on files that seem to be labels, but are of a kind that cannot be read; empty if there are none."""
     known = set(stems)
@@ -217,8 +196,8 @@ def unread_labels(others: Sequence[Found], stems: Sequence[str]) -> str:
     first = next(file.path for file in found if file.suffix == suffix)
     way = UNREAD.get(suffix, "convert them to PNG or NIfTI")
     return (
-        f"{count} {suffix} {'files look' if count > 1 else 'file looks'} like labels, such as {first}, and cannot be "
-        f"used; {way}"
+        f"{counted(count, suffix + ' file')} {verb(count, 'looks', 'look')} like labels, such as {first}, and cannot "
+        f"be used; {way}"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ahm_gym.data.sample import Split
+from ahm_gym.data.wording import counted, verb
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Scan:
     """The name without the number of a channel."""
     labels: tuple[Path, ...] = ()
     """Several are merged: a pixel has the highest class that one of them gives it."""
+    label_classes: tuple[int, ...] = ()
+    """The class of the foreground of each label; empty if the values of the labels are classes."""
     split: Split | None = None
     """The split that the folders state."""
     patient: str | None = None
@@ -47,7 +50,7 @@ class Layout:
     modalities: tuple[str, ...] = ()
     """The names of the stacked channels; empty if every scan is one file."""
     classes: dict[int, str] = field(default_factory=dict)
-    """The names of the classes, if a `dataset.json` gives them."""
+    """The names of the classes, if a `dataset.json` gives them, or each has a file of labels."""
     table: Path | None = None
     """The `split.csv` that overrides every other split."""
     left_out: dict[Path, str] = field(default_factory=dict)
@@ -80,7 +83,8 @@ class Layout:
         if files:
             parents = {label.parent for label in files}
             place = os.path.commonpath(parents)
-            yield f"{len(self.labels)} of {len(self.scans)} files have a label, from {place}"
+            files, have = counted(len(self.scans), "file"), verb(len(self.scans), "has", "have")
+            yield f"{len(self.labels)} of {files} {have} a label, from {place}"
         if self.modalities:
             yield (
                 f"{len(self.modalities)} modalities are the channels of each scan, in this order: "

@@ -26,11 +26,11 @@ NNUNET_FOLDERS: tuple[str, ...] = ("imagestr", "imagests", "imagesval", "imagesv
 
 IMAGE_WORDS: frozenset[str] = frozenset("image images img imgs original originals input inputs".split())
 LABEL_WORDS: frozenset[str] = frozenset(
-    "label labels mask masks gt gts groundtruth groundtruths truth segmentation segmentations seg segs "
+    "label labels mask masks msk msks gt gts groundtruth groundtruths truth segmentation segmentations seg segs "
     "annotation annotations annot manual gtpolyp labelmap labelmaps".split()
 )
-MIXED_WORDS: frozenset[str] = frozenset("with without and no".split())
-"""In a name such as `images_and_masks` the words say nothing about a single file."""
+MIXED_WORDS: frozenset[str] = frozenset("with without no".split())
+"""In a name such as `scans_with_masks` the words say nothing about a single file."""
 DERIVED_WORDS: frozenset[str] = frozenset(
     "superpixel superpixels thumbnail thumbnails thumbs preview previews overlay overlays prediction predictions "
     "roi rois heatmap heatmaps visualization visualizations visualisation visualisations".split()
@@ -61,6 +61,8 @@ class Found:
     suffix: str
     in_labels: bool = False
     """It lies in a folder of labels."""
+    image: Path | None = None
+    """The image of a label that only its pixels tell from one."""
 
 
 @dataclass
@@ -142,7 +144,7 @@ def role_of_folder(name: str) -> Role | None:
         return "derivatives"
     if words & DERIVED_WORDS:
         return "derived"
-    if words & MIXED_WORDS:
+    if words & MIXED_WORDS or ("and" in words and words & IMAGE_WORDS):  # images_and_masks
         return None
     if words & LABEL_WORDS or words == {"ground"}:
         return "label"

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import nibabel
-from PIL import Image
-
+from ahm_gym.data.formats.headers import shape_of
 from ahm_gym.data.listing import NNUNET_FOLDERS, Found
 from ahm_gym.data.sample import Split
+from ahm_gym.data.wording import counted, verb
 
 MODALITIES: tuple[str, ...] = tuple(
     (
-        "t1 t1w t1n t1ce t1c t1gd t2 t2w flair t2f t2star pd pdw swi dwi adc ct cta ctp pet suv cbf cbv mtt tmax ttp"
+        "t1 t1w mprage t1n t1ce t1c t1gd t2 t2w flair t2f t2star pd pdw swi dwi adc ct cta ctp pet suv cbf cbv mtt "
+        "tmax ttp"
     ).split()
 )
 """Endings of names that state a modality, in the order of the channels."""
 MODALITY = re.compile(
     rf"(?:(.+)[-_ .])?({'|'.join(sorted(MODALITIES, key=len, reverse=True))})", re.IGNORECASE
 )
+PROCESSED = re.compile(
+    rf"(?:(.+)[-_ .])?({'|'.join(sorted(MODALITIES, key=len, reverse=True))})"
+    r"([-_ .](?:pp|preproc|preprocessed|brain|bet|stripped|skullstripped|ss|reg|registered|coreg|norm|normalized|n4|bc|"
+    r"resampled|res))?",
+    re.IGNORECASE,
+)
+"""The same, with what was done to the image behind it."""
+ITK_IMAGE = re.compile(
+    rf"(.+)\.(?:MR|CT)_(4D)?({'|'.join(MODALITIES)}|PWI)(?:_[A-Z]+)?\.(\d+)", re.IGNORECASE
+)
+"""A name of ITK's challenges, such as `VSD.Brain.XX.O.MR_T1c.54514`. Every modality of a case has another number."""
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 MAX_CHANNELS = 16
 """Numbered files beyond that are the frames of a video rather than channels."""
@@ -44,6 +53,8 @@ class Draft:
     """The names that a label of this scan may have."""
     series: bool = False
     labels: list[Found] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    """The class of the foreground of each label; empty if the values of the labels are classes."""
     split: Split | None = None
 
     @property
@@ -73,6 +84,20 @@ def without_modality(stem: str) -> str:
     """Removes the ending that states a modality; empty if the name has nothing else."""
     match = MODALITY.fullmatch(stem)
     return stem if match is None else match[1] or ""
+
+
+def modality_of(file: Found) -> tuple[tuple[tuple[str, ...], str, str], str] | None:
+    """The case of an image, by its folders, name and processing, and the modality that its name states, if any."""
+    if match := ITK_IMAGE.fullmatch(file.stem):
+        base = "" if has_own_folder(file) else f"{match[1]}.{match[4]}"
+        return (file.parts, base, ""), ((match[2] or "") + match[3]).lower()
+    match = PROCESSED.fullmatch(file.stem)
+    return None if match is None else ((file.parts, match[1] or "", match[3] or ""), match[2].lower())
+
+
+def has_own_folder(file: Found) -> bool:
+    """Whether a file lies in a folder of its own name, with or without the suffix."""
+    return file.path.parent.name in (file.stem, file.path.name)
 
 
 def stack(
@@ -134,16 +159,20 @@ def _single(images: Sequence[Found], cases: Cases) -> Iterator[Draft]:
 
 
 def _by_modality(images: Sequence[Found]) -> Stacked:
-    cases: dict[tuple[tuple[str, ...], str], dict[str, Found]] = {}
+    alone = Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
+    cases: dict[tuple[tuple[str, ...], str, str], dict[str, Found]] = {}
+    numbered = {_numbered(image) for image in images if not modality_of(image)}
     for image in images:
-        if match := MODALITY.fullmatch(image.stem):
-            cases.setdefault((image.parts, match[1] or ""), {})[match[2].lower()] = image
+        if (found := modality_of(image)) and (found[1][-1:].isalpha() or _numbered(image) not in numbered):
+            cases.setdefault(found[0], {})[found[1]] = image
     several = [files for files in cases.values() if len(files) > 1]
     if not several:
-        return Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
+        return alone
+    together = {name for files in several for name in files}
+    cases = {key: files for key, files in cases.items() if together & files.keys()}
     counts = Counter(name for files in cases.values() for name in files)
-    names = tuple(name for name in MODALITIES if 2 * counts[name] > len(cases))
-    alone = Stacked([Draft([image], image.stem, (image.stem,)) for image in images])
+    ordered = (*MODALITIES, *(name for name in counts if name not in MODALITIES))
+    names = tuple(name for name in ordered if 2 * counts[name] > len(cases))
     example = next(iter(several[0].values())).path
     if 2 * len(several) <= len(cases) or len(names) < 2:
         alone.doubts.append(
@@ -152,20 +181,45 @@ def _by_modality(images: Sequence[Found]) -> Stacked:
         )
         return alone
     complete = [files for files in cases.values() if files.keys() >= set(names)]
-    fitting = sum(len({shape_of(files[name].path) for name in names}) == 1 for files in complete)
-    if 2 * fitting <= len(complete):
+    fitting = _fitting(complete, names)
+    if len(fitting) < 2:
         alone.doubts.append(
             f"the modalities of a case differ in size, such as those of {example.name}, so that each file is an image "
             "of its own; to stack them, resample them to one grid"
         )
         return alone
-    ordered = [(_case_name(key), files) for key, files in cases.items()]
-    return _stack_cases(images, ordered, names, names)
+    found = _stack_cases(images, [(_case_name(key), files) for key, files in cases.items()], fitting, fitting)
+    if unfit := [name for name in names if name not in fitting]:
+        others = {files[name].path for files in cases.values() for name in unfit if name in files}
+        found.left_out |= dict.fromkeys(others, "it has another size than the other modalities")
+        found.doubts.append(
+            f"{', '.join(fitting)} are stacked, without {', '.join(unfit)}, which "
+            f"{verb(len(unfit), 'has', 'have')} another size; resample all to one grid to use them"
+        )
+    return found
 
 
-def _case_name(key: tuple[tuple[str, ...], str]) -> str:
+def _numbered(image: Found) -> tuple[tuple[str, ...], str] | None:
+    """The folder and the name of an image without the number at its end; `t1` and `t2` beside `t3` are numbers."""
+    match = re.fullmatch(r"(.*[A-Za-z])\d+", image.stem)
+    return None if match is None else (image.parts, match[1])
+
+
+def _fitting(cases: Sequence[dict[str, Found]], names: Sequence[str]) -> tuple[str, ...]:
+    """The modalities that have one size in most of the cases: the largest such group; empty if there is none."""
+    groups: Counter[tuple[str, ...]] = Counter()
+    for files in cases:
+        sizes: dict[tuple[int, ...] | None, list[str]] = {}
+        for name in names:
+            sizes.setdefault(shape_of(files[name].path), []).append(name)
+        groups[tuple(max(sizes.values(), key=len))] += 1
+    found, count = groups.most_common(1)[0] if groups else ((), 0)
+    return found if 2 * count > len(cases) else ()
+
+
+def _case_name(key: tuple[tuple[str, ...], str, str]) -> str:
     """The name of a case; files that are only called by their modality take that of their folder."""
-    parts, name = key
+    parts, name, _ = key
     return name or (parts[-1] if parts else "case")
 
 
@@ -195,23 +249,26 @@ def _stack_cases(
     for reason, lacking in reasons.items():
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         found.doubts.append(f"the case {lacking[0]}{more} {reason} and is left out; complete it to use it")
-    strays = [image.path for image in images if image.path not in taken]
-    if strays:
-        found.doubts.append(
-            f"{len(strays)} files such as {strays[0]} are none of the modalities {', '.join(names)} of a case and are "
-            "left out; give them such an ending if they are, or one such as _mask if they are labels"
-        )
-    found.left_out |= dict.fromkeys(strays, "it is not one of the modalities of a case")
+    _say_strays([image for image in images if image.path not in taken], names, found)
     found.drafts = [first[image.path] for image in images if image.path in first]
     return found
 
 
-def shape_of(path: Path) -> tuple[int, ...] | None:
-    """The size that the header states; None if it cannot be told from the header alone."""
-    with contextlib.suppress(Exception):  # whatever is wrong with the file is said when it is read
-        if ".nii" in path.name.lower():
-            volume: Any = nibabel.load(path)
-            return tuple(volume.shape)
-        with Image.open(path) as picture:
-            return picture.size
-    return None
+def _say_strays(images: Sequence[Found], names: Sequence[str], found: Stacked) -> None:
+    """Leaves out images that are none of the stacked modalities."""
+    others = [image for image in images if modality_of(image)]
+    strays = [image for image in images if not modality_of(image)]
+    if others:
+        have, are = verb(len(others), "has", "have"), verb(len(others), "is", "are")
+        found.doubts.append(
+            f"{counted(len(others), 'file')} such as {others[0].path} {have} another modality than {', '.join(names)}, "
+            f"which are stacked, and {are} left out; give a folder with such files alone to use them"
+        )
+    if strays:
+        state, are = verb(len(strays), "states", "state"), verb(len(strays), "is", "are")
+        found.doubts.append(
+            f"{counted(len(strays), 'file')} such as {strays[0].path} {state} none of the modalities "
+            f"{', '.join(names)} of a case and {are} left out; give them such an ending if they are, or one such as "
+            "_mask if they are labels"
+        )
+    found.left_out |= {image.path: "it is not one of the stacked modalities of a case" for image in images}

@@ -6,7 +6,7 @@ from collections import Counter
 
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import role_of_folder, split_of
-from ahm_gym.data.modalities import Draft, without_channel, without_modality
+from ahm_gym.data.modalities import Draft, modality_of, without_channel
 
 
 def name_scans(drafts: list[Draft], *, channels_named: bool) -> list[Scan]:
@@ -26,6 +26,7 @@ def name_scans(drafts: list[Draft], *, channels_named: bool) -> list[Scan]:
                 _place_of(draft, channels_named),
                 without_channel(name) if by_case and draft.labels[0].stem != draft.stem else name,
                 tuple(label.path for label in draft.labels),
+                tuple(draft.classes),
                 split=draft.split,
                 series=draft.series,
             )
@@ -38,7 +39,9 @@ def _place_of(draft: Draft, channels_named: bool) -> str:
     if draft.series and len(draft.files) > 1 and draft.parts:
         return "/".join((*draft.parts[:-1], stem))  # the name of a series is that of its folder
     if len(draft.files) > 1 and draft.parts and stem == draft.parts[-1]:
-        if not without_modality(draft.files[0].stem):  # the files are called by their modality alone
+        if (found := modality_of(draft.files[0])) and not found[0][
+            1
+        ]:  # the files are called by their modality alone
             return "/".join(draft.parts)
     return "/".join((*draft.parts, stem))
 

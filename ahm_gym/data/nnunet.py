@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from ahm_gym.data.listing import Found
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
 
 
@@ -73,12 +74,13 @@ class ForeignDescription(pydantic.BaseModel):
         missing = [name for name in listed if name not in there and name not in cases]
         if listed and len(missing) == len(listed):
             raise InputError(
-                f"{path} lists {len(listed)} training images such as {missing[0]}, and none is there: expected them in "
-                f"{path.parent}; unpack or move them there, or rename {path.name} to have it ignored."
+                f"{path} lists {counted(len(listed), 'training image')} such as {missing[0]}, and none is there: "
+                f"expected them in {path.parent}; unpack or move them there, or rename {path.name} to have it ignored."
             )
         if missing:
             return (
-                f"{path.name} lists {len(listed)} training images, of which {len(missing)} are missing, such as "
+                f"{path.name} lists {counted(len(listed), 'training image')}, of which {len(missing)} "
+                f"{verb(len(missing), 'is', 'are')} missing, such as "
                 f"{missing[0]}; copy them again to use them"
             )
         return None

@@ -17,9 +17,11 @@ from ahm_gym.data.names import (
     normalised,
     parts_of,
 )
+from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
 
 REMEDY: str = "--patient-regex or a split.csv settles it"
+REMEDY_STATED: str = "--patient-regex settles it, while the splits stay as the data states them"
 BIDS = re.compile(r"(?:^|[/_\-. ])sub-([A-Za-z0-9]+)")
 SESSIONS = re.compile(
     r"(?:ses|session|visit|run|scan|series|study|frame|phase|time|images?)[-_ ]?\w*", re.IGNORECASE
@@ -68,7 +70,9 @@ class Patients:
         return f"{self.rule}{'' if self.alone else f': {examples}'}; {self.certainty}"
 
 
-def find_patients(evidence: Sequence[Evidence], pattern: str | None = None) -> Patients:
+def find_patients(
+    evidence: Sequence[Evidence], pattern: str | None = None, *, splits_stated: bool = False
+) -> Patients:
     """Finds the patient of every image from all that is known about all of them.
 
     The first of these rules that applies is used: `pattern`; patients that the files state, without placeholders such
@@ -78,6 +82,7 @@ def find_patients(evidence: Sequence[Evidence], pattern: str | None = None) -> P
     Args:
         evidence: of each image.
         pattern: regular expression that is searched in each place. Its first group, or else its match, is the patient.
+        splits_stated: a table, or the data itself, gives every image its split.
 
     Raises:
         InputError: if the pattern is not valid, or does not match a place.
@@ -93,8 +98,13 @@ def find_patients(evidence: Sequence[Evidence], pattern: str | None = None) -> P
     found = replace(found, of_images=_joined(found.of_images, volumes))
     shown = dict.fromkeys((0, len(evidence) // 2, len(evidence) - 1))
     examples = tuple((evidence[at].place, found.of_images[at]) for at in shown if at >= 0)
+    if found.alone and len(set(volumes)) == 1:
+        what = "image" if evidence[0].volume is None else "volume"
+        only = f"there is only one {what}, so that all of it is for training and nothing for val and test; add others"
+        return replace(found, examples=examples, rule=f"a single {what}", certainty="sure", doubts=(only,))
+    remedy = REMEDY_STATED if splits_stated else REMEDY
     doubts = [*found.doubts, *_doubts(found, evidence, grouping)]
-    return replace(found, examples=examples, doubts=tuple(f"{doubt}, {REMEDY}" for doubt in doubts))
+    return replace(found, examples=examples, doubts=tuple(f"{doubt}, {remedy}" for doubt in doubts))
 
 
 def _spread(grouping: Grouping, places: list[str], evidence: Sequence[Evidence]) -> Patients:
@@ -182,7 +192,7 @@ def _with_stated(found: Patients, grouping: Grouping, evidence: Sequence[Evidenc
     doubts = []
     if hidden:
         doubts.append(
-            f"the PatientID of {len(hidden)} images identifies nobody ({hidden[0]}), so it is not used"
+            f"the PatientID of {counted(len(hidden), 'image')} identifies nobody ({hidden[0]}), so it is not used"
         )
     known = {normalised(own): own for own in reversed(stated) if own is not None}
     by_name = len(set(found.of_images))

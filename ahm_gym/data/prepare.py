@@ -287,7 +287,8 @@ class _Table:
             InputError: if the train split is empty, a class is out of range, the table lacks an image, or the pattern
                 does not fit.
         """
-        patients = find_patients(self.evidence, patient_regex)
+        stated = table is not None or None not in self.splits
+        patients = find_patients(self.evidence, patient_regex, splits_stated=stated)
         splits = choose_splits(self.splits, self.evidence, patients, table)
         train = [index for index, split in enumerate(splits) if split == "train"]
         if not train:

@@ -19,6 +19,11 @@ FOREGROUND = 255
 """The value of the foreground in binary masks from image editors."""
 MAX_RIM = 8
 """Maximum width in pixels of a border that JPEG has blurred."""
+FEW_GREYS = 4
+"""A label from 0 to 1 with more values is a soft mask."""
+MIN_GREYS = 16
+SMOOTH = 16
+"""A label up to 255 with more than `MIN_GREYS` values, which differ by less between most neighbours, is a soft mask."""
 ROUNDING = 1e-3
 """Largest difference of a label's values from whole numbers, as rescaled files have it."""
 
@@ -123,9 +128,24 @@ def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
     wide = cv2.erode(grey.astype(np.uint8), window, borderType=cv2.BORDER_CONSTANT, borderValue=0).any()
     if wide or 0 < label.max() <= FOREGROUND // 2:
         raise InputError(
-            f"{origin} is a label in JPEG, which changes class indices: expected black and white only; save it as PNG."
+            f"{origin} is a label in JPEG, which changes class indices, and has grey areas: expected black and white "
+            "only; save it as PNG with class indices, or cut a soft mask at half and save it as PNG with 0 and 255."
         )
     return np.where(label > FOREGROUND // 2, FOREGROUND, 0).astype(np.uint8)
+
+
+def _described_as_soft(label: Shaped[np.ndarray, "H W"]) -> str:
+    """What the values of a map of grey or of probabilities are; empty if they are of another kind."""
+    values = np.unique(label)
+    if len(values) > FEW_GREYS and 0 <= values[0] and values[-1] <= 1:
+        return f"values between 0 and 1, such as {values[(values > 0) & (values < 1)][0]:.2g}"
+    steps = np.abs(np.diff(label.astype(np.float64), axis=1))
+    smooth = (steps > 0).any() and np.median(steps[steps > 0]) < SMOOTH
+    if smooth and len(values) > MIN_GREYS and values[0] >= 0 and values[-1] <= FOREGROUND:
+        return (
+            f"{len(values)} values up to {values[-1]:g}, with grey areas or edges wider than {MAX_RIM} pixels"
+        )
+    return ""
 
 
 def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
@@ -163,6 +183,12 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
     values = np.unique(label).astype(np.float64)
     known = (values < MAX_CLASSES) | (values == FOREGROUND)
     wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal
+    if len(wrong) and (soft := _described_as_soft(label)):
+        raise InputError(
+            f"{origin} is no mask of whole numbers but a soft one: it has {soft}, and it cannot be told where the "
+            "foreground begins; cut it at a threshold of your choice, such as half of the largest value, and save it "
+            "as 0 and 1."
+        )
     if len(wrong):
         raise InputError(
             f"class index out of range: {origin} contains the value {wrong[0]:g}, expected whole numbers from 0 to "

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from ahm_gym.data.formats import PICTURES, READERS, suffix_of
 from ahm_gym.data.kinds import Kinds, no_images, unread_labels
-from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
+from ahm_gym.data.label_choice import Choice
+from ahm_gym.data.label_names import read_name
+from ahm_gym.data.labels import match_labels
 from ahm_gym.data.layout import Layout
 from ahm_gym.data.listing import (
     DESCRIPTION,
@@ -24,14 +27,16 @@ from ahm_gym.data.listing import (
     is_plain_label_name,
     label_folders_in,
     role_of_folder,
-    split_of,
     walk,
 )
 from ahm_gym.data.modalities import Draft, Stacked, stack
 from ahm_gym.data.naming import name_scans
 from ahm_gym.data.nnunet import ForeignDescription
-from ahm_gym.data.sample import SPLITS
 from ahm_gym.data.series import Series, group, is_unnamed_dicom
+from ahm_gym.data.stated_splits import find_table, has_table, use_stated
+from ahm_gym.data.unmatched import judge_unmatched
+from ahm_gym.data.unnamed_labels import doubt_of_all
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
 
 MIN_IMAGES = 3
@@ -118,18 +123,23 @@ class _Reading:
         if not images:
             raise no_images(self.root, others, kinds)
         drafts, stacked = self._drafts(images, [*kinds.labels, *self.search.beside])
-        matches = match_labels(drafts, [*kinds.labels, *self.search.beside])
-        self._say_labels(matches, drafts, stacked.incomplete)
+        given = self.description.classes()
+        chosen, alone = match_labels(drafts, [*kinds.labels, *self.search.beside], given)
+        self._say_choice(chosen)
+        self._say_labels(alone, drafts, stacked.incomplete)
         drafts = self._use_splits(drafts)
         if len(drafts) < MIN_IMAGES and all(draft.files[0].suffix in PICTURES for draft in drafts):
             self.doubts.append(
-                f"{len(drafts)} images are too few to learn from and to split into train, val and test, so that "
-                "this is only a trial; add images"
+                f"{counted(len(drafts), 'image')} {verb(len(drafts), 'is', 'are')} too few to learn from and to split "
+                "into train, val and test, so that this is only a trial; add images"
             )
         scans = tuple(name_scans(drafts, channels_named=stacked.channels_named))
         if note := _other_kinds(others):
             self.notes.append(note)
         labelled = any(scan.labels for scan in scans)
+        files = [draft.files[0] for draft in drafts if not draft.series]
+        if files and not labelled and (doubt := doubt_of_all(files)):
+            self.doubts.append(doubt)
         if "ignore" in self.description.labels:
             self.faults.append(
                 f"{self.described} names pixels to ignore, which cannot be left out yet: give them the value of the "
@@ -139,8 +149,8 @@ class _Reading:
             self.root,
             scans,
             modalities=stacked.modalities,
-            classes=self.description.classes(),
-            table=self._table(drafts),
+            classes=chosen.classes or given,
+            table=find_table(self.root, self.search.tree, self.search.parents, drafts),
             left_out=self.left_out,
             notes=tuple(self.notes),
             doubts=tuple(self.doubts),
@@ -200,32 +210,21 @@ class _Reading:
             raise no_images(self.root, [], Kinds(left_out=self.left_out))
         return drafts, stacked
 
-    def _say_labels(self, matches: Matches, drafts: list[Draft], incomplete: set[str]) -> None:
+    def _say_choice(self, chosen: Choice) -> None:
+        """Keeps what was chosen among several labels of one image."""
+        self.left_out |= chosen.left_out
+        self.faults += chosen.faults
+        self.doubts += chosen.doubts
+        if chosen.merged:
+            scans = counted(chosen.merged, "scan")
+            self.notes.append(f"the labels of {scans} are in several files, which are merged")
+
+    def _say_labels(self, alone: Sequence[Found], drafts: list[Draft], incomplete: set[str]) -> None:
         """Keeps what is wrong with the labels; it is an error only if labels are needed."""
-        self.left_out |= matches.left_out
-        self.faults += matches.faults
-        if matches.merged:
-            self.notes.append(f"the labels of {matches.merged} scans are in several files, which are merged")
-        used = {_label_folder(label) for draft in drafts for label in draft.labels}
-        beside = {label.path for label in self.search.beside}
-        for label in matches.alone:
-            folder = _label_folder(label)
-            if label.path in beside and folder not in used and not is_named(self.root, IMAGE_FOLDERS):
-                continue
-            if incomplete & {label.stem, *read_name(label).bases, *label.parts[-1:]}:
-                self.left_out[label.path] = "its case is left out"
-            elif label.in_labels and used and folder not in used:
-                self.left_out[label.path] = "no label in its folder belongs to an image"
-            elif label.in_labels:
-                self.faults.append(
-                    f"{label.path} is a label without an image: expected {expected_image(label.stem)} in "
-                    f"{drafts[0].files[0].path.parent}; add the image or remove the label."
-                )
-            else:
-                self.faults.append(
-                    f"{label.path} is named like a label but has no image: expected {expected_image(label.stem)} "
-                    "in the same folder; rename the label or remove it."
-                )
+        apart = set() if is_named(self.root, IMAGE_FOLDERS) else {label.path for label in self.search.beside}
+        unmatched = judge_unmatched(alone, drafts, beside=apart, incomplete=incomplete)
+        self.left_out |= unmatched.left_out
+        self.faults += unmatched.faults
         for draft in drafts:
             if draft.series and draft.labels:
                 self.left_out |= {label.path: "its image is a DICOM series" for label in draft.labels}
@@ -233,52 +232,15 @@ class _Reading:
                     f"{draft.labels[0].path} is the label of a DICOM series, whose orientation it may not share: "
                     "expected both in one format; convert the series to NIfTI, for example with dcm2niix."
                 )
-                draft.labels = []
+                draft.labels, draft.classes = [], []
 
     def _use_splits(self, drafts: list[Draft]) -> list[Draft]:
-        """Keeps the splits that folders state, and leaves out test images without labels."""
-        splits = [split_of(draft.parts) for draft in drafts]
-        labelled = {split for split, draft in zip(splits, drafts, strict=True) if draft.labels}
-        kept = []
-        for split, draft in zip(splits, drafts, strict=True):
-            nnunet = any(part.lower() == "imagests" for part in draft.parts) and "train" in splits
-            hidden = split in ("val", "test") and split not in labelled and ("train" in labelled or nnunet)
-            if hidden:
-                reason = f"the {split} images have no labels; give their folder itself to use them"
-                self.left_out |= {file.path: reason for file in draft.files}
-            else:
-                draft.split = split_of(draft.parts)
-                kept.append(draft)
-        found = {draft.split for draft in kept}
-        if found - {None} <= {"train"} or "train" not in found or None in found:
-            if None in found and len(found - {None}) > 1:
-                self.doubts.append(
-                    "some images lie outside of its folders for train, val and test, so that these do not decide the "
-                    "split; move them, or add a split.csv (name,split)"
-                )
-            for draft in kept:
-                draft.split = None
-        else:
-            counts = ", ".join(f"{sum(d.split == split for d in kept)} {split}" for split in SPLITS)
-            self.notes.append(f"its folders state the split: {counts} scans")
-            if "test" not in found:
-                self.doubts.append(
-                    "its folders name no test images, without which nothing is scored; add a folder test, or a "
-                    "split.csv (name,split)"
-                )
-        return kept
-
-    def _table(self, drafts: list[Draft]) -> Path | None:
-        """The table of splits nearest to the images: in their common folder, above it, or beside the root."""
-        there = {file.path for file in self.search.tree.others if file.path.name == SPLIT_TABLE}
-        common = Path(os.path.commonpath([file.path.parent for draft in drafts for file in draft.files]))
-        inside = [folder for folder in (common, *common.parents) if folder.is_relative_to(self.root)]
-        for folder in inside:
-            if folder / SPLIT_TABLE in there:
-                return folder / SPLIT_TABLE
-        return next(
-            (path for parent in self.search.parents if (path := parent / SPLIT_TABLE).is_file()), None
-        )
+        """The scans without test images that have no labels, with the splits that folders state."""
+        stated = use_stated(drafts, has_table=has_table(self.search.tree, self.search.parents))
+        self.left_out |= stated.left_out
+        self.notes += stated.notes
+        self.doubts += stated.doubts
+        return stated.kept
 
 
 def _refuse_labels(root: Path) -> None:
@@ -294,12 +256,6 @@ def _refuse_labels(root: Path) -> None:
             continue
         if any(role_of_folder(name) == "image" and (parent / name).is_dir() for name in names):
             raise InputError(f"{root} holds labels, according to its name: expected images; give {parent}.")
-
-
-def _label_folder(label: Found) -> tuple[str, ...]:
-    """The folder of labels in which a label lies, or its own folder."""
-    last = max((at for at, part in enumerate(label.parts) if role_of_folder(part) == "label"), default=None)
-    return label.parts if last is None else label.parts[: last + 1]
 
 
 def _other_kinds(others: list[Found]) -> str | None:

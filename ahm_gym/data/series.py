@@ -15,6 +15,7 @@ from pydicom.errors import InvalidDicomError
 from ahm_gym.data.formats.dicom_series import key_of
 from ahm_gym.data.formats.names import has_dicom_magic
 from ahm_gym.data.listing import Found
+from ahm_gym.data.wording import counted
 
 TAGS: tuple[str, ...] = (
     "Modality", "SeriesInstanceUID", "SeriesNumber", "ImagePositionPatient", "ImageOrientationPatient",
@@ -74,16 +75,24 @@ def group(files: Iterable[Found]) -> Grouped:
             found.single.append(file)
         else:
             stacks.setdefault((file.parts, key), []).append((file, header))
+    timed: dict[Path, int] = {}
     for slices in stacks.values():
         if len(slices) == 1:
             found.single.append(slices[0][0])
         else:
-            found.series += _in_order(slices, found.doubts)
+            found.series += _in_order(slices, found, timed)
+    if timed:
+        folder, number = next(iter(timed.items()))
+        more = f" (and {counted(len(timed) - 1, 'more folder')} like it)" if len(timed) > 1 else ""
+        found.doubts.append(
+            f"the series in {folder}{more} has {number} files at every position, which are read as time points; export "
+            "it as one file for each volume if they are something else"
+        )
     return found
 
 
-def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Series]:
-    """The slices of one stack by position along its normal; a series for each time point."""
+def _in_order(slices: Sequence[tuple[Found, Any]], found: Grouped, timed: dict[Path, int]) -> list[Series]:
+    """The slices of one stack by position along its normal; a series for each time point, whose number is kept."""
     axes = np.array(slices[0][1].ImageOrientationPatient, float).reshape(2, 3)
     normal = np.cross(axes[0], axes[1])
     places: dict[float, list[tuple[int, Found]]] = {}
@@ -97,15 +106,12 @@ def _in_order(slices: Sequence[tuple[Found, Any]], doubts: list[str]) -> list[Se
     if times == {1}:
         return [Series(tuple(files[0] for files in ordered), number)]
     if len(times) > 1:
-        doubts.append(
+        found.doubts.append(
             f"a series in {folder} has several files at some positions and fewer at others, so that each "
             "file is an image of its own; export it as one file for each volume"
         )
         return [Series((file,), number) for files in ordered for file in files]
-    doubts.append(
-        f"the series in {folder} has {max(times)} files at every position, which are read as time points; export it as "
-        "one file for each volume if they are something else"
-    )
+    timed.setdefault(folder, max(times))
     return [
         Series(tuple(files[time] for files in ordered), f"{number}_t{time:02d}") for time in range(max(times))
     ]

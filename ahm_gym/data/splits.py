@@ -14,6 +14,7 @@ import torch
 
 from ahm_gym.data.patients import Evidence, Patients
 from ahm_gym.data.sample import SPLITS, Split
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
 
 VAL_SHARE = 0.1
@@ -190,7 +191,7 @@ def summarise(patients: Patients, splits: Sequence[Split], *, chosen: bool) -> s
     number = len(set(patients.of_images))
     blocks = ", in blocks of neighbours" if patients.series and chosen else ""
     return (
-        f"{len(splits)} images of {number} {'patient' if number == 1 else 'patients'} ({patients}): "
+        f"{counted(len(splits), 'image')} of {counted(number, 'patient')} ({patients}): "
         f"{counts} patients in {'/'.join(SPLITS)}{blocks}"
     )
 
@@ -204,7 +205,8 @@ def describe_shared_patients(splits: Sequence[Split], patients: Sequence[str]) -
     if not shared:
         return None
     listed = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-    return f"{len(shared)} of {len(where)} patients are in more than one split: {listed}"
+    are = verb(len(shared), "is", "are")
+    return f"{len(shared)} of {counted(len(where), 'patient')} {are} in more than one split: {listed}"
 
 
 def name_cases(ids: Sequence[str], patients: Sequence[str], volumes: Sequence[str | None]) -> list[str]:

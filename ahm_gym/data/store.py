@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from ahm_gym.data.sample import SPLITS, Sample, Split
+from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
 
 INDEX_FILE = "index.json"
@@ -172,7 +173,7 @@ class ImageDataset:
     def __str__(self) -> str:
         splits = ", ".join(f"{len(self.indices(split))} {split}" for split in SPLITS)
         labelled = sum(label is not None for label in self._records["label"])
-        return f"{self.name}: {len(self)} images ({splits}), {labelled} with labels"
+        return f"{self.name}: {counted(len(self), 'image')} ({splits}), {labelled} with labels"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "splits": self._records["split"]}

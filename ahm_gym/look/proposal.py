@@ -40,9 +40,17 @@ def _listed(layout: Layout, folder: Path) -> dict[str, Any]:
     def shown(paths: Sequence[Path]) -> list[str]:
         return [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
 
+    def labels(scan: Scan) -> list[str] | dict[str, list[str]]:
+        if not scan.label_classes:
+            return shown(scan.labels)
+        named = {layout.classes[index]: [] for index in scan.label_classes}
+        for path, index in zip(shown(scan.labels), scan.label_classes, strict=True):
+            named[layout.classes[index]].append(path)
+        return named
+
     content = _start(layout, folder)
     content["cases"] = {
-        scan.id: {"images": shown(scan.images), "labels": shown(scan.labels)}
+        scan.id: {"images": shown(scan.images), "labels": labels(scan)}
         | ({} if scan.split is None else {"split": scan.split})
         for scan in layout.scans
     }
@@ -69,10 +77,17 @@ def _described(layout: Layout, folder: Path, relative: Any) -> dict[str, Any] | 
         for scan in layout.scans
         for path, modality in zip(scan.images, modalities or [""], strict=False)
     }
-    labels = {relative(layout, scan, path, "") for scan in layout.scans for path in scan.labels}
+    labels = {
+        _with_class(relative(layout, scan, path, ""), layout.classes.get(index, ""))
+        for scan in layout.scans
+        for path, index in itertools.zip_longest(scan.labels, scan.label_classes, fillvalue=0)
+    }
     if None in images | labels or len(images) > MOST_PATTERNS or len(labels) > MOST_PATTERNS:
         return None
-    content = _start(layout, folder) | {"images": sorted(images), "labels": sorted(labels)}
+    content = _start(layout, folder) | {
+        "images": sorted(filter(None, images)),
+        "labels": sorted(filter(None, labels)),
+    }
     if modalities:
         content["modalities"] = dict(zip(modalities, layout.modalities, strict=True))
     return content
@@ -116,6 +131,11 @@ def _pattern(layout: Layout, path: Path, case: str, modality: str, *, nested: bo
     return "/".join((*folders, name)).replace("*/*/", "**/")
 
 
+def _with_class(pattern: str | None, name: str) -> str | None:
+    """A pattern with `{class}` in place of the last occurrence of the name of a class."""
+    return pattern if pattern is None or not name else "{class}".join(pattern.rsplit(name, 1))
+
+
 def _folder(name: str) -> str:
     """A folder of one role by its name; others, such as those of patients, by a star."""
     return name if re.fullmatch(r"[A-Za-z _-]+", name) else "*"
@@ -151,8 +171,11 @@ def _finds_the_same(content: dict[str, Any], layout: Layout, folder: Path) -> bo
     return _files(found.scans) == _files(layout.scans)
 
 
-def _files(scans: Sequence[Scan]) -> set[tuple[tuple[str, ...], frozenset[str]]]:
-    return {
-        (tuple(map(os.path.abspath, scan.images)), frozenset(map(os.path.abspath, scan.labels)))
-        for scan in scans
-    }
+def _files(scans: Sequence[Scan]) -> set[tuple[tuple[str, ...], frozenset[tuple[str, int]]]]:
+    """The files of every scan, with the class of each label that is of one."""
+
+    def labels(scan: Scan) -> frozenset[tuple[str, int]]:
+        pairs = itertools.zip_longest(map(os.path.abspath, scan.labels), scan.label_classes, fillvalue=0)
+        return frozenset((str(path), int(index)) for path, index in pairs)
+
+    return {(tuple(map(os.path.abspath, scan.images)), labels(scan)) for scan in scans}

@@ -129,10 +129,10 @@ def test_the_lists_of_the_decathlon_are_compared_with_the_files(tmp_path: Path):
     path.write_text(json.dumps(described | {"training": [pair, gone]}))
     layout = find_layout(tmp_path)
     assert layout.classes == {0: "background", 1: "liver"}
-    assert "lists 2 training images, of which 1 are missing, such as imagesTr/b.nii.gz" in layout.doubts[0]
+    assert "lists 2 training images, of which 1 is missing, such as imagesTr/b.nii.gz" in layout.doubts[0]
     path.write_text(json.dumps(described | {"training": [gone]}))
     with pytest.raises(
-        InputError, match="lists 1 training images such as imagesTr/b.nii.gz, and none is there"
+        InputError, match="lists 1 training image such as imagesTr/b.nii.gz, and none is there"
     ):
         find_layout(tmp_path)
 
@@ -325,7 +325,8 @@ def test_images_that_show_nothing_are_refused_if_all_are_so(tmp_path: Path, caps
 def test_one_or_two_images_are_only_a_trial(tmp_path: Path, count: int):
     for number in range(count):
         write(tmp_path / f"f{number}.png")
-    assert f"{count} images are too few" in find_layout(tmp_path).doubts[0]
+    few = "1 image is too few" if count == 1 else "2 images are too few"
+    assert few in find_layout(tmp_path).doubts[0]
 
 
 def write_series(folder: Path, suffix: str = ".dcm", uid: str = "1.2", **tags) -> np.ndarray:
@@ -371,6 +372,67 @@ def test_slices_at_the_same_positions_are_time_points(tmp_path: Path):
         4,
         4,
     ] and "2 files at every position" in layout.doubts[0]
+
+
+def test_series_in_time_are_told_once(tmp_path: Path):
+    for patient in "abc":
+        for time in "12":
+            write_series(tmp_path / patient, f"-{time}.dcm")
+    (doubt,) = (doubt for doubt in find_layout(tmp_path).doubts if "time points" in doubt)
+    assert "a (and 2 more folders like it) has 2 files at every position" in doubt
+
+
+def test_pictures_that_label_the_slices_of_a_series_have_a_way_out(tmp_path: Path):
+    for patient in "abc":
+        write_series(tmp_path / patient / "DICOM_anon")
+        for number in range(4):
+            write(tmp_path / patient / "Ground" / f"liver_GT_{number:03d}.png", mask((9, 8)))
+    layout = find_layout(tmp_path)
+    (fault,) = layout.faults
+    assert "a/Ground holds 4 pictures, which seem to label the slices of the DICOM series in" in fault
+    assert "(and 2 more such folders)" in fault and "dcm2niix" in fault and len(layout.scans) == 3
+    assert len(open_data(str(tmp_path), image_size=SIZE, need_labels=False)) == 12
+
+
+def test_a_table_goes_before_folders_that_state_a_split(tmp_path: Path, capsys):
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        write(tmp_path / split / "images" / f"{name}.png")
+    (tmp_path / "split.csv").write_text("name,split\na,test\nb,train\nc,train\n")
+    dataset = open_data(str(tmp_path), image_size=SIZE)
+    said = capsys.readouterr().err
+    assert (
+        names(dataset, "test") == ["a"]
+        and "split.csv states the split, and the names of folders do not" in said
+    )
+    assert "its folders" not in said and "add a" not in said and "or a split.csv" not in said
+    assert "settles it, while the splits stay as the data states them" in said
+
+
+@pytest.mark.parametrize("what", ["image", "volume"])
+def test_one_image_or_volume_is_not_said_to_be_in_two_splits(tmp_path: Path, capsys, what: str):
+    write(
+        tmp_path / ("brain.png" if what == "image" else "brain.nii.gz"),
+        None if what == "image" else RNG.random(VOLUME),
+    )
+    open_data(str(tmp_path), image_size=SIZE)
+    said = capsys.readouterr().err
+    assert (
+        f"of 1 patient (a single {what}; sure)" in said
+        and f"there is only one {what}, so that all of it" in said
+    )
+    assert "two splits" not in said and " 1 images" not in said and " 1 files" not in said
+
+
+def test_parts_of_a_label_that_show_the_same_are_told(tmp_path: Path, capsys):
+    for case in ("c1", "c2", "c3"):
+        write(tmp_path / f"{case}.png")
+        for number in (1, 2):
+            write(tmp_path / f"{case}_mask{number}.png", mask())
+    open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    said = capsys.readouterr().err
+    assert (
+        "3 of 3 files: in several files that show much the same, as drawings of several observers do" in said
+    )
 
 
 def test_runs_predictions_and_hidden_folders_are_not_searched(tmp_path: Path):

@@ -213,7 +213,7 @@ def test_a_note_shows_the_escapes_in_a_name_instead_of_sending_them_to_the_termi
     constant.rename(tmp_path / "d\x1b[2J\nerror: no.png")
     open_data(str(tmp_path), image_size=SIZE)
     err = capsys.readouterr().err
-    assert r"d\x1b[2J\nerror: no.png; remove them" in err and "\x1b" not in err
+    assert r"d\x1b[2J\nerror: no.png; remove it" in err and "\x1b" not in err
     assert all(line.startswith("note: ") for line in err.splitlines())
 
 

@@ -46,6 +46,22 @@ PUBLISHED: dict[str, tuple[int, int, str, int, str, str]] = {
     "pet_ct": (4, 4, "ct pet", 0, "patient1_study", "patient1/study"),
     "amos": (8, 8, "", 4, "amos_0001", "imagesTr/amos_0001"),
     "drive": (8, 8, "", 12, "01_test", "test/images/01_test"),
+    "drive_without_test_labels": (4, 4, "", 12, "21_training", "training/images/21_training"),
+    "kits21_all": (4, 4, "", 20, "case_00001_imaging", "case_00001/imaging"),
+    "kits23": (4, 4, "", 8, "case_00001_imaging", "case_00001/imaging"),
+    "montgomery": (4, 8, "", 0, "MCUCXR_0001_0", "MontgomerySet/CXR_png/MCUCXR_0001_0"),
+    "totalsegmentator": (4, 12, "", 0, "s0001_ct", "s0001/ct"),
+    "idrid": (4, 8, "", 0, "IDRiD_01", "A. Segmentation/1. Original Images/a. Training Set/IDRiD_01"),
+    "isbi_ms": (
+        8, 16, "mprage t2 flair pd", 0, "training01_01", "training01/preprocessed/training01_01",
+    ),
+    "ms_consensus": (4, 4, "t1 t2 flair", 4, "patient01", "patient01/patient01"),
+    "isles2015": (4, 4, "t1 t2 flair dwi", 0, "1", "SISS2015_Training/1"),
+    "isles2022": (
+        4, 4, "dwi adc", 4, "sub-strokecase0001_ses-0001",
+        "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001",
+    ),
+    "kaggle_brats": (4, 4, "t1 t1ce t2 flair", 0, "BraTS2021_00001", "BraTS2021_00001/BraTS2021_00001"),
 }  # fmt: skip
 
 
@@ -66,12 +82,62 @@ def test_published_data_sets_are_understood(tmp_path: Path, name: str):
     assert not used & layout.left_out.keys()
 
 
-def test_files_of_the_same_names_for_every_case_are_classes_and_no_parts_of_a_label(tmp_path: Path):
-    for case in ("s1", "s2", "s3"):
-        for name in ("ct", "segmentations/liver", "segmentations/spleen"):
+CLASSES: dict[str, dict[int, str]] = {
+    "totalsegmentator": {1: "aorta", 2: "kidney_left", 3: "kidney_right"},
+    "idrid": {1: "Haemorrhages", 2: "Microaneurysms"},
+    "montgomery": {},
+    "dsb2018": {},
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_labels_in_files_of_recurring_names_are_classes_and_other_files_parts_of_a_label(
+    tmp_path: Path, name: str
+):
+    layout = find_layout(write_published(name, tmp_path))
+    assert layout.classes == CLASSES[name]
+    for scan in layout.scans:
+        numbers = sorted(scan.label_classes)
+        assert numbers == [*CLASSES[name]]
+        for path, number in zip(scan.labels, scan.label_classes, strict=False):
+            assert CLASSES[name][number] in str(path)
+    doubt = f"1 {CLASSES[name][1]}, 2" if CLASSES[name] else "is a class"
+    assert any(doubt in sentence for sentence in layout.doubts) == bool(CLASSES[name])
+
+
+def test_reasons_for_labels_that_are_left_out_are_true(tmp_path: Path):
+    reasons = {
+        name: set(find_layout(write_published(name, tmp_path)).left_out.values())
+        for name in ("drive", "hrf", "kits21_all", "kits23", "isles2022")
+    }
+    view = "it may be a field of view, because observers have drawn other labels"
+    assert view in reasons["drive"] and reasons["hrf"] == {view}
+    assert "the label named MAJ, on which several agree, is used" in reasons["kits21_all"]
+    assert reasons["kits23"] == {"the image of its case has a label by another name"}
+    assert reasons["isles2022"] == {"it is not one of the stacked modalities of a case"}
+
+
+def test_a_case_of_which_some_classes_are_missing_keeps_the_numbers_of_the_others(tmp_path: Path):
+    for case, organs in (("s1", "liver spleen"), ("s2", "liver spleen"), ("s3", "spleen")):
+        for name in ("ct", *(f"segmentations/{organ}" for organ in organs.split())):
             path = tmp_path / case / f"{name}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     layout = find_layout(tmp_path)
-    assert len(layout.scans) == 3 and not any(scan.labels for scan in layout.scans)
-    assert "each may be a class of its own" in layout.faults[0]
+    assert layout.classes == {1: "liver", 2: "spleen"}
+    assert [scan.label_classes for scan in layout.scans] == [(1, 2), (1, 2), (2,)]
+
+
+def test_more_files_of_classes_than_there_may_be_are_a_fault_with_a_way_out(tmp_path: Path):
+    for case in ("s1", "s2"):
+        for name in (
+            "ct",
+            *(f"segmentations/organ{letter}{other}" for letter in "abcdefgh" for other in "abcdefgh"),
+        ):
+            path = tmp_path / case / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    layout = find_layout(tmp_path)
+    assert (
+        not layout.labels and "named after 64 classes" in layout.faults[0] and "{class}" in layout.faults[0]
+    )

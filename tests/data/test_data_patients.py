@@ -217,7 +217,7 @@ def test_a_table_that_divides_a_patient_is_used_and_reported(tmp_path: Path, cap
     (tmp_path / "split.csv").write_text("name,split\ncase0_0,test\ncase0_1,train\ncase1,train\ncase2,val\n")
     dataset = open_data(str(tmp_path), image_size=SIZE)
     assert [len(dataset.indices(split)) for split in SPLITS] == [3, 2, 1]
-    assert "1 of 3 patients are in more than one split: case0; scores on patients" in capsys.readouterr().err
+    assert "1 of 3 patients is in more than one split: case0; scores on patients" in capsys.readouterr().err
 
 
 def test_folders_inside_the_folder_of_a_patient_are_not_patients():

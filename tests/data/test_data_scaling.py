@@ -156,3 +156,18 @@ def test_label_values_that_are_not_classes_are_refused_with_file_and_value(value
     label[0, 1] = value
     with pytest.raises(InputError, match=rf"class index out of range: a\.png contains the value {value:g},"):
         scaling.class_indices(label, (2, 2), "a.png")
+
+
+def test_soft_masks_are_told_from_labels_with_other_values():
+    rows, columns = np.mgrid[:64, :64]
+    far = np.clip(300 - 12 * np.hypot(rows - 32, columns - 32), 0, 250).astype(np.uint8)
+    for label, seen in (
+        (far, r"values up to 250, with grey areas or edges wider than 8 pixels"),
+        (far / np.float32(250), r"values between 0 and 1, such as 0\.0"),
+    ):
+        with pytest.raises(InputError, match=f"a soft one: it has .*{seen}.*cut it at a threshold"):
+            scaling.class_indices(label, (64, 64), "a.png")
+    objects = np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(8, axis=0).repeat(8, axis=1)
+    objects = np.where((rows % 8 < 6) & (columns % 8 < 6), objects + 40, 0).astype(np.uint8)
+    with pytest.raises(InputError, match="class index out of range"):
+        scaling.class_indices(objects, (64, 64), "a.png")

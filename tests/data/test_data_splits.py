@@ -88,7 +88,7 @@ def test_the_summary_counts_patients_in_splits_with_examples():
 def test_a_note_names_patients_in_more_than_one_split():
     patients = ["a", "a", "b", "c"]
     note = describe_shared_patients(["train", "test", "train", "val"], patients)
-    assert note == "1 of 3 patients are in more than one split: a"
+    assert note == "1 of 3 patients is in more than one split: a"
     assert describe_shared_patients(["train", "train", "test", "val"], patients) is None
     assert describe_shared_patients(["train", "test"], ["img", "img"]) is not None
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from ahm_gym.data import open_data
+from ahm_gym.data.search import find_layout
 from ahm_gym.errors import InputError
+from ahm_gym.look.proposal import propose
 
 SIZE = (16, 16)
 RNG = np.random.default_rng(0)
@@ -111,3 +113,81 @@ def test_a_description_of_another_program_is_no_data(tmp_path: Path):
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
     with pytest.raises(InputError, match="is no description of ahm-gym"):
         open_data(str(tmp_path / "dataset.json"), image_size=SIZE)
+
+
+def organs(folder: Path, names=("aorta", "liver")) -> Path:
+    for case in ("a", "b", "c"):
+        picture(folder / case / "ct.png", RNG.integers(0, 255, (20, 24), dtype=np.uint8))
+        for number, name in enumerate(names):
+            label = np.zeros((20, 24), np.uint8)
+            label[4 + 3 * number : 10 + 3 * number, 4:12] = 255
+            picture(folder / case / "organs" / f"{name}.png", label)
+    return folder
+
+
+def test_labels_in_a_file_for_each_class_have_its_number(tmp_path: Path, capsys):
+    organs(tmp_path, ("aorta", "liver", "spleen"))
+    keys = {"images": "{case}/ct.png", "labels": "{case}/organs/{class}.png"}
+    spec = describe(tmp_path, **keys, classes={"1": "liver", "2": "aorta"})
+    dataset = open_data(spec, image_size=SIZE, native_resolution=True, need_labels=True)
+    assert dataset.class_names == {1: "liver", 2: "aorta"} and len(dataset) == 3
+    label = dataset.sample(0).label
+    assert label[5, 5] == 2 and label[8, 5] == 2 and label[12, 5] == 1 and label[13:].sum() == 0
+    said = capsys.readouterr().err
+    assert (
+        "3 of 3 files: in files that overlap, where the class with the highest number counts (labels)" in said
+    )
+    assert "spleen.png and 2 more are left out: dataset.json does not name it" in said
+
+
+def test_a_case_may_list_the_labels_of_each_class(tmp_path: Path):
+    organs(tmp_path)
+    cases = {
+        case: {"images": [f"{case}/ct.png"], "labels": {"aorta": [f"{case}/organs/aorta.png"]}}
+        for case in "abc"
+    }
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"ahm_gym": 1, "cases": cases, "classes": {"3": "aorta"}})
+    )
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert dataset.sample(0).label.max() == 3
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"ahm_gym": 1, "cases": cases, "classes": {"3": "liver"}})
+    )
+    with pytest.raises(InputError, match="`classes` in .* has no 'aorta', of which there is a label"):
+        open_data(str(tmp_path), image_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"images": "{class}/{case}.png"}, "`images` in .* has {class}, which only labels have"),
+        (
+            {"labels": ["{case}/{class}.png", "{case}.png"]},
+            "only some patterns of `labels` in .* have {class}",
+        ),
+        ({"labels": "{case}/{class}.png"}, "has {class}: list them in `classes`"),
+    ],
+)
+def test_classes_in_patterns_are_checked(tmp_path: Path, keys: dict, message: str):
+    classes = {} if "list them" in message else {"classes": {"1": "x"}}
+    with pytest.raises(InputError, match=message):
+        open_data(describe(scans(tmp_path), **keys, **classes), image_size=SIZE)
+
+
+def test_what_is_proposed_for_labels_of_classes_says_the_same(tmp_path: Path):
+    found = find_layout(organs(tmp_path / "data"))
+    proposed = propose(found, tmp_path)
+    assert proposed is not None and proposed["labels"] == ["{case}/organs/{class}.png"]
+    (tmp_path / "dataset.json").write_text(json.dumps(proposed))
+    dataset = open_data(str(tmp_path), image_size=SIZE, need_labels=True)
+    assert dataset.class_names == {1: "aorta", 2: "liver"} and dataset.num_classes == 3
+
+
+def test_labels_of_one_class_hold_one_value(tmp_path: Path):
+    organs(tmp_path)
+    picture(tmp_path / "a" / "organs" / "liver.png", np.arange(480, dtype=np.uint8).reshape(20, 24) % 3)
+    with pytest.raises(
+        InputError, match=r"liver\.png is the label of one of several classes .* the values 0, 1, 2:"
+    ):
+        open_data(str(tmp_path), image_size=SIZE, need_labels=True)

@@ -91,7 +91,10 @@ def test_files_that_do_not_fit_are_refused(keys, places, message):
         ({"images": "a.png"}, "has no {case}"),
         ({"cases": {"a": {"images": ["a.png"]}}}, "needs either `images` or `cases`"),
         ({"images": [], "cases": {"a": {"images": []}}}, "cases.a.*at least 1 item"),
-        ({"images": "{case}_{channel}.png"}, "has {channel}: expected {case}, {modality} or {patient}"),
+        (
+            {"images": "{case}_{channel}.png"},
+            "has {channel}: expected {case}, {modality}, {patient} or {class}",
+        ),
         ({"images": "{case}_{modality}.png"}, "list them in `modalities`"),
         ({"images": 3}, "images.*Input should be a valid"),
         ({"imags": "{case}.png"}, "imags: Extra inputs are not permitted"),
@@ -158,5 +161,5 @@ def test_cases_may_be_listed():
     with pytest.raises(InputError, match="names c/2.png, which is not there"):
         match_files(description, files("b/1.png"), "dataset.json")
     two = description.model_copy(update={"modalities": {"a": "A", "b": "B"}})
-    with pytest.raises(InputError, match="has 1 images: expected 2"):
+    with pytest.raises(InputError, match="has 1 image: expected 2"):
         match_files(two, files("b/1.png", "c/2.png"), "dataset.json")

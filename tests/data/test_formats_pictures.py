@@ -95,7 +95,7 @@ def test_a_picture_under_another_name_is_read_by_its_content_and_said(tmp_path: 
     assert kind_of(tmp_path / "a.png") == ".gif"
     assert (read_pixels(tmp_path / "a.png").array == np.where(INDICES > 0, 255, 0)).all()
     open_data(str(tmp_path), image_size=SIZE)
-    assert "1 of 1 files: named .png but with the content of a .gif file" in capsys.readouterr().err
+    assert "1 of 1 file: named .png but with the content of a .gif file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
@@ -130,7 +130,7 @@ def test_a_mask_with_soft_edges_is_cut_at_half_and_said(tmp_path: Path, capsys):
     encode(tmp_path / "labels" / "a.png", np.dstack([soft] * 3))
     dataset = open_data(str(tmp_path), image_size=SIZE, native_resolution=True)
     assert (label_of(dataset, 0).numpy() == (soft > 127)).all()
-    assert "1 of 1 files: a mask with soft edges, which are cut at half (labels)" in capsys.readouterr().err
+    assert "1 of 1 file: a mask with soft edges, which are cut at half (labels)" in capsys.readouterr().err
     soft[:20, :12] = 128
     encode(tmp_path / "labels" / "a.png", soft)
     with pytest.raises(InputError, match="class index out of range"):

@@ -180,6 +180,95 @@ def kits21() -> Iterator[str]:
         yield f"case_{n:05d}/segmentations/kidney_instance-1_annotation-1.nii.gz"
 
 
+def kits21_all() -> Iterator[str]:
+    for n in CASES:
+        case = f"case_{n:05d}"
+        yield f"{case}/imaging.nii.gz"
+        yield from (f"{case}/aggregated_{kind}_seg.nii.gz" for kind in ("AND", "MAJ", "OR"))
+        yield from (f"{case}/segmentations/kidney_instance-1_annotation-{k}.nii.gz" for k in (1, 2, 3))
+
+
+def kits23() -> Iterator[str]:
+    for n in CASES:
+        case = f"case_{n:05d}"
+        yield from (f"{case}/imaging.nii.gz", f"{case}/segmentation.nii.gz")
+        yield from (f"{case}/instances/kidney_instance-{k}_annotation-1.nii.gz" for k in (1, 2))
+
+
+def drive_without_test_labels() -> Iterator[str]:
+    yield from (file for file in drive() if not file.startswith(("test/1st", "test/2nd")))
+
+
+def montgomery() -> Iterator[str]:
+    for n in CASES:
+        name = f"MCUCXR_{n:04d}_0"
+        yield from (f"MontgomerySet/CXR_png/{name}.png", f"MontgomerySet/ClinicalReadings/{name}.txt")
+        yield from (f"MontgomerySet/ManualMask/{side}Mask/{name}.png" for side in ("left", "right"))
+
+
+def totalsegmentator() -> Iterator[str]:
+    yield "meta.csv"
+    for n in CASES:
+        yield f"s{n:04d}/ct.nii.gz"
+        yield from (
+            f"s{n:04d}/segmentations/{organ}.nii.gz" for organ in ("aorta", "kidney_left", "kidney_right")
+        )
+
+
+def idrid() -> Iterator[str]:
+    root = "A. Segmentation"
+    for n in CASES:
+        yield f"{root}/1. Original Images/a. Training Set/IDRiD_{n:02d}.jpg"
+        for number, (name, short) in enumerate((("Microaneurysms", "MA"), ("Haemorrhages", "HE")), 1):
+            folder = f"{root}/2. All Segmentation Groundtruths/a. Training Set/{number}. {name}"
+            yield f"{folder}/IDRiD_{n:02d}_{short}.tif"
+
+
+def isbi_ms() -> Iterator[str]:
+    for n in CASES:
+        for time in (1, 2):
+            name = f"training{n:02d}_{time:02d}"
+            kinds = ("flair", "mprage", "pd", "t2")
+            yield from (f"training{n:02d}/preprocessed/{name}_{kind}_pp.nii" for kind in kinds)
+            yield from (f"training{n:02d}/masks/{name}_mask{k}.nii" for k in (1, 2))
+
+
+def ms_consensus() -> Iterator[str]:
+    for n in CASES:
+        yield from (
+            f"patient{n:02d}/patient{n:02d}_{kind}.nii.gz" for kind in ("FLAIR", "T1", "T2", "consensus_gt")
+        )
+        yield f"patient{n:02d}/patient{n:02d}_mask1.nii.gz"
+
+
+def isles2015() -> Iterator[str]:
+    for n in CASES:
+        for number, kind in enumerate(("MR_DWI", "MR_Flair", "MR_T1", "MR_T2", "OT")):
+            name = f"VSD.Brain.XX.O.{kind}.{70600 + 5 * n + number}"
+            yield f"SISS2015_Training/{n}/{name}/{name}.nii"
+
+
+def isles2022() -> Iterator[str]:
+    for n in CASES:
+        case = f"sub-strokecase{n:04d}"
+        name = f"{case}_ses-0001"
+        yield from (
+            f"{case}/ses-0001/dwi/{name}_{kind}.{end}"
+            for kind in ("dwi", "adc")
+            for end in ("nii.gz", "json")
+        )
+        yield f"{case}/ses-0001/anat/{name}_FLAIR.nii.gz"
+        yield f"derivatives/{case}/ses-0001/{name}_msk.nii.gz"
+
+
+def kaggle_brats() -> Iterator[str]:
+    for n in CASES:
+        case = f"BraTS2021_{n:05d}"
+        yield from (
+            f"{case}/{case}_{kind}.nii/{case}_{kind}.nii" for kind in ("flair", "t1", "t1ce", "t2", "seg")
+        )
+
+
 def stare() -> Iterator[str]:
     for n in CASES:
         yield from (f"im{n:04d}.png", f"labels-ah/im{n:04d}.ah.png")
