@@ -13,25 +13,16 @@ from typing import Any
 import numpy as np
 
 from ahm_gym.data.described import DescribedFolder, open_folder
-from ahm_gym.data.formats import (
-    PICTURES,
-    NotAnImage,
-    Pixels,
-    fingerprint_of,
-    match_label,
-    read_pixels,
-    read_series,
-    suffix_of,
-    with_frames,
-)
+from ahm_gym.data.formats import PICTURES, NotAnImage, Pixels, fingerprint_of, suffix_of, with_frames
 from ahm_gym.data.layout import Layout, Scan
 from ahm_gym.data.processing import Processing, to_classes
 from ahm_gym.data.sample import Record
+from ahm_gym.data.scans import merged, own_notes, read_label, read_scan
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.errors import InputError, say
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Counted up when folders are understood in another way, so that they are prepared again."""
 
 
@@ -67,12 +58,13 @@ class FolderSource:
 
     @cached_property
     def processing(self) -> Processing:
-        """What is done to the values: what the description says, or else nothing but the names of the classes."""
+        """What is done to the values: what the description says, or else only what nnU-Net's says of the classes."""
         if isinstance(self.search, DescribedFolder):
             return Processing(
                 **{name: getattr(self.search.description, name) for name in Processing.model_fields}
             )
-        return Processing(classes={str(index): name for index, name in self.layout.classes.items()})
+        classes = {str(index): name for index, name in self.layout.classes.items()}
+        return Processing(classes=classes, ignore=self.layout.ignore)
 
     @cached_property
     def table(self) -> SplitTable | None:
@@ -99,7 +91,7 @@ class FolderSource:
         faults = list(layout.faults[:1])
         for scan in layout.scans:
             try:
-                pixels = read_scan(scan)
+                pixels = read_scan(scan, self.processing.plane)
             except NotAnImage:
                 if scan.labels or len(layout.scans) == 1:
                     raise
@@ -130,13 +122,11 @@ class FolderSource:
             try:
                 parts = [read_label(path, scan.images[0], pixels) for path in scan.labels]
                 pixels = with_frames(pixels, scan.images[0], parts[0])
-                classes = zip(parts, scan.labels, strict=True)
-                label = merged(
-                    [
-                        to_classes(part.array, self.processing, str(path), is_volume=part.is_volume)
-                        for part, path in classes
-                    ]
-                )
+                classes = [
+                    to_classes(part.array, self.processing, str(path), is_volume=part.is_volume)
+                    for part, path in zip(parts, scan.labels, strict=True)
+                ]
+                label = merged(classes, may_ignore=bool(self.processing.ignore))
                 decided.update(f"{note} (labels)" for part in parts for note in own_notes(part, pixels))
             except InputError as caught:
                 error = str(caught)
@@ -187,65 +177,6 @@ def _repeated(pixels: Pixels) -> Pixels:
     return dataclasses.replace(pixels, array=np.repeat(array, 3, axis=-1))
 
 
-def read_scan(scan: Scan) -> Pixels:
-    """Reads the image of a scan: one file, the slices of a series, or several files as channels.
-
-    Raises:
-        InputError: if a file cannot be read, or the channels differ in size or orientation.
-    """
-    if scan.series and scan.images[1:]:
-        return read_series(scan.images)
-    first, *others = [read_pixels(path) for path in scan.images]
-    if not others:
-        return first
-    others = [
-        _on_grid_of(first, scan.images[0], pixels, path)
-        for path, pixels in zip(scan.images[1:], others, strict=True)
-    ]
-    for path, pixels in zip(scan.images[1:], others, strict=True):
-        if pixels.array.shape != first.array.shape:
-            raise InputError(
-                f"{path} and {scan.images[0]} are modalities of one case, and have the shapes {pixels.array.shape} and "
-                f"{first.array.shape}: expected the same; resample them to one grid."
-            )
-    if first.array.ndim > 2 + first.is_volume:
-        raise InputError(
-            f"{scan.images[0]} is one modality of a case and has the shape {first.array.shape}: expected one channel; "
-            "convert it to grey."
-        )
-    return dataclasses.replace(first, array=np.stack([first.array, *(p.array for p in others)], axis=-1))
-
-
-def _on_grid_of(first: Pixels, first_path: Path, pixels: Pixels, path: Path) -> Pixels:
-    """A modality with its axes in the order of the first one.
-
-    Raises:
-        InputError: if it lies elsewhere in the body.
-    """
-    try:
-        return match_label(pixels, path, first, first_path)
-    except InputError as error:
-        raise InputError(
-            f"{path} and {first_path} are modalities of one case and do not lie on the same grid: resample one to the "
-            "other, or keep each modality in a folder of its own."
-        ) from error
-
-
-def merged(labels: list[np.ndarray]) -> np.ndarray:
-    """One label of several: every pixel has the highest class that one of them gives it.
-
-    Raises:
-        InputError: if their sizes differ.
-    """
-    shapes = {label.shape for label in labels}
-    if len(shapes) > 1:
-        raise InputError(
-            f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the "
-            "image."
-        )
-    return labels[0] if len(labels) == 1 else np.maximum.reduce(labels)
-
-
 def _slices(volume: Record) -> Iterator[Record]:
     """The slices of a volume; with a label that does not fit they have none, but the reason."""
     try:
@@ -254,22 +185,6 @@ def _slices(volume: Record) -> Iterator[Record]:
         if volume.label is None:
             raise
         yield from slices(dataclasses.replace(volume, label=None, label_error=str(error)))
-
-
-def read_label(path: Path, image_path: Path, image: Pixels) -> Pixels:
-    """Reads the label of an image, with its axes in the order of the image.
-
-    Raises:
-        InputError: if the file cannot be read, or lies elsewhere than the image.
-    """
-    return match_label(read_pixels(path, is_label=True), path, image, image_path)
-
-
-def own_notes(label: Pixels, image: Pixels) -> Iterator[str]:
-    """The notes on a label that do not repeat those on its image; the plane of a label is always that of its image."""
-    for note in label.notes:
-        if note not in image.notes and not note.startswith(("sliced in", "with a fourth axis")):
-            yield note
 
 
 def frames(volume: Record, pixels: Pixels) -> Iterator[Record]:

@@ -48,6 +48,8 @@ class Layout:
     """The names of the stacked channels; empty if every scan is one file."""
     classes: dict[int, str] = field(default_factory=dict)
     """The names of the classes, if a `dataset.json` gives them."""
+    ignore: tuple[int, ...] = ()
+    """The value of label pixels that are ignored, if a `dataset.json` gives one."""
     table: Path | None = None
     """The `split.csv` that overrides every other split."""
     left_out: dict[Path, str] = field(default_factory=dict)

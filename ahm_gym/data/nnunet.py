@@ -10,6 +10,9 @@ import pydantic
 from ahm_gym.data.listing import Found
 from ahm_gym.errors import InputError
 
+IGNORE: str = "ignore"
+"""The name of nnU-Net for pixels that are neither trained nor scored."""
+
 
 class Pair(pydantic.BaseModel):
     """A training image and its label, relative to the file that lists them."""
@@ -53,6 +56,15 @@ class ForeignDescription(pydantic.BaseModel):
 
     def classes(self) -> dict[int, str]:
         """The names of the classes; regions of several classes have none."""
+        return {value: name for value, name in self._values().items() if name != IGNORE}
+
+    def ignored(self) -> tuple[int, ...]:
+        """The value of pixels that are ignored, which nnU-Net names so; empty if there is none."""
+        found = (value for value, name in self._values().items() if name == IGNORE)
+        return tuple(value for value in found if 0 <= value < 1 << 16)
+
+    def _values(self) -> dict[int, str]:
+        """The name of each value."""
         found = {}
         for key, value in self.labels.items():
             if key.isdecimal():

@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from ahm_gym.data.ignored import IGNORED
 from ahm_gym.errors import InputError
 
 MAX_CLASSES = 64
@@ -128,7 +129,17 @@ def sharpen_mask(label: np.ndarray, origin: str) -> np.ndarray:
     return np.where(label > FOREGROUND // 2, FOREGROUND, 0).astype(np.uint8)
 
 
-def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
+def rounded(label: Shaped[np.ndarray, "*size"]) -> Shaped[np.ndarray, "*size"]:
+    """The label with values within 0.001 of a whole number rounded."""
+    if label.dtype.kind != "f":
+        return label
+    whole = np.rint(label)
+    return np.where(np.isclose(label, whole, rtol=0, atol=ROUNDING), whole, label)
+
+
+def class_indices(
+    label: np.ndarray, size: tuple[int, int], origin: str, *, ignored: bool = False
+) -> UInt8[np.ndarray, "H W"]:
     """The label as class indices below 64, or with 255 as the foreground of a binary mask.
 
     Values within 0.001 of a whole number are rounded.
@@ -137,6 +148,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
         label: rows and columns, optionally with equal channels after them or a single channel before them.
         size: rows and columns of the image.
         origin: the file of the label, for the message.
+        ignored: whether pixels may have the value `IGNORED`.
 
     Raises:
         InputError: if the label has another size than its image, or other values than class indices.
@@ -157,11 +169,9 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
         )
     if label.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {label.dtype}: expected class indices; convert it.")
-    if label.dtype.kind == "f":
-        whole = np.rint(label)
-        label = np.where(np.isclose(label, whole, rtol=0, atol=ROUNDING), whole, label)
+    label = rounded(label)
     values = np.unique(label).astype(np.float64)
-    known = (values < MAX_CLASSES) | (values == FOREGROUND)
+    known = (values < MAX_CLASSES) | (values == FOREGROUND) | (ignored & (values == IGNORED))
     wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal
     if len(wrong):
         raise InputError(

@@ -130,16 +130,14 @@ class _Reading:
         if note := _other_kinds(others):
             self.notes.append(note)
         labelled = any(scan.labels for scan in scans)
-        if "ignore" in self.description.labels:
-            self.faults.append(
-                f"{self.described} names pixels to ignore, which cannot be left out yet: give them the value of the "
-                "background, or pretrain only."
-            )
+        if ignore := self.description.ignored():
+            self.notes.append(f"{self.described.name} says that label pixels of {ignore[0]} are ignored")
         return Layout(
             self.root,
             scans,
             modalities=stacked.modalities,
             classes=self.description.classes(),
+            ignore=ignore,
             table=self._table(drafts),
             left_out=self.left_out,
             notes=tuple(self.notes),

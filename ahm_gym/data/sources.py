@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.formats import is_readable
+from ahm_gym.data.ignored import in_structure
 from ahm_gym.data.kinds import refuse_file
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
@@ -101,7 +102,7 @@ def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
             "pretrain."
         )
     labels = (dataset.sample(index).label for index in labelled)
-    if not any(label is not None and bool(label.any()) for label in labels):
+    if not any(label is not None and bool(in_structure(label).any()) for label in labels):
         raise InputError(
             f"the training labels of {dataset.name} hold only background: expected classes 1 and higher in some of "
             "them; check how they were exported."
