@@ -12,7 +12,7 @@ import torch
 from ahm_gym.data.fallbacks import LabelError, MixedColoursError, checked_label
 from ahm_gym.data.ignored import IGNORED
 from ahm_gym.data.patients import Evidence, Patients, find_patients
-from ahm_gym.data.processing import PLAIN, Processing, scale
+from ahm_gym.data.processing import PLAIN, Processing, Window, scale, to_spacing
 from ahm_gym.data.sample import Record, Split
 from ahm_gym.data.scaling import FOREGROUND, channels_last, shrink
 from ahm_gym.data.splits import (
@@ -62,6 +62,7 @@ class Columns:
         label = checked_label(record, (image.shape[0], image.shape[1]))
         self.processing = record.processing
         scaled = scale(image, record.processing, image.shape[2] if record.modalities else 1)
+        scaled = to_spacing(scaled, record.spacing, record.processing, record.origin)
         scaled = shrink(scaled, shortest_side)
         exact = scaled.double()
         self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
@@ -70,8 +71,7 @@ class Columns:
         self.label_values.append([] if label is None else np.unique(label).tolist())
         self.label_origins.append(record.label_origin)
         self.ids.append(record.id)
-        place = record.place or record.volume or record.id
-        self.evidence.append(Evidence(place, record.patient, record.volume))
+        self.evidence.append(Evidence.of(record))
         self.twins.add(scaled)
         self.splits.append(record.split)
         self.spacings.append(record.spacing)
@@ -122,6 +122,7 @@ class Columns:
                 "rule": patients.rule,
                 "certainty": patients.certainty,
                 "doubts": [*patients.doubts, *self._doubts(patients, splits)],
+                "told": list(self._windows()),
                 "summary": summarise(patients, splits, chosen=None in self.splits and table is None),
             },
             "records": {
@@ -135,6 +136,15 @@ class Columns:
                 **(geometry if any(self.positions) else {}),
             },
         }
+
+    def _windows(self) -> Iterator[str]:
+        """What was found for scaling over the data set, by modality."""
+        scaling = self.processing.scaling
+        windows = scaling if isinstance(scaling, dict) else {"": scaling}
+        for name, window in windows.items():
+            if isinstance(window, Window) and window.found:
+                of = f" of {name}" if name else ""
+                yield f"intensities{of} from {window.low:.5g} to {window.high:.5g} become 0 to 1: {window.found}"
 
     def _doubts(self, patients: Patients, splits: list[Split]) -> Iterator[str]:
         """What may be wrong with the splits."""

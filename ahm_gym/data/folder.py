@@ -15,7 +15,7 @@ import numpy as np
 from ahm_gym.data.described import DescribedFolder, open_folder
 from ahm_gym.data.formats import PICTURES, NotAnImage, Pixels, fingerprint_of, suffix_of, with_frames
 from ahm_gym.data.layout import Layout, Scan
-from ahm_gym.data.processing import Processing, to_classes
+from ahm_gym.data.processing import OF_IMAGES, Processing, to_classes
 from ahm_gym.data.sample import Record
 from ahm_gym.data.scans import merged, own_notes, read_label, read_scan
 from ahm_gym.data.search import Search
@@ -39,6 +39,9 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.search: Search | DescribedFolder = open_folder(folder)
         self.name: str = self.search.name
+        self.changes: list[Any] = []
+        """What a run says of the images in place of the description."""
+        self._said: set[str] = set()
         self.colour: bool = False
         """Grey images are repeated in three channels."""
 
@@ -46,6 +49,15 @@ class FolderSource:
         """The same source, with three channels in every image."""
         other = copy.copy(self)
         other.colour = True
+        return other
+
+    def as_trained(self, processing: Processing) -> FolderSource:
+        """The same source, with images scaled, resampled and sliced as those of a run were."""
+        names = ("modalities", *OF_IMAGES)
+        changes = {name: getattr(processing, name) for name in names}
+        other = copy.copy(self)
+        other.processing = self.processing.model_copy(update=changes)
+        other.changes = [processing.model_dump(mode="json", include=set(names))]
         return other
 
     @cached_property
@@ -81,7 +93,7 @@ class FolderSource:
         return len(scans) if pictures_only else None
 
     def fingerprint(self) -> list[Any]:
-        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths())]
+        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths()), *self.changes]
 
     def records(self) -> Iterator[Record]:
         return self._records(self.layout)
@@ -168,7 +180,10 @@ class FolderSource:
         )
 
     def _note(self, sentence: str) -> None:
-        say(f"note: {self.name}: {sentence}.")
+        """Says a sentence once, however often the images are read."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            say(f"note: {self.name}: {sentence}.")
 
 
 def _repeated(pixels: Pixels) -> Pixels:

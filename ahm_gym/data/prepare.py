@@ -26,6 +26,7 @@ from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, 
 from ahm_gym.data.sample import Record, Source
 from ahm_gym.data.scaling import FOREGROUND
 from ahm_gym.data.splits import HasTable
+from ahm_gym.data.statistics import settled
 from ahm_gym.data.store import ImageDataset, StoreWriter, replace_label_value
 from ahm_gym.errors import InputError, printable, say
 from ahm_gym.runs.places import expanded, home_folder
@@ -155,7 +156,7 @@ def _write(source: Source, folder: Path, shortest_side: int | None, patient_rege
     writer = StoreWriter(folder)
     try:
         table = Columns()
-        for record in _with_progress(source):
+        for record in _with_progress(source, patient_regex):
             table.add(record, writer, shortest_side)
         if not table.ids:
             raise InputError(
@@ -171,10 +172,10 @@ def _write(source: Source, folder: Path, shortest_side: int | None, patient_rege
     write_checksums(folder)
 
 
-def _with_progress(source: Source) -> Iterator[Record]:
+def _with_progress(source: Source, patient_regex: str | None) -> Iterator[Record]:
     console = Console(stderr=True)
     yield from track(
-        source.records(),
+        settled(source, patient_regex),
         description=f"preparing {escape(printable(source.name))}",
         total=source.num_images,
         console=console,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
 import torch
 from jaxtyping import Float, Shaped
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from ahm_gym.data.ignored import IGNORED
-from ahm_gym.data.scaling import MAX_CLASSES, rounded, scale_intensities
+from ahm_gym.data.scaling import MAX_CLASSES, PERCENTILES, resample, rounded, scale_intensities
 from ahm_gym.errors import InputError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Class = Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
 Index = Annotated[str, Field(pattern=r"^\d{1,2}$")]
 Shade = Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6})$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Plane = Literal["axial", "coronal", "sagittal"]
 Ignorable = Annotated[int, Field(ge=0, lt=1 << 16)] | Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
@@ -35,12 +36,53 @@ class Window(Strict):
 
     low: Finite
     high: Finite
+    found: str = ""
+    """What low and high are, if they were found in the training images."""
 
     @pydantic.model_validator(mode="after")
     def _check_order(self) -> Window:
         if not self.low < self.high:
             raise ValueError(f"low is {self.low} and high {self.high}: expected low below high")
         return self
+
+
+class DatasetScaling(Strict):
+    """Intensities between two percentiles of all training images become 0 to 1; others are clipped.
+
+    Over the foreground, it is the scheme of nnU-Net for CT: after it, images are normalised by mean and deviation.
+    """
+
+    kind: Literal["dataset"]
+    over: Literal["image", "foreground"] = "image"
+    """The pixels that count: all, or those of structures in the labels, without ignored ones."""
+    percentiles: tuple[Percent, Percent] = PERCENTILES
+
+    @pydantic.model_validator(mode="after")
+    def _check_order(self) -> DatasetScaling:
+        if not self.percentiles[0] < self.percentiles[1]:
+            raise ValueError(f"percentiles are {self.percentiles}: expected the lower one first")
+        return self
+
+
+def _kind(value: Any) -> str:
+    """Which form of scaling is meant, so that an error is one about this form."""
+    if isinstance(value, str):
+        return "name"
+    if isinstance(value, Window) or (isinstance(value, dict) and {"low", "high"} & set(value)):
+        return "window"
+    if isinstance(value, DatasetScaling) or (isinstance(value, dict) and "kind" in value):
+        return "dataset"
+    return "modalities"
+
+
+Ranges = Annotated[Window, Tag("window")] | Annotated[DatasetScaling, Tag("dataset")]
+OfModality = Annotated[Annotated[Literal["channel"], Tag("name")] | Ranges, Discriminator(_kind)]
+Scaling = Annotated[
+    Annotated[Literal["image", "channel"], Tag("name")]
+    | Ranges
+    | Annotated[dict[str, OfModality], Tag("modalities")],
+    Discriminator(_kind),
+]
 
 
 class Processing(Strict):
@@ -57,10 +99,11 @@ class Processing(Strict):
     scored."""
     instances: bool = False
     """Whether labels number objects: every value above 0 is then class 1."""
-    scaling: Literal["image", "channel"] | Window | dict[str, Literal["channel"] | Window] | None = None
+    scaling: Scaling | None = None
     """How intensities become 0 to 1. image: by the 0.5 and 99.5 percentiles of each image over all of its channels.
-    channel: by those of each channel of each image. A window: from `low` to `high`. By the name of the modality if they
-    differ. None: channel if there are several modalities, otherwise image."""
+    channel: by those of each channel of each image. A window: from `low` to `high`. dataset: by percentiles of all
+    training images, of each modality by itself. By the name of the modality if they differ. None: channel if there are
+    several modalities, otherwise image."""
     spacing: Positive | tuple[Positive, Positive] | None = None
     """Millimetres to which images are resampled within their plane: of a pixel, or of its rows and columns. Masks and
     distances keep those of the file."""
@@ -102,7 +145,7 @@ def scale(
 
     Args:
         image: rows, columns, channels.
-        processing: what to do.
+        processing: what to do; percentiles of the data set must have become windows, see `settled`.
         num_modalities: number of files that are stacked in the channels.
     """
     scaling = processing.scaling or ("channel" if num_modalities > 1 else "image")
@@ -115,6 +158,41 @@ def scale(
         values = image[:, :, channel : channel + 1]
         channels.append(clip_to(own, values) if isinstance(own, Window) else scale_intensities(values))
     return torch.cat(channels)
+
+
+def to_spacing(
+    image: Float[Tensor, "C H W"], spacing: tuple[float, ...] | None, processing: Processing, origin: str
+) -> Float[Tensor, "C H2 W2"]:
+    """An image with pixels of the size that `Processing.spacing` says.
+
+    Args:
+        image: intensities from 0 to 1.
+        spacing: millimetres per row and column of its file, and of a volume also per slice; None if unknown.
+        processing: what to do.
+        origin: its file, for messages.
+
+    Raises:
+        InputError: if the file does not state the size of its pixels, or the image would be too large.
+    """
+    wanted = processing.spacing
+    if wanted is None:
+        return image
+    if spacing is None:
+        raise InputError(
+            f"{origin} does not state the size of its pixels, which `spacing` needs: leave `spacing` out, or save it "
+            "in a format that states it, such as NIfTI."
+        )
+    rows, columns = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    return resample(image, (spacing[0] / rows, spacing[1] / columns), origin)
+
+
+def differences(one: Processing, other: Processing) -> list[str]:
+    """The names of the settings by which images become other values or other slices."""
+    return [name for name in OF_IMAGES if getattr(one, name) != getattr(other, name)]
+
+
+OF_IMAGES: tuple[str, ...] = ("scaling", "spacing", "plane")
+"""Settings on which the values of images depend."""
 
 
 def clip_to(window: Window, values: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:

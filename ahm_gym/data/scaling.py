@@ -18,6 +18,8 @@ MAX_ARRAY_CHANNELS = 4
 """In a .npy file, a longer last axis holds the slices of a volume; a first axis that is not longer holds channels."""
 FOREGROUND = 255
 """The value of the foreground in binary masks from image editors."""
+MAX_SIDE = 16_384
+"""Largest number of rows or columns of a resampled image."""
 MAX_RIM = 8
 """Maximum width in pixels of a border that JPEG has blurred."""
 ROUNDING = 1e-3
@@ -93,6 +95,25 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
         return image
     scale = shortest_side / min(height, width)
     size = [round(height * scale), round(width * scale)]
+    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
+
+
+def resample(
+    image: Float[Tensor, "C H W"], factors: tuple[float, float], origin: str
+) -> Float[Tensor, "C H2 W2"]:
+    """An image with as many times the rows and columns.
+
+    Raises:
+        InputError: if it would have more than `MAX_SIDE` of them.
+    """
+    size = [max(round(side * factor), 1) for side, factor in zip(image.shape[1:], factors, strict=True)]
+    if max(size) > MAX_SIDE:
+        raise InputError(
+            f"{origin} would have {size[0]}x{size[1]} pixels after resampling: expected at most {MAX_SIDE} a side; "
+            "choose a larger `spacing`, in millimetres."
+        )
+    if size == list(image.shape[1:]):
+        return image
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 

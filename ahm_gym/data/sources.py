@@ -15,6 +15,7 @@ from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
 from ahm_gym.data.prepare import prepare
+from ahm_gym.data.processing import PLAIN, Processing, differences
 from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
@@ -80,6 +81,25 @@ def open_source(
     if need_labels:
         check_labels(dataset, source)
     return dataset
+
+
+def as_trained(source: Source, processing: Processing) -> Source:
+    """The source with its images scaled, resampled and sliced as those of a run were.
+
+    Raises:
+        InputError: if that cannot be, because a run has settings that only apply to folders.
+    """
+    own = source.processing if isinstance(source, FolderSource) else PLAIN
+    different = differences(own, processing)
+    if not different:
+        return source
+    if isinstance(source, FolderSource):
+        return source.as_trained(processing)
+    listed = ", ".join(f"`{name}`" for name in different)
+    raise InputError(
+        f"the run was trained on images with {listed} of a dataset.json, and {source.name} is no folder: save its "
+        "images as files in a folder."
+    )
 
 
 def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> bool:

@@ -137,8 +137,8 @@ class ImageDataset:
 
     @property
     def notes(self) -> list[str]:
-        """A summary of how the patients were found and split, and what is doubtful about that."""
-        return [self.found["summary"], *self.found["doubts"]]
+        """How the patients were found and split, what scaling was found, and what is doubtful."""
+        return [self.found["summary"], *self.found.get("told", ()), *self.found["doubts"]]
 
     def describe_patients(self) -> dict[str, Any]:
         """For files of results: the number of patients, the rule by which they were found, and what is doubtful."""

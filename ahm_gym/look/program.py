@@ -80,7 +80,7 @@ def count_tables(dataset: ImageDataset) -> list[Table]:
 
 def decisions(dataset: ImageDataset, layout: Layout | None) -> list[str]:
     """What was decided on the way."""
-    return [dataset.found["summary"], *(layout.notes if layout else ())]
+    return [dataset.found["summary"], *dataset.found.get("told", ()), *(layout.notes if layout else ())]
 
 
 def intensities(dataset: ImageDataset, layout: Layout | None) -> Any:

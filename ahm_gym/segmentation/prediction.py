@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from ahm_gym.data.described import open_folder
-from ahm_gym.data.folder import read_scan
-from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
+from ahm_gym.data.formats import READERS, Pixels, encode_mask, in_plane, is_readable, read_pixels, stem_of
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
+from ahm_gym.data.scans import read_scan
 from ahm_gym.errors import InputError, Interrupted, printable, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
@@ -135,7 +135,7 @@ def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
 
 def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -> dict[str, Any]:
     """Writes the mask of a scan and the maps asked for; returns its row."""
-    path, pixels = scan.images[0], read_scan(scan)
+    path, pixels = scan.images[0], read_scan(scan, ensemble.processing.plane)
     asked = {kind: getattr(config, kind) for kind in MAPS}
     found = ensemble.segment(pixels, str(path), apart=scan.modal, **asked)
     files = {"mask": ("", encode_mask(found.mask, path, pixels))}
@@ -183,17 +183,20 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
 def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]], out: Path) -> None:
     """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
-    overlays = []
+    overlays, plane = [], ensemble.processing.plane
     for row in (rows[place] for place in places):
         scan, title = scans[row["scan"]], printable(row["scan"])
-        pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
+        pixels = read_scan(scan, plane)
+        mask = in_plane(read_pixels(out / row["mask"]), plane, row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
             if mask.ndim == 4:
                 mask, image = mask[..., 0], image[..., 0]
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        shown = ensemble.members[0].fitted(ensemble.scaled(image, str(scan.images[0]), apart=scan.modal))
+        path = str(scan.images[0])
+        scaled = ensemble.scaled(image, path, apart=scan.modal, spacing=pixels.spacing)
+        shown = ensemble.members[0].fitted(scaled)
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
     draw_overlays(overlays, ensemble.num_classes, title).savefig(out / "overlays.png")

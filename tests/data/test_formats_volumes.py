@@ -12,8 +12,8 @@ from image_folders import SIZE, label_of
 from medical_files import encode, volume
 
 from ahm_gym.data import open_data
-from ahm_gym.data.folder import read_label
 from ahm_gym.data.formats import Grid, encode_mask, read_pixels, with_frames
+from ahm_gym.data.scans import read_label
 from ahm_gym.errors import InputError
 from ahm_gym.segmentation.prediction import _size_of_pixel
 
