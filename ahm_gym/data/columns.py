@@ -39,6 +39,7 @@ class Columns:
     evidence: list[Evidence] = field(default_factory=list)
     twins: Twins = field(default_factory=Twins)
     splits: list[Split | None] = field(default_factory=list)
+    folds: list[tuple[Split, ...]] = field(default_factory=list)
     spacings: list[tuple[float, float] | None] = field(default_factory=list)
     positions: list[tuple[int, int] | None] = field(default_factory=list)
     slice_spacings: list[float | None] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Columns:
         self.evidence.append(Evidence.of(record))
         self.twins.add(scaled)
         self.splits.append(record.split)
+        self.folds.append(record.folds)
         self.spacings.append(record.spacing)
         self.positions.append(record.position)
         self.slice_spacings.append(record.slice_spacing)
@@ -114,6 +116,7 @@ class Columns:
             "class_names": self.processing.classes,
             "processing": self.processing.model_dump(exclude_defaults=True),
             **({"ignored": True} if any(IGNORED in values for values in self.label_values) else {}),
+            **({"folds": list(zip(*self.folds, strict=True))} if any(self.folds) else {}),
             "mean": mean.tolist(),
             "std": std.tolist(),
             "patients": patients_of_cases(cases, patients.of_images),

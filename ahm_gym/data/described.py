@@ -11,7 +11,7 @@ from ahm_gym.data.description import (
     Description,
     match_files,
     read_description,
-    split_of,
+    splits_of,
 )
 from ahm_gym.data.formats import stem_of
 from ahm_gym.data.layout import Layout, Scan
@@ -70,13 +70,15 @@ class DescribedFolder:
         images = tuple(case.images[key] for key in self.description.modalities or ("",))
         places = [PurePosixPath(path.relative_to(self.root)).as_posix() for path in images]
         patient = self._patient(case, places[0])
+        splits = splits_of(self.description, name, patient or "", places, str(self.path))
         return Scan(
             id=name.replace("/", "_"),
             images=images,
             place=places[0].removesuffix(images[0].name) + stem_of(images[0]),
             case=name.replace("/", "_"),
             labels=tuple(case.labels),
-            split=case.split or split_of(self.description, name, patient or "", places, str(self.path)),
+            split=case.split or next(iter(splits), None),
+            folds=splits if isinstance(self.description.splits, tuple) else (),
             patient=patient,
         )
 

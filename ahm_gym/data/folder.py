@@ -153,6 +153,7 @@ class FolderSource:
             label_origin=str(scan.labels[0] if scan.labels else None),
             volume=scan.case if pixels.is_volume else None,
             split=scan.split if self.table is None else self.table.of_file(scan.images[0], scan.id),
+            folds=scan.folds,
             spacing=None if spacing is None else (spacing[0], spacing[1]),
             slice_spacing=None if spacing is None or len(spacing) < 3 else spacing[2],
             place=scan.place,

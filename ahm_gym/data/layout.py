@@ -26,6 +26,8 @@ class Scan:
     """Several are merged: a pixel has the highest class that one of them gives it."""
     split: Split | None = None
     """The split that the folders state."""
+    folds: tuple[Split, ...] = ()
+    """The split in each fold, if the data names folds."""
     patient: str | None = None
     """The patient, if a description tells it."""
     series: bool = False

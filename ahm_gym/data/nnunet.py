@@ -9,7 +9,12 @@ import pydantic
 
 from ahm_gym.data.listing import Found
 from ahm_gym.errors import InputError
+from ahm_gym.runs.schema import checked, read_json
 
+WAY_OUT: str = (
+    "expected the dataset.json of nnU-Net or of the Medical Segmentation Decathlon; correct it, or rename it to have "
+    "it ignored"
+)
 IGNORE: str = "ignore"
 """The name of nnU-Net for pixels that are neither trained nor scored."""
 
@@ -39,15 +44,7 @@ class ForeignDescription(pydantic.BaseModel):
         Raises:
             InputError: if it is damaged, or a value has another form than nnU-Net or the Decathlon give it.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise InputError(
-                f"{path} cannot be used ({where}: {first['msg']}): expected the dataset.json of nnU-Net or of the "
-                "Medical Segmentation Decathlon; correct it, or rename it to have it ignored."
-            ) from error
+        return checked(cls, read_json(path, WAY_OUT), path, WAY_OUT)
 
     def channels(self) -> tuple[str, ...]:
         """The names of the channels, in order."""

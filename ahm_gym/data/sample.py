@@ -61,6 +61,8 @@ class Record:
     """The volume from which this image is a slice, if any."""
     split: Split | None = None
     """None: chosen by patient once all records are known."""
+    folds: tuple[Split, ...] = ()
+    """The split in each fold, if the data names folds."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
     position: tuple[int, int] | None = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ahm_gym.data.formats import PICTURES, READERS, suffix_of
-from ahm_gym.data.kinds import Kinds, no_images, unread_labels
+from ahm_gym.data.formats import PICTURES, READERS
+from ahm_gym.data.kinds import Kinds, no_images, other_kinds, unread_labels
 from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
 from ahm_gym.data.layout import Layout
 from ahm_gym.data.listing import (
@@ -28,6 +27,7 @@ from ahm_gym.data.listing import (
     walk,
 )
 from ahm_gym.data.modalities import Draft, Stacked, stack
+from ahm_gym.data.named_folds import find_folds, in_folds, read_folds
 from ahm_gym.data.naming import name_scans
 from ahm_gym.data.nnunet import ForeignDescription
 from ahm_gym.data.sample import SPLITS
@@ -64,6 +64,10 @@ class Search:
             parents.append(self.root.resolve().parent)
         self.parents: list[Path] = parents if direct or role_of_folder(self.root.name) == "image" else []
         """Folders beside whose contents the root may lie; links are followed only after what was typed."""
+        self.folds: Path | None = find_folds(
+            [self.root, *parents] if is_named(self.root, NNUNET_FOLDERS) else [self.root]
+        )
+        """The file of nnU-Net's folds, if there is one."""
         self.beside: list[Found] = next(filter(None, map(self._labels_in, self.parents)), [])
 
     @property
@@ -85,6 +89,7 @@ class Search:
         unnamed = [file for file in self.tree.others if file.suffix in ("", ".csv", ".json", ".ima")]
         tables = [parent / SPLIT_TABLE for parent in self.parents]
         found = [file.path for file in (*self.tree.files, *self.beside, *unnamed)]
+        tables += [] if self.folds is None or self.folds in found else [self.folds]
         return [*found, *(path for path in tables if path.is_file())]
 
     @cached_property
@@ -126,15 +131,18 @@ class _Reading:
                 f"{len(drafts)} images are too few to learn from and to split into train, val and test, so that "
                 "this is only a trial; add images"
             )
-        scans = tuple(name_scans(drafts, channels_named=stacked.channels_named))
-        if note := _other_kinds(others):
+        scans = name_scans(drafts, channels_named=stacked.channels_named)
+        if note := other_kinds(others):
             self.notes.append(note)
+        if self.search.folds is not None:
+            scans, sentences = in_folds(scans, self.search.folds, read_folds(self.search.folds))
+            self.notes += sentences
         labelled = any(scan.labels for scan in scans)
         if ignore := self.description.ignored():
             self.notes.append(f"{self.described.name} says that label pixels of {ignore[0]} are ignored")
         return Layout(
             self.root,
-            scans,
+            tuple(scans),
             modalities=stacked.modalities,
             classes=self.description.classes(),
             ignore=ignore,
@@ -298,11 +306,3 @@ def _label_folder(label: Found) -> tuple[str, ...]:
     """The folder of labels in which a label lies, or its own folder."""
     last = max((at for at, part in enumerate(label.parts) if role_of_folder(part) == "label"), default=None)
     return label.parts if last is None else label.parts[: last + 1]
-
-
-def _other_kinds(others: list[Found]) -> str | None:
-    """A sentence on the files that cannot be read, with their numbers by suffix; None if there are none."""
-    used = (SPLIT_TABLE, DESCRIPTION)
-    counts = Counter(suffix_of(file.path) for file in others if file.path.name not in used)
-    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in sorted(counts))
-    return f"files of other kinds are left out: {re.sub(r'[^ -~]', '?', listed)}" if counts else None

@@ -94,6 +94,8 @@ class ImageDataset:
             for label in range(1, self.num_classes)
         }
         """The name of each foreground class; `class 1` and so on where the data gives none."""
+        self.folds: list[list[Split]] = index.get("folds", [])
+        """The split of every image in each fold that the data names."""
         self.processing: dict[str, Any] = index["processing"]
         """Fields of `Processing` that are not the default: what was done to the values."""
         self.has_ignored: bool = index.get("ignored", False)

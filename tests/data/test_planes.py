@@ -118,11 +118,11 @@ def test_slices_are_resampled_and_labels_and_distances_keep_the_pixels_of_the_fi
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"spacing": 0}, "dataset.json cannot be used: spacing.*greater than 0"),
-        ({"spacing": [1, 1, 1]}, "dataset.json cannot be used: spacing"),
+        ({"spacing": 0}, r"`spacing.* in .*dataset.json is 0 .*greater than 0"),
+        ({"spacing": [1, 1, 1]}, "`spacing.* in .*dataset.json is"),
         (
             {"plane": "oblique"},
-            "dataset.json cannot be used: plane: Input should be 'axial', 'coronal' or 'sagittal'",
+            "`plane` in .*dataset.json is 'oblique' .*'axial', 'coronal' or 'sagittal'",
         ),
         (
             {"spacing": 0.0001},

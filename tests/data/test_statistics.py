@@ -123,8 +123,11 @@ def test_more_values_than_memory_should_hold_are_thinned_out():
             {"kind": "dataset", "percentiles": [80, 20]},
             r"percentiles are \(80.0, 20.0\): expected the lower one first",
         ),
-        ({"kind": "dataset", "percentiles": [-1, 20]}, "greater than or equal to 0"),
-        ({"kind": "dataset", "over": "background"}, "Input should be 'image' or 'foreground'"),
+        (
+            {"kind": "dataset", "percentiles": [-1, 20]},
+            "scaling.dataset.percentiles.0` in .*greater than or equal to 0",
+        ),
+        ({"kind": "dataset", "over": "background"}, "input should be 'image' or 'foreground'"),
         ({"kind": "dataset", "percentiles": [0, 0.0001], "over": "foreground"}, None),
     ],
 )
