@@ -13,7 +13,16 @@ import numpy as np
 import torch
 
 from ahm_gym.data.described import open_folder
-from ahm_gym.data.formats import READERS, Pixels, encode_mask, in_plane, is_readable, read_pixels, stem_of
+from ahm_gym.data.formats import (
+    READERS,
+    NotAnImage,
+    Pixels,
+    encode_mask,
+    in_plane,
+    is_readable,
+    read_pixels,
+    stem_of,
+)
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
 from ahm_gym.data.scans import read_scan
@@ -36,6 +45,8 @@ MAPS: tuple[str, ...] = ("probabilities", "uncertainty")
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Writes a mask of every scan, the maps asked for, `areas.csv` and `overlays.png`; returns a row for each scan.
 
+    DICOM objects without an image, such as contours, are left out.
+
     Raises:
         InputError: if a run or a scan cannot be used, or the folder holds masks of other runs or options.
         Interrupted: on Ctrl-C or SIGTERM, after the present scan.
@@ -49,7 +60,13 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
         for done, (name, scan) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
-            rows[name] = _segment(ensemble, scan, config, name)
+            try:
+                rows[name] = _segment(ensemble, scan, config, name)
+            except NotAnImage:
+                if len(scans) == 1:
+                    raise
+                say(f"note: {scan.images[0]} is left out, because it is a DICOM object without an image.")
+                continue
             with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             bar.advance(done)
@@ -58,7 +75,11 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
                     f"stopped after {done} of {len(scans)} scans; the same command continues.",
                     interrupt.signal or 2,
                 )
-    found = [rows[name] for name in scans]
+    found = [rows[name] for name in scans if name in rows]
+    if not found:
+        raise InputError(
+            f"{config.scans} holds only DICOM objects without an image: give a folder of images."
+        )
     write_atomically(config.out / "areas.csv", areas_table(found))
     _draw(ensemble, scans, found, config.out)
     return found

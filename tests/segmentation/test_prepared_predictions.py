@@ -6,11 +6,14 @@ import itertools
 import json
 from pathlib import Path
 
+import cv2
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from image_folders import write
+from medical_files import dicom
 
 from ahm_gym.data.processing import Processing, Window
 from ahm_gym.errors import InputError
@@ -173,3 +176,20 @@ def test_data_that_is_no_folder_is_refused_by_a_run_with_a_scaling(run, tmp_path
         evaluate_runs.run_evaluate(
             EvaluateConfig(scans=str(tmp_path / "a.npz"), run=run, out=tmp_path / "out")
         )
+
+
+def test_objects_without_an_image_are_left_out_and_said(tmp_path, monkeypatch, capsys):
+    ensemble = knowing()
+    monkeypatch.setattr(Ensemble, "of_runs", classmethod(lambda cls, *arguments: ensemble))
+    image = (1000 * (np.arange(64).reshape(8, 8) > 30)).astype(np.uint16)
+    dicom(tmp_path / "scans" / "a.dcm", image)
+    report = pydicom.dcmread(dicom(tmp_path / "scans" / "b.dcm", image))
+    del report.PixelData
+    report.Modality = "DOC"
+    report.save_as(tmp_path / "scans" / "b.dcm")
+    rows = run_predict(PredictConfig(scans=tmp_path / "scans", run=tmp_path, out=tmp_path / "out"))
+    assert [row["scan"] for row in rows] == ["a"]
+    assert "b.dcm is left out, because it is a DICOM object without an image" in capsys.readouterr().err
+    assert (cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED) == (image > 500)).all()
+    with pytest.raises(InputError, match="b.dcm is a DOC object without an image"):
+        run_predict(PredictConfig(scans=tmp_path / "scans" / "b.dcm", run=tmp_path, out=tmp_path / "other"))
