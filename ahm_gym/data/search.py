@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ahm_gym.data.formats import PICTURES, READERS
+from ahm_gym.data.formats.names import DICOM
 from ahm_gym.data.kinds import Kinds, no_images, other_kinds, unread_labels
 from ahm_gym.data.labels import Matches, expected_image, match_labels, read_name
 from ahm_gym.data.layout import Layout
@@ -36,7 +37,6 @@ from ahm_gym.errors import InputError
 
 MIN_IMAGES = 3
 """The number of splits: with fewer images, a split stays empty."""
-DICOM: tuple[str, ...] = (".dcm", ".ima")
 IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagestr")
 
 
