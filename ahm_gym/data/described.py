@@ -11,7 +11,7 @@ from ahm_gym.data.description import (
     Description,
     match_files,
     read_description,
-    split_of,
+    splits_of,
 )
 from ahm_gym.data.formats import stem_of
 from ahm_gym.data.layout import Layout, Scan
@@ -70,6 +70,7 @@ class DescribedFolder:
         images = tuple(case.images[key] for key in self.description.modalities or ("",))
         places = [PurePosixPath(path.relative_to(self.root)).as_posix() for path in images]
         patient = self._patient(case, places[0])
+        splits = splits_of(self.description, name, patient or "", places, str(self.path))
         return Scan(
             id=name.replace("/", "_"),
             images=images,
@@ -77,7 +78,8 @@ class DescribedFolder:
             case=name.replace("/", "_"),
             labels=tuple(case.labels),
             label_classes=tuple(case.classes),
-            split=case.split or split_of(self.description, name, patient or "", places, str(self.path)),
+            split=case.split or next(iter(splits), None),
+            folds=splits if isinstance(self.description.splits, tuple) else (),
             patient=patient,
         )
 

@@ -8,23 +8,23 @@ case it is, `{patient}` whose it is, and `{class}` which class a label shows if 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from ahm_gym.data.processing import Processing, Strict
 from ahm_gym.data.sample import SPLITS, Split
 from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
+from ahm_gym.runs.schema import checked, read_json
 
 VERSION: int = 1
 """Version of the schema, the value of the key `ahm_gym`, by which a description is told from those of nnU-Net."""
+WAY_OUT: str = "correct it"
 NAMES: tuple[str, ...] = ("case", "modality", "patient", "class")
 """Names that a pattern may have in braces."""
 
@@ -38,6 +38,17 @@ class Case(Strict):
     """Labels, or those of each class by its name if each class has files of its own."""
     patient: str | None = None
     split: Split | None = None
+
+
+def _form_of_splits(value: Any) -> str:
+    return "folds" if isinstance(value, (list, tuple)) else "named"
+
+
+Named = dict[Split, tuple[str, ...]]
+Splits = Annotated[
+    Annotated[Named, Tag("named")] | Annotated[tuple[Named, ...], Tag("folds")],
+    Discriminator(_form_of_splits),
+]
 
 
 class Description(Processing):
@@ -59,8 +70,9 @@ class Description(Processing):
     patients: str | None = None
     """A regular expression that finds the patient in an image's path: its first group, or all that it matches.
     None: `{patient}`, or else the rules for folders without a description."""
-    splits: dict[Split, tuple[str, ...]] = Field(default={})
-    """Patients, cases or patterns of images of each split. Empty: a split.csv, or else by patient."""
+    splits: Splits = Field(default={})
+    """Patients, cases or patterns of images of each split. A list has those of each fold; without `fold` they are those
+    of the first one. Empty: a split.csv, or else by patient."""
 
 
 @dataclass
@@ -83,10 +95,7 @@ def read_description(path: Path) -> Description | None:
     Raises:
         InputError: if it is no JSON, or does not follow the schema.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}): expected JSON in UTF-8; correct it.") from error
+    content = read_json(path, WAY_OUT)
     if not isinstance(content, dict) or "ahm_gym" not in content:
         return None
     if content["ahm_gym"] != VERSION:
@@ -94,13 +103,7 @@ def read_description(path: Path) -> Description | None:
             f"{path} has the version {content['ahm_gym']!r} and this is version {VERSION} of the schema: write it "
             "again with `ahm-gym look`, or install the version of ahm-gym that wrote it."
         )
-    try:
-        description = Description.model_validate_json(json.dumps(content))
-    except pydantic.ValidationError as error:
-        # A value of several types has an error for each; that of a check of ours says most.
-        first = min(error.errors(), key=lambda item: item["type"] != "value_error")
-        key = ".".join(map(str, first["loc"][:2]))
-        raise InputError(f"{path} cannot be used: {key}: {first['msg']}; correct it.") from error
+    description = checked(Description, content, path, WAY_OUT)
     _check(description, path)
     return description
 
@@ -266,28 +269,36 @@ def case_of(groups: Mapping[str, Any]) -> str:
     return case if patient is None or patient == case else f"{patient}/{case}"
 
 
-def split_of(
+def splits_of(
     description: Description, case: str, patient: str, places: list[str], origin: str
-) -> Split | None:
-    """The split that a description gives to a case: by its patient, its name, or a pattern of its images.
+) -> tuple[Split, ...]:
+    """The split that a description gives to a case, in each fold: by its patient, its name, or a pattern of its images.
 
     Raises:
-        InputError: if it gives none, though it has splits, or two.
+        InputError: if it gives none, though it has splits, or two, or the case is for testing in some folds only.
     """
-    if not description.splits:
-        return None
-    found: list[Split] = [
-        split
-        for split in SPLITS
-        for entry in description.splits.get(split, ())
-        if entry in (case, patient) or _matches(entry, places, description, origin)
-    ]
-    if len(set(found)) != 1:
-        what = "none" if not found else " and ".join(dict.fromkeys(found))
+    folds = description.splits if isinstance(description.splits, tuple) else (description.splits,)
+    chosen: list[Split] = []
+    for number, splits in enumerate(folds if description.splits else ()):
+        found: list[Split] = [
+            split
+            for split in SPLITS
+            for entry in splits.get(split, ())
+            if entry in (case, patient) or _matches(entry, places, description, origin)
+        ]
+        if len(set(found)) != 1:
+            what = "none" if not found else " and ".join(dict.fromkeys(found))
+            fold = f" in fold {number}" if len(folds) > 1 else ""
+            raise InputError(
+                f"`splits` in {origin} has {what} for case {case} of patient {patient}{fold}: give it one."
+            )
+        chosen.append(found[0])
+    if "test" in chosen and set(chosen) != {"test"}:
         raise InputError(
-            f"`splits` in {origin} has {what} for case {case} of patient {patient}: give it one."
+            f"`splits` in {origin} has case {case} of patient {patient} in test in some folds only: put it there in "
+            "all of them."
         )
-    return found[0]
+    return tuple(chosen)
 
 
 def _matches(entry: str, places: list[str], description: Description, origin: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.ignored import is_counted
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.data.wording import verb
 from ahm_gym.errors import InputError, say
@@ -89,10 +90,10 @@ def permuted(items: Sequence[Item], seed: int) -> list[Item]:
 
 
 def class_counts(dataset: ImageDataset, index: int) -> np.ndarray:
-    """The number of pixels of each class in a label."""
+    """The number of pixels of each class in a label; ignored ones are not counted."""
     label = dataset.label(index)
     assert label is not None, "only labelled samples are drawn"
-    return np.bincount(label.numpy().ravel(), minlength=dataset.num_classes)
+    return np.bincount(label.numpy().ravel(), minlength=dataset.num_classes)[: dataset.num_classes]
 
 
 def classes_of(dataset: ImageDataset, index: int) -> set[int]:
@@ -128,10 +129,12 @@ def describe_draw(
         - `class_shares`: class index -> share of the pixels of all drawn labels.
         - `absent_classes`: classes without a pixel in them.
         - `empty_share`: share of the images without foreground.
+        - `ignored_share`: share of the pixels of all drawn labels that are ignored; only if the data has such pixels.
+          The other shares are those of the rest.
     """
     counts = np.stack([class_counts(dataset, index) for index in indices])
     patients = list(dict.fromkeys(dataset.patient(index) for index in indices))
-    shares = counts.sum(axis=0) / counts.sum()
+    shares = counts.sum(axis=0) / max(counts.sum(), 1)
     return {
         "images": [dataset.ids[index] for index in indices],
         "patients": patients,
@@ -139,7 +142,15 @@ def describe_draw(
         "class_shares": {str(index): float(share) for index, share in enumerate(shares)},
         "absent_classes": (np.flatnonzero(shares[1:] == 0) + 1).tolist(),
         "empty_share": float((counts[:, 1:].sum(axis=1) == 0).mean()),
+        **({"ignored_share": ignored_share(dataset, indices)} if dataset.has_ignored else {}),
     }
+
+
+def ignored_share(dataset: ImageDataset, indices: Sequence[int]) -> float:
+    """The share of the pixels of these labels that are ignored, 0 to 1."""
+    labels = [label for index in indices if (label := dataset.label(index)) is not None]
+    ignored = sum(int((~is_counted(label)).sum()) for label in labels)
+    return ignored / max(sum(label.numel() for label in labels), 1)
 
 
 def swapped_in(dataset: ImageDataset, drawn: Sequence[str], seed: int) -> list[str]:
@@ -156,7 +167,11 @@ def summary_of_draw(dataset: ImageDataset, draw: dict[str, Any]) -> str:
         f"{name} {draw['class_shares'][str(k)]:.2%}" for k, name in dataset.class_names.items()
     )
     empty = round(draw["empty_share"] * images)
-    return f"labelled images: {images}{of_patients}, {empty} of them without foreground; share of the pixels: {shares}"
+    ignored = f"; {draw['ignored_share']:.2%} are ignored" if "ignored_share" in draw else ""
+    return (
+        f"labelled images: {images}{of_patients}, {empty} of them without foreground; share of the pixels: "
+        f"{shares}{ignored}"
+    )
 
 
 def report_draw(dataset: ImageDataset, draw: dict[str, Any], labels: int | None) -> None:

@@ -70,6 +70,7 @@ def checked_label(record: Record, size: tuple[int, int]) -> np.ndarray | None:
     if record.label is None:
         return None
     try:
-        return class_indices(record.label, size, record.label_origin)
+        ignored = bool(record.processing.ignore)
+        return class_indices(record.label, size, record.label_origin, ignored=ignored)
     except InputError as error:
         raise LabelError(str(error)) from error

@@ -13,21 +13,12 @@ from typing import Any
 import numpy as np
 
 from ahm_gym.data.described import DescribedFolder, open_folder
-from ahm_gym.data.formats import (
-    PICTURES,
-    NotAnImage,
-    Pixels,
-    fingerprint_of,
-    match_label,
-    read_pixels,
-    read_series,
-    suffix_of,
-    with_frames,
-)
+from ahm_gym.data.formats import PICTURES, NotAnImage, Pixels, fingerprint_of, suffix_of, with_frames
 from ahm_gym.data.label_files import join, own_notes, read_label
 from ahm_gym.data.layout import Layout, Scan
-from ahm_gym.data.processing import Processing
+from ahm_gym.data.processing import OF_IMAGES, Processing
 from ahm_gym.data.sample import Record
+from ahm_gym.data.scans import read_scan
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
 from ahm_gym.data.wording import counted, verb
@@ -50,6 +41,9 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.search: Search | DescribedFolder = open_folder(folder)
         self.name: str = self.search.name
+        self.changes: list[Any] = []
+        """What a run says of the images in place of the description."""
+        self._said: set[str] = set()
         self.colour: bool = False
         """Grey images are repeated in three channels."""
 
@@ -57,6 +51,15 @@ class FolderSource:
         """The same source, with three channels in every image."""
         other = copy.copy(self)
         other.colour = True
+        return other
+
+    def as_trained(self, processing: Processing) -> FolderSource:
+        """The same source, with images scaled, resampled and sliced as those of a run were."""
+        names = ("modalities", *OF_IMAGES)
+        changes = {name: getattr(processing, name) for name in names}
+        other = copy.copy(self)
+        other.processing = self.processing.model_copy(update=changes)
+        other.changes = [processing.model_dump(mode="json", include=set(names))]
         return other
 
     @cached_property
@@ -69,12 +72,13 @@ class FolderSource:
 
     @cached_property
     def processing(self) -> Processing:
-        """What is done to the values: what the description says, or else nothing but the names of the classes."""
+        """What is done to the values: what the description says, or else only what nnU-Net's says of the classes."""
         if isinstance(self.search, DescribedFolder):
             return Processing(
                 **{name: getattr(self.search.description, name) for name in Processing.model_fields}
             )
-        return Processing(classes={str(index): name for index, name in self.layout.classes.items()})
+        classes = {str(index): name for index, name in self.layout.classes.items()}
+        return Processing(classes=classes, ignore=self.layout.ignore)
 
     @cached_property
     def table(self) -> SplitTable | None:
@@ -91,7 +95,7 @@ class FolderSource:
         return len(scans) if pictures_only else None
 
     def fingerprint(self) -> list[Any]:
-        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths())]
+        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths()), *self.changes]
 
     def records(self) -> Iterator[Record]:
         return self._records(self.layout)
@@ -101,7 +105,7 @@ class FolderSource:
         faults = list(layout.faults[:1])
         for scan in layout.scans:
             try:
-                pixels = read_scan(scan)
+                pixels = read_scan(scan, self.processing.plane)
             except NotAnImage:
                 if scan.labels or len(layout.scans) == 1:
                     raise
@@ -148,6 +152,7 @@ class FolderSource:
             label_origin=str(scan.labels[0] if scan.labels else None),
             volume=scan.case if pixels.is_volume else None,
             split=scan.split if self.table is None else self.table.of_file(scan.images[0], scan.id),
+            folds=scan.folds,
             spacing=None if spacing is None else (spacing[0], spacing[1]),
             slice_spacing=None if spacing is None or len(spacing) < 3 else spacing[2],
             place=scan.place,
@@ -176,57 +181,16 @@ class FolderSource:
         )
 
     def _note(self, sentence: str) -> None:
-        say(f"note: {self.name}: {sentence}.")
+        """Says a sentence once, however often the images are read."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            say(f"note: {self.name}: {sentence}.")
 
 
 def _repeated(pixels: Pixels) -> Pixels:
     """A grey image in three equal channels."""
     array = pixels.array if pixels.array.ndim == 3 + pixels.is_volume else pixels.array[..., None]
     return dataclasses.replace(pixels, array=np.repeat(array, 3, axis=-1))
-
-
-def read_scan(scan: Scan) -> Pixels:
-    """Reads the image of a scan: one file, the slices of a series, or several files as channels.
-
-    Raises:
-        InputError: if a file cannot be read, or the channels differ in size or orientation.
-    """
-    if scan.series and scan.images[1:]:
-        return read_series(scan.images)
-    first, *others = [read_pixels(path) for path in scan.images]
-    if not others:
-        return first
-    others = [
-        _on_grid_of(first, scan.images[0], pixels, path)
-        for path, pixels in zip(scan.images[1:], others, strict=True)
-    ]
-    for path, pixels in zip(scan.images[1:], others, strict=True):
-        if pixels.array.shape != first.array.shape:
-            raise InputError(
-                f"{path} and {scan.images[0]} are modalities of one case, and have the shapes {pixels.array.shape} and "
-                f"{first.array.shape}: expected the same; resample them to one grid."
-            )
-    if first.array.ndim > 2 + first.is_volume:
-        raise InputError(
-            f"{scan.images[0]} is one modality of a case and has the shape {first.array.shape}: expected one channel; "
-            "convert it to grey."
-        )
-    return dataclasses.replace(first, array=np.stack([first.array, *(p.array for p in others)], axis=-1))
-
-
-def _on_grid_of(first: Pixels, first_path: Path, pixels: Pixels, path: Path) -> Pixels:
-    """A modality with its axes in the order of the first one.
-
-    Raises:
-        InputError: if it lies elsewhere in the body.
-    """
-    try:
-        return match_label(pixels, path, first, first_path)
-    except InputError as error:
-        raise InputError(
-            f"{path} and {first_path} are modalities of one case and do not lie on the same grid: resample one to the "
-            "other, or keep each modality in a folder of its own."
-        ) from error
 
 
 def _slices(volume: Record) -> Iterator[Record]:

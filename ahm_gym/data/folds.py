@@ -15,6 +15,8 @@ SEED: int = 1
 def with_fold(dataset: ImageDataset, fold: int, folds: int) -> ImageDataset:
     """The images with the patients of this fold as val and the other patients of train and val as train.
 
+    If the data names folds, its images are divided as the fold of this number says, and `folds` is not used.
+
     Patients with labels are spread evenly over the folds. An image of an unknown patient counts as a patient of its
     own. Mean and deviation stay those of the data's own train split.
 
@@ -26,6 +28,13 @@ def with_fold(dataset: ImageDataset, fold: int, folds: int) -> ImageDataset:
     Raises:
         InputError: if there is no such fold, or there are fewer patients with labels than folds.
     """
+    if dataset.folds:
+        if not 0 <= fold < len(dataset.folds):
+            raise InputError(
+                f"`fold` is {fold}: choose from 0 to {len(dataset.folds) - 1}, as {dataset.name} names "
+                f"{len(dataset.folds)} folds."
+            )
+        return dataset.with_splits(dataset.folds[fold])
     if folds < 2:
         raise InputError(f"`folds` is {folds}: choose 2 or more.")
     if not 0 <= fold < folds:
@@ -49,8 +58,9 @@ def with_fold(dataset: ImageDataset, fold: int, folds: int) -> ImageDataset:
 def describe_fold(dataset: ImageDataset, fold: int, folds: int) -> str:
     """A sentence on the patients in train and val of a fold."""
     counts = [len({dataset.patient(index) for index in dataset.indices(split)}) for split in ("train", "val")]
+    of = f"{len(dataset.folds)} that the data names" if dataset.folds else str(folds)
     return (
-        f"fold {fold} of {folds}: {counts[0]} patients in train and {counts[1]} in val, as far as names or files say "
+        f"fold {fold} of {of}: {counts[0]} patients in train and {counts[1]} in val, as far as names or files say "
         "who they are; an image of an unknown patient counts as one"
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ahm_gym.data.formats import READERS
+from ahm_gym.data.formats import READERS, suffix_of
 from ahm_gym.data.label_names import (
     DERIVED_NAME,
     LABEL_NAME,
@@ -21,7 +22,7 @@ from ahm_gym.data.label_names import (
     looks_like_label,
     reduced,
 )
-from ahm_gym.data.listing import DESCRIPTION, FORMAT_WORDS, Found, role_of_folder
+from ahm_gym.data.listing import DESCRIPTION, FOLDS, FORMAT_WORDS, SPLIT_TABLE, Found, role_of_folder
 from ahm_gym.data.modalities import has_own_folder, modality_of
 from ahm_gym.data.same_names import labels_of_same_names
 from ahm_gym.data.unnamed_labels import find_unnamed
@@ -211,6 +212,14 @@ def _seems_label(file: Found, stems: set[str]) -> bool:
     if file.suffix == ".zip":
         return looks_like_label(file.stem) or "label" in file.stem.lower() or "mask" in file.stem.lower()
     return in_label_folder(file) or (named and file.suffix in UNREAD)
+
+
+def other_kinds(others: Sequence[Found]) -> str | None:
+    """A sentence on the files that cannot be read, with their numbers by suffix; None if there are none."""
+    used = (SPLIT_TABLE, DESCRIPTION, FOLDS)
+    counts = Counter(suffix_of(file.path) for file in others if file.path.name not in used)
+    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in sorted(counts))
+    return f"files of other kinds are left out: {re.sub(r'[^ -~]', '?', listed)}" if counts else None
 
 
 def no_images(root: Path, others: Sequence[Found], kinds: Kinds) -> InputError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ahm_gym.data.formats import Pixels, match_label, read_pixels
+from ahm_gym.data.ignored import IGNORED
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.processing import Processing, to_classes
 from ahm_gym.errors import InputError
@@ -53,7 +54,7 @@ def join(parts: Sequence[Pixels], scan: Scan, processing: Processing) -> tuple[n
         arrays = [
             to_classes(part.array, processing, str(path), is_volume=part.is_volume) for part, path in files
         ]
-    label = merged(arrays)
+    label = merged(arrays, may_ignore=bool(processing.ignore))
     return label, list(_overlaps(arrays, label, by_class=bool(scan.label_classes)))
 
 
@@ -90,8 +91,8 @@ def _overlaps(arrays: Sequence[np.ndarray], label: np.ndarray, *, by_class: bool
         )
 
 
-def merged(labels: list[np.ndarray]) -> np.ndarray:
-    """One label of several: every pixel has the highest class that one of them gives it.
+def merged(labels: list[np.ndarray], *, may_ignore: bool = False) -> np.ndarray:
+    """One label of several: every pixel has the highest class that one of them gives it, or is ignored in one.
 
     Raises:
         InputError: if their sizes differ.
@@ -102,4 +103,9 @@ def merged(labels: list[np.ndarray]) -> np.ndarray:
             f"the parts of one label have the shapes {sorted(shapes)}: expected one; export them in the size of the "
             "image."
         )
-    return labels[0] if len(labels) == 1 else np.maximum.reduce(labels)
+    if len(labels) == 1:
+        return labels[0]
+    highest = np.maximum.reduce(labels)
+    if not may_ignore:
+        return highest
+    return np.where(np.logical_or.reduce([label == IGNORED for label in labels]), IGNORED, highest)

@@ -29,6 +29,8 @@ class Scan:
     """The class of the foreground of each label; empty if the values of the labels are classes."""
     split: Split | None = None
     """The split that the folders state."""
+    folds: tuple[Split, ...] = ()
+    """The split in each fold, if the data names folds."""
     patient: str | None = None
     """The patient, if a description tells it."""
     series: bool = False
@@ -51,6 +53,8 @@ class Layout:
     """The names of the stacked channels; empty if every scan is one file."""
     classes: dict[int, str] = field(default_factory=dict)
     """The names of the classes, if a `dataset.json` gives them, or each has a file of labels."""
+    ignore: tuple[int, ...] = ()
+    """The value of label pixels that are ignored, if a `dataset.json` gives one."""
     table: Path | None = None
     """The `split.csv` that overrides every other split."""
     left_out: dict[Path, str] = field(default_factory=dict)

@@ -17,6 +17,8 @@ from ahm_gym.errors import InputError
 SPLIT_TABLE = "split.csv"
 DESCRIPTION = "dataset.json"
 """Name of the file that describes the folder in which it lies."""
+FOLDS = "splits_final.json"
+"""Name of nnU-Net's file of folds."""
 PREDICTIONS = "predictions.jsonl"
 """A folder with this file holds predicted masks, which are neither images nor labels."""
 RUN_FILES: frozenset[str] = frozenset({"config.json", "metrics.jsonl"})

@@ -10,6 +10,14 @@ import pydantic
 from ahm_gym.data.listing import Found
 from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError
+from ahm_gym.runs.schema import checked, read_json
+
+WAY_OUT: str = (
+    "expected the dataset.json of nnU-Net or of the Medical Segmentation Decathlon; correct it, or rename it to have "
+    "it ignored"
+)
+IGNORE: str = "ignore"
+"""The name of nnU-Net for pixels that are neither trained nor scored."""
 
 
 class Pair(pydantic.BaseModel):
@@ -37,15 +45,7 @@ class ForeignDescription(pydantic.BaseModel):
         Raises:
             InputError: if it is damaged, or a value has another form than nnU-Net or the Decathlon give it.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise InputError(
-                f"{path} cannot be used ({where}: {first['msg']}): expected the dataset.json of nnU-Net or of the "
-                "Medical Segmentation Decathlon; correct it, or rename it to have it ignored."
-            ) from error
+        return checked(cls, read_json(path, WAY_OUT), path, WAY_OUT)
 
     def channels(self) -> tuple[str, ...]:
         """The names of the channels, in order."""
@@ -54,6 +54,15 @@ class ForeignDescription(pydantic.BaseModel):
 
     def classes(self) -> dict[int, str]:
         """The names of the classes; regions of several classes have none."""
+        return {value: name for value, name in self._values().items() if name != IGNORE}
+
+    def ignored(self) -> tuple[int, ...]:
+        """The value of pixels that are ignored, which nnU-Net names so; empty if there is none."""
+        found = (value for value, name in self._values().items() if name == IGNORE)
+        return tuple(value for value in found if 0 <= value < 1 << 16)
+
+    def _values(self) -> dict[int, str]:
+        """The name of each value."""
         found = {}
         for key, value in self.labels.items():
             if key.isdecimal():

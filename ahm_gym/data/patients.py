@@ -17,6 +17,7 @@ from ahm_gym.data.names import (
     normalised,
     parts_of,
 )
+from ahm_gym.data.sample import Record
 from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
 
@@ -46,6 +47,11 @@ class Evidence:
     """The patient that the file itself names, as DICOM does."""
     volume: str | None = None
     """The volume of which the image is a slice."""
+
+    @classmethod
+    def of(cls, record: Record) -> Evidence:
+        """What a record tells."""
+        return cls(record.place or record.volume or record.id, record.patient, record.volume)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Sample:
     image: Float[Tensor, "C H W"]
     """Intensities in [0, 1], clipped at the image's 0.5 and 99.5 percentiles over all channels."""
     label: Int[Tensor, "H0 W0"] | None
-    """Class indices at the label's native resolution."""
+    """Class indices at the label's native resolution; `IGNORED` where pixels are ignored."""
     id: str
     case: str
     """Patient or volume if known, otherwise the id."""
@@ -61,6 +61,8 @@ class Record:
     """The volume from which this image is a slice, if any."""
     split: Split | None = None
     """None: chosen by patient once all records are known."""
+    folds: tuple[Split, ...] = ()
+    """The split in each fold, if the data names folds."""
     spacing: tuple[float, float] | None = None
     """Millimetres per pixel (row, column)."""
     position: tuple[int, int] | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from ahm_gym.data.ignored import IGNORED
 from ahm_gym.errors import InputError
 
 MAX_CLASSES = 64
@@ -17,6 +18,8 @@ MAX_ARRAY_CHANNELS = 4
 """In a .npy file, a longer last axis holds the slices of a volume; a first axis that is not longer holds channels."""
 FOREGROUND = 255
 """The value of the foreground in binary masks from image editors."""
+MAX_SIDE = 16_384
+"""Largest number of rows or columns of a resampled image."""
 MAX_RIM = 8
 """Maximum width in pixels of a border that JPEG has blurred."""
 FEW_GREYS = 4
@@ -100,6 +103,25 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 
+def resample(
+    image: Float[Tensor, "C H W"], factors: tuple[float, float], origin: str
+) -> Float[Tensor, "C H2 W2"]:
+    """An image with as many times the rows and columns.
+
+    Raises:
+        InputError: if it would have more than `MAX_SIDE` of them.
+    """
+    size = [max(round(side * factor), 1) for side, factor in zip(image.shape[1:], factors, strict=True)]
+    if max(size) > MAX_SIDE:
+        raise InputError(
+            f"{origin} would have {size[0]}x{size[1]} pixels after resampling: expected at most {MAX_SIDE} a side; "
+            "choose a larger `spacing`, in millimetres."
+        )
+    if size == list(image.shape[1:]):
+        return image
+    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
+
+
 def is_soft_edged(label: np.ndarray) -> bool:
     """Whether a label is a black and white mask of which only the edges are grey, as smooth drawing leaves them.
 
@@ -148,7 +170,17 @@ def _described_as_soft(label: Shaped[np.ndarray, "H W"]) -> str:
     return ""
 
 
-def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt8[np.ndarray, "H W"]:
+def rounded(label: Shaped[np.ndarray, "*size"]) -> Shaped[np.ndarray, "*size"]:
+    """The label with values within 0.001 of a whole number rounded."""
+    if label.dtype.kind != "f":
+        return label
+    whole = np.rint(label)
+    return np.where(np.isclose(label, whole, rtol=0, atol=ROUNDING), whole, label)
+
+
+def class_indices(
+    label: np.ndarray, size: tuple[int, int], origin: str, *, ignored: bool = False
+) -> UInt8[np.ndarray, "H W"]:
     """The label as class indices below 64, or with 255 as the foreground of a binary mask.
 
     Values within 0.001 of a whole number are rounded.
@@ -157,6 +189,7 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
         label: rows and columns, optionally with equal channels after them or a single channel before them.
         size: rows and columns of the image.
         origin: the file of the label, for the message.
+        ignored: whether pixels may have the value `IGNORED`.
 
     Raises:
         InputError: if the label has another size than its image, or other values than class indices.
@@ -177,11 +210,9 @@ def class_indices(label: np.ndarray, size: tuple[int, int], origin: str) -> UInt
         )
     if label.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {label.dtype}: expected class indices; convert it.")
-    if label.dtype.kind == "f":
-        whole = np.rint(label)
-        label = np.where(np.isclose(label, whole, rtol=0, atol=ROUNDING), whole, label)
+    label = rounded(label)
     values = np.unique(label).astype(np.float64)
-    known = (values < MAX_CLASSES) | (values == FOREGROUND)
+    known = (values < MAX_CLASSES) | (values == FOREGROUND) | (ignored & (values == IGNORED))
     wrong = values[~(known & (values >= 0) & (values == np.floor(values)))]  # NaN is never equal
     if len(wrong) and (soft := _described_as_soft(label)):
         raise InputError(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ahm_gym.data.formats import PICTURES, READERS, suffix_of
-from ahm_gym.data.kinds import Kinds, no_images, unread_labels
+from ahm_gym.data.formats import PICTURES, READERS
+from ahm_gym.data.formats.names import DICOM
+from ahm_gym.data.kinds import Kinds, no_images, other_kinds, unread_labels
 from ahm_gym.data.label_choice import Choice
 from ahm_gym.data.label_names import read_name
 from ahm_gym.data.labels import match_labels
@@ -30,6 +30,7 @@ from ahm_gym.data.listing import (
     walk,
 )
 from ahm_gym.data.modalities import Draft, Stacked, stack
+from ahm_gym.data.named_folds import find_folds, in_folds, read_folds
 from ahm_gym.data.naming import name_scans
 from ahm_gym.data.nnunet import ForeignDescription
 from ahm_gym.data.series import Series, group, is_unnamed_dicom
@@ -41,7 +42,6 @@ from ahm_gym.errors import InputError
 
 MIN_IMAGES = 3
 """The number of splits: with fewer images, a split stays empty."""
-DICOM: tuple[str, ...] = (".dcm", ".ima")
 IMAGE_FOLDERS: tuple[str, ...] = ("images", "imagestr")
 
 
@@ -69,6 +69,10 @@ class Search:
             parents.append(self.root.resolve().parent)
         self.parents: list[Path] = parents if direct or role_of_folder(self.root.name) == "image" else []
         """Folders beside whose contents the root may lie; links are followed only after what was typed."""
+        self.folds: Path | None = find_folds(
+            [self.root, *parents] if is_named(self.root, NNUNET_FOLDERS) else [self.root]
+        )
+        """The file of nnU-Net's folds, if there is one."""
         self.beside: list[Found] = next(filter(None, map(self._labels_in, self.parents)), [])
 
     @property
@@ -90,6 +94,7 @@ class Search:
         unnamed = [file for file in self.tree.others if file.suffix in ("", ".csv", ".json", ".ima")]
         tables = [parent / SPLIT_TABLE for parent in self.parents]
         found = [file.path for file in (*self.tree.files, *self.beside, *unnamed)]
+        tables += [] if self.folds is None or self.folds in found else [self.folds]
         return [*found, *(path for path in tables if path.is_file())]
 
     @cached_property
@@ -133,23 +138,24 @@ class _Reading:
                 f"{counted(len(drafts), 'image')} {verb(len(drafts), 'is', 'are')} too few to learn from and to split "
                 "into train, val and test, so that this is only a trial; add images"
             )
-        scans = tuple(name_scans(drafts, channels_named=stacked.channels_named))
-        if note := _other_kinds(others):
+        scans = name_scans(drafts, channels_named=stacked.channels_named)
+        if note := other_kinds(others):
             self.notes.append(note)
+        if self.search.folds is not None:
+            scans, sentences = in_folds(scans, self.search.folds, read_folds(self.search.folds))
+            self.notes += sentences
         labelled = any(scan.labels for scan in scans)
         files = [draft.files[0] for draft in drafts if not draft.series]
         if files and not labelled and (doubt := doubt_of_all(files)):
             self.doubts.append(doubt)
-        if "ignore" in self.description.labels:
-            self.faults.append(
-                f"{self.described} names pixels to ignore, which cannot be left out yet: give them the value of the "
-                "background, or pretrain only."
-            )
+        if ignore := self.description.ignored():
+            self.notes.append(f"{self.described.name} says that label pixels of {ignore[0]} are ignored")
         return Layout(
             self.root,
-            scans,
+            tuple(scans),
             modalities=stacked.modalities,
             classes=chosen.classes or given,
+            ignore=ignore,
             table=find_table(self.root, self.search.tree, self.search.parents, drafts),
             left_out=self.left_out,
             notes=tuple(self.notes),
@@ -256,11 +262,3 @@ def _refuse_labels(root: Path) -> None:
             continue
         if any(role_of_folder(name) == "image" and (parent / name).is_dir() for name in names):
             raise InputError(f"{root} holds labels, according to its name: expected images; give {parent}.")
-
-
-def _other_kinds(others: list[Found]) -> str | None:
-    """A sentence on the files that cannot be read, with their numbers by suffix; None if there are none."""
-    used = (SPLIT_TABLE, DESCRIPTION)
-    counts = Counter(suffix_of(file.path) for file in others if file.path.name not in used)
-    listed = ", ".join(f"{counts[suffix]} {suffix or 'without a suffix'}" for suffix in sorted(counts))
-    return f"files of other kinds are left out: {re.sub(r'[^ -~]', '?', listed)}" if counts else None

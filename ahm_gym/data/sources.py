@@ -9,11 +9,13 @@ from pathlib import Path
 
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.formats import is_readable
+from ahm_gym.data.ignored import in_structure
 from ahm_gym.data.kinds import refuse_file
 from ahm_gym.data.mni152 import Mni152Source
 from ahm_gym.data.named import COLLECTIONS, find_named
 from ahm_gym.data.npz import NpzSource
 from ahm_gym.data.prepare import prepare
+from ahm_gym.data.processing import PLAIN, Processing, differences
 from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
@@ -81,6 +83,25 @@ def open_source(
     return dataset
 
 
+def as_trained(source: Source, processing: Processing) -> Source:
+    """The source with its images scaled, resampled and sliced as those of a run were.
+
+    Raises:
+        InputError: if that cannot be, because a run has settings that only apply to folders.
+    """
+    own = source.processing if isinstance(source, FolderSource) else PLAIN
+    different = differences(own, processing)
+    if not different:
+        return source
+    if isinstance(source, FolderSource):
+        return source.as_trained(processing)
+    listed = ", ".join(f"`{name}`" for name in different)
+    raise InputError(
+        f"the run was trained on images with {listed} of a dataset.json, and {source.name} is no folder: save its "
+        "images as files in a folder."
+    )
+
+
 def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> bool:
     """Whether the data itself says which images are for testing, instead of leaving the choice to a rule."""
     source = find_source(spec, root, image_size)
@@ -101,7 +122,7 @@ def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
             "pretrain."
         )
     labels = (dataset.sample(index).label for index in labelled)
-    if not any(label is not None and bool(label.any()) for label in labels):
+    if not any(label is not None and bool(in_structure(label).any()) for label in labels):
         raise InputError(
             f"the training labels of {dataset.name} hold only background: expected classes 1 and higher in some of "
             "them; check how they were exported."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -17,17 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from ahm_gym.data.checksums import IMAGES_FILE, INDEX_FILE, LABELS_FILE, read_checksums
 from ahm_gym.data.sample import SPLITS, Sample, Split
 from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
-
-INDEX_FILE = "index.json"
-IMAGES_FILE = "images.float16"
-LABELS_FILE = "labels.uint8"
-FILES = (INDEX_FILE, IMAGES_FILE, LABELS_FILE)
-CHECKSUMS_FILE = "checksums.json"
-HASHED_BYTES: int = 1 << 27
-"""Largest size of a file whose hash is compared when a store is opened: 128 MiB, a tenth of a second."""
 
 
 class StoreWriter:
@@ -82,60 +74,6 @@ def replace_label_value(folder: Path, old: int, new: int) -> None:
     labels.flush()
 
 
-def write_checksums(folder: Path) -> None:
-    """Writes size and hash of every file of a store, last of all: they mark it as complete."""
-    found = {name: [(folder / name).stat().st_size, _hash(folder / name)] for name in FILES}
-    with (folder / CHECKSUMS_FILE).open("w", encoding="utf-8") as file:
-        json.dump(found, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_checksums(folder: Path) -> dict[str, list[Any]] | None:
-    """Size in bytes and hash of every file of a store; None if they are missing or damaged."""
-    try:
-        found = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
-        return {name: [int(found[name][0]), str(found[name][1])] for name in FILES}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-
-
-@functools.cache
-def _has_content(folder: Path, name: str, size: int, checksum: str, written: int) -> bool:
-    """Whether a file has that hash; computed once in a process, as long as the file is not written again."""
-    return _hash(folder / name) == checksum
-
-
-def is_sound(folder: Path) -> bool:
-    """Whether the files of a store are those that were written.
-
-    Sizes are compared each time. Hashes are compared once in every process, of files up to `HASHED_BYTES`: a hash of
-    gigabytes would delay each start by seconds, and a damage that keeps the size is rare.
-    """
-    checksums = read_checksums(folder)
-    if checksums is None:
-        return False
-    for name, (size, checksum) in checksums.items():
-        try:
-            found = (folder / name).stat()
-            if found.st_size != size:
-                return False
-            hashed = size <= HASHED_BYTES
-            if hashed and not _has_content(folder, name, size, checksum, found.st_mtime_ns):
-                return False
-        except OSError:
-            return False
-    return True
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 class ImageDataset:
     """Images, labels and statistics of a prepared store, read through a memory map.
 
@@ -157,8 +95,12 @@ class ImageDataset:
             for label in range(1, self.num_classes)
         }
         """The name of each foreground class; `class 1` and so on where the data gives none."""
+        self.folds: list[list[Split]] = index.get("folds", [])
+        """The split of every image in each fold that the data names."""
         self.processing: dict[str, Any] = index["processing"]
         """Fields of `Processing` that are not the default: what was done to the values."""
+        self.has_ignored: bool = index.get("ignored", False)
+        """Whether labels have pixels that are ignored, with the value `IGNORED`."""
         self.found: dict[str, Any] = index["found"]
         """How patients were found: `patients` (of each image), `rule`, `certainty`, `doubts` and a `summary`."""
         self._records: dict[str, list[Any]] = index["records"]
@@ -198,8 +140,8 @@ class ImageDataset:
 
     @property
     def notes(self) -> list[str]:
-        """A summary of how the patients were found and split, and what is doubtful about that."""
-        return [self.found["summary"], *self.found["doubts"]]
+        """How the patients were found and split, what scaling was found, and what is doubtful."""
+        return [self.found["summary"], *self.found.get("told", ()), *self.found["doubts"]]
 
     def describe_patients(self) -> dict[str, Any]:
         """For files of results: the number of patients, the rule by which they were found, and what is doubtful."""
@@ -287,7 +229,7 @@ class ImageDataset:
         return "position" in self._records
 
     def label(self, index: int) -> UInt8[Tensor, "H0 W0"] | None:
-        """The label of a sample as it is stored; None if it has none."""
+        """The label of a sample as it is stored, with `IGNORED` for ignored pixels; None if it has none."""
         place = self._records["label"][index]
         if place is None:
             return None

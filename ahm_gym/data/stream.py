@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from ahm_gym.data.crops import check_crop, random_crops
+from ahm_gym.data.ignored import in_structure
 from ahm_gym.data.store import ImageDataset
 from ahm_gym.errors import InputError, RunError, say
 from ahm_gym.runs.interrupt import end_with_the_parent
@@ -233,7 +234,9 @@ class _Batches(Dataset[Tensor]):
         size = list(sample.image.shape[1:])
         if sample.label is None:
             return torch.zeros(1, *size)
-        return functional.interpolate((sample.label > 0)[None, None].float(), size, mode="nearest-exact")[0]
+        return functional.interpolate(
+            in_structure(sample.label)[None, None].float(), size, mode="nearest-exact"
+        )[0]
 
     def places(self, number: int) -> list[int]:
         """Positions in the train split: a window over the concatenated permutations of all epochs."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ahm_gym.data import ImageDataset
-from ahm_gym.data.draws import class_counts
+from ahm_gym.data.draws import class_counts, ignored_share
 from ahm_gym.data.sample import SPLITS
 from ahm_gym.pages.page import Table
 
@@ -34,7 +34,9 @@ def count_images(dataset: ImageDataset) -> Table:
 
 
 def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
-    """For every class and split, the number of images that show it, and its share of the pixels.
+    """For every class and split, the number of images that show it, and its share of the pixels that are not ignored.
+
+    If some are ignored, the last row has the number of images with such pixels, and their share of all pixels.
 
     Args:
         dataset: a data set.
@@ -51,7 +53,19 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
         shares = pixels / max(pixels.sum(), 1)
         for row, number, share in zip(entries, images, shares, strict=True):
             row += [str(number), f"{share:.2%}"]
+    if dataset.has_ignored:
+        entries.append(["ignored", *_count_ignored(dataset)])
     return Table("Images that show a class, and its share of the pixels", columns, entries)
+
+
+def _count_ignored(dataset: ImageDataset) -> list[str]:
+    """For every split, the number of images with ignored pixels, and the share of these pixels."""
+    row = []
+    for split in SPLITS:
+        indices = dataset.indices(split, labelled=True)
+        number = sum(ignored_share(dataset, [index]) > 0 for index in indices)
+        row += [str(number), f"{ignored_share(dataset, indices):.2%}"]
+    return row
 
 
 def count_sizes(dataset: ImageDataset) -> Table:

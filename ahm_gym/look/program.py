@@ -38,9 +38,11 @@ def run_look(config: LookConfig) -> Path:
     size = image_size_of(config.image_size)
     source = find_source(data, root, size)
     dataset = open_source(source, image_size=size, need_labels=False, patient_regex=config.patient_regex)
-    layout = source.search.layout if isinstance(source, FolderSource) else None
+    layout, proposed = None, None
     make_folder(config.out, "`out`")
-    proposed = None if layout is None else propose(layout, config.out.absolute())
+    if isinstance(source, FolderSource):
+        layout = source.search.layout
+        proposed = propose(layout, config.out.absolute(), source.processing)
     if proposed is not None:
         if config.patient_regex is not None:
             proposed["patients"] = config.patient_regex
@@ -78,7 +80,7 @@ def count_tables(dataset: ImageDataset) -> list[Table]:
 
 def decisions(dataset: ImageDataset, layout: Layout | None) -> list[str]:
     """What was decided on the way."""
-    return [dataset.found["summary"], *(layout.notes if layout else ())]
+    return [dataset.found["summary"], *dataset.found.get("told", ()), *(layout.notes if layout else ())]
 
 
 def intensities(dataset: ImageDataset, layout: Layout | None) -> Any:

@@ -13,25 +13,29 @@ from ahm_gym.data.described import DescribedFolder
 from ahm_gym.data.description import VERSION, Description
 from ahm_gym.data.layout import Layout, Scan
 from ahm_gym.data.listing import DESCRIPTION
+from ahm_gym.data.processing import PLAIN, Processing
 from ahm_gym.errors import InputError
 
 
-def propose(layout: Layout, folder: Path) -> dict[str, Any] | None:
+def propose(layout: Layout, folder: Path, processing: Processing = PLAIN) -> dict[str, Any] | None:
     """A description of a folder by patterns, or else case by case; None for series of DICOM files.
 
     Args:
         layout: what was understood of the folder.
         folder: where the description will lie.
+        processing: what is done to the values, which the description repeats.
     """
     if any(scan.series for scan in layout.scans):
         return None
+    names = {"modalities", "classes"}  # of the layout
+    kept = processing.model_dump(mode="json", exclude_defaults=True, exclude=names)
     if any(scan.split for scan in layout.scans):
-        return _listed(layout, folder)
+        return _listed(layout, folder) | kept
     for relative in (_by_name, _by_folder):
         content = _described(layout, folder, relative)
         if content is not None and _finds_the_same(content, layout, folder):
-            return content
-    return _listed(layout, folder)
+            return content | kept
+    return _listed(layout, folder) | kept
 
 
 def _listed(layout: Layout, folder: Path) -> dict[str, Any]:

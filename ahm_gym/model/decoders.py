@@ -7,13 +7,15 @@ from typing import Any
 import ahm_gym._compat  # noqa: F401
 
 import torch
-from jaxtyping import Float
-from monai.losses.dice import DiceCELoss
+from jaxtyping import Float, Int
+from monai.losses.dice import DiceLoss
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ahm_gym.data.ignored import IGNORED, is_counted
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.encoder_base import NUM_MAPS, Encoder
 from ahm_gym.model.patches import grid_of
@@ -54,10 +56,24 @@ def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: i
     )
 
 
-def segmentation_loss() -> DiceCELoss:
-    """The loss of class logits (B, K, H, W) for labels (B, 1, H, W): Dice loss plus cross-entropy."""
-    # The Dice is taken over the whole batch, because a single image often lacks a class.
-    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+class SegmentationLoss(nn.Module):
+    """Dice loss plus cross-entropy, both without ignored pixels; without any other pixel it is 0.
+
+    The Dice is taken over the whole batch, because a single image often lacks a class.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice: DiceLoss = DiceLoss(include_background=False, batch=True)
+
+    def forward(self, logits: Float[Tensor, "B K H W"], labels: Int[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
+        """The loss of class logits for labels, of which those that are `IGNORED` do not count."""
+        counted = is_counted(labels)
+        classes = torch.where(counted, labels, 0)
+        true = one_hot(classes, num_classes=logits.shape[1])
+        dice = self.dice(logits.softmax(dim=1) * counted, true * counted)
+        losses = functional.cross_entropy(logits, labels[:, 0], ignore_index=IGNORED, reduction="sum")
+        return dice + losses / counted.sum().clamp(min=1)
 
 
 class PixelHead(nn.Module):

@@ -6,7 +6,6 @@ import ahm_gym._compat  # noqa: F401
 
 import torch
 from jaxtyping import Float, Int
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
 from ahm_gym.data.labelled import LabelledBatches, choose_labelled
@@ -15,7 +14,7 @@ from ahm_gym.data.store import ImageDataset
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import InputError, check_numbers
-from ahm_gym.model.decoders import build_decoder, segmentation_loss
+from ahm_gym.model.decoders import SegmentationLoss, build_decoder
 from ahm_gym.model.encoder_base import as_encoder
 
 MAX_BATCH_SIZE: int = 8
@@ -48,7 +47,7 @@ class JointTask(nn.Module):
         self.head: nn.Module = head
         self.batches: LabelledBatches = batches
         self.weight: float = weight
-        self.loss: DiceCELoss = segmentation_loss()
+        self.loss: SegmentationLoss = SegmentationLoss()
 
     def labelled(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The labelled images of update `number` and their labels, on the device, without waiting for it."""

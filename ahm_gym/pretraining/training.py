@@ -203,6 +203,7 @@ class Training:
             "channels": self.dataset.channels,
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            **({"processing": self.dataset.processing} if self.dataset.processing else {}),
             **origin_of(self.dataset.content_digest()),
         }
 

@@ -30,14 +30,18 @@ class Schema(BaseModel):
     )
 
 
+RESTORE: str = "restore the file"
+"""The way out for a file that this package has written."""
+
+
 def refuse_devices(path: Path) -> None:
     """Raises InputError if a path leads to something that is neither a file nor missing; a device may never end."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is a folder, a device or a pipe: restore the file.")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, way_out: str = RESTORE) -> Any:
+    """The content of a JSON file; `way_out` is what to do about a wrong one, for messages.
 
     Raises:
         InputError: if the file is missing, no file, too large, not JSON, or nested too deeply.
@@ -45,16 +49,16 @@ def read_json(path: Path) -> Any:
     try:
         refuse_devices(path)
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB: restore the file.")
+            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB: {way_out}.")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): restore the file.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}): {way_out}.") from error
     except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply: restore the file.") from error
+        raise InputError(f"{path} is nested too deeply: {way_out}.") from error
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): restore the file.") from error
+        raise InputError(f"{path} is not JSON ({error}): {way_out}.") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -69,22 +73,27 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def checked(kind: type[Kind], content: Any, source: Path) -> Kind:
+def checked(kind: type[Kind], content: Any, source: Path, way_out: str = RESTORE) -> Kind:
     """The content of a file as `kind`, a `Schema` or another type that pydantic knows.
 
     Raises:
-        InputError: if a key is missing or has the wrong type; the message names it and the file.
+        InputError: if a key is missing or has the wrong type; the message names it, the file and `way_out`.
     """
     try:
         return _adapter(kind).validate_python(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the content"
+        # A value of several types has an error for each; that of a check of ours says most.
+        first = min(error.errors(include_url=False), key=lambda item: item["type"] != "value_error")
+        # pydantic also names the types that it tried, such as tuple[str, ...].
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the content"
         if first["type"] == "missing":
-            raise InputError(f"`{key}` is missing in {source}: restore the file.") from error
+            raise InputError(f"`{key}` is missing in {source}: {way_out}.") from error
         expected = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "value_error":
+            own = expected.removeprefix("value error, ")
+            raise InputError(f"{source} cannot be used, because {own}: {way_out}.") from error
         raise InputError(
-            f"`{key}` in {source} is {shortened(first['input'])} ({expected}): restore the file."
+            f"`{key}` in {source} is {shortened(first['input'])} ({expected}): {way_out}."
         ) from error
 
 

@@ -101,7 +101,8 @@ class FinetuneConfig(EvaluationConfig):
     None: test, or val if no test image has a label."""
     fold: int | None = None
     """Number of the fold, from 0, whose patients are val; the other patients of train and val are train.
-    The test split stays as it is. None: the splits of the data."""
+    The test split stays as it is. Folds that the data names, such as nnU-Net's splits_final.json, are used instead.
+    None: the splits of the data."""
     folds: int = 5
     """Number of folds that train and val are divided into by patient, the same way in every run."""
     validate_every: int | None = None

@@ -6,20 +6,25 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
+from ahm_gym.data.processing import PLAIN, Processing
+from ahm_gym.data.sample import OneSplit
+from ahm_gym.data.sources import as_trained, find_source, open_source
 from ahm_gym.data.store import cover
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.model.encoder_base import Encoder, as_encoder
-from ahm_gym.model.encoders import load_encoder, statistics_of
+from ahm_gym.model.encoders import find_encoder, load_encoder, statistics_of
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.progress import Progress
+from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import EmbedConfig
 
@@ -38,7 +43,9 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
     check_file(config)
     network = load_encoder(config.run).to(pick_device(config.device)).eval()
     encoder = as_encoder(network)
-    dataset = open_data(config.scans, root=config.data_root, image_size=encoder.image_size, one_split=True)
+    source = find_source(config.scans, config.data_root, encoder.image_size)
+    source = OneSplit(as_trained(source, processing_of(config.run)))
+    dataset = open_source(source, image_size=encoder.image_size)
     if dataset.channels != encoder.channels:
         raise InputError(
             f"{dataset.name} has images of {dataset.channels} channels and the encoder was trained on "
@@ -51,6 +58,12 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
     make_folder(config.out.parent, "`out`")
     write_atomically(config.out, encode_features(features, ids, config.out.suffix))
     return features.shape
+
+
+def processing_of(run: Path) -> Processing:
+    """How the images of a pretraining run were prepared; `PLAIN` for an encoder without its run, which does not say."""
+    path = find_encoder(run).path.parent / "config.json"
+    return Processing.model_validate(read_object(path).get("processing", {})) if path.is_file() else PLAIN
 
 
 def check_file(config: EmbedConfig) -> None:

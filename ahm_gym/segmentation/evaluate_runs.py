@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from ahm_gym.data import ImageDataset, open_data
-from ahm_gym.data.sample import SPLITS, Split
-from ahm_gym.data.sources import absolute, names_test_images
+from ahm_gym.data import ImageDataset
+from ahm_gym.data.sample import SPLITS, OneSplit, Split
+from ahm_gym.data.sources import absolute, as_trained, find_source, names_test_images, open_source
 from ahm_gym.errors import InputError, say, unknown_name
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.settings import to_json
@@ -53,13 +53,15 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _open(config: EvaluateConfig, ensemble: Ensemble, *, one_split: bool) -> ImageDataset:
-    """The images, at the largest size that one of the runs needs: that of its own images if there is one run."""
-    return open_data(
-        config.scans,
-        root=config.data_root,
+    """The images, at the largest size that one of the runs needs: that of its own images if there is one run.
+
+    They are scaled, resampled and sliced as the images of the runs were.
+    """
+    source = as_trained(find_source(config.scans, config.data_root, _size(ensemble)), ensemble.processing)
+    return open_source(
+        OneSplit(source) if one_split else source,
         image_size=_size(ensemble),
         native_resolution=any(member.native_resolution for member in ensemble.members),
-        one_split=one_split,
     )
 
 

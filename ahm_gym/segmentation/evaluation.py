@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset, Sample
+from ahm_gym.data.draws import ignored_share
+from ahm_gym.data.ignored import in_structure, is_counted
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError, printable, say, unknown_name
 from ahm_gym.runs.progress import Progress
@@ -89,7 +91,8 @@ def evaluate(
     Slices of a volume are stacked and scored in 3-D. A class that occurs in no label of the split is left out and
     listed in `absent_classes`. `hd95_unit`, also the unit of `surface_tolerance`, is mm if the spacing of every image
     is known, for slices also that between slices, and pixels of the label otherwise. `intervals` are those of
-    `patient_intervals`.
+    `patient_intervals`. Ignored pixels count neither in the prediction nor in the label; `ignored_share` is their share
+    of all pixels, if the data has any.
 
     Args:
         segmenter: segmenter to evaluate.
@@ -126,6 +129,7 @@ def evaluate(
         **options,
         "class_names": {str(index): name for index, name in dataset.class_names.items()},
         "absent_classes": sorted(set(dataset.class_names) - present),
+        **({"ignored_share": ignored_share(dataset, indices)} if dataset.has_ignored else {}),
         "intervals": patient_intervals(scores, owners),
         "num_patients": len(set(owners.values())),
         **summarise(scores, dataset.num_classes),
@@ -196,7 +200,7 @@ def draw_cases(
     overlays = []
     for place in places:
         score, case = ranked[place]
-        index = max(members[case], key=lambda index: int((_label(dataset.sample(index)) > 0).sum()))
+        index = max(members[case], key=lambda index: int(in_structure(_label(dataset.sample(index))).sum()))
         sample, prediction = _segment(segmenter, dataset, index, native_resolution)
         shown = f"Dice {score:.3f}"
         if len(members[case]) > 1:
@@ -213,7 +217,7 @@ def own_dice(prediction: Int[Tensor, "H W"], label: Int[Tensor, "H W"], classes:
     """The Dice of one image: the mean over those of the classes that label or prediction has; None without any."""
     values: list[Value] = []
     for index in classes:
-        found, true = prediction == index, label == index
+        found, true = (prediction == index) & is_counted(label), label == index
         if size := int(found.sum() + true.sum()):
             values.append(2 * int((found & true).sum()) / size)
     return mean(values)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.onnx import register_custom_op_symbolic
 
+from ahm_gym.data.processing import PLAIN, differences
 from ahm_gym.errors import InputError, RunError, say, unknown_name
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder, statistics_of
@@ -124,6 +125,12 @@ def exportable(run: Path, select: str | None = None) -> Exportable:
     if _kind_of(run) == "finetune":
         predictor = Predictor.of_run(run, "cpu", select)
         segmenter = predictor.segmenter
+        if different := differences(predictor.processing, PLAIN):
+            say(
+                f"note: the images of {run} were prepared by {' and '.join(different)} of a dataset.json (processing "
+                "in its config.json), and the exported network expects the same; the inference.json of a bundle does "
+                "not do it."
+            )
         network = Normalised(segmenter, predictor.mean, predictor.std).eval()
         shape = segmenter.image_size, segmenter.channels
         return Exportable(network, *shape, "logits", segmenter.num_classes, predictor.native_resolution)

@@ -12,7 +12,6 @@ from typing import Any
 import ahm_gym._compat  # noqa: F401
 
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
@@ -23,7 +22,7 @@ from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import Interrupted, RunError, say
-from ahm_gym.model.decoders import segmentation_loss
+from ahm_gym.model.decoders import SegmentationLoss
 from ahm_gym.model.pretrainer import cosine_schedule
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
@@ -209,7 +208,7 @@ class Finetuning:
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             parameter_groups(self.segmenter, config.encoder_rate), fused=True
         )
-        self.loss: DiceCELoss = segmentation_loss()
+        self.loss: SegmentationLoss = SegmentationLoss()
         self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
         self.losses: list[float] = []
         """Losses since the last line of the log."""

@@ -18,6 +18,8 @@ from monai.metrics.meaniou import compute_iou
 from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 
+from ahm_gym.data.ignored import is_counted
+
 METRICS: tuple[str, ...] = ("dice", "iou", "hd95", "nsd")
 COUNTS: tuple[str, ...] = ("missed", "false_alarms")
 MISSED_DISTANCES: tuple[str, ...] = ("diagonal", "leave-out")
@@ -32,11 +34,16 @@ class ScoredImage:
 
     prediction: Integer[Tensor, "*size"]
     label: Integer[Tensor, "*size"]
+    """Where it is `IGNORED`, neither label nor prediction counts, as in nnU-Net."""
     spacing: tuple[float, ...] | None
     """Size of a pixel (row, column) or voxel (row, column, slice) in the unit of the distances; None measures them
     in pixels."""
     num_slices: int | None = None
     """Number of slices of the whole volume, if slices at its ends are left out. It only affects the diagonal."""
+
+    def masks(self, index: int) -> tuple[Bool[Tensor, "*size"], Bool[Tensor, "*size"]]:
+        """Where a class is found, and where it is true."""
+        return (self.prediction == index) & is_counted(self.label), self.label == index
 
     @property
     def voxel(self) -> tuple[float, ...]:
@@ -108,7 +115,7 @@ def score_case(
     """
     columns: dict[str, list[Any]] = {name: [] for name in (*METRICS, *COUNTS)}
     for index in range(1, num_classes):
-        masks = [around(image.prediction == index, image.label == index) for image in images]
+        masks = [around(*image.masks(index)) for image in images]
         found, true = (
             torch.cat([one.flatten() for one in side])[None, None] for side in zip(*masks, strict=True)
         )

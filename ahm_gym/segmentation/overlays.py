@@ -9,19 +9,25 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
+
+from ahm_gym.data.ignored import is_counted
 
 ROWS: tuple[str, ...] = ("image", "label", "prediction")
 MAX_LEGEND: int = 9
 """Largest number of classes that have colours easy to tell apart, and a legend."""
 MIN_WIDTH: float = 4.5
 """Inches that the title needs."""
+HATCH, GREY = "//////", "0.7"
+"""Pattern and colour of ignored pixels."""
 RIM: withStroke = withStroke(linewidth=2.4, foreground="black")
 """Black rim that keeps an outline visible on tissue of the same colour."""
 
@@ -34,7 +40,7 @@ class Overlay:
     image: Float[Tensor, "C H W"]
     """Pixels in [0, 1]; three channels are shown in colour, otherwise only the first channel is shown."""
     label: Int[Tensor, "H0 W0"] | None
-    """None if there is none."""
+    """None if there is none; ignored pixels are hatched."""
     prediction: Int[Tensor, "H0 W0"] | None = None
     """None if there is none."""
 
@@ -66,16 +72,19 @@ def draw_overlays(
             _show(axis, overlay)
             if (labels := outlined.get(row)) is not None:
                 _outline(axis, labels.numpy(), num_classes)
+                _hatch(axis, ~is_counted(labels).numpy())
         axes[0, column].set_title(overlay.title, fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=9)
     figure.suptitle(title, fontsize=10, parse_math=False)
     if num_classes <= MAX_LEGEND:
         names = names or {index: f"class {index}" for index in range(1, num_classes)}
-        lines = [
+        lines: list[Artist] = [
             Line2D([], [], color=_colour(index, num_classes), label=names[index].replace("$", r"\$"))
             for index in range(1, num_classes)
         ]
+        if any(not is_counted(labels).all() for overlay in overlays for labels in overlay.drawn().values()):
+            lines.append(Patch(facecolor="none", edgecolor=GREY, hatch=HATCH, linewidth=0, label="ignored"))
         figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=8, frameon=False)
     figure.tight_layout(pad=0.5, rect=(0, 0.04, 1, 0.98))
     return figure
@@ -98,6 +107,20 @@ def _show(axis: Axes, overlay: Overlay) -> None:
     )
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def _hatch(axis: Axes, ignored: np.ndarray) -> None:
+    """Hatches ignored pixels in grey."""
+    if not ignored.any():
+        return
+    limits = axis.get_xlim(), axis.get_ylim()
+    coordinates = np.arange(-1, ignored.shape[1] + 1), np.arange(-1, ignored.shape[0] + 1)
+    inside = np.pad(ignored, 1).astype(float)
+    areas = axis.contourf(*coordinates, inside, levels=[0.5, 1.5], colors="none", hatches=[HATCH])
+    areas.set_edgecolor(GREY)
+    areas.set_linewidth(0)
+    axis.set_xlim(limits[0])
+    axis.set_ylim(limits[1])
 
 
 def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:

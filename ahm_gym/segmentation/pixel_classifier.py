@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from ahm_gym.data.ignored import IGNORED, is_counted
+
 PENALTIES: tuple[float, ...] = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 """Penalties to choose from, the strongest first; see `fit`."""
 DEFAULT_PENALTY: float = 1.0
@@ -141,15 +143,17 @@ def fit(problem: Problem, penalties: Sequence[float]) -> Iterator[PixelClassifie
     They minimise the sum over the images of the mean cross-entropy of their pixels, plus half the penalty times the
     squared norm of the weights of the standardised features. So a penalty means the same for any number of images.
     The bias is not penalised. Classes without a pixel are left out, and get the probability 1 / (pixels + classes).
+    Ignored pixels do not count.
     """
     classes, num_classes = problem.classes, problem.num_classes
-    counts = classes.flatten().bincount(minlength=num_classes)
-    shares = counts / counts.sum()
+    counts = classes.flatten().bincount(minlength=num_classes)[:num_classes]
+    num_pixels = max(int(counts.sum()), 1)
+    shares = counts / num_pixels
     weights = [torch.zeros(one.shape[3], num_classes) for one in problem.maps]
-    bias = shares.clamp(min=1 / classes.numel()).log()  # the solution for features that say nothing
+    bias = shares.clamp(min=1 / num_pixels).log()  # the solution for features that say nothing
     for penalty in penalties:
         weights, bias = _minimise(problem, shares, weights, bias, penalty / len(classes))
-        yield PixelClassifier(weights, bias, counts > 0, 1.0 / (classes.numel() + num_classes))
+        yield PixelClassifier(weights, bias, counts > 0, 1.0 / (num_pixels + num_classes))
 
 
 def _minimise(
@@ -179,7 +183,7 @@ def _minimise(
         *own, shift = (one * unit for one, unit in zip(free, units, strict=True))
         scores = logits(problem.maps, own, shift, problem.grid).masked_fill(absent, -torch.inf)
         norm = torch.stack([matrix.square().sum() for matrix in own]).sum()
-        loss = functional.cross_entropy(scores, problem.classes) + 0.5 * penalty * norm
+        loss = functional.cross_entropy(scores, problem.classes, ignore_index=IGNORED) + 0.5 * penalty * norm
         loss.backward()
         return loss
 
@@ -228,5 +232,7 @@ def choose_penalty(problem: Problem, owners: Sequence[str]) -> tuple[float, int]
 
 def _loss(classifier: PixelClassifier, problem: Problem) -> float:
     """The summed log-loss of the pixels whose class the classifier knows."""
-    losses = functional.nll_loss(classifier(problem.maps, problem.grid), problem.classes, reduction="none")
-    return float(losses[classifier.present[problem.classes]].sum())
+    known = is_counted(problem.classes)
+    classes = torch.where(known, problem.classes, 0)
+    losses = functional.nll_loss(classifier(problem.maps, problem.grid), classes, reduction="none")
+    return float(losses[classifier.present[classes] & known].sum())

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import check_foreground
+from ahm_gym.data.ignored import IGNORED, KNOWN_SHARE, areas, is_counted
 from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
@@ -92,9 +93,13 @@ class PixelProbe:
         train = choose_labelled(self.dataset, labels, seed, patients)
         check_foreground(self.dataset, train)
         maps, classes = self.pixels(train)
+        known = is_counted(classes).flatten(1).any(dim=1)
+        if not known.all():
+            maps, classes = [one[known] for one in maps], classes[known]
+        owners = [owner for owner, counts in zip(self.owners(train), known.tolist(), strict=True) if counts]
         components = Components.of(maps)
         problem = Problem(components(maps), components.variances, classes, self.dataset.num_classes)
-        penalty, folds = choose_penalty(problem, self.owners(train))
+        penalty, folds = choose_penalty(problem, owners)
         classifier = next(fit(problem, [penalty])).after(components)
         absent = (~classifier.present[1:]).nonzero()[:, 0] + 1
         return {
@@ -189,9 +194,12 @@ def by_resolution(maps: Sequence[Float[Tensor, "B _ _ _"]], grid: tuple[int, int
 def pixel_classes(
     label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], grid: tuple[int, int]
 ) -> Int[Tensor, "h w"]:
-    """The class with the largest area in each pixel of the grid; the label is fitted to `image_size` like its image."""
-    one_hot = functional.one_hot(label, num_classes).permute(2, 0, 1).float()
-    return functional.adaptive_avg_pool2d(cover(one_hot, image_size), grid).argmax(dim=0)
+    """The class with the largest area in each pixel of the grid; the label is fitted to `image_size` like its image.
+
+    It is `IGNORED` where less than `KNOWN_SHARE` of the area has a class.
+    """
+    shares = functional.adaptive_avg_pool2d(cover(areas(label, num_classes), image_size), grid)
+    return shares[:-1].argmax(dim=0).masked_fill(1.0 - shares[-1] < KNOWN_SHARE, IGNORED)
 
 
 def average_precision(scores: Float[Tensor, " n"], true: Bool[Tensor, " n"]) -> float:
@@ -215,13 +223,15 @@ def case_scores(
 
     A score is None if the case has no pixel of the class, so that it is None for every encoder. `ap` is the average
     precision of the class against all others, `log_loss` the mean of -log p of whether a pixel has the class, in nats,
-    and `dice` takes the most probable class of each pixel. `share` is the class's share of the pixels.
+    and `dice` takes the most probable class of each pixel. `share` is the class's share of the pixels. Ignored pixels
+    do not count.
     """
     found = {}
     for case in dict.fromkeys(cases):
         own = torch.tensor([one == case for one in cases])
-        scores = log_probabilities[own].transpose(0, 1).flatten(1)  # K n
-        rows = [_class_scores(scores, classes[own].flatten(), k) for k in range(1, len(scores))]
+        scores, true = log_probabilities[own].transpose(0, 1).flatten(1), classes[own].flatten()  # K n, n
+        scores, true = scores[:, is_counted(true)], true[is_counted(true)]
+        rows = [_class_scores(scores, true, k) for k in range(1, len(scores))]
         found[case] = {name: [row[name] for row in rows] for name in (*PIXEL_METRICS, "share")}
     return found
 

@@ -13,10 +13,19 @@ import numpy as np
 import torch
 
 from ahm_gym.data.described import open_folder
-from ahm_gym.data.folder import read_scan
-from ahm_gym.data.formats import READERS, Pixels, encode_mask, is_readable, read_pixels, stem_of
+from ahm_gym.data.formats import (
+    READERS,
+    NotAnImage,
+    Pixels,
+    encode_mask,
+    in_plane,
+    is_readable,
+    read_pixels,
+    stem_of,
+)
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
+from ahm_gym.data.scans import read_scan
 from ahm_gym.errors import InputError, Interrupted, printable, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
@@ -59,6 +68,8 @@ class Row(Schema):
 def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Writes a mask of every scan, the maps asked for, `areas.csv` and `overlays.png`; returns a row for each scan.
 
+    DICOM objects without an image, such as contours, are left out.
+
     Raises:
         InputError: if a run or a scan cannot be used, or the folder holds masks of other runs or options.
         Interrupted: on Ctrl-C or SIGTERM, after the present scan.
@@ -72,7 +83,13 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
     interrupt = Interrupt()
     with interrupt, Progress("segmenting", total=len(scans), start=len(scans) - len(todo)) as bar:
         for done, (name, scan) in enumerate(todo.items(), start=len(scans) - len(todo) + 1):
-            rows[name] = _segment(ensemble, scan, config, name)
+            try:
+                rows[name] = _segment(ensemble, scan, config, name)
+            except NotAnImage:
+                if len(scans) == 1:
+                    raise
+                say(f"note: {scan.images[0]} is left out, because it is a DICOM object without an image.")
+                continue
             with (config.out / PREDICTIONS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
             bar.advance(done)
@@ -81,7 +98,11 @@ def run_predict(config: PredictConfig) -> list[dict[str, Any]]:
                     f"stopped after {done} of {len(scans)} scans; the same command continues.",
                     interrupt.signal or 2,
                 )
-    found = [rows[name] for name in scans]
+    found = [rows[name] for name in scans if name in rows]
+    if not found:
+        raise InputError(
+            f"{config.scans} holds only DICOM objects without an image: give a folder of images."
+        )
     write_atomically(config.out / "areas.csv", areas_table(found))
     _draw(ensemble, scans, found, config.out)
     return found
@@ -175,7 +196,7 @@ def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
 
 def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -> dict[str, Any]:
     """Writes the mask of a scan and the maps asked for; returns its row."""
-    path, pixels = scan.images[0], read_scan(scan)
+    path, pixels = scan.images[0], read_scan(scan, ensemble.processing.plane)
     asked = {kind: getattr(config, kind) for kind in MAPS}
     found = ensemble.segment(pixels, str(path), apart=scan.modal, **asked)
     files = {"mask": ("", encode_mask(found.mask, path, pixels))}
@@ -223,17 +244,20 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
 def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]], out: Path) -> None:
     """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
     places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
-    overlays = []
+    overlays, plane = [], ensemble.processing.plane
     for row in (rows[place] for place in places):
         scan, title = scans[row["scan"]], printable(row["scan"])
-        pixels, mask = read_scan(scan), read_pixels(out / row["mask"]).array
+        pixels = read_scan(scan, plane)
+        mask = in_plane(read_pixels(out / row["mask"]), plane, row["mask"]).array
         image = pixels.array
         if pixels.is_volume:
             if mask.ndim == 4:
                 mask, image = mask[..., 0], image[..., 0]
             at = int((mask > 0).sum(axis=(0, 1)).argmax())
             mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        shown = ensemble.members[0].fitted(ensemble.scaled(image, str(scan.images[0]), apart=scan.modal))
+        path = str(scan.images[0])
+        scaled = ensemble.scaled(image, path, apart=scan.modal, spacing=pixels.spacing)
+        shown = ensemble.members[0].fitted(scaled)
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
     draw_overlays(overlays, ensemble.num_classes, title).savefig(out / "overlays.png")

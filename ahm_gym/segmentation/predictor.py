@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from ahm_gym.data.formats import Pixels
-from ahm_gym.data.processing import PLAIN, Processing, scale
+from ahm_gym.data.processing import PLAIN, Processing, differences, scale, to_spacing
 from ahm_gym.data.scaling import channels_last, shrink, stored_side
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, unknown_name
@@ -37,7 +37,7 @@ class Predictor:
     std: tuple[float, ...]
     native_resolution: bool
     processing: Processing = PLAIN
-    """How the run scaled its images."""
+    """How the run scaled, resampled and sliced its images."""
 
     @classmethod
     def of_run(cls, run: Path, device: str = "auto", select: str | None = None) -> Predictor:
@@ -103,12 +103,18 @@ class Ensemble:
                         f"{runs[0]} has {numbers[0]} {text} and {run} has {number}: give each `run` of an ensemble "
                         "the same number."
                     )
-        if any(member.processing.scaling != members[0].processing.scaling for member in members):
-            raise InputError(
-                "the runs of an ensemble scale intensities in different ways: give each `run` of an ensemble the same "
-                "`scaling` in its dataset.json."
-            )
+        for member in members:
+            if different := differences(member.processing, members[0].processing):
+                raise InputError(
+                    f"the runs of an ensemble were trained on images with another `{different[0]}`: give each `run` of "
+                    f"an ensemble the same `{different[0]}` in its dataset.json."
+                )
         return cls(tuple(members))
+
+    @property
+    def processing(self) -> Processing:
+        """How the runs scaled, resampled and sliced their images."""
+        return self.members[0].processing
 
     @property
     def num_classes(self) -> int:
@@ -120,16 +126,25 @@ class Ensemble:
         """Number of image channels."""
         return self.members[0].segmenter.channels
 
-    def scaled(self, image: np.ndarray, origin: str, *, apart: bool = False) -> Float[Tensor, "C H W"]:
-        """The image at its own size, scaled to [0, 1] between its percentiles as in training.
+    def scaled(
+        self,
+        image: np.ndarray,
+        origin: str,
+        *,
+        apart: bool = False,
+        spacing: tuple[float, ...] | None = None,
+    ) -> Float[Tensor, "C H W"]:
+        """The image, scaled to [0, 1] as in training, at its own size or that of the `spacing` of the run.
 
         Args:
             image: rows, columns and, optionally, channels; a grey image is repeated for a run on colour images.
             origin: its file, for messages.
             apart: the channels are modalities, each scaled by itself.
+            spacing: millimetres per row and column, if the file states them.
 
         Raises:
-            InputError: if it is no image, or has another number of channels than the training images.
+            InputError: if it is no image, has another number of channels than the training images, or states no
+                spacing although the run needs it.
         """
         pixels = channels_last(image, origin)
         if (pixels.shape[2], self.channels) == (1, 3):
@@ -139,7 +154,8 @@ class Ensemble:
                 f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
-        return scale(pixels, self.members[0].processing, self.channels if apart else 1)
+        scaled = scale(pixels, self.processing, self.channels if apart else 1)
+        return to_spacing(scaled, spacing, self.processing, origin)
 
     def probabilities(
         self, images: Float[Tensor, "B C H W"], size: tuple[int, int]
@@ -184,7 +200,10 @@ class Ensemble:
         masks, softmax, entropy = [], [], []
         for first in range(0, len(images), together):
             batch = torch.stack(
-                [self.scaled(*image, apart=apart) for image in images[first : first + together]]
+                [
+                    self.scaled(*image, apart=apart, spacing=pixels.spacing)
+                    for image in images[first : first + together]
+                ]
             )
             scores = self._scores(batch, size)
             masks.append(scores.argmax(dim=1).byte())

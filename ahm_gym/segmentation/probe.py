@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import check_foreground
+from ahm_gym.data.ignored import KNOWN_SHARE, areas
 from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
@@ -83,6 +84,7 @@ class Probe:
         train = choose_labelled(self.dataset, labels, seed, patients)
         check_foreground(self.dataset, train)
         features, targets = self.patches(train)
+        features, targets = counted(features, targets)
         deviation, centre = torch.std_mean(features, dim=(0, 1))
         deviation = deviation.clamp(min=1e-6)
         weights, bias = ridge((features - centre) / deviation, targets, PENALTIES)  # N D K, N K
@@ -98,7 +100,7 @@ class Probe:
                 f"no patch of {self.dataset.name}'s labelled val images is mostly foreground, and the probe needs some "
                 "to choose its penalty: add val images with the structure, choose a smaller `patch_size`, or fine-tune."
             )
-        r2 = max(explained(predicted, targets) for predicted in predictions)
+        r2 = max(explained(*counted(predicted, targets)) for predicted in predictions)
         features, targets = self.patches(self.test)
         predicted = features @ weights[best] + bias[best]
         found = patch_dice(weighted(predicted, weight), targets, self.cases(self.test))
@@ -115,7 +117,7 @@ class Probe:
         }
 
     def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
-        """Features and label fractions of all patches of these images, in double precision."""
+        """Features and label fractions of all patches of these images, in double precision; see `label_fractions`."""
         missing = [index for index in indices if index not in self._patches]
         was_training = self.network.training
         self.network.eval()
@@ -140,6 +142,14 @@ class Probe:
     def cases(self, indices: list[int]) -> list[str]:
         """Names of the cases of these val or test images."""
         return [self._cases[index] for index in indices]
+
+
+def counted(
+    values: Float[Tensor, "B L D"], fractions: Float[Tensor, "B L K"]
+) -> tuple[Float[Tensor, "B2 L2 D"], Float[Tensor, "B2 L2 K"]]:
+    """The values and fractions of the patches that count, as those of one image if some do not."""
+    there = fractions.sum(dim=2) > 0
+    return (values, fractions) if there.all() else (values[there][None], fractions[there][None])
 
 
 def weighted(predicted: Float[Tensor, "B L K"], background_weight: float) -> Float[Tensor, "B L K"]:
@@ -194,7 +204,7 @@ def patch_dice(
     """Dice of every foreground class over the patches of each case; a patch belongs to its largest class.
 
     It is None if a case has no true patch of the class, even if some are predicted, so that it is None for every
-    encoder.
+    encoder. Patches without a share of any class do not count.
 
     Args:
         predicted: predicted shares of the classes.
@@ -203,6 +213,7 @@ def patch_dice(
     """
     classes = torch.arange(1, fractions.shape[2])
     found, true = (values.argmax(dim=2)[..., None] == classes for values in (predicted, fractions))  # B L K-1
+    found &= fractions.sum(dim=2, keepdim=True) > 0
     counts = (found & true).sum(dim=1), found.sum(dim=1), true.sum(dim=1)  # B K-1 each
     rows = {case: row for row, case in enumerate(dict.fromkeys(cases))}
     row_of_image = torch.tensor([rows[case] for case in cases])
@@ -227,7 +238,15 @@ def mean_dice(cases: dict[str, list[Value]]) -> Value:
 def label_fractions(
     label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], patch_size: int
 ) -> Float[Tensor, "L K"]:
-    """Share of the area of each patch that each class covers, with the label fitted to `image_size` like its image."""
-    one_hot = torch.nn.functional.one_hot(label, num_classes).permute(2, 0, 1).float()
-    fitted = cover(one_hot, image_size)  # K H W
-    return patchify(fitted[:, None], patch_size).mean(dim=2).T
+    """Share of the area of each patch that each class covers, with the label fitted to `image_size` like its image.
+
+    Shares are those of the area that is not ignored. They are all 0 if that is less than `KNOWN_SHARE` of the patch,
+    which then does not count.
+    """
+    fitted = cover(areas(label, num_classes), image_size)  # K+1 H W
+    shares = patchify(fitted[:, None], patch_size).mean(dim=2).T
+    ignored = shares[:, -1:]
+    if not ignored.any():
+        return shares[:, :-1]
+    known = 1.0 - ignored
+    return torch.where(known < KNOWN_SHARE, 0.0, shares[:, :-1] / known.clamp(min=KNOWN_SHARE))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.data.ignored import in_structure, is_counted
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError, say
 from ahm_gym.runs.folder import RunFolder
@@ -50,7 +51,7 @@ def validation_interval(config: FinetuneConfig, dataset: ImageDataset) -> int:
 def _check_classes(dataset: ImageDataset) -> None:
     """Raises InputError if the val labels hold only background, so that no segmenter is the best."""
     labels = (dataset.sample(index).label for index in dataset.indices("val", labelled=True))
-    if not any(label is not None and bool(label.any()) for label in labels):
+    if not any(label is not None and bool(in_structure(label).any()) for label in labels):
         raise InputError(
             f"`select=best` needs val labels with a class, and those of {dataset.name} hold only background: leave it "
             "out, or choose a `fold`."
@@ -82,6 +83,8 @@ def dice_on(
 
 
 def _counts(found: Tensor, true: Tensor, num_classes: int) -> Float[Tensor, "3 K"]:
+    counted = is_counted(true)
+    found, true = found[counted], true[counted]
     areas = [found[found == true], found, true]
     return torch.stack([torch.bincount(area.flatten(), minlength=num_classes) for area in areas]).float()
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from programs import write_discs
 
-from ahm_gym.data import open_data, store
+from ahm_gym.data import checksums, open_data
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.setenv("AHM_CACHE", str(tmp_path / "cache"))
-    store._has_content.cache_clear()
+    checksums._has_content.cache_clear()
     return str(write_discs(tmp_path / "discs.npz"))
 
 
@@ -52,7 +52,8 @@ def test_a_sound_cache_is_opened_as_it_is_and_hashed_once(data, monkeypatch):
     folder = open_data(data, image_size=(32, 32)).folder
     written = (folder / "index.json").stat().st_mtime_ns
     hashed = []
-    monkeypatch.setattr(store, "_hash", lambda path, real=store._hash: hashed.append(path.name) or real(path))
+    real = checksums._hash
+    monkeypatch.setattr(checksums, "_hash", lambda path: hashed.append(path.name) or real(path))
     for _ in range(3):
         open_data(data, image_size=(32, 32))
     assert sorted(hashed) == ["images.float16", "index.json", "labels.uint8"]

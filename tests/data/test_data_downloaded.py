@@ -109,8 +109,8 @@ def test_numbered_frames_are_not_channels_but_doubtful(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "dataset.json cannot be used .*correct it, or rename it"),
-        ('{"labels": 3}', r"\(labels: .*correct it"),
+        ("{", "dataset.json is not JSON .*correct it, or rename it"),
+        ('{"labels": 3}', r"`labels` in .*dataset.json is 3 .*correct it"),
     ],
 )
 def test_a_broken_description_is_refused(tmp_path: Path, content: str, message: str):
@@ -283,7 +283,7 @@ def test_labels_of_a_kind_that_is_not_read_are_named(
     ("name", "message"),
     [
         ("images.zip", "is an archive: .* unpack it and give the folder"),
-        ("dataset.json", "dataset.json cannot be read .*expected JSON in UTF-8"),
+        ("dataset.json", "dataset.json is not JSON .*utf-8.*correct it"),
         ("volumes.h5", "is a .h5 file: .* save its arrays"),
     ],
 )

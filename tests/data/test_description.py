@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ahm_gym.data.description import Description, match_files, read_description, split_of
+from ahm_gym.data.description import Description, match_files, read_description, splits_of
 from ahm_gym.errors import InputError
 
 
@@ -96,16 +96,20 @@ def test_files_that_do_not_fit_are_refused(keys, places, message):
             "has {channel}: expected {case}, {modality}, {patient} or {class}",
         ),
         ({"images": "{case}_{modality}.png"}, "list them in `modalities`"),
-        ({"images": 3}, "images.*Input should be a valid"),
-        ({"imags": "{case}.png"}, "imags: Extra inputs are not permitted"),
+        ({"images": 3}, "`images` in .*input should be a valid"),
+        (
+            {"imags": "{case}.png"},
+            r"`imags` in .*dataset.json is '{case}.png' \(extra inputs are not permitted\): correct it",
+        ),
         ({"patients": "("}, "is no regular expression"),
-        ({"classes": {"liver": "1"}}, "classes.liver: String should match"),
-        ({"label_values": {"red": 1}}, "label_values.red: String should match"),
+        ({"classes": {"liver": "1"}}, "`classes.liver.*string should match"),
+        ({"label_values": {"red": 1}}, "`label_values.red.*string should match"),
         ({"scaling": {"T1": "channel"}}, "scaling names 'T1', which is no name in modalities"),
         ({"scaling": "zscore"}, "scaling"),
         ({"scaling": {"low": 5, "high": 5}}, "expected low below high"),
         ({"instances": True, "label_values": {"1": 1}}, "instances makes every value above 0 class 1"),
-        ({"splits": {"training": ["a"]}}, "splits.training: Input should be"),
+        ({"splits": {"training": ["a"]}}, "`splits.named.training.*input should be"),
+        ({"splits": [{"train": ["a"]}, {"training": ["a"]}]}, "`splits.folds.1.training.*input should be"),
         ({"ahm_gym": 2}, "has the version 2"),
     ],
 )
@@ -120,7 +124,7 @@ def test_a_broken_description_is_refused_by_its_key(tmp_path, content, message):
 def test_a_description_that_is_no_json_is_refused(tmp_path, text):
     path = tmp_path / "dataset.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="correct it"):
         read_description(path)
 
 
@@ -134,13 +138,13 @@ def test_splits_name_patients_cases_or_patterns():
     description = described(splits={"train": ["p1", "c9"], "test": ["site_b/*"]})
     where = {"c1": ("p1", ["a/c1.png"]), "c9": ("p3", ["a/c9.png"]), "c2": ("p2", ["site_b/c2.png"])}
     splits = {
-        case: split_of(description, case, *evidence, "dataset.json") for case, evidence in where.items()
+        case: splits_of(description, case, *evidence, "dataset.json") for case, evidence in where.items()
     }
-    assert splits == {"c1": "train", "c9": "train", "c2": "test"}
-    assert split_of(described(), "c1", "p1", ["c1.png"], "dataset.json") is None
+    assert splits == {"c1": ("train",), "c9": ("train",), "c2": ("test",)}
+    assert splits_of(described(), "c1", "p1", ["c1.png"], "dataset.json") == ()
     for case, patient, message in (("c5", "p5", "has none for case c5"), ("c5", "p1", "train and test")):
         with pytest.raises(InputError, match=message):
-            split_of(
+            splits_of(
                 description, case, patient, ["site_b/x.png" if patient == "p1" else "a/x.png"], "dataset.json"
             )
 

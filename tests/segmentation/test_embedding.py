@@ -2,12 +2,15 @@
 
 import dataclasses
 import importlib.util
+import json
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from image_folders import write
 from timm.models import save_for_hf
 
 from ahm_gym.errors import InputError, Interrupted
@@ -115,3 +118,17 @@ def test_a_stop_leaves_nothing_behind(config, monkeypatch):
     with pytest.raises(Interrupted, match="nothing was written"):
         run_embed(config)
     assert not config.out.parent.exists()
+
+
+def test_images_are_prepared_as_those_of_the_run(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    described = {"kind": "pretrain", "data": None, "processing": {"scaling": {"low": 0.0, "high": 400.0}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    image = np.random.default_rng(0).integers(0, 100, (32, 32), np.uint8)
+    write(tmp_path / "scans" / "a.png", image)
+    seen = []
+    monkeypatch.setattr(
+        embedding, "embed", lambda encoder, dataset, *rest, **more: seen.append(dataset) or np.zeros((1, 2))
+    )
+    run_embed(EmbedConfig(scans=str(tmp_path / "scans"), run=tmp_path / "run", out=tmp_path / "a.npz"))
+    assert seen[0].image(0)[0].numpy() == pytest.approx(image / 400, abs=1e-3)

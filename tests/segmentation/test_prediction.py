@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ahm_gym.data import open_data
-from ahm_gym.data.folder import read_scan
+from ahm_gym.data.scans import read_scan
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation import prediction

@@ -7,6 +7,7 @@ from ahm_gym.data.formats.grids import Grid
 from ahm_gym.data.formats.matching import match_label, with_frames
 from ahm_gym.data.formats.names import fingerprint_of, is_readable, kind_of, stem_of, suffix_of
 from ahm_gym.data.formats.pixels import Pixels
+from ahm_gym.data.formats.planes import in_plane
 from ahm_gym.data.formats.reading import PICTURES, READERS, read_pixels
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Pixels",
     "encode_mask",
     "fingerprint_of",
+    "in_plane",
     "is_readable",
     "kind_of",
     "match_label",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from ahm_gym.data.formats import dicom_codecs
-from ahm_gym.data.formats.pixels import Pixels
+from ahm_gym.data.formats.dicom_frames import group_value, order_of_frames
+from ahm_gym.data.formats.pixels import Pixels, on_grid
 from ahm_gym.errors import InputError
 
 dicom_codecs.register()
@@ -33,6 +35,8 @@ class NotAnImage(InputError):
 def read_dicom(path: Path) -> Pixels:
     """Reads an image, or the frames of one as slices, with the values that the modality defines.
 
+    Frames whose functional groups say where they lie become a volume on a grid, in the order of their places.
+
     Colour tables, and slope and intercept or a modality's table, are applied; windows are not. Values that are shown
     inverted are inverted. Padding outside the field of view becomes the minimum.
 
@@ -44,11 +48,18 @@ def read_dicom(path: Path) -> Pixels:
     array = _decoded(file, path)
     frames = int(file.get("NumberOfFrames") or 1)
     array, notes = _meaning(array, file)
-    if frames > 1:
-        array = np.moveaxis(array, 0, 2)
-    return Pixels(
-        array, is_volume=frames > 1, spacing=_spacing(file), patient=_patient(file), notes=tuple(notes)
-    )
+    spacing = _spacing(file)
+    if frames == 1:
+        return Pixels(array, spacing=spacing, patient=_patient(file), notes=tuple(notes))
+    array = np.moveaxis(array, 0, 2)
+    found = order_of_frames(file, frames, spacing or (1.0, 1.0))
+    if found is None:
+        pixels = Pixels(array, is_volume=True, spacing=spacing)
+    else:
+        order, affine, own = found
+        pixels = on_grid(array[:, :, order], affine, stated=True, known_spacing=spacing is not None)
+        notes += own
+    return dataclasses.replace(pixels, patient=_patient(file), notes=(*pixels.notes, *notes))
 
 
 def open_dicom(path: Path, *, header_only: bool = False) -> pydicom.FileDataset:
@@ -216,11 +227,8 @@ def _inverted(values: np.ndarray, stored: np.ndarray, file: pydicom.FileDataset)
 
 
 def _spacing(file: pydicom.FileDataset) -> tuple[float, float] | None:
-    """Millimetres per row and column, of the file or of its shared groups."""
-    spacing = file.get("PixelSpacing")
-    shared = file.get("SharedFunctionalGroupsSequence")
-    if not spacing and shared and shared[0].get("PixelMeasuresSequence"):
-        spacing = shared[0].PixelMeasuresSequence[0].get("PixelSpacing")
+    """Millimetres per row and column, of the file or of its functional groups."""
+    spacing = file.get("PixelSpacing") or group_value(file, 0, "PixelMeasuresSequence", "PixelSpacing")
     if not spacing or len(spacing) != 2 or min(map(float, spacing)) <= 0:
         return None
     return float(spacing[0]), float(spacing[1])

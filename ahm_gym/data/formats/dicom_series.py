@@ -12,14 +12,10 @@ import numpy as np
 import pydicom
 
 from ahm_gym.data.formats.dicom import open_dicom, read_dicom
+from ahm_gym.data.formats.dicom_frames import PARALLEL, SAME_PLACE, Place, affine_of, place_of
 from ahm_gym.data.formats.grids import SAME_SPACING
 from ahm_gym.data.formats.pixels import Pixels, on_grid
 from ahm_gym.errors import InputError
-
-PARALLEL, SAME_PLACE = 1e-3, 1e-3
-"""Largest difference between the directions of slices of a series, and smallest distance between them in mm."""
-Place = tuple[np.ndarray, np.ndarray]
-"""The directions along a row and down a column (2, 3), and the position of the first pixel in mm (3,)."""
 
 
 def series_key(path: Path) -> str | None:
@@ -40,7 +36,7 @@ def key_of(header: pydicom.FileDataset) -> str | None:
     """What all slices of one series share, by the header of one; see `series_key`."""
     place = None
     with contextlib.suppress(ValueError, TypeError):  # a damaged position
-        place = _place(header)
+        place = place_of(header)
     if place is None or int(header.get("NumberOfFrames") or 1) > 1 or not header.get("SeriesInstanceUID"):
         return None
     directions = ",".join(f"{value + 0.0:.2f}" for value in place[0].ravel())
@@ -96,26 +92,15 @@ def _stack(slices: list[Pixels], place: Place, step: np.ndarray) -> Pixels:
             f"the slices of a series have the sizes {sorted(shapes)}: expected one; move the others."
         )
     rows, columns = slices[0].spacing or (1.0, 1.0)
-    (along_row, down_column), position = place
-    affine = np.eye(4)
-    affine[:3] = np.stack([down_column * rows, along_row * columns, step, position], axis=1)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM points left and posterior
+    affine = affine_of(place, (rows, columns), step)
     array = np.stack([pixels.array for pixels in slices], axis=2)
     pixels = on_grid(array, affine, stated=True, known_spacing=slices[0].spacing is not None)
     notes = dict.fromkeys(note for each in slices for note in each.notes)
     return dataclasses.replace(pixels, patient=slices[0].patient, notes=(*pixels.notes, *notes))
 
 
-def _place(file: pydicom.FileDataset) -> Place | None:
-    """Where a slice lies; None if the file does not say."""
-    directions, position = file.get("ImageOrientationPatient"), file.get("ImagePositionPatient")
-    if not directions or not position:
-        return None
-    return np.array(directions, float).reshape(2, 3), np.array(position, float)
-
-
 def _checked_place(path: Path) -> Place:
-    place = _place(open_dicom(path, header_only=True))
+    place = place_of(open_dicom(path, header_only=True))
     if place is None:
         raise InputError(
             f"{path} does not say where it lies (ImagePositionPatient): expected a slice of a series."

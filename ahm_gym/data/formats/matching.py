@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ahm_gym.data.formats.grids import TOLERANCE, Grid
+from ahm_gym.data.formats.names import DICOM, kind_of
 from ahm_gym.data.formats.pixels import Pixels
 from ahm_gym.errors import InputError
 
@@ -28,6 +29,7 @@ def match_label(label: Pixels, path: Path, image: Pixels, image_path: Path) -> P
     Raises:
         InputError: if the label lies elsewhere in the body, or has another size.
     """
+    label = _as_frames(label, image, image_path)
     if label.grid is None or image.grid is None or not label.is_volume or not image.is_volume:
         return _without_one_hot(label, image)
     stored = label.grid.restore(label.array)
@@ -45,6 +47,15 @@ def match_label(label: Pixels, path: Path, image: Pixels, image_path: Path) -> P
         )
     _check_place(grid, path, image.grid, image_path)
     return _without_one_hot(dataclasses.replace(label, array=grid.arrange(stored), grid=grid), image)
+
+
+def _as_frames(label: Pixels, image: Pixels, image_path: Path) -> Pixels:
+    """A label that does not say where it lies: its rows, columns and frames are those of its DICOM image."""
+    if label.grid is not None or image.grid is None or not (label.is_volume and image.is_volume):
+        return label
+    if kind_of(image_path) not in DICOM or label.array.shape[:3] != image.grid.shape:
+        return label
+    return dataclasses.replace(label, array=image.grid.arrange(label.array), grid=image.grid)
 
 
 def _check_place(label: Grid, path: Path, image: Grid, image_path: Path) -> None:

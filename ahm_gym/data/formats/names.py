@@ -15,6 +15,8 @@ SUFFIXES: tuple[str, ...] = (
     ".dcm", ".nii", ".nii.gz", ".npy", ".mha", ".mhd", ".nrrd", ".nhdr", ".ima",
 )  # fmt: skip
 """Suffixes of the files that are read."""
+DICOM: tuple[str, ...] = (".dcm", ".ima")
+"""Suffixes of DICOM."""
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", ".png"),
     (b"\xff\xd8\xff", ".jpg"),

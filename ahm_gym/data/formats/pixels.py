@@ -11,6 +11,8 @@ from scipy import ndimage
 from ahm_gym.data.formats.grids import Grid
 
 FourthAxis = Literal["channels", "time"]
+SLICED = "sliced in"
+"""How the note on the plane of the slices begins."""
 MAX_MODALITIES = 8
 """A fourth axis that is longer, and of which nothing is stated, is time."""
 
@@ -65,7 +67,7 @@ def on_grid(
     arranged = grid.arrange(array)
     notes = []
     if volume:
-        notes.append(f"sliced in the {grid.plane} plane, by their spacing")
+        notes.append(f"{SLICED} the {grid.plane} plane, by their spacing")
         if not stated:
             notes.append("without a stated orientation, so that the axes are taken in the usual order")
     if arranged.ndim > 3 and not (fourth_is_sure and fourth == "channels"):
