@@ -21,7 +21,7 @@ from ahm_gym.pretraining import recipes
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import expanded, with_homes
 from ahm_gym.runs.settings import as_config, from_json
-from ahm_gym.segmentation import embedding, evaluate_runs, prediction
+from ahm_gym.segmentation import embedding, evaluate_runs, prediction, probe_run
 from ahm_gym.segmentation import export as exporting
 from ahm_gym.segmentation import finetune as finetuning
 from ahm_gym.segmentation.config import (
@@ -219,7 +219,7 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
         InputError: if settings or data cannot be used; no folder is left behind.
     """
     config = with_run_dir(settings, "probe")
-    scores = finetuning.run_probe(config)
+    scores = probe_run.run_probe(config)
     assert config.run_dir is not None, "chosen above"
     return ProbeResult(config.run_dir.absolute(), scores.get("patch_dice"), scores.get("ap"), scores)
 

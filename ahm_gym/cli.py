@@ -119,8 +119,8 @@ def show_reliability(results: dict[str, Any]) -> None:
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
     """Probes an encoder, then prints the score."""
-    from ahm_gym.segmentation.finetune import run_probe
     from ahm_gym.segmentation.inputs import with_run_dir
+    from ahm_gym.segmentation.probe_run import run_probe
 
     config = with_run_dir(settings, "probe")
     results = run_probe(config)

@@ -1,4 +1,4 @@
-"""Fine-tuning for segmentation: a run with its loop and its evaluation; also the run of a probe."""
+"""Fine-tuning for segmentation: a run with its loop and its evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ahm_gym.runs.provenance import check_origin, origin_of
 from ahm_gym.runs.schema import Schema, checked, fits, read_object
 from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
 from ahm_gym.runs.storage import check_loaded, check_trained, locked, write_atomically
-from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
+from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
 from ahm_gym.segmentation.inputs import (
     open_labelled,
@@ -42,8 +42,6 @@ from ahm_gym.segmentation.inputs import (
     starting_encoder,
     with_run_dir,
 )
-from ahm_gym.segmentation.pixel_probe import PixelProbe
-from ahm_gym.segmentation.probe import Probe
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
     build_segmenter,
@@ -122,50 +120,10 @@ def is_finished(run_dir: Path | None) -> bool:
     return run_dir is not None and (run_dir / "results.json").is_file()
 
 
-def run_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Probes the encoder with `config.labels` labelled images; returns the content of `results.json`.
-
-    Raises:
-        InputError: if settings or data cannot be used; no folder is left behind.
-    """
-    config = resolve(with_run_dir(config, "probe"))
-    assert config.run_dir is not None, "chosen above"
-    probe = build_probe(config, config.head)
-    indices = choose_labelled(probe.dataset, config.labels, config.seed, config.labelled_patients)
-    draw = describe_draw(probe.dataset, indices, labelled_patients=config.labelled_patients, seed=config.seed)
-    report_draw(probe.dataset, draw, config.labels)
-    results = probe(labels=config.labels, seed=config.seed, patients=config.labelled_patients)
-    run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
-    run.close()
-    names = {str(index): name for index, name in probe.dataset.class_names.items()}
-    data = probe.dataset.describe_patients()
-    results = {
-        "split": "test",
-        **results,
-        "class_names": names,
-        "draw": draw,
-        "data": data,
-        "config": run.config,
-    }
-    write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
-
-
 def found_nothing(results: dict[str, Any]) -> bool:
     """Whether the Dice of every class that has one is 0.000."""
     values = [scores["dice"] for scores in results["per_class"].values() if scores["dice"] is not None]
     return bool(values) and max(values) < 0.0005
-
-
-def build_probe(config: EvaluationConfig, head: str = "patch") -> Probe | PixelProbe:
-    """The probe of the encoder that the settings name, with one of `HEADS`; they must have been through `resolve`.
-
-    Raises:
-        InputError: if settings or data cannot be used.
-    """
-    dataset = open_labelled(config)
-    probe = PixelProbe if head == "pixel" else Probe
-    return probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
 
 
 class Finetuning:
