@@ -19,6 +19,7 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import describe_draw, report_draw
 from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.data.sample import Split
+from ahm_gym.data.sources import warnings_about
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import to_device
@@ -32,8 +33,11 @@ from ahm_gym.runs.provenance import check_origin, origin_of
 from ahm_gym.runs.schema import Schema, checked, fits, read_object
 from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
 from ahm_gym.runs.storage import check_loaded, check_trained, locked, write_atomically
+from ahm_gym.segmentation.case_pictures import write_case_pictures
+from ahm_gym.segmentation.comparison import NONE, check_comparable, read_results
 from ahm_gym.segmentation.config import FinetuneConfig
-from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate, group_cases
+from ahm_gym.segmentation.fixed_map import fixed_map_dice
 from ahm_gym.segmentation.inputs import (
     open_labelled,
     resolve,
@@ -171,6 +175,23 @@ class Finetuning:
         self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
         self.losses: list[float] = []
         """Losses since the last line of the log."""
+        if exported is None and config.compare not in (None, NONE):
+            other = read_results(Path(config.compare))
+            check_comparable(self.known_before(), other, config.compare)
+
+    def known_before(self) -> dict[str, Any]:
+        """The entries of `results.json` that are known before the run and decide what it can be compared with."""
+        config = self.config
+        cases = [{"case": case} for case in group_cases(self.dataset, self.split)]
+        return {
+            "split": self.split,
+            "surface_tolerance": config.surface_tolerance,
+            "missed_distance": config.missed_distance,
+            "cases": cases,
+            "per_class": self.dataset.class_names,
+            "draw": self.draw,
+            "config": self.describe(),
+        }
 
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`: the settings, and the properties of the data."""
@@ -282,9 +303,10 @@ class Finetuning:
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
-            "data": self.dataset.describe_patients(),
+            "data": self.dataset.describe_patients() | {"files": self.warnings()},
             "draw": self.draw,
             "best": best,
+            "fixed_map_dice": fixed_map_dice(self.dataset, self.batches.indices, self.split),
             **scores,
             "config": run.config,
         }
@@ -299,7 +321,12 @@ class Finetuning:
         figure.savefig(run.path / "figures" / "overlays.png")
         curve = draw_curve(run.metrics(), best, self.config.select)
         curve.savefig(run.path / "figures" / "curve.png")
+        write_case_pictures(segmenter, self.dataset, results, run.path, native_resolution=native)
         return results
+
+    def warnings(self) -> list[str]:
+        """What was left out of the folder of the images, and what may be wrong with it."""
+        return warnings_about(self.config.data, self.config.data_root, shape_of(self.config)[0])
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
         check_trained(self.segmenter.state_dict(), step)
