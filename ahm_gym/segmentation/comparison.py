@@ -205,10 +205,10 @@ def filled(
 
 def difference_of(differences: Float[np.ndarray, "N K"], owners: list[str]) -> Difference | None:
     """The mean difference with its interval; None if none is defined."""
-    defined = np.isfinite(differences).any(axis=1)
+    defined = np.isfinite(differences)
     if not defined.any():
         return None
-    patients = {owner for owner, has in zip(owners, defined, strict=True) if has}
+    patients = {owner for owner, row in zip(owners, defined, strict=True) if row.any()}
     return Difference(mean_over_classes(differences), difference_interval(differences, owners), len(patients))
 
 

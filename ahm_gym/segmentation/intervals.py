@@ -86,10 +86,10 @@ def difference_interval(differences: Float[np.ndarray, "N K"], owners: Sequence[
         differences: one for each case and class, NaN if it is undefined.
         owners: the patient of each case.
     """
-    defined = np.isfinite(differences).any(axis=1)
-    kept, values = [owner for owner, has in zip(owners, defined, strict=True) if has], differences[defined]
-    num = len(set(kept))
-    bounds = mean_interval(values, kept)
+    kept = [place for place, row in enumerate(np.isfinite(differences)) if row.any()]
+    values, owners = differences[kept], [owners[place] for place in kept]
+    num = len(set(owners))
+    bounds = mean_interval(values, owners)
     if bounds is None:
         return None
     tail = (1 + LEVEL) / 2

@@ -52,7 +52,8 @@ def headline(results: dict[str, Any], comparison: Comparison | None = None) -> s
 def place_of(results: dict[str, Any]) -> str:
     """The split that was scored, in words, with the name of other data than the run's."""
     data = results.get("data")
-    where = SPLITS.get(results["split"], results["split"])
+    split: str = results["split"]
+    where = SPLITS.get(split, split)
     return f"{where} of {data}" if isinstance(data, str) else where
 
 
