@@ -250,7 +250,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(compared_run):
     assert len([1 for tag, _ in tags if tag == "img"]) == 6 and page.count("<svg") == 4
     assert all(found.get("alt") for tag, found in tags if tag == "img")
     assert "On 8 cases of the test split, each counted as a patient, the segmenter" in page
-    assert "ahm-gym finetune --compare none" in page
+    assert "ahm-gym finetune --compare none" in page and "surface Dice within 1 pixel<" in page
     digest = results["config"]["data_digest"]
     assert digest in page and f"torch {results['config']['versions']['torch']}" in page
     assert all(name in page for name in results["draw"]["images"])

@@ -90,10 +90,11 @@ def tone(entry: str) -> str:
 
 def metric_names(results: dict[str, Any]) -> dict[str, str]:
     """The names of the metrics with their units."""
-    unit = results["hd95_unit"]
+    unit, tolerance = results["hd95_unit"], results.get("surface_tolerance", 1.0)
+    within = f"{tolerance:g} {unit.removesuffix('s') if tolerance == 1 else unit}"
     return {
         "dice": "Dice", "iou": "IoU", "hd95": f"HD95 in {unit}",
-        "nsd": f"surface Dice within {results.get('surface_tolerance', 1.0):g} {unit}",
+        "nsd": f"surface Dice within {within}",
     }  # fmt: skip
 
 
