@@ -21,9 +21,8 @@ from ahm_gym.pretraining import recipes
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import expanded, with_homes
 from ahm_gym.runs.settings import as_config, from_json
-from ahm_gym.segmentation import embedding, evaluate_runs, prediction
+from ahm_gym.segmentation import embedding, evaluate_runs, prediction, probe_run
 from ahm_gym.segmentation import export as exporting
-from ahm_gym.segmentation import finetune as finetuning
 from ahm_gym.segmentation.config import (
     EmbedConfig,
     EvaluateConfig,
@@ -34,6 +33,7 @@ from ahm_gym.segmentation.config import (
     ProbeConfig,
 )
 from ahm_gym.segmentation.inputs import with_run_dir
+from ahm_gym.segmentation.program import run_finetune
 
 Settings = ParamSpec("Settings")
 Config = TypeVar("Config")
@@ -83,6 +83,8 @@ class FinetuneResult(RunResult):
     """The trained segmenter."""
     overlays: Path
     """Picture of labels and predictions for some cases, from worst to best."""
+    report: Path
+    """One page of what the run comes to, for people who read only that."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class EvaluateResult(RunResult):
     """The content of `results.json`."""
     overlays: Path
     """Picture of labels and predictions for some cases, from worst to best."""
+    report: Path
+    """One page of what the scores come to, for people who read only that."""
 
 
 def with_settings_of(
@@ -197,7 +201,7 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
     """
     config: FinetuneConfig = as_config(FinetuneConfig, settings)
     config = config if settings.resume else with_run_dir(config, "finetune")
-    scores = finetuning.finetune(config, resume=settings.resume, given=given)
+    scores = run_finetune(config, resume=settings.resume, given=given)
     assert config.run_dir is not None, "chosen above, or needed to resume"
     run_dir = config.run_dir.absolute()
     return FinetuneResult(
@@ -206,6 +210,7 @@ def finetune(settings: Finetune, given: set[str]) -> FinetuneResult:
         scores=scores,
         segmenter=run_dir / "segmenter",
         overlays=run_dir / "figures" / "overlays.png",
+        report=run_dir / "report.html",
     )
 
 
@@ -219,7 +224,7 @@ def probe(settings: ProbeConfig, given: set[str]) -> ProbeResult:
         InputError: if settings or data cannot be used; no folder is left behind.
     """
     config = with_run_dir(settings, "probe")
-    scores = finetuning.run_probe(config)
+    scores = probe_run.run_probe(config)
     assert config.run_dir is not None, "chosen above"
     return ProbeResult(config.run_dir.absolute(), scores.get("patch_dice"), scores.get("ap"), scores)
 
@@ -248,7 +253,7 @@ def evaluate(settings: EvaluateConfig, given: set[str]) -> EvaluateResult:
     """
     scores = evaluate_runs.run_evaluate(settings)
     out = settings.out.absolute()
-    return EvaluateResult(out, scores["dice"], scores, out / "overlays.png")
+    return EvaluateResult(out, scores["dice"], scores, out / "overlays.png", out / "report.html")
 
 
 @with_settings_of(ExportConfig)

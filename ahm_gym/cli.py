@@ -24,6 +24,7 @@ from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import (
+    FEW_PATIENTS,
     EmbedConfig,
     EvaluateConfig,
     ExportConfig,
@@ -33,17 +34,18 @@ from ahm_gym.segmentation.config import (
     ProbeConfig,
 )
 
-FEW_PATIENTS = 20
-"""With fewer test patients than this, an interval is said to be too narrow."""
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rewrite the report of a benchmark from the rows in its folder."""
+    """Rewrite the report of a fine-tuning run, an evaluation or a benchmark from the files in its folder."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of the benchmark, as given by --out."""
+    """Folder of the run, of the evaluation or of the benchmark."""
+    compare: str | None = None
+    """What a run or an evaluation is compared with: another one, or none for the run from scratch in its folder.
+    Default: what the run itself was compared with."""
 
 
 def pretrain(settings: Pretrain, argv: list[str]) -> None:
@@ -60,14 +62,15 @@ def pretrain(settings: Pretrain, argv: list[str]) -> None:
 
 def finetune(settings: Finetune, argv: list[str]) -> None:
     """Fine-tunes, then prints the scores."""
-    from ahm_gym.segmentation import finetune as program
     from ahm_gym.segmentation.inputs import with_run_dir
+    from ahm_gym.segmentation.program import is_complete, run_finetune
 
     config = as_config(FinetuneConfig, settings)
-    if settings.resume and program.is_finished(config.run_dir):
+    if settings.resume and is_complete(config.run_dir):
         print(f"{config.run_dir} is already finished.")
     config = config if settings.resume else with_run_dir(config, "finetune")
-    results = program.finetune(config, resume=settings.resume, given=flags_in(argv))
+    command = shlex.join(["ahm-gym", *argv])
+    results = run_finetune(config, resume=settings.resume, given=flags_in(argv), command=command)
     print(f"\n{results['num_cases']} {results['split']} cases, {results['labels']} labelled training images")
     show_scores(results)
     if best := results.get("best"):
@@ -75,13 +78,17 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
         print(
             f"Best Dice on val {shown(best['dice'])} at update {best['step']}; scored: the {chosen} segmenter"
         )
-    print(f"Wrote {config.run_dir}/: results.json, figures/overlays.png, segmenter/, metrics.jsonl")
+    print(
+        f"Wrote {config.run_dir}/: results.json, figures/overlays.png, report.html, segmenter/, metrics.jsonl"
+    )
+    if results["config"].get("compare") is not None:
+        return
     if results["config"]["encoder"] == "none":
         print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
         print("then this command again with --encoder and the folder of that run")
     else:
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
-        print("and another --run-dir if you gave one")
+        print("and another --run-dir if you gave one; or with --compare none, for both in one report")
 
 
 def show_scores(results: dict[str, Any]) -> None:
@@ -119,8 +126,8 @@ def show_reliability(results: dict[str, Any]) -> None:
 
 def probe(settings: ProbeConfig, argv: list[str]) -> None:
     """Probes an encoder, then prints the score."""
-    from ahm_gym.segmentation.finetune import run_probe
     from ahm_gym.segmentation.inputs import with_run_dir
+    from ahm_gym.segmentation.probe_run import run_probe
 
     config = with_run_dir(settings, "probe")
     results = run_probe(config)
@@ -160,10 +167,10 @@ def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
     """Scores runs on other images, then prints the scores."""
     from ahm_gym.segmentation.evaluate_runs import run_evaluate
 
-    results = run_evaluate(settings)
+    results = run_evaluate(settings, shlex.join(["ahm-gym", *argv]))
     print(f"\n{results['num_cases']} cases of {printable(results['data'])}, {results['split']} images")
     show_scores(results)
-    print(f"Wrote {settings.out}/: results.json, overlays.png")
+    print(f"Wrote {settings.out}/: results.json, overlays.png, report.html")
 
 
 def export(settings: ExportConfig, argv: list[str]) -> None:
@@ -205,11 +212,26 @@ def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
 
 
 def report(settings: Report, argv: list[str]) -> None:
-    """Rewrites the report of a benchmark."""
-    from ahm_gym.benchmark.report import write_report
+    """Rewrites the report of a run, an evaluation or a benchmark."""
+    if (settings.folder / "results.json").is_file() or is_run(settings.folder):
+        from ahm_gym.segmentation.report import write_report
 
-    write_report(settings.folder)
+        print(f"Wrote {write_report(settings.folder, settings.compare)}")
+        return
+    if settings.compare is not None:
+        raise InputError(
+            f"`compare={settings.compare}` is for a fine-tuning run or an evaluation, and {settings.folder} is "
+            "neither: leave it out."
+        )
+    from ahm_gym.benchmark.report import write_report as write_benchmark
+
+    write_benchmark(settings.folder)
     print(f"Wrote {settings.folder}/: report.html, leaderboard.md, leaderboard.csv")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a fine-tuning run, finished or not."""
+    return (folder / "segmenter").is_dir()
 
 
 FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {

@@ -21,7 +21,7 @@ SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "finetune": (
         "encoder", "data", "data_root", "patient_regex", "labels", "labelled_patients", "model", "image_size",
         "patch_size", "seed",
-        "device", "run_dir", "decoder", "freeze",
+        "device", "run_dir", "decoder", "freeze", "compare",
     ),
 }  # fmt: skip
 """Settings of pretraining and fine-tuning that the benchmark chooses for each job."""

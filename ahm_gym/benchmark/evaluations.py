@@ -9,11 +9,11 @@ from ahm_gym.data.draws import EmptyDraw
 from ahm_gym.errors import Interrupted, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.config import FinetuneConfig
-from ahm_gym.segmentation.finetune import build_probe
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.metrics import Value, mean
 from ahm_gym.segmentation.pixel_probe import PIXEL_METRICS
 from ahm_gym.segmentation.probe import mean_dice
+from ahm_gym.segmentation.probe_run import build_probe
 
 Results: TypeAlias = dict[str, Any]
 

@@ -99,6 +99,14 @@ class Layout:
             yield self.unread_labels
         yield from self.doubts
 
+    def warnings(self) -> Iterator[str]:
+        """What was not used, and what may be wrong, without a full stop."""
+        yield from self._left_out()
+        if self.unread_labels:
+            yield self.unread_labels
+        yield from self.doubts
+        yield from self.faults
+
     def _left_out(self) -> Iterator[str]:
         reasons: dict[str, list[Path]] = {}
         for path, reason in self.left_out.items():

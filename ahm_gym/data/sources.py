@@ -110,6 +110,15 @@ def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int
     return isinstance(source, NpzSource) and source.shapes.get("test_images", (0,))[0] > 0
 
 
+def warnings_about(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> list[str]:
+    """What was left out of a folder, and what may be wrong with it, in sentences without a full stop.
+
+    The arguments are those of `open_data`; other data than a folder has none. No image is read.
+    """
+    source = find_source(spec, root, image_size)
+    return list(source.search.layout.warnings()) if isinstance(source, FolderSource) else []
+
+
 def check_labels(dataset: ImageDataset, source: Source | None = None) -> None:
     """Raises InputError if the train split has no labels, or only background."""
     labelled = dataset.indices("train", labelled=True)

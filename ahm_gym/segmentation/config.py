@@ -27,6 +27,10 @@ SELECTIONS: tuple[str, ...] = ("last", "best")
 FORMATS: tuple[str, ...] = ("onnx", "torchscript", "monai")
 
 
+FEW_PATIENTS: int = 20
+"""With fewer test patients than this, an interval is said to be too narrow."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The settings that the probe and fine-tuning share."""
@@ -76,7 +80,7 @@ class ProbeConfig(EvaluationConfig):
 class FinetuneConfig(EvaluationConfig):
     """Segmentation with a pretrained encoder, or from scratch, on a number of labelled images."""
 
-    steps: int = 300
+    steps: int = 1000
     """Number of updates of the segmenter."""
     batch_size: int = 8
     """Number of images in an update."""
@@ -118,6 +122,9 @@ class FinetuneConfig(EvaluationConfig):
     leave-out: none, so the mean covers only what was found."""
     native_resolution: bool = False
     """Segment images at their full size, window by window, instead of shrinking them first."""
+    compare: str | None = None
+    """What the report compares the scores with, patient by patient. none: the same network from scratch, which is
+    trained too, on the same labels, in the folder from-scratch of the run. Otherwise: another fine-tuning run."""
     checkpoint_every: int = 100
     """Number of updates between two checkpoints."""
 
@@ -174,7 +181,7 @@ class EvaluateConfig(RunsConfig):
     data_root: Path | None = None
     """Folder in which a relative name is looked up, before AHM_DATA and the current folder."""
     out: Path = Path("evaluation")
-    """Folder of results.json and overlays.png; it must not hold results yet."""
+    """Folder of results.json, overlays.png and report.html; it must not hold results yet."""
     split: str | None = None
     """Images to score: all, train, val or test. None: test if the data itself names test images or a run was
     trained on this data, and all otherwise."""

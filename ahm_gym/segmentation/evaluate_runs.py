@@ -8,21 +8,33 @@ from typing import Any, cast
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sample import SPLITS, OneSplit, Split
-from ahm_gym.data.sources import absolute, as_trained, find_source, names_test_images, open_source
+from ahm_gym.data.sources import (
+    absolute,
+    as_trained,
+    find_source,
+    names_test_images,
+    open_source,
+    warnings_about,
+)
+from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, say, unknown_name
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.settings import to_json
 from ahm_gym.runs.storage import make_folder, write_atomically
+from ahm_gym.segmentation.case_pictures import write_case_pictures
 from ahm_gym.segmentation.config import EvaluateConfig
 from ahm_gym.segmentation.evaluation import draw_cases, evaluate
 from ahm_gym.segmentation.predictor import Ensemble
+from ahm_gym.segmentation.report import write_provenance, write_report
 
 ALL: str = "all"
 """The split of all labelled images."""
 
 
-def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Writes `results.json` and `overlays.png`; returns the content of the former.
+def run_evaluate(config: EvaluateConfig, command: str | None = None) -> dict[str, Any]:
+    """Writes `results.json`, `overlays.png` and `report.html`; returns the content of the first.
+
+    `command` is the command line, for the report.
 
     Raises:
         InputError: if the runs or the images cannot be used, or do not fit each other; nothing is written.
@@ -41,7 +53,10 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
     say(dataset)
     scores = evaluate(ensemble.classes, dataset, part)
-    results = {"split": split, "data": dataset.name, **scores, "config": to_json(config)}
+    found = dataset.describe_patients() | {
+        "files": warnings_about(config.scans, config.data_root, _size(ensemble))
+    }
+    results = {"split": split, "data": dataset.name, "found": found, **scores, "config": to_json(config)}
     make_folder(config.out, "`out`")
     write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     figure = draw_cases(ensemble.classes, dataset, {**results, "split": part})
@@ -49,6 +64,9 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         f"{dataset.name}, {split} images: from the worst to the best of {len(scores['cases'])} cases"
     )
     figure.savefig(config.out / "overlays.png")
+    write_case_pictures(ensemble.classes, dataset, {**results, "split": part}, config.out)
+    write_provenance(config.out, command, pick_device(config.device))
+    write_report(config.out)
     return results
 
 

@@ -92,7 +92,8 @@ def evaluate(
     listed in `absent_classes`. `hd95_unit`, also the unit of `surface_tolerance`, is mm if the spacing of every image
     is known, for slices also that between slices, and pixels of the label otherwise. `intervals` are those of
     `patient_intervals`. Ignored pixels count neither in the prediction nor in the label; `ignored_share` is their share
-    of all pixels, if the data has any.
+    of all pixels, if the data has any. `patients` names the patient of each case that has another name, and
+    `unlabelled` counts the images of the split without a label.
 
     Args:
         segmenter: segmenter to evaluate.
@@ -113,9 +114,9 @@ def evaluate(
         for case, members in cases.items():
             parts = []
             for index in members:
-                sample, prediction = _segment(segmenter, dataset, index, native_resolution)
+                sample, prediction = segment(segmenter, dataset, index, native_resolution)
                 voxel = sample.voxel if in_mm else None
-                parts.append(Segmented(prediction.byte(), _label(sample).byte(), voxel, sample.position))
+                parts.append(Segmented(prediction.byte(), label_of(sample).byte(), voxel, sample.position))
                 present.update(parts[-1].label.unique().tolist())
                 done += 1
                 bar.advance(done)
@@ -132,6 +133,8 @@ def evaluate(
         **({"ignored_share": ignored_share(dataset, indices)} if dataset.has_ignored else {}),
         "intervals": patient_intervals(scores, owners),
         "num_patients": len(set(owners.values())),
+        "patients": {case: patient for case, patient in owners.items() if case != patient},
+        "unlabelled": len(dataset.indices(split)) - len(indices),
         **summarise(scores, dataset.num_classes),
     }
 
@@ -200,15 +203,17 @@ def draw_cases(
     overlays = []
     for place in places:
         score, case = ranked[place]
-        index = max(members[case], key=lambda index: int(in_structure(_label(dataset.sample(index))).sum()))
-        sample, prediction = _segment(segmenter, dataset, index, native_resolution)
+        index = max(members[case], key=lambda index: int(in_structure(label_of(dataset.sample(index))).sum()))
+        sample, prediction = segment(segmenter, dataset, index, native_resolution)
         shown = f"Dice {score:.3f}"
         if len(members[case]) > 1:
             own = own_dice(
-                prediction, _label(sample), set(dataset.class_names) - set(results["absent_classes"])
+                prediction, label_of(sample), set(dataset.class_names) - set(results["absent_classes"])
             )
             shown = f"Dice {'undefined' if own is None else f'{own:.3f}'}, case {score:.3f}"
-        overlays.append(Overlay(f"{printable(sample.id)}\n{shown}", sample.image, _label(sample), prediction))
+        overlays.append(
+            Overlay(f"{printable(sample.id)}\n{shown}", sample.image, label_of(sample), prediction)
+        )
     title = f"{dataset.name}, {results['split']}: from the worst to the best of {len(ranked)} cases"
     return draw_overlays(overlays, dataset.num_classes, title, dataset.class_names)
 
@@ -231,11 +236,12 @@ def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
     return dict(cases)
 
 
-def _segment(
+def segment(
     segmenter: Segment, dataset: ImageDataset, index: int, native_resolution: bool
 ) -> tuple[Sample, Int[Tensor, "H W"]]:
+    """A labelled sample and the predicted class of every pixel of its label; the arguments are those of `evaluate`."""
     sample = dataset.sample(index)
-    rows, columns = _label(sample).shape
+    rows, columns = label_of(sample).shape
     if not isinstance(segmenter, Segmenter):
         return sample, segmenter(sample.image, (rows, columns))
     segmenter.eval()
@@ -243,7 +249,8 @@ def _segment(
     return sample, predict(segmenter, image, (rows, columns), native_resolution=native_resolution)
 
 
-def _label(sample: Sample) -> Int[Tensor, "H W"]:
+def label_of(sample: Sample) -> Int[Tensor, "H W"]:
+    """The label of a sample that has one."""
     assert sample.label is not None, "only labelled samples are scored"
     return sample.label
 

@@ -1,4 +1,4 @@
-"""Fine-tuning for segmentation: a run with its loop and its evaluation; also the run of a probe."""
+"""Fine-tuning for segmentation: a run with its loop and its evaluation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import describe_draw, report_draw
 from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.data.sample import Split
+from ahm_gym.data.sources import warnings_about
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import to_device
@@ -31,8 +32,11 @@ from ahm_gym.runs.provenance import check_origin, origin_of
 from ahm_gym.runs.schema import Schema, checked, fits, read_object
 from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
 from ahm_gym.runs.storage import check_loaded, check_trained, locked, write_atomically
-from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate
+from ahm_gym.segmentation.case_pictures import write_case_pictures
+from ahm_gym.segmentation.comparison import NONE, check_comparable, read_results
+from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.evaluation import choose_split, draw_cases, evaluate, group_cases
+from ahm_gym.segmentation.fixed_map import fixed_map_dice
 from ahm_gym.segmentation.inputs import (
     open_labelled,
     resolve,
@@ -41,8 +45,6 @@ from ahm_gym.segmentation.inputs import (
     starting_encoder,
     with_run_dir,
 )
-from ahm_gym.segmentation.pixel_probe import PixelProbe
-from ahm_gym.segmentation.probe import Probe
 from ahm_gym.segmentation.segmenter import (
     Segmenter,
     build_segmenter,
@@ -121,50 +123,10 @@ def is_finished(run_dir: Path | None) -> bool:
     return run_dir is not None and (run_dir / "results.json").is_file()
 
 
-def run_probe(config: ProbeConfig) -> dict[str, Any]:
-    """Probes the encoder with `config.labels` labelled images; returns the content of `results.json`.
-
-    Raises:
-        InputError: if settings or data cannot be used; no folder is left behind.
-    """
-    config = resolve(with_run_dir(config, "probe"))
-    assert config.run_dir is not None, "chosen above"
-    probe = build_probe(config, config.head)
-    indices = choose_labelled(probe.dataset, config.labels, config.seed, config.labelled_patients)
-    draw = describe_draw(probe.dataset, indices, labelled_patients=config.labelled_patients, seed=config.seed)
-    report_draw(probe.dataset, draw, config.labels)
-    results = probe(labels=config.labels, seed=config.seed, patients=config.labelled_patients)
-    run = RunFolder.create(config.run_dir, {"kind": "probe", **to_json(config)})
-    run.close()
-    names = {str(index): name for index, name in probe.dataset.class_names.items()}
-    data = probe.dataset.describe_patients()
-    results = {
-        "split": "test",
-        **results,
-        "class_names": names,
-        "draw": draw,
-        "data": data,
-        "config": run.config,
-    }
-    write_atomically(run.path / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
-
-
 def found_nothing(results: dict[str, Any]) -> bool:
     """Whether the Dice of every class that has one is 0.000."""
     values = [scores["dice"] for scores in results["per_class"].values() if scores["dice"] is not None]
     return bool(values) and max(values) < 0.0005
-
-
-def build_probe(config: EvaluationConfig, head: str = "patch") -> Probe | PixelProbe:
-    """The probe of the encoder that the settings name, with one of `HEADS`; they must have been through `resolve`.
-
-    Raises:
-        InputError: if settings or data cannot be used.
-    """
-    dataset = open_labelled(config)
-    probe = PixelProbe if head == "pixel" else Probe
-    return probe(starting_encoder(config, dataset).to(pick_device(config.device)), dataset)
 
 
 class Finetuning:
@@ -212,6 +174,23 @@ class Finetuning:
         self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
         self.losses: list[float] = []
         """Losses since the last line of the log."""
+        if exported is None and config.compare not in (None, NONE):
+            other = read_results(Path(config.compare))
+            check_comparable(self.known_before(), other, config.compare)
+
+    def known_before(self) -> dict[str, Any]:
+        """The entries of `results.json` that are known before the run and decide what it can be compared with."""
+        config = self.config
+        cases = [{"case": case} for case in group_cases(self.dataset, self.split)]
+        return {
+            "split": self.split,
+            "surface_tolerance": config.surface_tolerance,
+            "missed_distance": config.missed_distance,
+            "cases": cases,
+            "per_class": self.dataset.class_names,
+            "draw": self.draw,
+            "config": self.describe(),
+        }
 
     def describe(self) -> dict[str, Any]:
         """The content of `config.json`: the settings, and the properties of the data."""
@@ -323,9 +302,10 @@ class Finetuning:
         results = {
             "split": self.split,
             "labels": len(self.batches.indices),
-            "data": self.dataset.describe_patients(),
+            "data": self.dataset.describe_patients() | {"files": self.warnings()},
             "draw": self.draw,
             "best": best,
+            "fixed_map_dice": fixed_map_dice(self.dataset, self.batches.indices, self.split),
             **scores,
             "config": run.config,
         }
@@ -340,7 +320,12 @@ class Finetuning:
         figure.savefig(run.path / "figures" / "overlays.png")
         curve = draw_curve(run.metrics(), best, self.config.select)
         curve.savefig(run.path / "figures" / "curve.png")
+        write_case_pictures(segmenter, self.dataset, results, run.path, native_resolution=native)
         return results
+
+    def warnings(self) -> list[str]:
+        """What was left out of the folder of the images, and what may be wrong with it."""
+        return warnings_about(self.config.data, self.config.data_root, shape_of(self.config)[0])
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
         check_trained(self.segmenter.state_dict(), step)

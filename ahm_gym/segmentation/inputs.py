@@ -18,6 +18,8 @@ from ahm_gym.model.conv_network import ConvNetwork, renew_decoder
 from ahm_gym.model.encoders import EncoderFolder, find_encoder, load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.runs.folder import free_run_dir
+from ahm_gym.runs.places import expanded
+from ahm_gym.segmentation.comparison import NONE
 from ahm_gym.segmentation.config import (
     HEADS,
     SELECTIONS,
@@ -60,6 +62,11 @@ def resolve(config: Config) -> Config:
         if config.transfer not in TRANSFERS:
             raise unknown_name("transfer", config.transfer, TRANSFERS)
         check_validation(config)
+        if config.compare == NONE == config.encoder:
+            raise InputError(
+                "`compare=none` compares an encoder with none, and `encoder` is none: name a pretraining run there, or "
+                "another run to compare with."
+            )
     if isinstance(config, ProbeConfig) and config.head not in HEADS:
         raise unknown_name("head", config.head, HEADS)
     config = spelled_out(config)
@@ -121,7 +128,10 @@ def spelled_out(config: Config) -> Config:
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
     size = None if config.image_size is None else image_size_of(config.image_size)
-    return replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
+    config = replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
+    if isinstance(config, FinetuneConfig) and config.compare not in (None, NONE):
+        return replace(config, compare=str(expanded(config.compare).absolute()))
+    return config
 
 
 def with_run_dir(config: Config, what: str) -> Config:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 
 from ahm_gym.segmentation.metrics import METRICS, CaseScores
 
@@ -72,3 +73,32 @@ def mean_interval(values: Float[np.ndarray, "N K"], owners: Sequence[str]) -> In
             random_state=np.random.default_rng(SEED),  # pyright: ignore[reportCallIssue]
         ).bootstrap_distribution
     return [float(bound) for bound in np.nanquantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))]
+
+
+def difference_interval(differences: Float[np.ndarray, "N K"], owners: Sequence[str]) -> Interval | None:
+    """The 95 % interval of a mean difference for new patients; None if fewer than two patients have a difference.
+
+    That of `mean_interval`, widened about the mean for few patients, as the tails of a percentile bootstrap are too
+    short: by sqrt(n / (n - 1)) and by the ratio of the quantiles of t and normal (Hesterberg 2015, American
+    Statistician 69:371).
+
+    Args:
+        differences: one for each case and class, NaN if it is undefined.
+        owners: the patient of each case.
+    """
+    kept = [place for place, row in enumerate(np.isfinite(differences)) if row.any()]
+    values, owners = differences[kept], [owners[place] for place in kept]
+    num = len(set(owners))
+    bounds = mean_interval(values, owners)
+    if bounds is None:
+        return None
+    tail = (1 + LEVEL) / 2
+    wider = (num / (num - 1)) ** 0.5 * t.ppf(tail, num - 1) / norm.ppf(tail)
+    centre = mean_over_classes(values)
+    return [float(centre + wider * (bound - centre)) for bound in bounds]
+
+
+def mean_over_classes(values: Float[np.ndarray, "N K"]) -> float:
+    """The mean over classes of the mean over cases, NaN left out; NaN if no value is defined."""
+    classes = values[:, np.isfinite(values).any(axis=0)]
+    return float(np.nanmean(classes, axis=0).mean()) if classes.size else math.nan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,7 @@ def draw_overlays(
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(overlays), squeeze=False)
     for column, overlay in enumerate(overlays):
-        outlined = overlay.drawn()
-        for axis, row in zip(axes[:, column], rows, strict=True):
-            _show(axis, overlay)
-            if (labels := outlined.get(row)) is not None:
-                _outline(axis, labels.numpy(), num_classes)
-                _hatch(axis, ~is_counted(labels).numpy())
+        draw_row(axes[:, column], overlay, num_classes, rows)
         axes[0, column].set_title(overlay.title, fontsize=8, parse_math=False)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=9)
@@ -80,7 +75,7 @@ def draw_overlays(
     if num_classes <= MAX_LEGEND:
         names = names or {index: f"class {index}" for index in range(1, num_classes)}
         lines: list[Artist] = [
-            Line2D([], [], color=_colour(index, num_classes), label=names[index].replace("$", r"\$"))
+            Line2D([], [], color=colour_of(index, num_classes), label=names[index].replace("$", r"\$"))
             for index in range(1, num_classes)
         ]
         if any(not is_counted(labels).all() for overlay in overlays for labels in overlay.drawn().values()):
@@ -90,8 +85,18 @@ def draw_overlays(
     return figure
 
 
-def _colour(index: int, num_classes: int) -> Any:
-    """The colour of a class."""
+def draw_row(axes: Iterable[Axes], overlay: Overlay, num_classes: int, rows: Sequence[str] = ROWS) -> None:
+    """Draws the image on every one of the axes, with the outlines of what `rows` names."""
+    outlined = overlay.drawn()
+    for axis, row in zip(axes, rows, strict=True):
+        _show(axis, overlay)
+        if (labels := outlined.get(row)) is not None:
+            _outline(axis, labels.numpy(), num_classes)
+            _hatch(axis, ~is_counted(labels).numpy())
+
+
+def colour_of(index: int, num_classes: int) -> Any:
+    """The colour of a class: red, green, blue and opacity from 0 to 1."""
     if num_classes <= MAX_LEGEND:
         return matplotlib.colormaps["Set1"](index - 1)
     return matplotlib.colormaps["gist_rainbow"]((index - 1) / (num_classes - 1))
@@ -137,7 +142,7 @@ def _outline(axis: Axes, labels: np.ndarray, num_classes: int) -> None:
     for index in sorted(filled, key=lambda index: -filled[index].sum()):
         inside = np.pad(filled[index], 1).astype(float)
         outline = axis.contour(
-            *coordinates, inside, levels=[0.5], colors=[_colour(index, num_classes)], linewidths=1.2
+            *coordinates, inside, levels=[0.5], colors=[colour_of(index, num_classes)], linewidths=1.2
         )
         outline.set_path_effects([RIM])
     axis.set_xlim(limits[0])

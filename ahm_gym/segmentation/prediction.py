@@ -260,4 +260,5 @@ def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]]
         shown = ensemble.members[0].fitted(scaled)
         overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
     title = f"{len(overlays)} of {len(rows)} scans, and what was found"
-    draw_overlays(overlays, ensemble.num_classes, title).savefig(out / "overlays.png")
+    figure = draw_overlays(overlays, ensemble.num_classes, title, ensemble.class_names)
+    figure.savefig(out / "overlays.png")

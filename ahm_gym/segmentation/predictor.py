@@ -122,6 +122,12 @@ class Ensemble:
         return self.members[0].segmenter.num_classes
 
     @property
+    def class_names(self) -> dict[int, str]:
+        """The name of each foreground class in the data of the first run; `class 1` and so on without one."""
+        known = self.members[0].processing.classes
+        return {index: known.get(str(index), f"class {index}") for index in range(1, self.num_classes)}
+
+    @property
     def channels(self) -> int:
         """Number of image channels."""
         return self.members[0].segmenter.channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ahm_gym.data import ImageDataset
+from ahm_gym.data import ImageDataset, Sample
 from ahm_gym.data.ignored import in_structure, is_counted
 from ahm_gym.data.sample import Split
 from ahm_gym.errors import InputError, say
@@ -66,15 +67,32 @@ def dice_on(
     None if no label of the split has a class. The segmenter is left in evaluation mode; no random number is drawn.
     """
     segmenter.eval()
+
+    def found(sample: Sample, size: tuple[int, int]) -> Tensor:
+        image = dataset.normalise(sample.image)
+        return predict(segmenter, image, size, native_resolution=native_resolution)
+
+    return dice_of(found, dataset, group_cases(dataset, split).values())
+
+
+def dice_of(
+    find: Callable[[Sample, tuple[int, int]], Tensor], dataset: ImageDataset, cases: Iterable[Sequence[int]]
+) -> float | None:
+    """The mean Dice of any way to segment, over cases and then over classes; None if no label has a class.
+
+    Args:
+        find: from a sample, and the rows and columns of its label, to the class of every pixel.
+        dataset: dataset of the images.
+        cases: the indices of the labelled images of each case, at least one.
+    """
     rows, present = [], torch.zeros(dataset.num_classes, dtype=torch.bool)
-    for members in group_cases(dataset, split).values():
+    for members in cases:
         counts = torch.zeros(3, dataset.num_classes)  # found and true, found, true
         for index in members:
             sample = dataset.sample(index)
             assert sample.label is not None, "only labelled samples are in cases"
-            image, (height, width) = dataset.normalise(sample.image), sample.label.shape
-            found = predict(segmenter, image, (height, width), native_resolution=native_resolution)
-            counts += _counts(found, sample.label, dataset.num_classes)
+            height, width = sample.label.shape
+            counts += _counts(find(sample, (height, width)), sample.label, dataset.num_classes)
         present |= counts[2] > 0
         rows.append(2 * counts[0] / (counts[1] + counts[2]))  # NaN where neither has the class
     table = torch.stack(rows)[:, present]

@@ -23,7 +23,7 @@ from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.storage import locked
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.finetune import run_probe
+from ahm_gym.segmentation.probe_run import run_probe
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,7 +10,7 @@ from benchmark_rows import DATA, FEW, POLICIES, board, make_rows, report, write_
 from PIL import Image
 
 from ahm_gym.benchmark.report import charts, pictures, write_report
-from ahm_gym.benchmark.report.text import MINUS, NOTHING, decimals, duration, p_value, percent, signed
+from ahm_gym.pages.text import MINUS, NOTHING, decimals, duration, p_value, percent, signed
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from ahm_gym.pretraining.recipes import configure
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.training import Training
 from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.finetune import Finetuning, run_probe
+from ahm_gym.segmentation.finetune import Finetuning
 from ahm_gym.segmentation.inputs import resolve
+from ahm_gym.segmentation.probe_run import run_probe
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ def test_every_setting_has_a_help_text(capsys, command):
 
 
 def test_the_folder_of_a_report_has_a_help_text(capsys):
-    assert "Folder of the benchmark" in run(capsys, "report", "--help")[1]
+    assert "Folder of the run, of the evaluation or of the benchmark" in " ".join(
+        run(capsys, "report", "--help")[1].replace("│", "").split()
+    )
 
 
 def test_settings_that_the_benchmark_chooses_are_not_in_its_help(capsys):

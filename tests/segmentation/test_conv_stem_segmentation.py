@@ -10,7 +10,8 @@ from ahm_gym.model.encoders import find_encoder
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.finetune import finetune, run_probe
+from ahm_gym.segmentation.finetune import finetune
+from ahm_gym.segmentation.probe_run import run_probe
 
 
 @pytest.fixture(scope="module")

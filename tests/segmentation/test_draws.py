@@ -12,7 +12,8 @@ from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.errors import InputError
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.finetune import finetune, run_probe
+from ahm_gym.segmentation.finetune import finetune
+from ahm_gym.segmentation.probe_run import run_probe
 
 SIZE = (16, 16)
 COMMON, RARE = (1,), (1, 2)

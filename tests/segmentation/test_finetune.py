@@ -12,8 +12,9 @@ from ahm_gym.errors import InputError, RunError
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import EvaluationConfig, FinetuneConfig, ProbeConfig
-from ahm_gym.segmentation.finetune import Finetuning, finetune, is_finished, run_probe
+from ahm_gym.segmentation.finetune import Finetuning, finetune, is_finished
 from ahm_gym.segmentation.inputs import resolve
+from ahm_gym.segmentation.probe_run import run_probe
 from ahm_gym.segmentation.segmenter import load_segmenter
 
 

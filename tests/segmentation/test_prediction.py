@@ -349,3 +349,21 @@ def test_a_pipe_in_place_of_scans_is_refused_without_reading_it(tmp_path):
     os.mkfifo(tmp_path / "scan.png")
     with pytest.raises(InputError, match=r"scan\.png is a device or a pipe"):
         list_scans(tmp_path / "scan.png")
+
+
+def test_the_legend_has_the_names_of_the_classes_in_the_data_of_the_run(run, scans, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "named")
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"processing": {"classes": {"1": "disc $x$"}}}))
+    drawn = []
+    draw = prediction.draw_overlays
+
+    def recorded(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(prediction, "draw_overlays", recorded)
+    for number, (folder, name) in enumerate(((copy, r"disc \$x\$"), (run, "class 1"))):
+        config = dataclasses.replace(config_of(folder, scans, tmp_path), out=tmp_path / str(number))
+        run_predict(config)
+        assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == [name]

@@ -8,48 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from ahm_gym.benchmark.report.leaderboard import Cell
-from ahm_gym.benchmark.report.text import Number, decimals, duration, signed
 from ahm_gym.benchmark.rows import REFERENCE, UNTRAINED
 from ahm_gym.benchmark.statistics import Comparison
+from ahm_gym.pages import svg
+from ahm_gym.pages.svg import Scale, padded, places_of
+from ahm_gym.pages.text import Number, decimals, duration, signed
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 14, 40
 ROW = 22
 NUM_COLOURS = 7
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Maps values from `low` to `high` linearly to pixels from `start` to `end`."""
-
-    low: Number
-    high: Number
-    start: Number
-    end: Number
-
-    def __call__(self, value: Number) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self, num: int) -> list[float]:
-        """About `num` round values within the scale."""
-        raw = (self.high - self.low) / num
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-
-def padded(values: Sequence[Number], start: Number, end: Number) -> Scale:
-    """A scale with some room around the values."""
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.08 * abs(high) or 0.01
-    return Scale(low - room, high + room, start, end)
 
 
 def style_of(policy: str, policies: Sequence[str]) -> str:
@@ -75,7 +47,7 @@ def marker(policy: str, policies: Sequence[str], x: Number, y: Number) -> Markup
             f"M{x - 5} {y + 4}h10L{x} {y - 5}Z",
             f"M{x - 5} {y - 4}h10L{x} {y + 5}Z",
         )[index % 4]
-    return _path(f"mark {style}", shape)
+    return svg.path(f"mark {style}", shape)
 
 
 def forest(data: str, cells: Sequence[Cell]) -> Markup:
@@ -97,17 +69,17 @@ def forest(data: str, cells: Sequence[Cell]) -> Markup:
     ticks = x.ticks(3)
     axis = f"← worse · difference in {score_name(cells)} · better →"
     parts = [
-        _line(x(0), 4, x(0), bottom, "zero"),
+        svg.line(x(0), 4, x(0), bottom, "zero"),
         *(
-            _tick_x(value, x, bottom, signed(value, _places(ticks)) if value else REFERENCE)
+            _tick_x(value, x, bottom, signed(value, places_of(ticks)) if value else REFERENCE)
             for value in ticks
         ),
-        _text((left + width - right) / 2, bottom + 34, axis, "axis middle"),
+        svg.text((left + width - right) / 2, bottom + 34, axis, "axis middle"),
     ]
     for i, (policy, measure, one) in enumerate(known):
         parts.append(_forest_row(policy, measure.verdict, one, x, 14 + ROW * i + 4))
     title = f"{data}: differences to {REFERENCE} in {score_name(cells)} with 95 % intervals"
-    return _svg(width, bottom + 42, title, parts)
+    return svg.chart(width, bottom + 42, title, parts)
 
 
 def score_name(cells: Sequence[Cell]) -> str:
@@ -123,8 +95,8 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
     tone = verdict.split(" ")[0] if " than " in verdict else "none"
     inside = [min(max(value, x.low), x.high) for value in (low, high, one.difference)]
     parts = [
-        _text(x.start - 8, y + 4, shortened(policy), "name end"),
-        _line(x(inside[0]), y, x(inside[1]), y, "whisker"),
+        svg.text(x.start - 8, y + 4, shortened(policy), "name end"),
+        svg.line(x(inside[0]), y, x(inside[1]), y, "whisker"),
         *(_cut(x(edge), y, side) for edge, side in ((x.low, -1), (x.high, 1)) if low < edge < high),
     ]
     if one.difference == inside[2]:
@@ -133,15 +105,15 @@ def _forest_row(policy: str, verdict: str, one: Comparison, x: Scale, y: Number)
     else:
         side = -1 if one.difference < x.low else 1
         tip = x(inside[2])
-        parts.append(_path("dot", f"M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"))
-    parts.append(_text(x.end + 10, y + 4, numbers, "number"))
+        parts.append(svg.path("dot", f"M{tip - 9 * side} {y - 5}v10L{tip} {y}Z"))
+    parts.append(svg.text(x.end + 10, y + 4, numbers, "number"))
     alone = " alone" * (not one.generalises)
-    return _group(f"{policy}: {numbers}, {verdict}", parts, f"row {tone}{alone}")
+    return svg.group(f"{policy}: {numbers}, {verdict}", parts, f"row {tone}{alone}")
 
 
 def _cut(x: Number, y: Number, side: int) -> Markup:
     """An arrow head at the edge, for an interval that extends beyond it."""
-    return _path("whisker cut", f"M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}")
+    return svg.path("whisker cut", f"M{x - 6 * side} {y - 4}L{x} {y}L{x - 6 * side} {y + 4}")
 
 
 def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Markup:
@@ -159,7 +131,7 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Mark
     y = padded([dice for line in points.values() for _, dice in line], HEIGHT - BOTTOM, TOP)
     parts = _frame_y(y, WIDTH - right)
     parts += [_tick_x(math.log(count), x, HEIGHT - BOTTOM, str(count)) for count in counts]
-    parts.append(_text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "labelled training images", "axis middle"))
+    parts.append(svg.text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "labelled training images", "axis middle"))
     ends = {policy: y(line[-1][1]) for policy, line in points.items()}
     places = spread(ends, 13, TOP, HEIGHT - BOTTOM)
     for policy, line in points.items():
@@ -168,10 +140,12 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Mark
         last = x(math.log(line[-1][0]))
         about = f"{policy}: {', '.join(f'{decimals(v)} with {n}' for n, v in line)}"
         marks = [marker(policy, policies, x(math.log(n)), y(v)) for n, v in line]
-        leader = _line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
-        name = _text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
-        parts.append(_group(about, [_path(f"curve {style}", f"M{path}"), *marks, leader, name]))
-    return _svg(WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the number of labelled images", parts)
+        leader = svg.line(last + 7, ends[policy], WIDTH - right + 12, places[policy], "leader")
+        name = svg.text(WIDTH - right + 15, places[policy] + 4, shortened(policy), "name")
+        parts.append(svg.group(about, [svg.path(f"curve {style}", f"M{path}"), *marks, leader, name]))
+    return svg.chart(
+        WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the number of labelled images", parts
+    )
 
 
 def by_seconds(
@@ -187,15 +161,15 @@ def by_seconds(
     y = padded(tops, HEIGHT - BOTTOM, TOP)
     parts = _frame_y(y, WIDTH - right)
     parts += [_tick_x(v, x, HEIGHT - BOTTOM, f"{v:g}") for v in x.ticks(5) if v >= 0]
-    parts.append(_text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "seconds of pretraining", "axis middle"))
+    parts.append(svg.text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "seconds of pretraining", "axis middle"))
     for policy, measure in found.items():
         spent, dice = x(seconds[policy]), y(measure.mean)
         spread_by = measure.deviation or 0
         style = style_of(policy, policies)
         about = f"{policy}: {score_name(cells)} {decimals(measure.mean)} after {duration(seconds[policy])}"
-        bar = _line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
-        parts.append(_group(about, [bar, marker(policy, policies, spent, dice)]))
-    return _svg(WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the seconds of pretraining", parts)
+        bar = svg.line(spent, y(measure.mean - spread_by), spent, y(measure.mean + spread_by), f"bar {style}")
+        parts.append(svg.group(about, [bar, marker(policy, policies, spent, dice)]))
+    return svg.chart(WIDTH, HEIGHT, f"{data}: {score_name(cells)} against the seconds of pretraining", parts)
 
 
 def spread(places: Mapping[str, Number], gap: Number, top: Number, bottom: Number) -> dict[str, Number]:
@@ -220,17 +194,12 @@ def _mean(values: Sequence[Number]) -> float:
 
 def _frame_y(y: Scale, end: Number) -> list[Markup]:
     ticks = y.ticks(4)
-    places = _places(ticks)
+    places = places_of(ticks)
     return [
-        _line(LEFT, y(value), end, y(value), "grid")
-        + _text(LEFT - 7, y(value) + 4, decimals(value, places), "tick end")
+        svg.line(LEFT, y(value), end, y(value), "grid")
+        + svg.text(LEFT - 7, y(value) + 4, decimals(value, places), "tick end")
         for value in ticks
     ]
-
-
-def _places(ticks: Sequence[Number]) -> int:
-    """The number of decimals at which neighbouring ticks differ, at least two."""
-    return max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
 
 
 def shortened(name: str) -> str:
@@ -239,29 +208,6 @@ def shortened(name: str) -> str:
 
 
 def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> Markup:
-    return _line(x(value), bottom, x(value), bottom + 4, "tick-mark") + _text(
+    return svg.line(x(value), bottom, x(value), bottom + 4, "tick-mark") + svg.text(
         x(value), bottom + 17, label, "tick middle"
     )
-
-
-def _line(x1: Number, y1: Number, x2: Number, y2: Number, style: str) -> Markup:
-    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(style, x1, y1, x2, y2)
-
-
-def _path(style: str, shape: str) -> Markup:
-    return Markup('<path class="{}" d="{}"/>').format(style, shape)
-
-
-def _text(x: Number, y: Number, text: str, style: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(style, x, y, text)
-
-
-def _group(title: str, parts: Sequence[Markup], style: str = "series") -> Markup:
-    """Parts with a title that a browser shows as a tooltip."""
-    return Markup('<g class="{}"><title>{}</title>{}</g>').format(style, title, Markup().join(parts))
-
-
-def _svg(width: Number, height: Number, title: str, parts: Sequence[Markup]) -> Markup:
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
-    ).format(width, height, title, title, Markup().join(parts))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from ahm_gym.benchmark.report.leaderboard import Cell
-from ahm_gym.benchmark.report.text import decimals, p_value, plural, signed
 from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, REFERENCE, UNTRAINED, Rows, Task
 from ahm_gym.benchmark.statistics import NO_DIFFERENCE, ONE_PATIENT, ONE_SEED
+from ahm_gym.pages.text import decimals, p_value, plural, signed
 
 OUTCOMES: dict[str, str] = {
     f"better than {REFERENCE}": f"better than {REFERENCE}",

@@ -6,8 +6,8 @@ from textwrap import indent
 
 from ahm_gym.benchmark.report import findings, tables
 from ahm_gym.benchmark.report.leaderboard import Cell, Pretraining
-from ahm_gym.benchmark.report.text import markdown_line
 from ahm_gym.benchmark.rows import Rows
+from ahm_gym.pages.text import markdown_line
 
 METHOD = (
     "A difference is the policy's score minus random's on the same seed and case: the mean over classes of the mean "

@@ -18,9 +18,9 @@ from ahm_gym.benchmark.report.leaderboard import Cell, Pretraining
 from ahm_gym.benchmark.report.markdown import METHOD, PRETRAINING, RANKING
 from ahm_gym.benchmark.report.pictures import Pictures
 from ahm_gym.benchmark.report.tables import Table
-from ahm_gym.benchmark.report.text import plural
 from ahm_gym.benchmark.rows import Rows, Task
 from ahm_gym.pages.page import Section, render
+from ahm_gym.pages.text import plural
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ahm_gym.benchmark.report.leaderboard import HEALTH, Cell, Measure, Pretraining
-from ahm_gym.benchmark.report.text import (
+from ahm_gym.benchmark.rows import Task
+from ahm_gym.benchmark.statistics import Interval
+from ahm_gym.pages import page
+from ahm_gym.pages.text import (
     NOTHING,
     decimals,
     duration,
@@ -13,9 +16,6 @@ from ahm_gym.benchmark.report.text import (
     plural,
     signed,
 )
-from ahm_gym.benchmark.rows import Task
-from ahm_gym.benchmark.statistics import Interval
-from ahm_gym.pages import page
 
 MARKS: dict[str, str] = {"better": "▲", "worse": "▼"}
 """Signs by the first word of a verdict."""

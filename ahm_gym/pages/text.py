@@ -1,4 +1,4 @@
-"""Formats numbers and texts for the report."""
+"""Formats numbers and texts for reports."""
 
 from __future__ import annotations
 
