@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
-from ahm_gym.agents.losses import StepLoss
+from ahm_gym.agents.losses import mean_over_draws
 from ahm_gym.agents.networks import ActorCritic, available_patches
 from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
@@ -236,19 +236,21 @@ class Learner:
         image_return = lambda_returns(
             image_reward / scale, image_values, image_ended, image_bootstrap, **options
         )
-        losses = [
-            agent.step_loss(
-                output,
+        losses, later = [], None
+        for t in reversed(range(len(outputs))):
+            loss, later = agent.step_loss(
+                outputs[t],
                 order[t],
                 available[t],
                 (guided[t] & available[t]).gather(1, order[t]),
                 mask,
                 patch_return[t],
                 image_return[t],
+                later,
             )
-            for t, output in enumerate(outputs)
-        ]
-        mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
+            later = later._replace(paid=agent.gamma * later.paid)
+            losses.append(loss)
+        mean = mean_over_draws(losses[::-1], guided.sum(dim=(1, 2)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
         return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy))
