@@ -37,8 +37,7 @@ class A3C(Agent):
     - Policy: patches are drawn one after another without replacement (Plackett-Luce). The environment masks the first
       of them, and the log-probability of each draw is exact (`ahm_gym.agents.ordering`).
     - Critic: a value for every patch, and one for the whole mask.
-    - Credit: by default each draw is credited with the rewards of its own patch and of those drawn after it
-      (`ahm_gym.agents.losses`).
+    - Credit: by default each draw is credited with the reward of its own patch (`ahm_gym.agents.losses`).
     - Asynchrony: each worker acts in its own environment with a copy of the weights, and applies its gradients to the
       shared weights. Meanwhile others may have changed them: `agent/staleness` counts their updates.
 
@@ -46,8 +45,9 @@ class A3C(Agent):
         observation_shape: number of patches L and width of an embedding D.
         grid: rows and columns of patches; None means a square.
         num_workers: 1 learns in this process and is deterministic; more start that many single-threaded processes.
-        credit: local pays each draw the rewards of its own patch and of those drawn after it, own only that of its own
-            patch, image pays all draws the mean reward of the mask.
+        credit: own pays each draw the reward of its own patch; local that of its own patch and of those drawn after it,
+            which is the exact gradient where patches do not influence each other, and has more variance; image pays
+            all draws the mean reward of the mask.
         gamma: discount per step.
         gae_lambda: lambda of generalised advantage estimation, for episodes of several steps.
         n_steps: steps per rollout; None means the whole episode.
@@ -77,7 +77,7 @@ class A3C(Agent):
         *,
         grid: tuple[int, int] | None = None,
         num_workers: int = 1,
-        credit: str = "local",
+        credit: str = "own",
         gamma: float = 1.0,
         gae_lambda: float = 1.0,
         n_steps: int | None = None,
