@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ahm_gym.agents.base import GUIDED_FALL, Agent, Callback, MakeEnv
 from ahm_gym.agents.learner import Learner
-from ahm_gym.agents.losses import StepLoss, step_loss
+from ahm_gym.agents.losses import CREDITS, Later, StepLoss, step_loss
 from ahm_gym.agents.networks import (
     ActorCritic,
     ActorCriticOutput,
@@ -24,7 +24,7 @@ from ahm_gym.agents.networks import (
 from ahm_gym.agents.ordering import draw_order, draw_scores
 from ahm_gym.agents.workers import run_workers
 from ahm_gym.device.sharing import held, share
-from ahm_gym.errors import InputError, check_numbers
+from ahm_gym.errors import check_numbers, unknown_name
 from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.spread import SPREAD_FALL
 
@@ -45,7 +45,9 @@ class A3C(Agent):
         observation_shape: number of patches L and width of an embedding D.
         grid: rows and columns of patches; None means a square.
         num_workers: 1 learns in this process and is deterministic; more start that many single-threaded processes.
-        credit: local pays each draw the reward of its own patch, image pays all draws the mean reward of the mask.
+        credit: own pays each draw the reward of its own patch; local that of its own patch and of those drawn after it,
+            which is the exact gradient where patches do not influence each other, and has more variance; image pays
+            all draws the mean reward of the mask.
         gamma: discount per step.
         gae_lambda: lambda of generalised advantage estimation, for episodes of several steps.
         n_steps: steps per rollout; None means the whole episode.
@@ -75,7 +77,7 @@ class A3C(Agent):
         *,
         grid: tuple[int, int] | None = None,
         num_workers: int = 1,
-        credit: str = "local",
+        credit: str = "own",
         gamma: float = 1.0,
         gae_lambda: float = 1.0,
         n_steps: int | None = None,
@@ -89,8 +91,8 @@ class A3C(Agent):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if credit not in ("local", "image"):
-            raise InputError(f"credit {credit!r} is unknown: choose local or image.")
+        if credit not in CREDITS:
+            raise unknown_name("credit", credit, CREDITS)
         check_numbers(
             "count", num_workers=num_workers, n_steps=1 if n_steps is None else n_steps, width=width
         )
@@ -164,9 +166,11 @@ class A3C(Agent):
         masked: Bool[Tensor, "B L"],
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
-    ) -> StepLoss:
+        later: Later | None,
+    ) -> tuple[StepLoss, Later]:
         """The losses of one step; see `ahm_gym.agents.losses.step_loss`."""
-        return step_loss(output, order, available, chosen, masked, patch_return, image_return, self.credit)
+        returns = (patch_return, image_return)
+        return step_loss(output, order, available, chosen, masked, *returns, self.credit, later)
 
     def write(self) -> None:
         """Updates the shared weights by their gradients; called under the lock."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ahm_gym.agents.a3c import A3C
-from ahm_gym.agents.losses import StepLoss
+from ahm_gym.agents.losses import Later, StepLoss
 from ahm_gym.agents.networks import (
     LOGIT_CAP,
     ActorCritic,
@@ -136,10 +136,13 @@ class AHM2025(A3C):
         masked: Bool[Tensor, "B L"],
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
-    ) -> StepLoss:
+        later: Later | None,
+    ) -> tuple[StepLoss, Later]:
         if self.draws == "ordered":
-            return super().step_loss(output, order, available, chosen, masked, patch_return, image_return)
-        return independent_loss(output, patch_return, masked.any(dim=1))
+            returns = (patch_return, image_return)
+            return super().step_loss(output, order, available, chosen, masked, *returns, later)
+        zeros = torch.zeros_like(image_return)
+        return independent_loss(output, patch_return, masked.any(dim=1)), Later(zeros, zeros)
 
     def write(self) -> None:
         rate = self.learning_rate * self.learning_rate_decay ** int(self.writes)

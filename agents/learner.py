@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
-from ahm_gym.agents.losses import StepLoss
+from ahm_gym.agents.losses import mean_over_draws
 from ahm_gym.agents.networks import ActorCritic, available_patches
 from ahm_gym.agents.ordering import scores_of_order
 from ahm_gym.agents.returns import lambda_returns
 from ahm_gym.device.cuda_graphs import Gradients, Replay
-from ahm_gym.device.sharing import hand_over_gradients, read, write_buffers
+from ahm_gym.device.sharing import hand_over_gradients, read
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.masking.selection import random_scores
@@ -79,6 +79,10 @@ class Learner:
         self.env: VectorEnv[Any, Any, Any] = env
         self.generator: torch.Generator = generator
         self._writes_read = 0
+        self._unshared: list[Tensor] = []
+        """Observations of this worker that the shared running statistics do not cover yet."""
+        self._last: Tensor | None = None
+        """What was observed last in an episode that was truncated."""
         records = network.records
         self._observe = Replay(self._observed, records=records)
         self._act = Replay(self._drawn, records=records)
@@ -97,29 +101,30 @@ class Learner:
         metrics: Metrics = {}
         ended = False
         while not ended:
-            rollout, info, reward = self._rollout()
-            ended = bool(rollout[-1].ended.all())
+            rollout, info, reward, ended = self._rollout()
             if info["guided"].any():
                 paid = torch.as_tensor(paid_images(info) | (not ended))
-                metrics = self._learn(rollout, torch.as_tensor(info["mask"]), paid)
+                metrics = self._learn(rollout, torch.as_tensor(info["mask"]), paid, ended)
             else:
                 self._keep_statistics()
             if ended:
                 metrics = update_metrics(info, reward) | metrics
         return metrics
 
-    def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray]:
+    def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray, bool]:
         """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode.
 
-        Returns the transitions, and `info` and reward (B,) of the last step.
+        Returns the transitions, `info` and reward (B,) of the last step, and whether the episode is over.
         """
         agent, network = self.agent, self.network
-        if network is not agent.network:
-            with agent.locked():
+        with agent.locked():
+            if network is not agent.network:
                 read(network, agent.network)
-        self._writes_read = int(agent.writes)
+            self._writes_read = int(agent.writes)
         network.train()
         self._observe(self.observation)
+        if network is not agent.network:
+            self._unshared.append(self.observation)
         rollout: list[Transition] = []
         while True:
             observation = self.observation
@@ -141,12 +146,14 @@ class Learner:
                     guided=torch.as_tensor(info["guided"]).bool(),
                     patch_reward=torch.as_tensor(info["patch_reward"], dtype=torch.float32),
                     image_reward=torch.as_tensor(reward, dtype=torch.float32),
-                    ended=torch.as_tensor(terminated | truncated),
+                    ended=torch.as_tensor(terminated),
                 )
             )
             self.observation = self._tensor(next_observation)
-            if rollout[-1].ended.any() or len(rollout) == agent.n_steps:
-                return rollout, info, reward
+            over = bool((terminated | truncated).all())
+            self._last = self._tensor(info["final_obs"]) if over and not terminated.all() else None
+            if over or len(rollout) == agent.n_steps:
+                return rollout, info, reward, over
 
     def _observed(self, observation: Float[Tensor, "B L D"]) -> tuple[Tensor, ...]:
         self.network.observe(observation)
@@ -163,7 +170,7 @@ class Learner:
             return order, available, scores_of_order(order)
 
     def _learn(
-        self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"]
+        self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"], over: bool
     ) -> Metrics:
         """Updates the shared weights from one rollout; returns metrics.
 
@@ -171,20 +178,21 @@ class Learner:
             rollout: consecutive steps of the batch.
             mask: patches masked by the end of the rollout.
             paid: images to learn from.
+            over: whether the episode ended with the rollout.
         """
         agent, network = self.agent, self.network
         mask = mask & paid[:, None]
-        ended = bool(rollout[-1].ended.all())
-        if ended and bool(mask.any()):
-            mean_square = rollout[-1].patch_reward[mask].square().mean()
-            network.reward_scale.follow(to_device(mean_square, agent.device))
+        mean_square = None
+        if over and bool(mask.any()):
+            mean_square = to_device(rollout[-1].patch_reward[mask].square().mean(), agent.device)
+            network.reward_scale.follow(mean_square)
         for step in rollout:
             step.guided = step.guided & paid[:, None]
         stacked = (
             torch.stack([getattr(step, field.name) for step in rollout]) for field in fields(Transition)
         )
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
-        loss, parts, norm = self._passes(*inputs, *self._bootstrap(ended))
+        loss, parts, norm = self._passes(*inputs, *self._bootstrap(bool(rollout[-1].ended.all())))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
         size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
         if not math.isfinite(size):
@@ -192,7 +200,7 @@ class Learner:
                 f"the agent's gradient is not finite (loss {total}) at its update "
                 f"{int(agent.writes) + 1}: check the rewards; the last checkpoint is still good."
             )
-        staleness = self._write()
+        staleness = self._write(mean_square)
         return {
             "agent/policy_loss": policy,
             "agent/value_loss": value,
@@ -201,13 +209,13 @@ class Learner:
         }
 
     def _bootstrap(self, ended: bool) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
-        """Values of the patches and of the whole mask after the rollout; 0 if the episode has ended."""
+        """Values of the patches and of the whole mask after the rollout; 0 if the episode has ended by itself."""
         if ended:
             zeros = torch.zeros(self.observation.shape[:2], device=self.agent.device)
             return zeros, zeros[:, 0]
         with torch.no_grad():
             self.network.eval()
-            after = self.network(self.observation)
+            after = self.network(self.observation if self._last is None else self._last)
             self.network.train()
         return after.values, after.image_value
 
@@ -236,40 +244,55 @@ class Learner:
         image_return = lambda_returns(
             image_reward / scale, image_values, image_ended, image_bootstrap, **options
         )
-        losses = [
-            agent.step_loss(
-                output,
+        losses, later = [], None
+        for t in reversed(range(len(outputs))):
+            loss, later = agent.step_loss(
+                outputs[t],
                 order[t],
                 available[t],
                 (guided[t] & available[t]).gather(1, order[t]),
                 mask,
                 patch_return[t],
                 image_return[t],
+                later,
             )
-            for t, output in enumerate(outputs)
-        ]
-        mean = StepLoss(*(torch.stack(parts).mean() for parts in zip(*losses, strict=True)))
+            later = later._replace(paid=agent.gamma * later.paid)
+            losses.append(loss)
+        mean = mean_over_draws(losses[::-1], guided.sum(dim=(1, 2)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
         return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy))
 
-    def _write(self) -> int:
-        """Applies the gradients to the shared weights; returns how many updates others made since they were read."""
+    def _write(self, mean_square: Float[Tensor, ""] | None) -> int:
+        """Applies the gradients to the shared weights; returns how many updates others made since they were read.
+
+        Args:
+            mean_square: mean square of new rewards, which the shared statistics have not seen.
+        """
         agent, network = self.agent, self.network
         with agent.locked():
             staleness = int(agent.writes) - self._writes_read
             if network is not agent.network:
                 hand_over_gradients(network, agent.network)
-                write_buffers(network, agent.network)
+                self._share_statistics()
+                if mean_square is not None:
+                    agent.network.reward_scale.follow(mean_square)
             agent.write()
         return staleness
 
     def _keep_statistics(self) -> None:
         """Shares the statistics of the observations when there is nothing to learn from."""
-        agent, network = self.agent, self.network
-        if network is not agent.network:
-            with agent.locked():
-                write_buffers(network, agent.network)
+        with self.agent.locked():
+            self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        """Adds what this worker has observed to the shared running statistics; called under the lock.
+
+        A copy of its own statistics would throw away what other workers have added since.
+        """
+        for observation in self._unshared:
+            self.agent.network.observe(observation)
+        self._unshared.clear()
 
     def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return to_device(torch.as_tensor(array, dtype=torch.float32), self.agent.device)

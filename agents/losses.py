@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.networks import ActorCriticOutput
-from ahm_gym.agents.ordering import order_statistics
+from ahm_gym.agents.ordering import OrderStatistics, order_statistics
+
+CREDITS: tuple[str, ...] = ("local", "own", "image")
+"""Whose reward a draw is credited with; see `step_loss`."""
 
 
 class StepLoss(NamedTuple):
@@ -24,6 +28,15 @@ class StepLoss(NamedTuple):
     """Mean square of the logits of the patches that could be drawn."""
 
 
+class Later(NamedTuple):
+    """What follows a step in the same episode."""
+
+    paid: Float[Tensor, " B"]
+    """Return of the patches that are still drawn, without the part that only chance explains."""
+    draws: Float[Tensor, " B"]
+    """Number of these patches."""
+
+
 def step_loss(
     output: ActorCriticOutput,
     order: Int[Tensor, "B L"],
@@ -33,48 +46,117 @@ def step_loss(
     patch_return: Float[Tensor, "B L"],
     image_return: Float[Tensor, " B"],
     credit: str,
-) -> StepLoss:
+    later: Later | None = None,
+) -> tuple[StepLoss, Later]:
     """Policy loss, value loss, entropy and logit size of one step; policy loss and entropy are means over the draws.
 
-    Local credit pays draw j of patch i_j by the return of that patch. The advantage is
-    A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l, so the baseline is the expected value of the draw. It must
-    not be V of the drawn patch, which depends on the action: the gradient would vanish once the critic is exact.
-    Local credit ignores that patches influence each other's loss.
+    - Local credit pays draw j the returns of its own patch and of all patches drawn after it: what is drawn now cannot
+      be drawn later. If patches do not influence each other's loss, the expected gradient is exactly that of the mean
+      return of the guided patches; see `local_credit`.
+    - Own credit pays draw j only the return of its own patch: A_j = r[i_j] - sum over l not yet drawn of p_j(l) V_l. It
+      has less variance, and is wrong if many of the patches are drawn: the patch might have been drawn later anyway.
+    - Image credit pays every draw the return R of the whole mask: the gradient is that of (R - V(s)) * log pi(order),
+      unbiased also if patches influence each other.
 
-    Image credit pays every draw by the return R of the whole mask: the gradient is that of (R - V(s)) * log pi(order)
-    and unbiased.
+    No baseline may be V of the drawn patch, which depends on the action: the gradient would vanish once the critic is
+    exact.
 
     Args:
         output: output of the network for the state before the step.
         order: patch indices in the order in which they were drawn.
         available: True for patches that could be drawn.
         chosen: True for entries of the order that the environment masked by following it. The environment skips entries
-            if their window must stay visible (`ahm_gym.masking.spread`); they are draws for image credit, but not for
-            local credit. Entries after the last chosen one are not draws.
+            if their window must stay visible (`ahm_gym.masking.spread`); they are draws too, except for own credit.
+            Entries after the last chosen one are not draws.
         masked: patches on which the critic is fitted, guided or random; none in images that were not paid.
         patch_return: return of each patch.
         image_return: return of the whole mask.
-        credit: "local" or "image".
+        credit: a name in `CREDITS`.
+        later: what follows in the episode; None: nothing.
+
+    Returns:
+        The losses, and what follows the step before this one.
     """
     left = available.gather(1, order)
     values = output.values.detach().gather(1, order)
-    log_prob, entropy, expected = order_statistics(output.logits.gather(1, order), values, left)
+    draws = order_statistics(output.logits.gather(1, order), values, left)
+    drawn = chosen if credit == "own" else chosen.flip(1).cumsum(dim=1).flip(1) > 0
+    paid = patch_return.gather(1, order) * chosen
+    later = later or Later(torch.zeros_like(image_return), torch.zeros_like(image_return))
     if credit == "local":
-        drawn = chosen
-        advantage = patch_return.gather(1, order) - expected
+        advantage, later = local_credit(paid, values, chosen, drawn, draws, later)
+    elif credit == "own":
+        advantage = paid - draws.expected
     else:
-        drawn = chosen.flip(1).cumsum(dim=1).flip(1) > 0
         advantage = (image_return - output.image_value.detach())[:, None].expand(order.shape)
-    count = drawn.sum().clamp(min=1)
+    counted = chosen if credit == "local" else drawn
+    count = counted.sum().clamp(min=1)
     value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
     if credit == "image":
-        paid = masked.any(dim=1)
-        value = value + ((output.image_value - image_return).square() * paid).sum() / paid.sum().clamp(min=1)
+        measured = masked.any(dim=1)
+        value = value + (
+            (output.image_value - image_return).square() * measured
+        ).sum() / measured.sum().clamp(min=1)
     largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
-    return StepLoss(
-        policy=-(advantage.detach() * log_prob * drawn).sum() / count,
+    losses = StepLoss(
+        policy=-(advantage.detach() * draws.log_prob * drawn).sum() / count,
         value=value,
-        entropy=(entropy * drawn).sum() / count,
-        relative_entropy=(entropy.detach() / largest * drawn).sum() / count,
+        entropy=(draws.entropy * drawn).sum() / drawn.sum().clamp(min=1),
+        relative_entropy=(draws.entropy.detach() / largest * drawn).sum() / drawn.sum().clamp(min=1),
         logit_square=(output.logits.square() * available).sum() / available.sum().clamp(min=1),
     )
+    return losses, later
+
+
+def mean_over_draws(losses: list[StepLoss], draws: Int[Tensor, " T"]) -> StepLoss:
+    """The mean over the steps of an episode: of policy and entropy over the draws, of the rest over the steps."""
+    policy, value, entropy, relative_entropy, logit_square = (
+        torch.stack(parts) for parts in zip(*losses, strict=True)
+    )
+    share = draws / draws.sum().clamp(min=1)
+    return StepLoss(
+        (policy * share).sum(),
+        value.mean(),
+        (entropy * share).sum(),
+        (relative_entropy * share).sum(),
+        logit_square.mean(),
+    )
+
+
+def local_credit(
+    paid: Float[Tensor, "B L"],
+    values: Float[Tensor, "B L"],
+    chosen: Bool[Tensor, "B L"],
+    drawn: Bool[Tensor, "B L"],
+    draws: OrderStatistics,
+    later: Later,
+) -> tuple[Float[Tensor, "B L"], Later]:
+    """The advantage of each draw for the returns of its patch and of all patches drawn after it.
+
+    The critic predicts what draw j brings with n draws after it, Q_j(i) = V_i + n (e_j + p_j(i) (e_j - V_i)), where e_j
+    is the expected value of draw j: the later draws are worth about e_j each, and without patch i a little more or
+    less. The baseline is the exact expectation of Q_j over the draw. Differences Q - E[Q] of later draws are zero in
+    expectation whatever has been drawn, so subtracting them (control variates) changes no gradient; they take away
+    what the critic can explain of the luck of later draws. With an exact critic little but the own draw is left.
+
+    Args:
+        paid: return of each chosen patch, 0 for others, in the order of the draws, as all arguments.
+        values: value of each patch by the critic.
+        chosen: True for draws that masked their patch.
+        drawn: True for all draws.
+        draws: statistics of the draws.
+        later: what follows this step in the episode.
+
+    Returns:
+        The advantages, and what follows the step before this one.
+    """
+    counts = chosen.to(paid.dtype)
+    before = counts.cumsum(dim=1) - counts
+    total = counts.sum(dim=1)
+    after = (total[:, None] - before - 1.0).clamp(min=0.0) + later.draws[:, None]
+    expected = draws.expected
+    predicted = values + after * (expected + draws.log_prob.detach().exp() * (expected - values))
+    baseline = expected + after * (expected + expected * draws.squares - draws.squares_value)
+    luck = (predicted - baseline) * drawn
+    to_go = (paid - luck).flip(1).cumsum(dim=1).flip(1) + later.paid[:, None]
+    return to_go + luck - baseline, Later(to_go[:, 0], total + later.draws)

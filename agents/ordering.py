@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -41,33 +43,48 @@ def scores_of_order(order: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     return torch.empty_like(ranks).scatter(1, order, ranks)
 
 
+class OrderStatistics(NamedTuple):
+    """What is known of each draw, in the order of the draws: draw j is from the softmax over entries j, j+1, ..."""
+
+    log_prob: Float[Tensor, "B L"]
+    """Log-probability of the draw."""
+    entropy: Float[Tensor, "B L"]
+    """Entropy of the draw, in nats."""
+    expected: Float[Tensor, "B L"]
+    """Expected value of the draw."""
+    squares: Float[Tensor, "B L"]
+    """Sum of the squared probabilities of the patches that could be drawn."""
+    squares_value: Float[Tensor, "B L"]
+    """The same sum, with each term times the value of the patch."""
+
+
 def order_statistics(
     logits: Float[Tensor, "B L"], values: Float[Tensor, "B L"], left: Bool[Tensor, "B L"]
-) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """Log-probability, entropy and expected value of each draw.
+) -> OrderStatistics:
+    """Statistics of each draw, computed in double precision, so that logits may differ by hundreds of nats.
 
-    All tensors are in the order of the draws: draw j is from the softmax over entries j, j+1, ...
+    All tensors are in the order of the draws. Gradients reach the logits through `log_prob` and `entropy` alone.
 
     Args:
         logits: logits of the patches.
         values: values of the patches.
         left: False for patches that could not be drawn, which come last.
     """
-    weights = _weights(logits, left)
-    total = _suffix_sum(weights).clamp(min=1e-30)
-    log_total = total.log() + _peak(logits)
-    log_prob = logits - log_total
-    entropy = log_total - _suffix_sum(weights * logits) / total
-    expected = _suffix_sum(weights * values) / total
-    return log_prob, entropy, expected
-
-
-def _weights(logits: Float[Tensor, "B L"], left: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    return (logits - _peak(logits)).exp() * left
-
-
-def _peak(logits: Float[Tensor, "B L"]) -> Float[Tensor, "B 1"]:
-    return logits.detach().amax(dim=1, keepdim=True)
+    exact = logits.double()
+    peak = exact.detach().amax(dim=1, keepdim=True)
+    weights = (exact - peak).exp() * left
+    total = _suffix_sum(weights).clamp(min=1e-300)
+    log_total = total.log() + peak
+    entropy = log_total - _suffix_sum(weights * exact) / total
+    fixed, sums = weights.detach(), total.detach()
+    statistics = (
+        exact - log_total,
+        entropy,
+        _suffix_sum(fixed * values) / sums,
+        _suffix_sum(fixed.square()) / sums / sums,
+        _suffix_sum(fixed.square() * values) / sums / sums,
+    )
+    return OrderStatistics(*(value.to(logits.dtype) for value in statistics))
 
 
 def _suffix_sum(values: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:

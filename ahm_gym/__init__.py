@@ -62,6 +62,7 @@ for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMaskin
         id=f"AHM/{_form}-v0",
         entry_point=f"ahm_gym.envs:{_form}Env",
         vector_entry_point=f"ahm_gym.envs:{_form}VectorEnv",
+        nondeterministic=True,  # a seed fixes images and draws, but the autoencoder has learned in between
     )
 
 

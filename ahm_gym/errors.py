@@ -9,6 +9,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable
+from numbers import Integral
 
 
 class InputError(ValueError):
@@ -69,9 +70,9 @@ def check_numbers(kind: str, **numbers: int | float) -> None:
             raise InputError(f"`{name}` is {number}: choose {expected}.")
 
 
-def check_seed(seed: int) -> None:
-    """Raises InputError if the seed is not between 0 and 2**63 - 1."""
-    if not 0 <= seed < 2**63:
+def check_seed(seed: object) -> None:
+    """Raises InputError if the seed is not one whole number between 0 and 2**63 - 1."""
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise InputError(f"`seed` is {seed}: choose a whole number from 0 to 2**63 - 1.")
 
 

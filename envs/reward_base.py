@@ -23,6 +23,10 @@ class Reward(Protocol):
     `Fetch` of what `__call__` needs from a GPU, so that the environment waits only once.
     """
 
+    advances: bool
+    """Whether running statistics and copies follow the training; False while nothing is updated, when every image is
+    measured."""
+
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
         """Sees the batch before the update."""
         ...
@@ -56,6 +60,7 @@ class LossReward:
     def __init__(self, pretrainer: Pretrainer, generator: torch.Generator) -> None:
         self.pretrainer: Pretrainer = pretrainer
         self.generator: torch.Generator = generator
+        self.advances: bool = True
 
     def configure(self, argument: str) -> None:
         """Sets the argument, the part of a reward's name after the colon.
@@ -63,7 +68,10 @@ class LossReward:
         Raises:
             InputError: if the reward has no argument, or this one is invalid.
         """
-        raise InputError(f"unexpected reward argument {argument!r}: only ahm2025 has one, as in ahm2025:20.")
+        raise InputError(
+            f"unexpected reward argument {argument!r}: only ahm2025 and progress have one, as in ahm2025:20 and "
+            "progress:0.5."
+        )
 
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
         return None

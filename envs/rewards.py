@@ -25,7 +25,8 @@ class RelativeReward(LossReward):
     """The loss of the patch, standardised by running statistics of the randomly masked patches.
 
     The statistics follow the falling loss of the autoencoder. If no patch is masked at random, they cover all
-    masked patches. Standardising within each image instead would give every image the same mean reward.
+    masked patches, and then no policy is paid more than another for long: keep `guided_fraction` below 1.
+    Standardising within each image instead would give every image the same mean reward.
     """
 
     momentum: float = 0.02
@@ -43,12 +44,12 @@ class RelativeReward(LossReward):
         mean, square = (
             (counted * value).sum() / counted.sum() for value in (patch_loss, patch_loss.square())
         )
-        self.count += 1
-        rate = max(1.0 / self.count, self.momentum)
-        self.mean += rate * (float(mean) - self.mean)
-        self.square += rate * (float(square) - self.square)
-        deviation = max(self.square - self.mean**2, 1e-12) ** 0.5
-        return (patch_loss - self.mean) / deviation
+        rate = max(1.0 / (self.count + 1), self.momentum) if self.advances or not self.count else 0.0
+        mean = self.mean + rate * (float(mean) - self.mean)
+        square = self.square + rate * (float(square) - self.square)
+        if self.advances:
+            self.count, self.mean, self.square = self.count + 1, mean, square
+        return (patch_loss - mean) / max(square - mean**2, 1e-12) ** 0.5
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean, "square": self.square}
@@ -58,7 +59,10 @@ class RelativeReward(LossReward):
 
 
 class RankReward(LossReward):
-    """Rank of the patch's loss among all masked patches of the batch, from -1 (lowest) to 1 (highest)."""
+    """Rank of the patch's loss among all masked patches of the batch, from -1 (lowest) to 1 (highest).
+
+    The mean over all masked patches is 0: with `guided_fraction=1`, every policy is paid the same.
+    """
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         order = patch_loss[masks.masked].argsort(stable=True)
@@ -96,7 +100,8 @@ class ProgressReward(LossReward):
     average is better than the autoencoder itself, so learning would be punished.
 
     The cost is two copies of the weights, and a forward pass over half of the images of a batch in which the scores
-    chose any patch. The other images are not paid.
+    chose any patch. The images take turns, and the others are not paid. `progress:0.25` pays a quarter of them,
+    `progress:1` all.
 
     Raises:
         InputError: if the autoencoder is frozen and so makes no progress.
@@ -120,30 +125,52 @@ class ProgressReward(LossReward):
         """The newer copy, which replaces `earlier` once it is `lag` updates old."""
         self.taken: int = pretrainer.updates
         """Number of updates when the newest copy was made."""
-        self.num_paid: int = 0
+        self.rows: slice = slice(0, 0)
+        """The images of the current batch that are paid."""
         self.earlier_loss: Fetch | None = None
 
+    def configure(self, argument: str) -> None:
+        """Sets the share of the images that are paid.
+
+        Raises:
+            InputError: if it is not above 0 and at most 1.
+        """
+        try:
+            self.share = float(argument)
+        except ValueError:
+            self.share = 0.0
+        if not 0.0 < self.share <= 1.0:
+            raise InputError(
+                f"reward progress:{argument} is invalid: after the colon, give the share of the images that are paid, "
+                "above 0 and at most 1."
+            )
+
     def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
-        self.num_paid = math.ceil(self.share * len(images)) if bool(masks.guided.any()) else 0
-        if self.num_paid:
-            first = slice(self.num_paid)
-            self.earlier_loss = Fetch(self.earlier.patch_loss(images[first], masks.masked[first]))
+        count = math.ceil((self.share if self.advances else 1.0) * len(images))
+        if not bool(masks.guided.any()):
+            self.rows = slice(0, 0)
+            return
+        first = min(self.pretrainer.updates * count % len(images), len(images) - count)
+        self.rows = slice(first, first + count)
+        self.earlier_loss = Fetch(self.earlier.patch_loss(images[self.rows], masks.masked[self.rows]))
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
-        if self.pretrainer.updates >= self.taken + self.lag:
+        if self.advances and self.pretrainer.updates >= self.taken + self.lag:
             self.taken = self.pretrainer.updates
             self.earlier, self.next = self.next, self.earlier
             self.next.model.load_state_dict(self.pretrainer.model.state_dict())
         progress = torch.zeros_like(patch_loss)
-        if self.num_paid:
+        if self.rows.stop:
             assert self.earlier_loss is not None, "before() comes first"
             floor = self.floor * patch_loss[masks.masked].mean() + 1e-12
             earlier = self.earlier_loss.wait()
-            progress[: self.num_paid] = ((earlier + floor) / (patch_loss[: self.num_paid] + floor)).log()
+            progress[self.rows] = ((earlier + floor) / (patch_loss[self.rows] + floor)).log()
         return progress
 
     def paid(self, num_images: int) -> Bool[Tensor, " B"]:
-        return torch.arange(num_images) < self.num_paid
+        paid = torch.zeros(num_images, dtype=torch.bool)
+        paid[self.rows] = True
+        return paid
 
     def state_dict(self) -> dict[str, Any]:
         copies = {"earlier": self.earlier.model.state_dict(), "next": self.next.model.state_dict()}

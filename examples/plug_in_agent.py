@@ -1,6 +1,5 @@
 """An agent of your own in one file: PPO from scratch on the masking environment, one score per patch."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,12 +48,13 @@ class PatchActorCritic(nn.Module):
 
 
 def mean_reward(env: MaskingVectorEnv, choose: Callable[[Tensor], Tensor], batches: int = 8) -> float:
-    """Mean reward of masks under the current autoencoder, which is restored before every batch of images."""
-    state, total = copy.deepcopy(env.pretrainer.state_dict()), 0.0
-    for seed in range(batches):
-        env.pretrainer.load_state_dict(state)
-        observation, _ = env.reset(seed=1000 + seed)
-        total += env.step(choose(torch.as_tensor(observation)).detach().numpy())[1].mean() / batches
+    """Mean reward of masks under the current autoencoder, which does not learn here."""
+    with env.frozen():
+        observation, _ = env.reset(seed=1000)
+        total = 0.0
+        for _ in range(batches):
+            observation, reward, *_ = env.step(choose(torch.as_tensor(observation)).detach().numpy())
+            total += reward.mean() / batches
     return total
 
 
@@ -93,7 +93,6 @@ for update in range(0, args.updates, args.rollout):
         optimizer.step()
     print(f"\rupdate {update + len(steps)}: mean reward {reward.mean():.3f}", end="")
 
-test_env = MaskingVectorEnv(data=env.data, pretrainer=env.pretrainer, reward="loss", **task)
-agent = mean_reward(test_env, lambda observation: network(observation)[0].mean)
-random = mean_reward(test_env, lambda observation: torch.rand(observation.shape[:2]))
+agent = mean_reward(env, lambda observation: network(observation)[0].mean)
+random = mean_reward(env, lambda observation: torch.rand(observation.shape[:2]))
 print(f"\nmean reward: agent {agent:.4f}, random {random:.4f}, ratio {agent / random:.2f}")

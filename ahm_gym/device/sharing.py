@@ -59,13 +59,6 @@ def hand_over_gradients(local: nn.Module, shared: nn.Module) -> None:
         ours.grad = mine.grad
 
 
-def write_buffers(local: nn.Module, shared: nn.Module) -> None:
-    """Copies the local running statistics into the shared ones."""
-    with torch.no_grad():
-        for mine, ours in zip(local.buffers(), shared.buffers(), strict=True):
-            ours.copy_(mine)
-
-
 @contextlib.contextmanager
 def held(lock: Any, seconds: float = 60.0) -> Iterator[None]:
     """Holds a lock. If it is never released, the run ends instead of hanging.

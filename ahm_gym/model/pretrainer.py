@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ class Pretrainer:
         )
         self._updates = torch.zeros((), dtype=torch.int64)
         self._lock: Any = None
+        self._process = os.getpid()
         self._local: Autoencoder | None = None
         self._unchecked: _Unchecked | None = None
         self._passes = self._gradients()
@@ -197,6 +199,16 @@ class Pretrainer:
         self._updates.share_memory_()
         self._lock = lock
         return self
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is a copy in another process than the original, which learns nothing from it."""
+        return self._lock is None and os.getpid() != self._process
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether the weights are shared, and this process has no snapshot of them yet; see `attach`."""
+        return self._lock is not None and self._local is None and os.getpid() != self._process
 
     def attach(self) -> Pretrainer:
         """Gives this process its own snapshot of the weights; call it once in each worker process."""
@@ -310,12 +322,14 @@ def build_pretrainer(
     num_steps: int,
     *,
     seed: int,
+    learning_rate: float = 1e-3,
+    target: str = "pixels",
+    device: torch.device | str = "cpu",
 ) -> Pretrainer:
-    """A pretrainer with default settings for a newly initialised autoencoder; see `build_autoencoder`."""
-    autoencoder = build_autoencoder(
-        model, image_size=image_size, patch_size=patch_size, channels=channels, seed=seed
-    )
-    return Pretrainer(autoencoder, num_steps=num_steps)
+    """A pretrainer for a newly initialised autoencoder; see `Pretrainer` and `build_autoencoder`."""
+    shape = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
+    autoencoder = build_autoencoder(model, seed=seed, target=target, **shape)
+    return Pretrainer(autoencoder, num_steps=num_steps, learning_rate=learning_rate, device=device)
 
 
 def cosine_schedule(step: int, num_steps: int, warmup: float) -> float:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from programs import final_state, run, start, wait_for, write_discs
 
 from ahm_gym.agents import make_agent
+from ahm_gym.agents.learner import Learner
 from ahm_gym.errors import RunError
 from ahm_gym.testing import IdentityTask, solved
 
@@ -149,3 +151,31 @@ def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_fro
     assert result.returncode == 0, result.stderr
     assert final_state(tmp_path / "run")["pretrainer"]["updates"] == 30
     assert traces() == ([], [])
+
+
+def test_the_running_statistics_cover_what_every_worker_has_seen():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=3)
+    agent.learn(IdentityTask, 90, seed=0)
+    network = agent.network
+    assert int(network.normalise.count) == int(network.reward_scale.count) == int(agent.writes) == 90
+
+
+class Truncated(IdentityTask):
+    """Ends every episode by a time limit, after a step without a reward, with an observation of its own."""
+
+    def step(self, actions):
+        observation, reward, terminated, truncated, info = super().step(actions)
+        info["patch_reward"] = np.zeros_like(info["patch_reward"])
+        return observation, 0 * reward, truncated, terminated, info | {"final_obs": observation + 1.0}
+
+
+def test_a_truncated_episode_bootstraps_from_its_last_observation():
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape)
+    learner = Learner(agent, agent.network, Truncated(), agent.generator, seed=0)
+    seen, forward = [], agent.network.forward
+    agent.network.forward = lambda observation: seen.append(observation) or forward(observation)
+    learner.episode()
+    assert any(torch.equal(observation, learner.observation + 1.0) for observation in seen)
+    bootstrap, _ = learner._bootstrap(False)
+    learner._last = None
+    assert learner._bootstrap(True)[0].abs().sum() == 0 and bootstrap.shape == (32, 16)

@@ -50,6 +50,7 @@ def test_every_form_passes_our_checker_while_the_mask_ratio_rises(cls, guided_fr
     check_vector_env(lambda: make_env(cls, autoreset_mode=mode, **options))
 
 
+@pytest.mark.filterwarnings("ignore:.*the schedule of 4 updates is over")
 @pytest.mark.parametrize("guided_fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("cls", [MaskingVectorEnv, *FORMS])
 def test_every_batch_masks_the_count_of_its_progress(cls, guided_fraction):

@@ -31,6 +31,7 @@ def images():
 @pytest.fixture
 def make(images):
     def build(num_envs=4, cls=MaskingVectorEnv, **options):
+        options = {"guided_fraction": 1.0} | options
         return cls(num_envs, data=images, image_size=32, patch_size=8, **options)
 
     return build
@@ -298,7 +299,8 @@ def test_a_reset_to_the_current_batch_keeps_the_loading_processes(images, monkey
     again, _ = env.reset(seed=3)
     assert np.array_equal(first, again) and len(started) == 1
     after = [env.step(scores(env))[0] for _ in range(2)]
-    assert np.array_equal(env.reset(seed=3)[0], first) and len(started) == 2
+    restarted, _ = env.reset(seed=3, options={"restart": True})
+    assert np.array_equal(restarted, first) and len(started) == 2
     alone = MaskingVectorEnv(4, data=images, image_size=32)
     alone.reset(seed=3)
     assert all(np.array_equal(observation, alone.step(scores(alone))[0]) for observation in after)

@@ -29,7 +29,7 @@ def test_without_a_guided_share_one_patch_is_chosen():
 
 
 def test_the_length_of_an_episode_follows_the_guided_share_over_training():
-    env = begin(SequentialMaskingVectorEnv, guided_fraction=lambda progress: 0.5 * progress, num_steps=2)
+    env = begin(SequentialMaskingVectorEnv, guided_fraction=lambda progress: progress, num_steps=4)
     lengths = [len(play(env))]
     for _ in range(2):
         env.reset()

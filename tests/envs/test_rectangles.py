@@ -51,7 +51,9 @@ def test_fewer_guided_patches_than_rectangles_take_one_step_each():
 
 def test_rectangles_in_an_image_that_is_not_square_follow_rows_and_columns():
     images = torch.randn(4, 1, 16, 32, generator=torch.Generator().manual_seed(0))
-    env = RectangleMaskingVectorEnv(2, data=images, image_size=(16, 32), patch_size=8, num_rectangles=2)
+    env = RectangleMaskingVectorEnv(
+        2, data=images, image_size=(16, 32), patch_size=8, num_rectangles=2, guided_fraction=1.0
+    )
     assert env.single_action_space.nvec.tolist() == [2, 4, 2, 4]
     env.reset(seed=0)
     *_, info = env.step(np.array([[0, 3, 1, 0], [1, 0, 0, 2]]))

@@ -125,7 +125,7 @@ def test_progress_pays_the_same_for_halving_a_large_and_a_small_loss(pretrainer)
     reward = build("progress", pretrainer)
     mask = torch.ones(1, 4, dtype=torch.bool)
     now = torch.tensor([[0.1, 1.0, 1.0, 0.0]])
-    reward.earlier_loss, reward.num_paid = Fetch(torch.tensor([[0.2, 2.0, 1.0, 0.0]])), 1
+    reward.earlier_loss, reward.rows = Fetch(torch.tensor([[0.2, 2.0, 1.0, 0.0]])), slice(0, 1)
     paid = reward(now, Masks.of(mask, mask))[0]
     assert 0.4 < float(paid[0]) < float(paid[1]) < 0.7 and paid[2:].tolist() == [0.0, 0.0]
 

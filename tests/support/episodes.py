@@ -16,7 +16,7 @@ IMAGES = torch.randn(12, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def make_env(cls: type[MaskingVectorEnv], **options: Any) -> MaskingVectorEnv:
-    return cls(B, data=IMAGES, **SIZES, **options)
+    return cls(B, data=IMAGES, **SIZES, **({"guided_fraction": 1.0} | options))
 
 
 def begin(cls: type[MaskingVectorEnv], **options: Any) -> MaskingVectorEnv:
