@@ -122,6 +122,7 @@ def test_patches_of_full_windows_are_shown_as_zeros():
     assert np.flatnonzero((observation[0] == 0).all(axis=1)).tolist() == [0, 1, 4, 5]
 
 
+@pytest.mark.filterwarnings("ignore:.*the schedule of 4 updates is over")
 def test_masks_of_several_steps_are_spread_while_the_ratio_rises():
     env = MaskingVectorEnv(
         8, data=IMAGES, spread_fraction=1.0, guided_fraction=0.5, masking_steps=3, num_steps=4,
@@ -139,6 +140,7 @@ def test_masks_of_several_steps_are_spread_while_the_ratio_rises():
     assert counts == [8, 9, 10, 11, 12]
 
 
+@pytest.mark.filterwarnings("ignore:.*the schedule of 2 updates is over")
 def test_the_share_of_images_with_spread_masks_follows_training():
     env = MaskingVectorEnv(64, data=IMAGES, spread_fraction=Ramp(1.0, 0.0, 0.0, 1.0), num_steps=2, **SIZES)
     env.reset(seed=0)

@@ -21,13 +21,14 @@ from ahm_gym.model.decoders import SegmentationLoss
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.segmentation.config import FinetuneConfig, ProbeConfig
 from ahm_gym.segmentation.evaluation import evaluate, own_dice
-from ahm_gym.segmentation.finetune import finetune, run_probe
+from ahm_gym.segmentation.finetune import finetune
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.metrics import ScoredImage, score_case
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
 from ahm_gym.segmentation.pixel_classifier import Problem, fit
 from ahm_gym.segmentation.pixel_probe import case_scores, pixel_classes
 from ahm_gym.segmentation.probe import counted, label_fractions, patch_dice
+from ahm_gym.segmentation.probe_run import run_probe
 from ahm_gym.segmentation.segmenter import build_segmenter
 from ahm_gym.segmentation.validation import dice_on
 

@@ -46,7 +46,7 @@ def shifted(monkeypatch):
         found = sample.label.roll(1, 0) if sample.position[0] < 8 else torch.zeros_like(sample.label)
         return sample, found
 
-    monkeypatch.setattr(evaluation, "_segment", segment)
+    monkeypatch.setattr(evaluation, "segment", segment)
     return Segmenter(build_autoencoder("tiny", image_size=(16, 16), patch_size=8, channels=1).encoder, 3)
 
 

@@ -1,0 +1,219 @@
+"""Runs programs where a machine has too little: a full or read-only disk, no home, little shared memory, a hung worker.
+
+`sudo python benchmarks/attacks/limits.py` needs Linux and root, because it mounts file systems, in a namespace of its
+own, of which nothing is left. After a full disk the disk is enlarged, and the same run has to continue to the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import tyro
+from scenes import build, commands
+from trying import Outcome, fault_of, report, started
+
+NOBODY = 54321
+"""Number of a user that has no name and no home."""
+INSIDE = "AHM_ATTACK_NAMESPACE"
+WRITTEN_ONCE = ("look", "evaluate", "probe", "export", "embed")
+"""Commands that refuse a folder with results of theirs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Run programs where a machine has too little."""
+
+    sizes: tuple[int, ...] = (100, 700, 2000, 5000, 9000, 16000)
+    """Sizes of the disk in KiB that becomes full."""
+    out: Path = Path("runs/attacks/limits.jsonl")
+    """File of all outcomes."""
+
+
+def run(name: str, argv: list[str], log: Path, limit: float = 180, **environment: str) -> Outcome:
+    """Runs a command to its end, or ends it after `limit` seconds."""
+    log.unlink(missing_ok=True)
+    began = time.monotonic()
+    process = started(argv, log, **environment)
+    try:
+        code: int | None = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        code = None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    output = log.read_text(errors="replace")
+    fault = f"still running after {limit:g} s" if code is None else fault_of(code, output)
+    return Outcome(
+        name, -1 if code is None else code, round(time.monotonic() - began, 1), output[-4000:], fault
+    )
+
+
+def with_end(outcome: Outcome, codes: set[int]) -> Outcome:
+    """An outcome that has to end with one of `codes`."""
+    if outcome.fault is None and outcome.code not in codes:
+        return dataclasses.replace(outcome, fault=f"exit code {outcome.code}, not {sorted(codes)}")
+    return outcome
+
+
+def full_disks(scene: Path, sizes: tuple[int, ...]) -> Iterator[Outcome]:
+    """Lets the disk run full at every size, then enlarges it and continues."""
+    place = scene / "disk"
+    place.mkdir()
+    for size in sizes:
+        for name, argv in commands(scene, place).items():
+            mount(place, f"size={size}k")
+            yield with_end(run(f"{name}: disk of {size} KiB", argv, scene / "log"), {0, 2})
+            subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
+            resumes = name in ("pretrain", "finetune") and (place / "run" / "config.json").exists()
+            if name in WRITTEN_ONCE:
+                shutil.rmtree(place / "run", ignore_errors=True)
+            again = [name, "--resume", "--run-dir", str(place / "run")] if resumes else argv
+            yield with_end(run(f"{name}: goes on after {size} KiB", again, scene / "log"), {0})
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def read_only(scene: Path) -> Iterator[Outcome]:
+    """Runs every program where nothing can be written."""
+    place = scene / "fixed"
+    place.mkdir()
+    mount(place, "ro")
+    for name, argv in commands(scene, place).items():
+        yield with_end(run(f"{name}: read-only", argv, scene / "log"), {2})
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def homeless(scene: Path) -> Iterator[Outcome]:
+    """Runs every program as a user without a name and a home."""
+    place = scene / "homeless"
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    for name, argv in commands(scene, place).items():
+        log = scene / "log"
+        with log.open("wb") as file:
+            environment = {
+                key: value for key, value in os.environ.items() if key not in ("HOME", "USER", "LOGNAME")
+            }
+            done = subprocess.run(
+                [sys.executable, "-m", "ahm_gym", *argv],
+                stdout=file,
+                stderr=file,
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[],
+                env=environment,
+                cwd=place,
+            )
+        output = log.read_text(errors="replace")
+        yield with_end(
+            Outcome(
+                f"{name}: no home", done.returncode, 0, output[-4000:], fault_of(done.returncode, output)
+            ),
+            {0},
+        )
+        shutil.rmtree(place / "run", ignore_errors=True)
+
+
+def little_shared_memory(scene: Path) -> Iterator[Outcome]:
+    """Pretrains with workers where /dev/shm is small, as in a container."""
+    for size in ("64m", "8m", "1m"):
+        mount(Path("/dev/shm"), f"size={size}")
+        argv = [
+            "pretrain",
+            "--data",
+            str(scene / "data"),
+            "--image-size",
+            "256",
+            "--batch-size",
+            "64",
+            "--steps",
+            "2",
+        ]
+        workers = [
+            "--policy",
+            "a3c",
+            "--num-workers",
+            "2",
+            "--data-workers",
+            "2",
+            "--run-dir",
+            str(scene / f"shm{size}"),
+        ]
+        yield with_end(
+            run(f"pretrain: {size} of shared memory", [*argv, *workers], scene / "log", 300), {0, 2}
+        )
+        subprocess.run(["umount", "/dev/shm"], check=True)
+
+
+def hung_workers(scene: Path) -> Iterator[Outcome]:
+    """Stops a worker of a program that runs; it has to end with a sentence within seven minutes."""
+    for index, kind in enumerate(("--data-workers", "--num-workers")):
+        argv = [
+            "pretrain",
+            "--data",
+            str(scene / "data"),
+            "--image-size",
+            "32",
+            "--batch-size",
+            "4",
+            "--steps",
+            "100000",
+        ]
+        argv += [kind, "2", "--policy", "a3c", "--run-dir", str(scene / f"hung{index}")]
+        log = scene / "log"
+        log.unlink(missing_ok=True)
+        process = started(argv, log)
+        time.sleep(25)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if children:
+            os.kill(int(children[-1]), signal.SIGSTOP)
+        try:
+            code = process.wait(420)
+        except subprocess.TimeoutExpired:
+            code = -1
+        os.killpg(process.pid, signal.SIGKILL)
+        output = log.read_text(errors="replace")
+        fault = "hangs" if code == -1 else fault_of(code, output)
+        yield Outcome(f"pretrain: hung worker of {kind}", code, 0, output[-4000:], fault)
+
+
+def mount(place: Path, options: str) -> None:
+    """Mounts an empty file system in memory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+
+
+def tries(arguments: Arguments, scene: Path) -> Iterator[Outcome]:
+    """All of the above."""
+    yield from homeless(scene)
+    yield from read_only(scene)
+    yield from little_shared_memory(scene)
+    yield from hung_workers(scene)
+    yield from full_disks(scene, arguments.sizes)
+
+
+def main() -> None:
+    """Runs the attack in a namespace of its own."""
+    arguments = tyro.cli(Arguments)
+    if INSIDE not in os.environ:
+        os.environ[INSIDE] = "1"
+        os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv])
+    out = arguments.out.resolve()
+    with tempfile.TemporaryDirectory() as name:
+        scene = Path(name)
+        scene.chmod(0o755)
+        build(scene)
+        sys.exit(report(tries(arguments, scene), out))
+
+
+if __name__ == "__main__":
+    main()
