@@ -128,7 +128,9 @@ def test_images_are_prepared_as_those_of_the_run(run, tmp_path, monkeypatch):
     write(tmp_path / "scans" / "a.png", image)
     seen = []
     monkeypatch.setattr(
-        embedding, "embed", lambda encoder, dataset, *rest, **more: seen.append(dataset) or np.zeros((1, 2), np.float32)
+        embedding,
+        "embed",
+        lambda encoder, dataset, *rest, **more: seen.append(dataset) or np.zeros((1, 2), np.float32),
     )
     run_embed(EmbedConfig(scans=str(tmp_path / "scans"), run=tmp_path / "run", out=tmp_path / "a.npz"))
     assert seen[0].image(0)[0].numpy() == pytest.approx(image / 400, abs=1e-3)

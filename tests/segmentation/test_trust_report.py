@@ -23,7 +23,8 @@ from ahm_gym.segmentation.evaluate_runs import run_evaluate
 from ahm_gym.segmentation.finetune import Finetuning, finetune
 from ahm_gym.segmentation.intervals import mean_interval
 from ahm_gym.segmentation.program import is_complete, run_finetune
-from ahm_gym.segmentation.report.sections import difference_text, notes_on, with_interval
+from ahm_gym.segmentation.report.compared import difference_text
+from ahm_gym.segmentation.report.scores import notes_on, with_interval
 from ahm_gym.segmentation.report.verdict import cares, compared, headline
 
 

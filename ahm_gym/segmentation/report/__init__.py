@@ -37,7 +37,8 @@ def write_report(folder: Path, compare: str | Path | None = None) -> Path:
     """
     # Imported here: the command line asks for this package before it knows whether a report is wanted.
     from ahm_gym.pages.page import render
-    from ahm_gym.segmentation.report.sections import lead_of, sections_of, title_of, tone
+    from ahm_gym.segmentation.report.compared import tone
+    from ahm_gym.segmentation.report.sections import lead_of, sections_of, title_of
 
     if not (folder / "results.json").is_file():
         raise InputError(
