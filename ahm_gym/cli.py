@@ -18,7 +18,15 @@ import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
-from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
+from ahm_gym.flags import (
+    flags_in,
+    nested_flag,
+    scans_first,
+    shown_settings,
+    split_at_commas,
+    split_numbers,
+    with_flags,
+)
 from ahm_gym.look.config import LookConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
@@ -268,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
-    args = split_numbers(map(nested_flag, argv) if name == "benchmark" else argv)
+    given = scans_first(argv, PROGRAMS[name][0]) if name in ("predict", "evaluate") else argv
+    args = split_numbers(map(nested_flag, given) if name == "benchmark" else given)
     commands = {name: shown_settings(kind) for name, (kind, _) in PROGRAMS.items()}
     every: Any = functools.reduce(
         operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())

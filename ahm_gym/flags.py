@@ -52,6 +52,35 @@ def flags_in(argv: Iterable[str]) -> set[str]:
     return names | {name.removeprefix("no_") for name in names}
 
 
+def scans_first(argv: list[str], kind: type[Any]) -> list[str]:
+    """The command line of a program that takes `--run RUN [RUN ...]` and scans, with the scans before all flags.
+
+    In `--run RUN new_scans/ --out masks` the flag would take the scans for another run: if no other argument can be
+    the scans, they are the last value of that flag.
+
+    Args:
+        argv: the command and its arguments.
+        kind: the settings of the program.
+    """
+    switches = {name for name, hint in get_type_hints(kind).items() if hint is bool}
+    values: list[int] = []
+    flag, alone, joined = "", False, 0
+    for at, argument in enumerate(argv[1:], start=1):
+        if argument.startswith("--"):
+            name, equals, _ = argument[2:].partition("=")
+            takes_none = bool(equals) or name.removeprefix("no-").replace("-", "_") in switches
+            flag = "" if takes_none and name != "run" else name
+            joined += bool(equals) and name == "run"
+        elif flag == "run":
+            values.append(at)
+        else:
+            alone = alone or not flag
+            flag = ""
+    if alone or not values or len(values) + joined < 2:
+        return argv
+    return [argv[0], argv[values[-1]], *argv[1 : values[-1]], *argv[values[-1] + 1 :]]
+
+
 def nested_flag(argument: str) -> str:
     """Translates a flag of the benchmark to the name that tyro gives to a nested setting.
 

@@ -13,7 +13,15 @@ from programs import ROOT
 from ahm_gym import cli
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
-from ahm_gym.flags import NESTED, flags_in, nested_flag, shown_settings, split_numbers, with_flags
+from ahm_gym.flags import (
+    NESTED,
+    flags_in,
+    nested_flag,
+    scans_first,
+    shown_settings,
+    split_numbers,
+    with_flags,
+)
 
 COMMANDS = (
     "look",
@@ -290,3 +298,33 @@ def test_the_scores_of_pixels_are_printed_with_chance_and_absent_classes(capsys)
         "mean: average precision 0.5"
     )
     assert absent.startswith("No labelled training image contains class 2")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("given", "runs"),
+    [
+        ("--run A new/ --out masks", ["A"]),
+        ("--run A new/", ["A"]),
+        ("--out masks --run A B new/", ["A", "B"]),
+        ("--run A B new/ --device cpu --out masks", ["A", "B"]),
+        ("new/ --run A B --out masks", ["A", "B"]),
+        ("--run A B --out masks new/", ["A", "B"]),
+        ("--run=A new/ --out masks", ["A"]),
+    ],
+)
+def test_scans_may_stand_before_or_after_the_runs(monkeypatch, command, given, runs):
+    seen = []
+    kind, _ = PROGRAMS[command]
+    monkeypatch.setitem(cli.PROGRAMS, command, (kind, lambda settings, argv: seen.append(settings)))
+    main([command, *given.split()])
+    assert str(seen[0].scans).rstrip("/") == "new" and [str(run) for run in seen[0].runs] == runs
+
+
+def test_a_switch_before_the_scans_takes_no_value(monkeypatch):
+    seen = []
+    kind, _ = PROGRAMS["predict"]
+    monkeypatch.setitem(cli.PROGRAMS, "predict", (kind, lambda settings, argv: seen.append(settings)))
+    main(["predict", "--run", "A", "B", "--probabilities", "new"])
+    assert seen[0].probabilities and [str(run) for run in seen[0].runs] == ["A", "B"]
+    assert scans_first(["predict", "--run", "A"], kind) == ["predict", "--run", "A"]
