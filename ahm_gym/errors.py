@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable
 from numbers import Integral
+from typing import Any
 
 
 class InputError(ValueError):
@@ -70,7 +71,7 @@ def check_numbers(kind: str, **numbers: int | float) -> None:
             raise InputError(f"`{name}` is {number}: choose {expected}.")
 
 
-def check_seed(seed: object) -> None:
+def check_seed(seed: Any) -> None:
     """Raises InputError if the seed is not one whole number between 0 and 2**63 - 1."""
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise InputError(f"`seed` is {seed}: choose a whole number from 0 to 2**63 - 1.")
