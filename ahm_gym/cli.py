@@ -202,11 +202,11 @@ def look(settings: LookConfig, argv: list[str]) -> None:
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     """Runs the missing jobs of a benchmark, then writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
+    from ahm_gym.pretraining.policy_options import split_policies
 
     config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
-    listed = {
-        name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks", "baselines")
-    }
+    listed = {name: split_at_commas(getattr(config, name)) for name in ("labels", "tasks", "baselines")}
+    listed["policies"] = split_policies(config.policies)
     out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *argv]))
     print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
 
