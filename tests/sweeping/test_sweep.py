@@ -16,6 +16,7 @@ from ahm_gym.cli import main
 from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.flags import nested_flag
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.segmentation.probe import Probe
 from ahm_gym.sweeping import program, scores
 from ahm_gym.sweeping.config import FINETUNING, SweepConfig
@@ -343,3 +344,42 @@ def test_without_optuna_the_command_says_what_to_install(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert 'error: a sweep needs Optuna, which is not installed: pip install "ahm-gym[sweep]".' in done.stderr
+
+
+class StopAfter(Interrupt):
+    """Requests a stop once it has been asked a number of times."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.left = times
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize(("objective", "stops"), [("probe", (3,)), ("finetune", (3, 6))])
+def test_a_trial_goes_on_from_its_last_checkpoint(config, objective, stops):
+    """Stopped in pretraining, and once more after it was continued, it scores what it would have scored."""
+    longer = dataclasses.replace(config.finetune, steps=4)
+    config = dataclasses.replace(
+        config, objective=objective, trials=1, pretrain=dataclasses.replace(SMALL, steps=4), finetune=longer
+    )
+    run_sweep(config)
+    whole = history(config.out)
+    out = config.out.with_name("stopped")
+    config = dataclasses.replace(config, out=out)
+    for times in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(program, "Interrupt", lambda deadline, times=times: StopAfter(times))
+            run_sweep(config)
+        assert list(out.glob("runs/*/checkpoint/step-*")) or list(
+            out.glob("runs/*/finetune-0/checkpoint/step-*")
+        )
+        assert not history(out)
+    run_sweep(config)
+    assert history(out) == whole
+    assert sorted(path.name for path in out.glob("runs/*/*") if path.name in ("checkpoint", "done.json")) == [
+        "done.json"
+    ]
