@@ -120,6 +120,7 @@ def run_trial(
 
     Raises:
         Interrupted: after a request to stop; the trial is not finished then.
+        OSError: if the disk is full or cannot be read; the trial is not finished then.
     """
     began = time.monotonic()
     values = {one.name: one.suggest(trial) for one in space}
@@ -130,7 +131,7 @@ def run_trial(
         settings = settings_of_trial(config, space, values)
         value, pruned = scored(study, trial, config, settings, folder, interrupt)
         state = PRUNED if pruned else DONE
-    except Interrupted:
+    except (Interrupted, OSError):  # a full disk is no fault of the trial, which goes on when there is room
         raise
     except Exception as error:
         trial.set_user_attr("error", reason_of(error))

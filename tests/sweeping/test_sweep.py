@@ -148,6 +148,22 @@ def test_a_trial_that_fails_is_recorded_with_its_sentence(config, quick, monkeyp
     assert "Failed, and not shown: 1" in (config.out / "report.html").read_text()
 
 
+def test_a_full_disk_is_no_fault_of_a_trial(config, quick, monkeypatch):
+    run_sweep(config)
+    whole = history(config.out)
+    out = config.out.with_name("full")
+
+    def fill(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "score_of", fill)
+        with pytest.raises(OSError, match="No space left"):
+            run_sweep(dataclasses.replace(config, out=out))
+    run_sweep(dataclasses.replace(config, out=out))
+    assert history(out) == whole
+
+
 def test_a_sweep_of_failures_alone_ends_with_the_first_of_them(config, monkeypatch):
     monkeypatch.setattr(program, "trained", lambda config, interrupt: config.run_dir)
 
