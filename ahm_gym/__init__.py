@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         PredictResult,
         PretrainResult,
         ProbeResult,
+        SweepResult,
         embed,
         evaluate,
         export,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         predict,
         pretrain,
         probe,
+        sweep,
     )
     from ahm_gym.errors import InputError, RunError
     from ahm_gym.model.pretrainer import Pretrainer
@@ -38,6 +40,7 @@ __all__ = [
     "Pretrainer",
     "ProbeResult",
     "RunError",
+    "SweepResult",
     "embed",
     "evaluate",
     "export",
@@ -47,6 +50,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "sweep",
 ]
 
 _ELSEWHERE = {

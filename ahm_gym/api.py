@@ -34,6 +34,7 @@ from ahm_gym.segmentation.config import (
 )
 from ahm_gym.segmentation.inputs import with_run_dir
 from ahm_gym.segmentation.program import run_finetune
+from ahm_gym.sweeping.config import SweepConfig
 
 Settings = ParamSpec("Settings")
 Config = TypeVar("Config")
@@ -121,6 +122,20 @@ class EvaluateResult(RunResult):
     """Picture of labels and predictions for some cases, from worst to best."""
     report: Path
     """One page of what the scores come to, for people who read only that."""
+
+
+@dataclass(frozen=True)
+class SweepResult(RunResult):
+    """The best trial of a sweep so far, and the files in the folder `run_dir`."""
+
+    score: float | None
+    """Its score on val; None if no trial has one yet."""
+    best: dict[str, Any]
+    """Its searched settings by name; choices are texts."""
+    trials: Path
+    """Table (CSV) of all trials."""
+    report: Path
+    """Page with the trials, what matters, and the command of the best one."""
 
 
 def with_settings_of(
@@ -280,6 +295,24 @@ def embed(settings: EmbedConfig, given: set[str]) -> Path:
     """
     embedding.run_embed(settings)
     return settings.out.absolute()
+
+
+@with_settings_of(SweepConfig)
+def sweep(settings: SweepConfig, given: set[str]) -> SweepResult:
+    """Searches settings by their score on val: `sweep(data="scans/", search=["learning_rate=1e-4..1e-2:log"])`.
+
+    The keyword arguments are the fields of `ahm_gym.sweeping.config.SweepConfig`; `pretrain` and `finetune` are dicts.
+    A sweep in `out` is continued. It needs Optuna, which comes with the extra `sweep`.
+
+    Raises:
+        InputError: if settings or data cannot be used, or Optuna is not installed; nothing is written.
+        RunError: if no trial has a score.
+    """
+    from ahm_gym.sweeping.program import best_of, run_sweep
+
+    out = run_sweep(settings).absolute()
+    score, values = best_of(out)
+    return SweepResult(out, score, values, out / "trials.csv", out / "report.html")
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:

@@ -19,6 +19,7 @@ import tyro
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
 from ahm_gym.flags import (
+    WITH_NESTED,
     flags_in,
     nested_flag,
     scans_first,
@@ -30,6 +31,7 @@ from ahm_gym.flags import (
 from ahm_gym.look.config import LookConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
+from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.settings import as_config
 from ahm_gym.segmentation.config import (
     FEW_PATIENTS,
@@ -41,16 +43,17 @@ from ahm_gym.segmentation.config import (
     PredictConfig,
     ProbeConfig,
 )
+from ahm_gym.sweeping.config import SweepConfig
 
 DESCRIPTION = "Self-supervised pretraining for medical image segmentation in which the mask is learned."
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rewrite the report of a fine-tuning run, an evaluation or a benchmark from the files in its folder."""
+    """Rewrite the report of a fine-tuning run, an evaluation, a benchmark or a sweep from the files in its folder."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of the run, of the evaluation or of the benchmark."""
+    """Folder of the run, of the evaluation, of the benchmark or of the sweep."""
     compare: str | None = None
     """What a run or an evaluation is compared with: another one, or none for the run from scratch in its folder.
     Default: what the run itself was compared with."""
@@ -210,17 +213,25 @@ def look(settings: LookConfig, argv: list[str]) -> None:
 def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     """Runs the missing jobs of a benchmark, then writes its report."""
     from ahm_gym.benchmark.run import run_benchmark
+    from ahm_gym.pretraining.policy_options import split_policies
 
     config: BenchmarkConfig = as_config(BenchmarkConfig, settings)
-    listed = {
-        name: split_at_commas(getattr(config, name)) for name in ("policies", "labels", "tasks", "baselines")
-    }
+    listed = {name: split_at_commas(getattr(config, name)) for name in ("labels", "tasks", "baselines")}
+    listed["policies"] = split_policies(config.policies)
     out = run_benchmark(dataclasses.replace(config, **listed), command=shlex.join(["ahm-gym", *argv]))
     print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
 
 
+def sweep(settings: SweepConfig, argv: list[str]) -> None:
+    """Runs the missing trials of a sweep, then writes its report."""
+    from ahm_gym.sweeping.program import run_sweep
+
+    out = run_sweep(as_config(SweepConfig, settings), command=shlex.join(["ahm-gym", *argv]))
+    print(f"\nWrote {out}/: report.html with the best command to copy, trials.csv, trials.md")
+
+
 def report(settings: Report, argv: list[str]) -> None:
-    """Rewrites the report of a run, an evaluation or a benchmark."""
+    """Rewrites the report of a run, an evaluation, a benchmark or a sweep."""
     if (settings.folder / "results.json").is_file() or is_run(settings.folder):
         from ahm_gym.segmentation.report import write_report
 
@@ -231,6 +242,11 @@ def report(settings: Report, argv: list[str]) -> None:
             f"`compare={settings.compare}` is for a fine-tuning run or an evaluation, and {settings.folder} is "
             "neither: leave it out."
         )
+    if is_sweep(settings.folder):
+        from ahm_gym.sweeping.report import write_report as write_sweep
+
+        print(f"Wrote {write_sweep(settings.folder)}")
+        return
     from ahm_gym.benchmark.report import write_report as write_benchmark
 
     write_benchmark(settings.folder)
@@ -240,6 +256,12 @@ def report(settings: Report, argv: list[str]) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a fine-tuning run, finished or not."""
     return (folder / "segmenter").is_dir()
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep."""
+    path = folder / "config.json"
+    return path.is_file() and read_object(path).get("kind") == "sweep"
 
 
 FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
@@ -263,6 +285,7 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "export": (ExportConfig, export),
     "embed": (EmbedConfig, embed),
     "benchmark": (BenchmarkConfig, benchmark),
+    "sweep": (SweepConfig, sweep),
     "report": (Report, report),
 }
 """The settings and the function of every command."""
@@ -276,8 +299,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
+    kind = PROGRAMS[name][0] if name in PROGRAMS else None
     given = scans_first(argv, PROGRAMS[name][0]) if name in ("predict", "evaluate") else argv
-    args = split_numbers(map(nested_flag, given) if name == "benchmark" else given)
+    args = split_numbers([nested_flag(one, kind) for one in given] if kind in WITH_NESTED else given)
     commands = {name: shown_settings(kind) for name, (kind, _) in PROGRAMS.items()}
     every: Any = functools.reduce(
         operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())

@@ -19,11 +19,18 @@ from ahm_gym.segmentation.config import (
     FinetuneConfig,
     PredictConfig,
 )
+from ahm_gym.sweeping.config import SET_BY_THE_SWEEP, SweepConfig
 
 NESTED: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-"""Settings of a benchmark that hold all settings of another program."""
+"""Settings of a benchmark or a sweep that hold all settings of another program."""
+WITH_NESTED: dict[type[Any], dict[str, tuple[str, ...]]] = {
+    BenchmarkConfig: SET_BY_THE_BENCHMARK,
+    SweepConfig: SET_BY_THE_SWEEP,
+}
+"""The settings with such ones, and those of the other program that they choose themselves."""
 PROGRAM_SETTINGS: tuple[type[Any], ...] = (
     Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig,
+    SweepConfig,
 )  # fmt: skip
 """The settings of every program that has flags."""
 SETTINGS = {item.name for kind in PROGRAM_SETTINGS for item in dataclasses.fields(kind)}
@@ -81,8 +88,8 @@ def scans_first(argv: list[str], kind: type[Any]) -> list[str]:
     return [argv[0], argv[values[-1]], *argv[1 : values[-1]], *argv[values[-1] + 1 :]]
 
 
-def nested_flag(argument: str) -> str:
-    """Translates a flag of the benchmark to the name that tyro gives to a nested setting.
+def nested_flag(argument: str, of: type[Any] = BenchmarkConfig) -> str:
+    """Translates a flag of the benchmark, or of a sweep, to the name that tyro gives to a nested setting.
 
     A setting of pretraining, such as --pretrain.batch-size, may also be written --pretrain-batch-size or
     --batch-size; a setting of fine-tuning, such as --finetune.steps, --finetune-steps.
@@ -90,11 +97,11 @@ def nested_flag(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     written = flag.removeprefix("--").replace("-", "_")
     name = written.removeprefix("no_")
-    if not flag.startswith("--") or name in names_of(BenchmarkConfig):
+    if not flag.startswith("--") or name in names_of(of):
         return argument
     for program, kind in NESTED.items():
         own = name.removeprefix(f"{program}_")
-        settable = names_of(kind) - set(SET_BY_THE_BENCHMARK[program])
+        settable = names_of(kind) - set(WITH_NESTED[of][program])
         if own in settable and (own != name or program == "pretrain"):
             negated = "no-" if name != written else ""
             return f"--{program}.{negated}{own.replace('_', '-')}{equals}{value}"
@@ -106,8 +113,8 @@ def names_of(kind: type[Any]) -> set[str]:
 
 
 def shown_settings(kind: type[Any]) -> type[Any]:
-    """The settings of a program, with those that a benchmark sets itself hidden from the help."""
-    if kind is not BenchmarkConfig:
+    """The settings of a program, with those that a benchmark or a sweep sets itself hidden from the help."""
+    if kind not in WITH_NESTED:
         return kind
     fields: list[Any] = []
     for program, nested in NESTED.items():
@@ -115,7 +122,7 @@ def shown_settings(kind: type[Any]) -> type[Any]:
         hidden = [
             (item.name, tyro.conf.Suppress[types[item.name]], dataclasses.field(default=item.default))
             for item in dataclasses.fields(nested)
-            if item.name in SET_BY_THE_BENCHMARK[program]
+            if item.name in WITH_NESTED[kind][program]
         ]
         shown = dataclasses.make_dataclass(nested.__name__, hidden, bases=(nested,), frozen=True)
         default = shown(**vars(getattr(kind, program)))

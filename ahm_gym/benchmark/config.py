@@ -42,7 +42,9 @@ class BenchmarkConfig:
     data_root: Path | None = None
     """Folder in which relative names of data are looked up, before that of AHM_DATA and the current folder."""
     policies: tuple[str, ...] = ("random", "a3c")
-    """Mask policies and agents to compare, by their names in pretraining."""
+    """Mask policies and agents to compare, by their names in pretraining, with spaces or commas between them.
+    Options may follow a colon: a3c:entropy_coef=0.1,width=64 is a policy of its own beside a3c. After a colon, a part
+    with an equals sign is an option of that policy, and one without is the next policy."""
     labels: tuple[str, ...] = ("10",)
     """Numbers of labelled training images: counts such as 10, or fractions such as 0.1."""
     seeds: int = 2

@@ -44,11 +44,12 @@ from ahm_gym.pretraining import figures
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.pretraining.mask_quality import reconstruction_psnr
+from ahm_gym.pretraining.policy_options import folder_name
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import hardware
-from ahm_gym.runs.storage import file_name, write_atomically
+from ahm_gym.runs.storage import write_atomically
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.segmentation.finetune import finetune
 
@@ -292,7 +293,7 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
 
 def picture_folder(group: Group) -> Path:
     """Folder of the pictures of a policy on a data set."""
-    return group.out / "pictures" / group.data / file_name(group.pretraining.policy)
+    return group.out / "pictures" / group.data / folder_name(group.pretraining.policy)
 
 
 def keep_masks(run_dir: Path, folder: Path) -> None:

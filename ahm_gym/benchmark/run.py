@@ -28,6 +28,8 @@ from ahm_gym.model.encoders import load_encoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.defaults import with_learning_rate
+from ahm_gym.pretraining.mask_source import canonical
+from ahm_gym.pretraining.policy_options import folder_name, split_options
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
@@ -61,7 +63,9 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
         Interrupted: after Ctrl-C or SIGTERM, with everything saved and reported.
     """
     interrupt = Interrupt(math.inf if config.time_budget is None else time.time() + 60 * config.time_budget)
-    config = replace(config, pretrain=with_learning_rate(config.pretrain))
+    config = replace(
+        config, pretrain=with_learning_rate(config.pretrain), policies=tuple(map(canonical, config.policies))
+    )
     check(config)
     pick_device(config.device)
     datasets = open_all(config)
@@ -107,9 +111,10 @@ def plan(config: BenchmarkConfig, datasets: Datasets) -> list[Group]:
     done = {row.key for row in read_lines(config.out)}
     has_decoder = check_network(config)
     policies = list(dict.fromkeys([UNTRAINED, *config.baselines, REFERENCE, *config.policies]))
-    if len({file_name(policy) for policy in policies}) < len(policies):
+    if len({folder_name(policy) for policy in policies}) < len(policies):
         raise InputError(
-            f"`policies={','.join(policies)}`: two of them would be stored under one name; rename a run."
+            f"`policies={','.join(policies)}`: two of them would be stored under one name; rename a run, or "
+            "leave one out."
         )
     groups = []
     for seed in range(config.seeds):
@@ -167,10 +172,16 @@ def kinds_of_score(config: BenchmarkConfig, policy: str, has_decoder: bool) -> l
 def pretraining_of(
     config: BenchmarkConfig, spec: str | None, name: str, policy: str, seed: int
 ) -> PretrainConfig:
-    """The settings of one pretraining; policies share all settings that apply to them."""
-    left_out = set() if policy in agents() else set(OF_AGENTS)
+    """The settings of one pretraining; policies share all settings that apply to them.
+
+    An option of the policy itself replaces the one that all agents share.
+    """
+    learner, own = split_options(policy)
+    left_out = set() if learner in agents() else set(OF_AGENTS)
     if policy == REFERENCE:
         left_out |= set(OF_SCORES)
+    set_by_policy = {pair.partition("=")[0] for pair in own}
+    shared = config.pretrain.agent_options
     return replace(
         config.pretrain,
         data=spec,
@@ -178,8 +189,11 @@ def pretraining_of(
         policy=policy,
         seed=seed,
         device=config.device,
-        run_dir=config.out / "runs" / name / f"{file_name(policy)}-{seed}",
-        **{field: getattr(PretrainConfig, field) for field in left_out},
+        run_dir=config.out / "runs" / name / f"{folder_name(policy)}-{seed}",
+        **{
+            "agent_options": tuple(p for p in shared if p.partition("=")[0] not in set_by_policy),
+            **{field: getattr(PretrainConfig, field) for field in left_out},
+        },
     )
 
 

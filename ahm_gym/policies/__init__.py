@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from typing import Any
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
@@ -37,8 +38,13 @@ def policies() -> dict[str, EntryPoint]:
     return with_installed("ahm_gym.policies", POLICIES)
 
 
-def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
+def make_policy(name: str, autoencoder: Autoencoder, **options: Any) -> MaskPolicy:
     """The mask policy of that name; `agent:RUN_DIR` is the frozen, trained agent of a run.
+
+    Args:
+        name: one of `policies()`.
+        autoencoder: autoencoder for which the policy masks images.
+        options: keyword arguments of the policy, passed on.
 
     Raises:
         InputError: if the name is unknown, the run folder holds no agent, or the policy is not a `MaskPolicy`.
@@ -50,7 +56,7 @@ def make_policy(name: str, autoencoder: Autoencoder) -> MaskPolicy:
             f"policy {name!r} cannot be used: write agent:RUN_DIR for the trained agent of a run, and the bare name of "
             "any other policy."
         )
-    policy = factory(autoencoder, argument) if colon else factory(autoencoder)
+    policy = factory(autoencoder, argument) if colon else factory(autoencoder, **options)
     if not isinstance(policy, MaskPolicy):
         raise InputError(
             f"policy {name} is a {type(policy).__name__}, which is not a MaskPolicy: let it inherit "

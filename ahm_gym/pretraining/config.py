@@ -27,7 +27,8 @@ class PretrainConfig:
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
     adamae, curriculum. Controls: oracle_hard, low_loss, textured, flat.
     Learning agents: a3c, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra contrib.
-    agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more."""
+    agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more.
+    Options may follow a colon, as in a3c:entropy_coef=0.1,width=64; they are the same as --agent-options."""
     steps: int = 1200
     """Number of updates of the autoencoder."""
     epochs: float | None = None

@@ -16,6 +16,7 @@ from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.policy_options import FROZEN
 
 if TYPE_CHECKING:
     from ahm_gym.model.joint import JointTask
@@ -30,12 +31,12 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     data, root = config.data, config.data_root
     if data is not None:
         data, root = absolute(data, root)
-    policy, colon, argument = config.policy.partition(":")
+    policy, _, argument = config.policy.partition(":")
     return replace(
         config,
         data=data,
         data_root=None if root is None else root.absolute(),
-        policy=f"{policy}:{Path(argument).absolute()}" if colon and argument else config.policy,
+        policy=f"{policy}:{Path(argument).absolute()}" if policy == FROZEN and argument else config.policy,
         init=None if config.init is None else config.init.absolute(),
         reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
     )

@@ -13,9 +13,11 @@ from ahm_gym.agents import agent_class, agents, make_agent
 from ahm_gym.agents.base import Agent, sees_pixels
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.plugins import load
 from ahm_gym.policies import POLICIES, make_policy, policies
 from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.policy_options import FROZEN, split_options, written
 from ahm_gym.pretraining.trained_agent import FrozenAgent
 
 GIVEN: set[str] = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
@@ -49,7 +51,7 @@ def make_mask_source(
     """
     if not is_agent(name):
         check_policy_name(name, num_workers, masking_steps, options)
-        return PolicyAgent(make_policy(name, autoencoder))
+        return PolicyAgent(make_policy(name, autoencoder, **(options or {})))
     shape = (autoencoder.num_patches, autoencoder.dim)
     given = {"grid": autoencoder.grid, "num_workers": num_workers, "seed": seed, "device": device}
     try:
@@ -86,7 +88,7 @@ def check_policy_name(
             f"`masking_steps={masking_steps}` goes with a learning agent such as a3c, which scores an image in every "
             f"step; policy {name} scores it only once: leave it out."
         )
-    if options:
+    if options and not taken_by(name):
         raise InputError(
             f"`agent_options={' '.join(options)}` goes with a learning agent such as a3c, not with policy {name}: "
             "leave it out."
@@ -109,10 +111,32 @@ def agent_options(name: str, pairs: tuple[str, ...], autoencoder: Autoencoder, m
     Raises:
         InputError: if the agent does not accept an option or does not fit the autoencoder.
     """
-    options = read_options(pairs)
-    return (
-        check_options(name, options) | pixel_options(name, autoencoder, model) if is_agent(name) else options
-    )
+    options = check_options(name, read_options(pairs))
+    return options | pixel_options(name, autoencoder, model) if is_agent(name) else options
+
+
+def canonical(policy: str) -> str:
+    """The name of a policy with its options checked and written in one way, so that equal settings have one name.
+
+    Raises:
+        InputError: if the policy does not accept an option or its value.
+    """
+    name, pairs = split_options(policy)
+    if pairs and not is_agent(name):
+        check_policy_name(name, 1, 1, read_options(pairs))
+    return written(name, check_options(name, read_options(pairs)))
+
+
+def taken_by(name: str) -> dict[str, inspect.Parameter]:
+    """The options of an agent or a policy: the parameters of its class, without those that are given to it."""
+    if is_agent(name):
+        parameters = inspect.signature(agent_class(name)).parameters
+        return {option: one for option, one in parameters.items() if option not in GIVEN}
+    key = name.partition(":")[0]
+    if key not in policies() or key == FROZEN:
+        return {}
+    parameters = dict(list(inspect.signature(load("policy", key, policies())).parameters.items())[1:])
+    return {option: one for option, one in parameters.items() if one.kind is not one.VAR_POSITIONAL}
 
 
 def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -134,17 +158,19 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, with whole numbers converted to floats if the agent expects floats.
+    """The same options, with whole numbers converted to floats if the agent or the policy expects floats.
 
     Raises:
         InputError: if the agent does not accept an option or its value; the message names the nearest option.
     """
-    taken = inspect.signature(agent_class(name)).parameters
+    taken = taken_by(name)
+    if not taken:  # `check_policy_name` refuses options of a policy that has none
+        return options
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    known = taken.keys() - GIVEN
+    known = {option for option, one in taken.items() if one.kind is not one.VAR_KEYWORD}
     for option, value in options.items():
         if option in GIVEN or not (open_ended or option in known):
-            raise unknown_name(f"option of agent {name}", option, known)
+            raise unknown_name(f"option of {'agent' if is_agent(name) else 'policy'} {name}", option, known)
         if option in known and not fits(value, taken[option].default):
             raise InputError(
                 f"`agent_options={option}={value}`: expected a value like {taken[option].default!r}, the default."

@@ -20,6 +20,7 @@ from ahm_gym.data.stream import data_workers_may_fail
 from ahm_gym.errors import Interrupted
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
+from ahm_gym.pretraining.policy_options import with_options_of_policy
 from ahm_gym.pretraining.recorder import Recorder
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
@@ -54,7 +55,7 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     run = None
-    config = with_absolute_paths(config)
+    config = with_absolute_paths(with_options_of_policy(config))
     if resume:
         run = RunFolder.open(config.run_dir, "pretrain")
         config = merge_resumed(config, run.config, given)

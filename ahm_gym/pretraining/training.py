@@ -33,6 +33,7 @@ from ahm_gym.pretraining.inputs import check_joint, joint_task, starting_autoenc
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.policy_options import with_options_of_policy
 from ahm_gym.pretraining.trained_agent import save_agent
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.runs.provenance import origin_of
@@ -72,6 +73,7 @@ class Training:
     """
 
     def __init__(self, config: PretrainConfig, *, fresh: bool = True) -> None:
+        config = with_options_of_policy(config)
         check_counts(config)
         check_reconstructor(config.policy, config.reconstructor, config.init)
         check_joint(config)

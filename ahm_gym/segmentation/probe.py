@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,21 @@ of a patch.
 BATCH_SIZE: int = 64
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A regression of the probe, as chosen on val."""
+
+    weights: Float[Tensor, "D K"]
+    bias: Float[Tensor, " K"]
+    penalty: float
+    background_weight: float
+    val_dice: float
+    """Patch Dice on val, 0 to 1."""
+    val_r2: float
+    """The largest share of the variance of the label fractions on val that any penalty explains."""
+    num_labels: int
+
+
 class Probe:
     """A ridge regression from frozen patch features to label fractions, for any choice of labelled images.
 
@@ -38,19 +54,20 @@ class Probe:
         encoder: frozen network of a class that `as_encoder` knows. Images are fitted to its image size as a whole,
             and its patch features are standardised over the training patches.
         dataset: images with labels in all three splits.
+        tested: False if only `val_dice` is wanted: test labels are then not needed, and no test image is read.
 
     Raises:
         InputError: if val or test has no labels.
     """
 
-    def __init__(self, encoder: nn.Module, dataset: ImageDataset) -> None:
+    def __init__(self, encoder: nn.Module, dataset: ImageDataset, *, tested: bool = True) -> None:
         self.network: nn.Module = encoder
         self.encoder: Encoder = as_encoder(encoder)
         self.dataset: ImageDataset = dataset
         self.val: list[int] = dataset.indices("val", labelled=True)
-        self.test: list[int] = dataset.indices("test", labelled=True)
+        self.test: list[int] = dataset.indices("test", labelled=True) if tested else []
         for split, indices in (("val", self.val), ("test", self.test)):
-            if not indices:
+            if not indices and (tested or split == "val"):
                 raise InputError(
                     f"{dataset.name} has no labelled {split} images, and the probe needs some: add them, or "
                     "fine-tune."
@@ -81,6 +98,31 @@ class Probe:
             InputError: if there are too few labels, or no patch of val is mostly foreground.
             EmptyDraw: if the chosen images have no foreground.
         """
+        fitted = self._fit(labels, seed, patients)
+        features, targets = self.patches(self.test)
+        predicted = features @ fitted.weights + fitted.bias
+        found = patch_dice(weighted(predicted, fitted.background_weight), targets, self.cases(self.test))
+        return {
+            "patch_dice": mean_dice(found),
+            "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
+            "cases": found,
+            "lambda": fitted.penalty,
+            "background_weight": fitted.background_weight,
+            "val_patch_dice": fitted.val_dice,
+            "val_r2": fitted.val_r2,
+            "labels": fitted.num_labels,
+            "num_images": len(self.test),
+        }
+
+    def val_dice(self, *, labels: int | None = None, seed: int = 0, patients: int | None = None) -> float:
+        """The `val_patch_dice` of a call, 0 to 1, to choose settings by; no test image is read.
+
+        It is a little too high, because the penalty and one factor are chosen by it; see `__call__` for the rest.
+        """
+        return self._fit(labels, seed, patients).val_dice
+
+    def _fit(self, labels: int | None, seed: int, patients: int | None) -> Fitted:
+        """The regression on one choice of labelled images, with the penalty and the factor that are best on val."""
         train = choose_labelled(self.dataset, labels, seed, patients)
         check_foreground(self.dataset, train)
         features, targets = self.patches(train)
@@ -101,20 +143,7 @@ class Probe:
                 "to choose its penalty: add val images with the structure, choose a smaller `patch_size`, or fine-tune."
             )
         r2 = max(explained(*counted(predicted, targets)) for predicted in predictions)
-        features, targets = self.patches(self.test)
-        predicted = features @ weights[best] + bias[best]
-        found = patch_dice(weighted(predicted, weight), targets, self.cases(self.test))
-        return {
-            "patch_dice": mean_dice(found),
-            "per_class": {str(index + 1): value for index, value in enumerate(class_dice(found))},
-            "cases": found,
-            "lambda": float(PENALTIES[best]),
-            "background_weight": weight,
-            "val_patch_dice": score,
-            "val_r2": r2,
-            "labels": len(train),
-            "num_images": len(self.test),
-        }
+        return Fitted(weights[best], bias[best], float(PENALTIES[best]), weight, score, r2, len(train))
 
     def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
         """Features and label fractions of all patches of these images, in double precision; see `label_fractions`."""

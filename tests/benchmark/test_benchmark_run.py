@@ -579,3 +579,36 @@ def test_a_probe_is_the_mean_over_its_draws():
     found = evaluations.scores_of_probe(rows)
     assert found["cases"] == {"a": {"dice": [0.5, None]}, "b": {"dice": [0.25, 0.75]}}
     assert found["dice"] == pytest.approx((0.375 + 0.75) / 2) and found["num_classes"] == 3
+
+
+def test_two_settings_of_an_agent_are_two_policies(config):
+    config = dataclasses.replace(
+        config,
+        policies=("a3c", "a3c:width=8,entropy_coef=0.5", "a3c:entropy_coef=5e-1,width=8"),
+        pretrain=dataclasses.replace(config.pretrain, agent_options=("gamma=0.5", "width=16")),
+    )
+    out = run_benchmark(config)
+    name = "a3c:entropy_coef=0.5,width=8"
+    rows = read_rows(out)
+    assert {row.policy for row in rows} == {"scratch", "random", "a3c", name}
+    runs = {path.name: json.loads((path / "config.json").read_text()) for path in (out / "runs/discs").iterdir()
+            if (path / "config.json").exists()}  # fmt: skip
+    assert runs["a3c-entropy_coef-0.5-width-8-0"]["agent_options"] == [
+        "gamma=0.5", "entropy_coef=0.5", "width=8",
+    ]  # fmt: skip
+    assert (
+        runs["a3c-0"]["agent_options"] == ["gamma=0.5", "width=16"]
+        and runs["random-0"]["agent_options"] == []
+    )
+    page = (out / "report.html").read_text()
+    assert name in page and (out / "pictures/discs/a3c-entropy_coef-0.5-width-8").is_dir()
+    assert name in (out / "leaderboard.csv").read_text()
+    before = (out / "rows.jsonl").read_bytes()
+    run_benchmark(config)
+    assert (out / "rows.jsonl").read_bytes() == before
+
+
+def test_an_option_that_no_agent_has_is_found_before_anything_is_written(config):
+    with pytest.raises(InputError, match="unknown option of agent a3c 'widht': did you mean 'width'"):
+        run_benchmark(dataclasses.replace(config, policies=("a3c:widht=8",)))
+    assert not config.out.exists()

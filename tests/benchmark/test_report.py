@@ -286,3 +286,13 @@ def test_eight_policies_have_different_colours_and_shapes():
         for p in POLICIES
     ]
     assert len(set(drawn)) == len(POLICIES)
+
+
+def test_short_names_of_two_settings_of_an_agent_differ():
+    from ahm_gym.benchmark.report.charts import shortened
+
+    short = [shortened(f"a3c:entropy_coef=0.1,width={width}") for width in (16, 64)]
+    assert (
+        short == ["a3c\u2026idth=16", "a3c\u2026idth=64"]
+        and shortened("hard_patches_more") == "hard_patche\u2026"
+    )

@@ -11,10 +11,11 @@ from benchmark_rows import DATA, FEW, make_rows, write_rows
 from programs import ROOT
 
 from ahm_gym import cli
-from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
+from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
 from ahm_gym.flags import (
     NESTED,
+    WITH_NESTED,
     flags_in,
     nested_flag,
     scans_first,
@@ -33,9 +34,10 @@ COMMANDS = (
     "export",
     "embed",
     "benchmark",
+    "sweep",
     "report",
 )
-HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn"}
+HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn", "optuna"}
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -79,7 +81,7 @@ def test_the_help_imports_nothing_heavy():
     code = f"""
 import sys
 from ahm_gym.cli import main
-for arguments in (["--help"], ["pretrain", "--help"], ["benchmark", "--help"]):
+for arguments in (["--help"], ["pretrain", "--help"], ["benchmark", "--help"], ["sweep", "--help"]):
     try:
         main(arguments)
     except SystemExit as end:
@@ -99,16 +101,16 @@ def test_the_help_lists_every_command_with_a_description(capsys):
         assert re.search(rf"• {command} +[A-Z][\w-]+ \w+", out), command
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "export", "benchmark"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "export", "benchmark", "sweep"])
 def test_every_setting_has_a_help_text(capsys, command):
     text = options_in_help(capsys, command)
     flags = []
     for item in dataclasses.fields(PROGRAMS[command][0]):
-        if command == "benchmark" and item.name in NESTED:
+        if command in ("benchmark", "sweep") and item.name in NESTED:
             flags += [
                 f"{item.name}.{own.name}"
                 for own in dataclasses.fields(NESTED[item.name])
-                if own.name not in SET_BY_THE_BENCHMARK[item.name]
+                if own.name not in WITH_NESTED[PROGRAMS[command][0]][item.name]
             ]
         else:
             flags.append(item.name)
@@ -118,14 +120,15 @@ def test_every_setting_has_a_help_text(capsys, command):
 
 
 def test_the_folder_of_a_report_has_a_help_text(capsys):
-    assert "Folder of the run, of the evaluation or of the benchmark" in " ".join(
+    assert "Folder of the run, of the evaluation, of the benchmark or of the sweep" in " ".join(
         run(capsys, "report", "--help")[1].replace("│", "").split()
     )
 
 
-def test_settings_that_the_benchmark_chooses_are_not_in_its_help(capsys):
-    text = options_in_help(capsys, "benchmark")
-    for program, names in SET_BY_THE_BENCHMARK.items():
+@pytest.mark.parametrize("command", ["benchmark", "sweep"])
+def test_settings_that_the_program_chooses_are_not_in_its_help(capsys, command):
+    text = options_in_help(capsys, command)
+    for program, names in WITH_NESTED[PROGRAMS[command][0]].items():
         for name in names:
             assert not re.search(rf"--{program}\.(no-)?{name.replace('_', '-')}(?![\w-])", text)
 
@@ -210,6 +213,9 @@ def test_the_flags_on_a_command_line_are_known_by_the_names_of_their_settings():
         ("benchmark --finetune-steps 0 --out out", "--finetune.steps is 0: choose a whole number"),
         ("benchmark --seeds 0 --out out", "--seeds is 0: choose a whole number"),
         ("benchmark --tasks segment --out out", "--tasks segment"),
+        ("sweep --out out", "--search is empty"),
+        ("sweep --out out --search mask_ratio=0.5,0.75 --prune", "--prune compares trials"),
+        ("sweep --out out --search mask_ratio=0.5,0.75 --pretrain.steps 0", "--steps is 0"),
         ("predict nowhere --run nowhere --out out", "there is no folder nowhere"),
         ("predict nowhere --run one two --out out", "there is no folder one"),
         ("evaluate nowhere --run nowhere --split tset --out out", "did you mean 'test'"),

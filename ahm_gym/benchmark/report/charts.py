@@ -203,8 +203,14 @@ def _frame_y(y: Scale, end: Number) -> list[Markup]:
 
 
 def shortened(name: str) -> str:
-    """The name, cut to the room next to a chart; the title has the full name."""
-    return name if len(name) <= 12 else f"{name[:11]}\u2026"
+    """The name, cut to the room next to a chart; the title has the full name.
+
+    Settings of one agent differ in what follows the colon, so the end of such a name stays.
+    """
+    if len(name) <= 12:
+        return name
+    learner = name.partition(":")[0]
+    return f"{learner[:4]}\u2026{name[-7:]}" if "=" in name else f"{name[:11]}\u2026"
 
 
 def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> Markup:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ahm_gym.pretraining.policy_options import folder_name
 from ahm_gym.runs.storage import file_name
 
 BUDGET = 9_000_000
@@ -42,7 +43,7 @@ class Pictures:
 
 def read_pictures(out: Path, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Pictures]:
     """The pictures by data set and policy, for the pairs that have any."""
-    paths = {pair: _paths(out / "pictures" / file_name(pair[0]) / file_name(pair[1])) for pair in pairs}
+    paths = {pair: _paths(out / "pictures" / file_name(pair[0]) / folder_name(pair[1])) for pair in pairs}
     paths = {pair: found for pair, found in paths.items() if any(found)}
     result: dict[tuple[str, str], Pictures] = {}
     for width, num_steps in SIZES:

@@ -1,0 +1,1 @@
+"""Settings searched by Optuna: what is searched, the trials, and the report."""
