@@ -43,6 +43,13 @@ def scores_of_order(order: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     return torch.empty_like(ranks).scatter(1, order, ranks)
 
 
+def complete_order(order: Int[Tensor, "B K"], available: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The K draws, then the available patches that were not drawn, then the unavailable ones, by their index."""
+    ranks = order.shape[1] + (~available).to(order.dtype)
+    drawn = torch.arange(order.shape[1], device=order.device).expand(order.shape)
+    return ranks.scatter(1, order, drawn).argsort(dim=1, stable=True)
+
+
 class OrderStatistics(NamedTuple):
     """What is known of each draw, in the order of the draws: draw j is from the softmax over entries j, j+1, ..."""
 
