@@ -92,21 +92,45 @@ def step_loss(
     advantage, drawn, later = credits
     counted = chosen if credit == "local" else drawn
     count = counted.sum().clamp(min=1)
-    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
-    if credit == "image":
-        measured = masked.any(dim=1)
-        value = value + (
-            (output.image_value - image_return).square() * measured
-        ).sum() / measured.sum().clamp(min=1)
-    largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
     losses = StepLoss(
-        policy=-(advantage.detach() * draws.log_prob * drawn).sum() / count,
-        value=value,
-        entropy=(draws.entropy * drawn).sum() / drawn.sum().clamp(min=1),
-        relative_entropy=(draws.entropy.detach() / largest * drawn).sum() / drawn.sum().clamp(min=1),
-        logit_square=(output.logits.square() * available).sum() / available.sum().clamp(min=1),
+        -(advantage.detach() * draws.log_prob * drawn).sum() / count,
+        critic_loss(output, masked, patch_return, image_return, credit),
+        *sizes(output.logits, draws, left, available, drawn),
     )
     return losses, later
+
+
+def critic_loss(
+    output: ActorCriticOutput,
+    masked: Bool[Tensor, "B L"],
+    patch_return: Float[Tensor, "B L"],
+    image_return: Float[Tensor, " B"],
+    credit: str,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the values of masked patches, and for image credit also of those of the whole masks."""
+    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
+    if credit != "image":
+        return value
+    measured = masked.any(dim=1)
+    error = (output.image_value - image_return).square() * measured
+    return value + error.sum() / measured.sum().clamp(min=1)
+
+
+def sizes(
+    logits: Float[Tensor, "B L"],
+    draws: OrderStatistics,
+    left: Bool[Tensor, "B L"],
+    available: Bool[Tensor, "B L"],
+    drawn: Bool[Tensor, "B L"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Entropy, relative entropy and logit size of `StepLoss`; draws, left and drawn are in the order of the draws."""
+    largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
+    count = drawn.sum().clamp(min=1)
+    return (
+        (draws.entropy * drawn).sum() / count,
+        (draws.entropy.detach() / largest * drawn).sum() / count,
+        (logits.square() * available).sum() / available.sum().clamp(min=1),
+    )
 
 
 class Credits(NamedTuple):

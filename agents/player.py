@@ -142,6 +142,10 @@ class Player(Generic[SomeAgent]):
             order = self.agent.draw(output.logits, available, uniform)
             return order, available, scores_of_order(order), *output
 
+    def bootstrap(self, rollout: list[Transition]) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
+        """Values of the patches and of the whole mask after a rollout; 0 if the episode has ended by itself."""
+        return self._bootstrap(bool(rollout[-1].ended.all()))
+
     def _bootstrap(self, ended: bool) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
         """Values of the patches and of the whole mask after the rollout; 0 if the episode has ended by itself."""
         if ended:

@@ -240,7 +240,7 @@ def test_logits_of_patches_that_cannot_be_drawn_move_no_others():
 
 
 def test_a3c_learns_nothing_from_masks_that_it_did_not_choose():
-    env = MaskingVectorEnv(4, data=torch.rand(16, 1, 32, 32), image_size=32, guided_fraction=0.0, num_steps=3)
+    env = MaskingVectorEnv(4, data=torch.rand(16, 1, 32, 32), image_size=32, guided_fraction=0.0, num_steps=4)
     agent = make_agent("a3c", env.single_observation_space.shape)
     before = copy.deepcopy(agent.state_dict()["network"])
     seen = []
