@@ -75,7 +75,7 @@ def order_statistics(
     Args:
         logits: logits of the patches.
         values: values of the patches.
-        left: False for patches that could not be drawn, which come last.
+        left: False for patches that could not be drawn, which come last; their log-probability and entropy are 0.
     """
     exact = logits.double()
     peak = exact.detach().amax(dim=1, keepdim=True)
@@ -83,10 +83,11 @@ def order_statistics(
     total = _suffix_sum(weights).clamp(min=1e-300)
     log_total = total.log() + peak
     entropy = log_total - _suffix_sum(weights * exact) / total
+    certain = torch.zeros_like(exact)
     fixed, sums = weights.detach(), total.detach()
     statistics = (
-        exact - log_total,
-        entropy,
+        torch.where(left, exact - log_total, certain),
+        torch.where(left, entropy, certain),
         _suffix_sum(fixed * values) / sums,
         _suffix_sum(fixed.square()) / sums / sums,
         _suffix_sum(fixed.square() * values) / sums / sums,

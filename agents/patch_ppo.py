@@ -45,9 +45,9 @@ class Experience(NamedTuple):
 class PatchPPO(PatchAgent):
     """PPO in which every draw has a probability ratio and a credit of its own.
 
-    After "Proximal Policy Optimization Algorithms" (Schulman et al., 2017). Policy, network, credit and reward are those
-    of `A3C`; it learns in several epochs from a rollout of several batches. The ratio of each draw, given the draws
-    before it, is clipped by itself: that of a whole mask, a product of dozens, would leave the range at once.
+    After "Proximal Policy Optimization Algorithms" (Schulman et al., 2017). Policy, network, credit and reward are
+    those of `A3C`; it learns in several epochs from a rollout of several batches. The ratio of each draw, given the
+    draws before it, is clipped by itself: that of a whole mask, a product of dozens, would leave the range at once.
     Advantages are those of the critic that acted; in episodes of several steps they follow from generalised advantage
     estimation. Metrics have the names of stable-baselines3 where they mean the same.
 

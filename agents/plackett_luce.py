@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ahm_gym.agents.ordering import (
-    OrderStatistics,
     complete_order,
     draw_order,
     order_statistics,
@@ -112,13 +111,11 @@ class PlackettLuce(Distribution):
 
     def log_probs_of_draws(self, value: Int[Tensor, "*shape K"]) -> Float[Tensor, "*batch K"]:
         """Log-probability of each draw, given the draws before it."""
-        statistics, left = self._statistics(value)
-        return torch.where(left, statistics.log_prob.reshape(left.shape), 0.0)
+        return self._draws(value, "log_prob")
 
     def entropy_of_draws(self, value: Int[Tensor, "*shape K"]) -> Float[Tensor, "*batch K"]:
         """Exact entropy of each draw in nats, given the draws before it."""
-        statistics, left = self._statistics(value)
-        return torch.where(left, statistics.entropy.reshape(left.shape), 0.0)
+        return self._draws(value, "entropy")
 
     def entropy(
         self, num_samples: int = 1, generator: torch.Generator | None = None
@@ -151,19 +148,18 @@ class PlackettLuce(Distribution):
         """Logits and available patches as rows, for values whose shape up to the patches is `shape`."""
         return tuple(value.expand(shape).reshape(-1, shape[-1]) for value in (self.logits, self.available))  # pyright: ignore[reportReturnType]
 
-    def _statistics(self, value: Int[Tensor, "*shape K"]) -> tuple[OrderStatistics, Bool[Tensor, "*batch K"]]:
-        """Statistics of the draws as rows, and which draws were of an available patch."""
+    def _draws(self, value: Int[Tensor, "*shape K"], statistic: str) -> Float[Tensor, "*batch K"]:
+        """A field of `OrderStatistics` for each draw of these values."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape) + self.logits.shape[-1:]
         logits, available = self._rows(shape)
-        draws = value.expand(shape[:-1] + value.shape[-1:]).reshape(-1, value.shape[-1])
+        count = value.shape[-1]
+        draws = value.expand((*shape[:-1], count)).reshape(-1, count)
         order = complete_order(draws, available)
         left = available.gather(1, order)
         found = order_statistics(logits.gather(1, order), torch.zeros_like(logits), left)
-        count = draws.shape[1]
-        first = OrderStatistics(*(part[:, :count] for part in found))
-        return first, left[:, :count].reshape((*shape[:-1], count))
+        return getattr(found, statistic)[:, :count].reshape((*shape[:-1], count))
 
 
 class PlackettLuceScores(Distribution):
