@@ -143,7 +143,7 @@ TASKS = ((16, 4), (64, 16), (64, 48))
 
 
 def curves(arguments: Arguments) -> None:
-    """Share of the way to the best reward while the agent learns, mean of ten updates and of the seeds (lowest seed)."""
+    """Share of the way to the best reward while the agent learns: means of ten updates and of the seeds (lowest)."""
     print(f"\nidentity task: share of the way to the best reward at updates {', '.join(map(str, CURVE))}")
     for (num_patches, num_targets), agent in itertools.product(TASKS, arguments.agents):
         began = time.perf_counter()
