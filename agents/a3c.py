@@ -134,11 +134,6 @@ class A3C(PatchAgent):
         returns = (patch_return, image_return)
         return step_loss(output, order, available, chosen, masked, *returns, self.credit, later)
 
-    def write(self) -> None:
-        """Updates the shared weights by their gradients; called under the lock."""
-        self.optimizer.step()
-        self.writes += 1
-
     def state_dict(self) -> dict[str, Any]:
         with self.locked():
             state = super().state_dict()

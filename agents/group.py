@@ -172,7 +172,7 @@ class GroupPlayer(Player[Group]):
         metrics = self._learn(observation, order, scores) if self.judge.num_guided else {}
         played = scores[: observation.shape[0]].numpy()
         after, reward, _, _, info = self.env.step(played)
-        self.observation = self._tensor(after)
+        self.see(after)
         return update_metrics(info, reward) | metrics
 
     def _learn(
@@ -202,8 +202,7 @@ class GroupPlayer(Player[Group]):
                 f"the agent's gradient is not finite (loss {total}) at its update {int(agent.writes) + 1}: check the "
                 "rewards; the last checkpoint is still good."
             )
-        agent.optimizer.step()
-        agent.writes += 1
+        agent.write()
         return {"agent/policy_loss": policy, "agent/draw_entropy": entropy, "agent/grad_norm": size}
 
     def _masks(self, scores: Float[Tensor, "N L"]) -> Masks:

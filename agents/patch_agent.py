@@ -92,6 +92,11 @@ class PatchAgent(Agent):
         """The order in which patches are masked during learning; `uniform` are random numbers from 0 to 1."""
         return draw_order(logits, available, uniform)
 
+    def write(self) -> None:
+        """Updates the weights by their gradients; several workers call it under the lock."""
+        self.optimizer.step()
+        self.writes += 1
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),

@@ -231,8 +231,7 @@ class PatchPPO(PatchAgent):
             for part in parts:
                 rows = to_device(part, self.device)
                 loss, reported, norm = passes(*(value[rows] for value in stored))
-                self.optimizer.step()
-                self.writes += 1
+                self.write()
                 numbers.append(torch.cat((reported, torch.stack((loss, norm)))))
             if self.target_kl is not None:
                 moved = Fetch(torch.stack(numbers[-len(parts) :])[:, 0].mean()).wait()

@@ -38,7 +38,9 @@ class PlackettLuce(Distribution):
         InputError: if there are no logits, the number of draws is not from 1 to L, or `available` has another shape.
     """
 
-    arg_constraints = {"logits": constraints.independent(constraints.real, 1)}  # noqa: RUF012  # pyright: ignore
+    arg_constraints: dict[str, constraints.Constraint] = {  # noqa: RUF012  # pyright: ignore
+        "logits": constraints.independent(constraints.real, 1)
+    }
     has_rsample: bool = False
 
     def __init__(
@@ -175,8 +177,10 @@ class PlackettLuceScores(Distribution):
         validate_args: as for `PlackettLuce`.
     """
 
-    arg_constraints = {"logits": constraints.independent(constraints.real, 1)}  # noqa: RUF012  # pyright: ignore
-    support = constraints.independent(constraints.real, 1)  # pyright: ignore[reportAssignmentType]
+    arg_constraints: dict[str, constraints.Constraint] = {  # noqa: RUF012  # pyright: ignore
+        "logits": constraints.independent(constraints.real, 1)
+    }
+    support: constraints.Constraint = constraints.independent(constraints.real, 1)  # pyright: ignore
     has_rsample: bool = False
 
     def __init__(

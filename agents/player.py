@@ -121,7 +121,7 @@ class Player(Generic[SomeAgent]):
                     *output,
                 )
             )
-            self.observation = self._tensor(next_observation)
+            self.see(next_observation)
             over = bool((terminated | truncated).all())
             self._last = self._tensor(info["final_obs"]) if over and not terminated.all() else None
             if over or len(rollout) == n_steps:
@@ -141,6 +141,10 @@ class Player(Generic[SomeAgent]):
             available = available_patches(observation)
             order = self.agent.draw(output.logits, available, uniform)
             return order, available, scores_of_order(order), *output
+
+    def see(self, observation: np.ndarray | Tensor) -> None:
+        """Notes the observation that comes next."""
+        self.observation = self._tensor(observation)
 
     def bootstrap(self, rollout: list[Transition]) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
         """Values of the patches and of the whole mask after a rollout; 0 if the episode has ended by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class PatchPlackettLucePolicy(PatchActorCriticPolicy):
         self.action_dist: Distribution = PlackettLuceDistribution(self.num_draws)
         del self.log_std  # of the Gaussian that SB3 has built
         options: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), **options)
+        self.optimizer: torch.optim.Optimizer = self.optimizer_class(self.parameters(), **options)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         return self.action_dist.proba_distribution(self.action_net(latent_pi))
