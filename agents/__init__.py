@@ -12,9 +12,12 @@ from ahm_gym.errors import InputError
 from ahm_gym.plugins import load, with_installed
 
 SB3: tuple[str, ...] = ("ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo", "trpo", "tqc")
-AGENTS: dict[str, str] = {"a3c": "ahm_gym.agents.a3c:A3C", "ahm2025": "ahm_gym.agents.ahm2025:AHM2025"} | {
-    name: f"ahm_gym.agents.sb3:{name}" for name in SB3
-}
+AGENTS: dict[str, str] = {
+    "a3c": "ahm_gym.agents.a3c:A3C",
+    "patch_ppo": "ahm_gym.agents.patch_ppo:PatchPPO",
+    "group": "ahm_gym.agents.group:Group",
+    "ahm2025": "ahm_gym.agents.ahm2025:AHM2025",
+} | {name: f"ahm_gym.agents.sb3:{name}" for name in SB3}
 """Name to class, imported on demand. A class accepts the arguments that `make_agent` passes on."""
 
 __all__ = ["AGENTS", "Agent", "agent_class", "agents", "make_agent"]

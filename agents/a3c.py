@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,25 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ahm_gym.agents.base import GUIDED_FALL, Agent, Callback, MakeEnv
+from ahm_gym.agents.base import Callback, MakeEnv
 from ahm_gym.agents.learner import Learner
 from ahm_gym.agents.losses import CREDITS, Later, StepLoss, step_loss
-from ahm_gym.agents.networks import (
-    ActorCritic,
-    ActorCriticOutput,
-    PatchActorCritic,
-    available_patches,
-    square_grid,
-)
-from ahm_gym.agents.ordering import draw_order, draw_scores
+from ahm_gym.agents.networks import ActorCriticOutput
+from ahm_gym.agents.patch_agent import Network, PatchAgent
 from ahm_gym.agents.workers import run_workers
 from ahm_gym.device.sharing import held, share
 from ahm_gym.errors import check_numbers, unknown_name
-from ahm_gym.masking.schedules import Share
-from ahm_gym.masking.spread import SPREAD_FALL
 
 
-class A3C(Agent):
+class A3C(PatchAgent):
     """Draws the order in which patches are masked, and learns from the reward of every patch.
 
     After "Asynchronous Methods for Deep Reinforcement Learning" (Mnih et al., ICML 2016):
@@ -66,10 +57,7 @@ class A3C(Agent):
         InputError: if credit or network is unknown, or a number is out of range.
     """
 
-    guided_fraction: Share = GUIDED_FALL
-    spread_fraction: Share = SPREAD_FALL
-    reward = "progress"
-    takes_tensors = True
+    title = "A3C"
 
     def __init__(
         self,
@@ -87,7 +75,7 @@ class A3C(Agent):
         learning_rate: float = 3e-3,
         max_grad_norm: float = 1.0,
         width: int = 32,
-        network: str | Callable[[tuple[int, int]], ActorCritic] = "conv",
+        network: Network = "conv",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -99,7 +87,6 @@ class A3C(Agent):
         check_numbers("share", gamma=gamma, gae_lambda=gae_lambda)
         check_numbers("cost", entropy_coef=entropy_coef, value_coef=value_coef, logit_cost=logit_cost)
         check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
-        num_patches, dim = observation_shape
         self.num_workers: int = num_workers
         self.credit: str = credit
         self.gamma: float = gamma
@@ -109,21 +96,15 @@ class A3C(Agent):
         self.value_coef: float = value_coef
         self.logit_cost: float = logit_cost
         self.max_grad_norm: float = max_grad_norm
-        self.device: torch.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            grid = grid or square_grid(num_patches)
-            if isinstance(network, str):
-                built: ActorCritic = PatchActorCritic(num_patches, dim, grid, width=width, kind=network)
-            else:
-                built = network(grid)
-            self.network: ActorCritic = built.to(self.device)
-        self.optimizer: torch.optim.Adam = torch.optim.Adam(
-            self.network.parameters(), lr=learning_rate, fused=self.device.type == "cuda"
+        super().__init__(
+            observation_shape,
+            grid=grid,
+            learning_rate=learning_rate,
+            width=width,
+            network=network,
+            seed=seed,
+            device=device,
         )
-        self.generator: torch.Generator = torch.Generator()
-        self.writes: Tensor = torch.zeros((), dtype=torch.int64)
-        """Number of updates of the shared weights so far."""
         self.lock: Any = None
 
     def learn(
@@ -137,25 +118,6 @@ class A3C(Agent):
             metrics = learner.episode()
             if callback is not None and callback(metrics):
                 return
-
-    def act(self, observation: Any, *, deterministic: bool) -> Float[Tensor, "B L"]:
-        """One score per patch: the logits if `deterministic`, else the scores of a drawn order."""
-        observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
-        self.network.eval()
-        with torch.no_grad():
-            logits = self.network(observation).logits
-        if deterministic:
-            return logits
-        return draw_scores(logits, available_patches(observation), self.generator)
-
-    def draw(
-        self,
-        logits: Float[Tensor, "B L"],
-        available: Bool[Tensor, "B L"],
-        uniform: Float[Tensor, "B L"],
-    ) -> Int[Tensor, "B L"]:
-        """The order in which patches are masked during learning; `uniform` are random numbers from 0 to 1."""
-        return draw_order(logits, available, uniform)
 
     def step_loss(
         self,
@@ -172,26 +134,10 @@ class A3C(Agent):
         returns = (patch_return, image_return)
         return step_loss(output, order, available, chosen, masked, *returns, self.credit, later)
 
-    def write(self) -> None:
-        """Updates the shared weights by their gradients; called under the lock."""
-        self.optimizer.step()
-        self.writes += 1
-
     def state_dict(self) -> dict[str, Any]:
         with self.locked():
-            state = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "generator": self.generator.get_state(),
-                "writes": int(self.writes),
-            }
+            state = super().state_dict()
             return copy.deepcopy(state) if self.lock else state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.generator.set_state(state["generator"])
-        self.writes.fill_(state["writes"])
 
     def share_memory(self, lock: Any) -> None:
         """Lets worker processes update this agent's weights under `lock`."""
@@ -202,11 +148,3 @@ class A3C(Agent):
     def locked(self) -> AbstractContextManager[None]:
         """The lock of the shared weights, or no lock in a single process."""
         return held(self.lock) if self.lock else nullcontext()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # As bytes: tensors sent to another process are shared with it, and a generator's state cannot be shared.
-        return self.__dict__ | {"generator": self.generator.get_state().numpy().tobytes()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state | {"generator": torch.Generator()}
-        self.generator.set_state(torch.frombuffer(bytearray(state["generator"]), dtype=torch.uint8))

@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
-from ahm_gym.agents.losses import mean_over_draws
-from ahm_gym.agents.networks import ActorCritic, available_patches
-from ahm_gym.agents.ordering import scores_of_order
+from ahm_gym.agents.losses import explained_variance, mean_over_draws
+from ahm_gym.agents.networks import ActorCritic
+from ahm_gym.agents.player import Player, Transition
 from ahm_gym.agents.returns import lambda_returns
-from ahm_gym.device.cuda_graphs import Gradients, Replay
+from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.sharing import hand_over_gradients, read
 from ahm_gym.device.transfers import Fetch, to_device
-from ahm_gym.errors import InputError, RunError
-from ahm_gym.masking.selection import random_scores
+from ahm_gym.errors import RunError
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C
 
 
-@dataclass
-class Transition:
-    """One step of a batch of images, as the learner remembers it.
-
-    Rewards stay in main memory until the learner learns from them.
-    """
-
-    observation: Float[Tensor, "B L D"]
-    order: Int[Tensor, "B L"]
-    """The action: patch indices in the order in which they were drawn."""
-    available: Bool[Tensor, "B L"]
-    """True for patches that could be drawn."""
-    guided: Bool[Tensor, "B L"]
-    """True for patches that the environment masked by following the order."""
-    patch_reward: Float[Tensor, "B L"]
-    image_reward: Float[Tensor, " B"]
-    ended: Bool[Tensor, " B"]
+LEARNED_FROM: tuple[str, ...] = (
+    "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended",
+)  # fmt: skip
+"""The fields of a transition that enter the loss."""
 
 
-class Learner:
+class Learner(Player["A3C"]):
     """One worker's environment, its copy of the network, and the loop of acting and learning.
 
     Args:
@@ -68,30 +53,12 @@ class Learner:
         generator: torch.Generator,
         seed: int | None,
     ) -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            raise InputError(
-                f"the environment's autoreset mode is {mode}: A3C needs SAME_STEP; build it with "
-                "autoreset_mode='SameStep'."
-            )
-        self.agent: A3C = agent
-        self.network: ActorCritic = network
-        self.env: VectorEnv[Any, Any, Any] = env
-        self.generator: torch.Generator = generator
+        super().__init__(agent, network, env, generator, seed)
         self._writes_read = 0
         self._unshared: list[Tensor] = []
         """Observations of this worker that the shared running statistics do not cover yet."""
-        self._last: Tensor | None = None
-        """What was observed last in an episode that was truncated."""
-        records = network.records
-        self._observe = Replay(self._observed, records=records)
-        self._act = Replay(self._drawn, records=records)
         parameters = list(network.parameters())
-        self._passes = Gradients(self._loss, parameters, agent.max_grad_norm, records=records)
-        if seed is not None:
-            generator.manual_seed(seed)
-        observation, _ = env.reset(seed=seed)
-        self.observation: Float[Tensor, "B L D"] = self._tensor(observation)
+        self._passes = Gradients(self._loss, parameters, agent.max_grad_norm, records=network.records)
 
     def episode(self) -> Metrics:
         """Plays the current batch to its end, learning after every rollout; returns metrics.
@@ -112,62 +79,15 @@ class Learner:
         return metrics
 
     def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray, bool]:
-        """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode.
-
-        Returns the transitions, `info` and reward (B,) of the last step, and whether the episode is over.
-        """
+        """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode; see `Player.play`."""
         agent, network = self.agent, self.network
         with agent.locked():
             if network is not agent.network:
                 read(network, agent.network)
             self._writes_read = int(agent.writes)
-        network.train()
-        self._observe(self.observation)
         if network is not agent.network:
             self._unshared.append(self.observation)
-        rollout: list[Transition] = []
-        while True:
-            observation = self.observation
-            shape = (observation.shape[0], observation.shape[1])
-            uniform = random_scores(shape, self.generator, agent.device)
-            order, available, scores = self._act(observation, uniform)
-            scores = Fetch(scores).wait().numpy()
-            next_observation, reward, terminated, truncated, info = self.env.step(scores)
-            if "patch_reward" not in info:
-                raise InputError(
-                    "the environment's info has no 'patch_reward': A3C needs the reward of every patch; "
-                    "use AHM/Masking-v0."
-                )
-            rollout.append(
-                Transition(
-                    observation=observation,
-                    order=order,
-                    available=available,
-                    guided=torch.as_tensor(info["guided"]).bool(),
-                    patch_reward=torch.as_tensor(info["patch_reward"], dtype=torch.float32),
-                    image_reward=torch.as_tensor(reward, dtype=torch.float32),
-                    ended=torch.as_tensor(terminated),
-                )
-            )
-            self.observation = self._tensor(next_observation)
-            over = bool((terminated | truncated).all())
-            self._last = self._tensor(info["final_obs"]) if over and not terminated.all() else None
-            if over or len(rollout) == agent.n_steps:
-                return rollout, info, reward, over
-
-    def _observed(self, observation: Float[Tensor, "B L D"]) -> tuple[Tensor, ...]:
-        self.network.observe(observation)
-        return ()
-
-    def _drawn(
-        self, observation: Float[Tensor, "B L D"], uniform: Float[Tensor, "B L"]
-    ) -> tuple[Tensor, ...]:
-        """The order drawn for this observation, the patches that could be drawn, and the scores of the order."""
-        with torch.no_grad():
-            logits = self.network(observation).logits
-            available = available_patches(observation)
-            order = self.agent.draw(logits, available, uniform)
-            return order, available, scores_of_order(order)
+        return self.play(agent.n_steps)
 
     def _learn(
         self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"], over: bool
@@ -188,13 +108,11 @@ class Learner:
             network.reward_scale.follow(mean_square)
         for step in rollout:
             step.guided = step.guided & paid[:, None]
-        stacked = (
-            torch.stack([getattr(step, field.name) for step in rollout]) for field in fields(Transition)
-        )
+        stacked = (torch.stack([getattr(step, name) for step in rollout]) for name in LEARNED_FROM)
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
         loss, parts, norm = self._passes(*inputs, *self._bootstrap(bool(rollout[-1].ended.all())))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
-        size, total, policy, value, entropy = Fetch(numbers).wait().tolist()
+        size, total, policy, value, entropy, explained = Fetch(numbers).wait().tolist()
         if not math.isfinite(size):
             raise RunError(
                 f"the agent's gradient is not finite (loss {total}) at its update "
@@ -205,19 +123,10 @@ class Learner:
             "agent/policy_loss": policy,
             "agent/value_loss": value,
             "agent/draw_entropy": entropy,
+            "agent/explained_variance": explained,
+            "agent/grad_norm": size,
             "agent/staleness": float(staleness),
         }
-
-    def _bootstrap(self, ended: bool) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
-        """Values of the patches and of the whole mask after the rollout; 0 if the episode has ended by itself."""
-        if ended:
-            zeros = torch.zeros(self.observation.shape[:2], device=self.agent.device)
-            return zeros, zeros[:, 0]
-        with torch.no_grad():
-            self.network.eval()
-            after = self.network(self.observation if self._last is None else self._last)
-            self.network.train()
-        return after.values, after.image_value
 
     def _loss(
         self,
@@ -261,7 +170,8 @@ class Learner:
         mean = mean_over_draws(losses[::-1], guided.sum(dim=(1, 2)))
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
-        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy))
+        explained = explained_variance(values, patch_return, mask.expand(values.shape))
+        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy, explained))
 
     def _write(self, mean_square: Float[Tensor, ""] | None) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read.
@@ -293,6 +203,3 @@ class Learner:
         for observation in self._unshared:
             self.agent.network.observe(observation)
         self._unshared.clear()
-
-    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
-        return to_device(torch.as_tensor(array, dtype=torch.float32), self.agent.device)

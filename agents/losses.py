@@ -80,32 +80,99 @@ def step_loss(
     left = available.gather(1, order)
     values = output.values.detach().gather(1, order)
     draws = order_statistics(output.logits.gather(1, order), values, left)
+    credits = credit_draws(
+        draws,
+        values,
+        chosen,
+        patch_return.gather(1, order),
+        image_return - output.image_value.detach(),
+        credit,
+        later,
+    )
+    advantage, drawn, later = credits
+    counted = chosen if credit == "local" else drawn
+    count = counted.sum().clamp(min=1)
+    losses = StepLoss(
+        -(advantage.detach() * draws.log_prob * drawn).sum() / count,
+        critic_loss(output, masked, patch_return, image_return, credit),
+        *sizes(output.logits, draws, left, available, drawn),
+    )
+    return losses, later
+
+
+def critic_loss(
+    output: ActorCriticOutput,
+    masked: Bool[Tensor, "B L"],
+    patch_return: Float[Tensor, "B L"],
+    image_return: Float[Tensor, " B"],
+    credit: str,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the values of masked patches, and for image credit also of those of the whole masks."""
+    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
+    if credit != "image":
+        return value
+    measured = masked.any(dim=1)
+    error = (output.image_value - image_return).square() * measured
+    return value + error.sum() / measured.sum().clamp(min=1)
+
+
+def sizes(
+    logits: Float[Tensor, "B L"],
+    draws: OrderStatistics,
+    left: Bool[Tensor, "B L"],
+    available: Bool[Tensor, "B L"],
+    drawn: Bool[Tensor, "B L"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Entropy, relative entropy and logit size of `StepLoss`; draws, left and drawn are in the order of the draws."""
+    largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
+    count = drawn.sum().clamp(min=1)
+    return (
+        (draws.entropy * drawn).sum() / count,
+        (draws.entropy.detach() / largest * drawn).sum() / count,
+        (logits.square() * available).sum() / available.sum().clamp(min=1),
+    )
+
+
+class Credits(NamedTuple):
+    """What each draw is credited with."""
+
+    advantage: Float[Tensor, "B L"]
+    drawn: Bool[Tensor, "B L"]
+    """True for entries of the order that are draws."""
+    later: Later
+    """What follows the step before this one."""
+
+
+def credit_draws(
+    draws: OrderStatistics,
+    values: Float[Tensor, "B L"],
+    chosen: Bool[Tensor, "B L"],
+    patch_return: Float[Tensor, "B L"],
+    image_advantage: Float[Tensor, " B"],
+    credit: str,
+    later: Later | None = None,
+) -> Credits:
+    """The advantage of every draw; see `step_loss`. All arguments with L entries are in the order of the draws.
+
+    Args:
+        draws: statistics of the draws.
+        values: value of each patch.
+        chosen: True for draws that masked their patch.
+        patch_return: return of each patch.
+        image_advantage: return of the whole mask, less its value.
+        credit: a name in `CREDITS`.
+        later: what follows in the episode; None: nothing.
+    """
     drawn = chosen if credit == "own" else chosen.flip(1).cumsum(dim=1).flip(1) > 0
-    paid = patch_return.gather(1, order) * chosen
-    later = later or Later(torch.zeros_like(image_return), torch.zeros_like(image_return))
+    paid = patch_return * chosen
+    later = later or Later(torch.zeros_like(image_advantage), torch.zeros_like(image_advantage))
     if credit == "local":
         advantage, later = local_credit(paid, values, chosen, drawn, draws, later)
     elif credit == "own":
         advantage = paid - draws.expected
     else:
-        advantage = (image_return - output.image_value.detach())[:, None].expand(order.shape)
-    counted = chosen if credit == "local" else drawn
-    count = counted.sum().clamp(min=1)
-    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
-    if credit == "image":
-        measured = masked.any(dim=1)
-        value = value + (
-            (output.image_value - image_return).square() * measured
-        ).sum() / measured.sum().clamp(min=1)
-    largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
-    losses = StepLoss(
-        policy=-(advantage.detach() * draws.log_prob * drawn).sum() / count,
-        value=value,
-        entropy=(draws.entropy * drawn).sum() / drawn.sum().clamp(min=1),
-        relative_entropy=(draws.entropy.detach() / largest * drawn).sum() / drawn.sum().clamp(min=1),
-        logit_square=(output.logits.square() * available).sum() / available.sum().clamp(min=1),
-    )
-    return losses, later
+        advantage = image_advantage[:, None].expand(chosen.shape)
+    return Credits(advantage, drawn, later)
 
 
 def mean_over_draws(losses: list[StepLoss], draws: Int[Tensor, " T"]) -> StepLoss:
@@ -160,3 +227,17 @@ def local_credit(
     luck = (predicted - baseline) * drawn
     to_go = (paid - luck).flip(1).cumsum(dim=1).flip(1) + later.paid[:, None]
     return to_go + luck - baseline, Later(to_go[:, 0], total + later.draws)
+
+
+def explained_variance(
+    values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], counted: Bool[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
+    """Share of the variance of the counted returns that the values explain: 1 at best, 0 if all returns are equal."""
+    count = counted.sum().clamp(min=1)
+
+    def variance(numbers: Tensor) -> Tensor:
+        mean = (numbers * counted).sum() / count
+        return ((numbers - mean).square() * counted).sum() / count
+
+    total = variance(returns)
+    return torch.where(total > 0, 1.0 - variance(returns - values) / total.clamp(min=1e-30), 0.0)

@@ -43,6 +43,13 @@ def scores_of_order(order: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     return torch.empty_like(ranks).scatter(1, order, ranks)
 
 
+def complete_order(order: Int[Tensor, "B K"], available: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The K draws, then the available patches that were not drawn, then the unavailable ones, by their index."""
+    ranks = order.shape[1] + (~available).to(order.dtype)
+    drawn = torch.arange(order.shape[1], device=order.device).expand(order.shape)
+    return ranks.scatter(1, order, drawn).argsort(dim=1, stable=True)
+
+
 class OrderStatistics(NamedTuple):
     """What is known of each draw, in the order of the draws: draw j is from the softmax over entries j, j+1, ..."""
 
@@ -68,7 +75,7 @@ def order_statistics(
     Args:
         logits: logits of the patches.
         values: values of the patches.
-        left: False for patches that could not be drawn, which come last.
+        left: False for patches that could not be drawn, which come last; their log-probability and entropy are 0.
     """
     exact = logits.double()
     peak = exact.detach().amax(dim=1, keepdim=True)
@@ -76,10 +83,11 @@ def order_statistics(
     total = _suffix_sum(weights).clamp(min=1e-300)
     log_total = total.log() + peak
     entropy = log_total - _suffix_sum(weights * exact) / total
+    certain = torch.zeros_like(exact)
     fixed, sums = weights.detach(), total.detach()
     statistics = (
-        exact - log_total,
-        entropy,
+        torch.where(left, exact - log_total, certain),
+        torch.where(left, entropy, certain),
         _suffix_sum(fixed * values) / sums,
         _suffix_sum(fixed.square()) / sums / sums,
         _suffix_sum(fixed.square() * values) / sums / sums,

@@ -1,7 +1,7 @@
-"""Compares learning agents on the identity task, on scans, and by the cost of a step.
+"""Compares learning agents on the identity task, by its learning curves, on scans, and by the cost of a step.
 
 `python benchmarks/agents.py` runs every part for every agent, task and seed, one thread each, keeps finished results
-in `--out`, and prints tables. `--parts identity` (or scans, cost, masking-steps) selects parts.
+in `--out`, and prints tables. `--parts identity` (or curves, scans, cost, masking-steps) selects parts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ahm_gym.envs import MaskingVectorEnv, SequentialMaskingVectorEnv
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies import make_policy
+from ahm_gym.pretraining.mask_source import read_options
 from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.runs.storage import write_atomically
 from ahm_gym.testing import IdentityTask, SequentialIdentityTask, identity_task, solved
@@ -33,10 +34,10 @@ from ahm_gym.testing import IdentityTask, SequentialIdentityTask, identity_task,
 class Arguments:
     """Compare learning agents under one budget."""
 
-    parts: tuple[str, ...] = ("identity", "scans", "masking-steps", "cost")
+    parts: tuple[str, ...] = ("identity", "curves", "scans", "masking-steps", "cost")
     """Which tables to make."""
     agents: tuple[str, ...] = ("a3c", "ppo", "a2c", "sac", "td3", "dqn", "maskable_ppo")
-    """Names in the table of agents."""
+    """Names in the table of agents; for curves NAME or NAME:OPTION=VALUE, such as a3c:credit=local."""
     data: tuple[str, ...] = ("hc18_128.npz", "hippocampus_128.npz")
     """Data sets, as for `ahm-gym pretrain`."""
     seeds: int = 3
@@ -55,7 +56,13 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tables = {"identity": identity, "scans": scans, "masking-steps": masking_steps, "cost": cost}
+    tables = {
+        "identity": identity,
+        "curves": curves,
+        "scans": scans,
+        "masking-steps": masking_steps,
+        "cost": cost,
+    }
     for part in arguments.parts:
         tables[part](arguments)
 
@@ -128,6 +135,40 @@ def greedy(agent: Any, env: IdentityTask) -> float:
         observation, reward, terminated, _, _ = env.step(scores)
         ended = bool(terminated.all())
     return solved(env, float(reward.mean()))
+
+
+CURVE = (20, 40, 60, 100, 150)
+TASKS = ((16, 4), (64, 16), (64, 48))
+"""Patches and targets of the identity task."""
+
+
+def curves(arguments: Arguments) -> None:
+    """Share of the way to the best reward while the agent learns: means of ten updates and of the seeds (lowest)."""
+    print(f"\nidentity task: share of the way to the best reward at updates {', '.join(map(str, CURVE))}")
+    for (num_patches, num_targets), agent in itertools.product(TASKS, arguments.agents):
+        began = time.perf_counter()
+        rows = [curve(agent, num_patches, num_targets, seed) for seed in range(arguments.seeds)]
+        seconds = (time.perf_counter() - began) / arguments.seeds
+        shown = [f"{values.mean():.2f} ({values.min():.2f})" for values in np.array(rows).T]
+        print(
+            f"| {num_patches}/{num_targets} | {agent} | {' | '.join(shown)} | {seconds:.1f} s |", flush=True
+        )
+
+
+def curve(agent: str, num_patches: int, num_targets: int, seed: int) -> list[float]:
+    """One run of an agent, with options after a colon."""
+    name, _, pairs = agent.partition(":")
+    options = read_options(tuple(pairs.split(",")) if pairs else ())
+    env = IdentityTask(num_patches=num_patches, num_targets=num_targets)
+    rewards: list[float] = []
+
+    def note(metrics: dict[str, float]) -> bool:
+        rewards.append(metrics["reward"])
+        return False
+
+    learner = make_agent(name, (num_patches, env.dim), seed=seed, **options)
+    learner.learn(lambda: env, CURVE[-1], seed=seed, callback=note)
+    return [solved(env, float(np.mean(rewards[update - 10 : update]))) for update in CURVE]
 
 
 def scans(arguments: Arguments) -> None:

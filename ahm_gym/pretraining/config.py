@@ -26,7 +26,8 @@ class PretrainConfig:
     """The policy or the learning agent that chooses the masks.
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
     adamae, curriculum. Controls: oracle_hard, low_loss, textured, flat.
-    Learning agents: a3c, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra contrib.
+    Learning agents: a3c, patch_ppo, group, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra
+    contrib.
     agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more.
     Options may follow a colon, as in a3c:entropy_coef=0.1,width=64; they are the same as --agent-options."""
     steps: int = 1200
@@ -82,7 +83,8 @@ class PretrainConfig:
     or the agent gives the highest scores. The others are only hidden. An agent is paid for every patch it chose."""
     reward: str | None = None
     """Reward of a masked patch: loss, relative, rank, progress, advantage or ahm2025.
-    None: the agent's own, which is progress for a3c and ahm2025, relative for others and with a reconstructor."""
+    None: the agent's own, which is progress for a3c, patch_ppo, group and ahm2025, relative for others and with a
+    reconstructor."""
     guided_fraction: float | None = None
     """Share of the masked patches that the scores choose, 0 to 1; the rest is random.
     None: the policy's own schedule, or 1 with a reconstructor."""

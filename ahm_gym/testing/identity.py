@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ahm_gym.agents.base import Agent
+from ahm_gym.envs.updates import Evaluation
 
 
 class IdentityTask(VectorEnv[Any, Any, Any]):
@@ -24,11 +25,14 @@ class IdentityTask(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    masking_steps: int = 1
 
     def __init__(self, num_envs: int = 32, num_patches: int = 16, num_targets: int = 4, dim: int = 8) -> None:
         self.num_envs: int = num_envs
         self.num_patches: int = num_patches
         self.num_targets: int = num_targets
+        self.num_masked: int = num_targets
+        self.num_guided: int = num_targets
         self.dim: int = dim
         shape = (num_patches, dim)
         self.single_observation_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
@@ -60,6 +64,11 @@ class IdentityTask(VectorEnv[Any, Any, Any]):
         ended = np.ones(self.num_envs, dtype=bool)
         info["final_obs"] = self._observe()
         return info["final_obs"], reward.astype(np.float64), ended, ~ended, info
+
+    def evaluate(self, masks: Any, guided: Any = None) -> Evaluation:
+        """What several masks (K, B, L) of the current images would be paid, as `MaskingVectorEnv.evaluate` tells it."""
+        paid = (np.asarray(masks, dtype=bool) & self.targets).astype(np.float32)
+        return Evaluation(paid, paid, paid.sum(axis=2) / self.num_targets)
 
     def _observe(self) -> np.ndarray:
         draws = self.np_random.random((self.num_envs, self.num_patches))

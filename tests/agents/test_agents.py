@@ -76,6 +76,12 @@ def test_entropy_and_expected_value_of_each_draw_are_those_of_the_softmax_over_t
         torch.testing.assert_close(expected[0, j], (p * values[0, j:4]).sum())
 
 
+def test_patches_that_cannot_be_drawn_have_no_probability_to_count():
+    left = torch.tensor([[True, True, False, False, False]])
+    statistics = order_statistics(torch.zeros(1, L), torch.ones(1, L), left)
+    assert all(bool(part.isfinite().all()) and not part[0, 2:].any() for part in statistics)
+
+
 def test_patches_that_are_not_available_are_drawn_last():
     available = torch.tensor([[False, True, True, False, True]]).expand(500, L)
     uniform = random_scores((500, L), torch.Generator().manual_seed(0))
@@ -432,7 +438,9 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_a_sentence():
         agent.learn(Poisoned, 3, seed=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"n_steps": 1, "gae_lambda": 0.9}, {"credit": "image"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"n_steps": 1, "gae_lambda": 0.9}, {"credit": "image"}, {"credit": "local"}]
+)
 def test_a3c_learns_in_episodes_of_two_steps(options):
     env = OneMaskAStep()
     rewards = play(make_agent("a3c", env.single_observation_space.shape, **options), env, 500)

@@ -64,6 +64,14 @@ def test_an_agent_reaches_the_level_that_the_identity_table_reports(tmp_path):
 
 
 @pytest.mark.slow
+def test_learning_curves_are_compared_by_options(tmp_path):
+    arguments = ["--parts", "curves", "--agents", "a3c", "a3c:credit=image,width=8", "--seeds", "1"]
+    lines = [line for line in printed("agents.py", *arguments, cwd=tmp_path) if line.startswith("| ")]
+    assert len(lines) == 6 and lines[0].startswith("| 16/4 | a3c | 0.")
+    assert lines[1].startswith("| 16/4 | a3c:credit=image,width=8 | ") and lines[0][13:] != lines[1][34:]
+
+
+@pytest.mark.slow
 def test_variants_are_compared_with_random_masks_on_validation_images(tmp_path):
     data = write_discs(tmp_path / "discs.npz")
     lines = printed(

@@ -1,5 +1,6 @@
 """Code waits for a GPU only where it must: on a simulated GPU, and on a real one if there is one."""
 
+import itertools
 import warnings
 from contextlib import contextmanager
 
@@ -153,6 +154,23 @@ def test_an_episode_of_a3c_waits_three_times_for_action_update_and_check(reward,
             metrics = learner.episode()
             assert gpu.blocked == before + 3
     assert set(metrics) >= {"loss", "agent/policy_loss", "agent/value_loss", "agent/draw_entropy"}
+
+
+@pytest.mark.parametrize(("name", "waits"), [("patch_ppo", (2, 3)), ("group", (7, 7))])
+def test_agents_without_workers_wait_for_the_gpu_a_fixed_number_of_times(name, waits):
+    """In an update without and with learning. Group waits for each of its four masks, too."""
+    pretrainer = pretrainer_of()
+    env = env_of(pretrainer, reward="relative")
+    agent = make_agent(name, (L, 128), **({"rollout_batches": 2} if name == "patch_ppo" else {}))
+    gpu, counts = simulate(pretrainer, agent.network), []
+
+    def count(metrics):
+        counts.append(gpu.blocked)
+        return False
+
+    with gpu.running():
+        agent.learn(lambda: env, 5, seed=0, callback=count)
+    assert [after - before for before, after in itertools.pairwise(counts)] == [waits[1], waits[0]] * 2
 
 
 @pytest.mark.parametrize("reward", sorted(REWARDS))

@@ -27,6 +27,8 @@ from ahm_gym.runs.storage import locked
         {"policy": "a3c", "reward": "relative"},
         {"policy": "a3c", "reward": "progress", "masking_steps": 3, "guided_fraction": 1.0},
         {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3},
+        {"policy": "patch_ppo", "guided_fraction": 0.5},
+        {"policy": "group", "guided_fraction": 0.5, "spread_fraction": 0.5},
         {"policy": "random"},
         {"policy": "random", "initial_mask_ratio": 0.1, "average": 0.9},
         {"policy": "a3c", "mask_ratio": (0.25, 0.5, 0.9), "masking_steps": 2},

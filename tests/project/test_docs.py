@@ -80,5 +80,5 @@ def test_the_code_runs(reader):
     absent = [library for library in CONTRIB if importlib.util.find_spec(library) is None]
     snippets = [code for code in PYTHON[1:] if not any(name in code for name in absent)]
     # the kit, Gymnasium, stable-baselines3, a batch; TorchRL and Tianshou come with the extra `contrib`
-    assert len(snippets) == 4 + len(CONTRIB) - len(absent)
+    assert len(snippets) == 6 + len(CONTRIB) - len(absent)
     run_snippets(snippets, reader)
