@@ -20,6 +20,7 @@ from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.look.config import LookConfig
+from ahm_gym.maskbench.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.settings import as_config
@@ -39,7 +40,7 @@ DESCRIPTION = "Self-supervised pretraining for medical image segmentation in whi
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rewrite the report of a fine-tuning run, an evaluation or a benchmark from the files in its folder."""
+    """Rewrite the report of a fine-tuning run, an evaluation or a benchmark of either kind from the files in its folder."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run, of the evaluation or of the benchmark."""
@@ -211,6 +212,18 @@ def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
     print(f"\nWrote {out}/: report.html, leaderboard.md, leaderboard.csv, rows.jsonl")
 
 
+def maskbench(settings: MaskBenchConfig, argv: list[str]) -> None:
+    """Runs the missing jobs of MaskBench, then writes its report."""
+    from ahm_gym.maskbench.run import run_maskbench
+
+    config = dataclasses.replace(
+        settings, policies=split_at_commas(settings.policies), rewards=split_at_commas(settings.rewards)
+    )
+    out = run_maskbench(config, command=shlex.join(["ahm-gym", *argv]))
+    if (out / "report.html").is_file():
+        print(f"\nWrote {out}/: report.html, maskbench.md, maskbench.csv, improvement.csv, rows.jsonl")
+
+
 def report(settings: Report, argv: list[str]) -> None:
     """Rewrites the report of a run, an evaluation or a benchmark."""
     if (settings.folder / "results.json").is_file() or is_run(settings.folder):
@@ -223,6 +236,12 @@ def report(settings: Report, argv: list[str]) -> None:
             f"`compare={settings.compare}` is for a fine-tuning run or an evaluation, and {settings.folder} is "
             "neither: leave it out."
         )
+    if is_maskbench(settings.folder):
+        from ahm_gym.maskbench.report import write_mask_report
+
+        write_mask_report(settings.folder)
+        print(f"Wrote {settings.folder}/: report.html, maskbench.md, maskbench.csv, improvement.csv")
+        return
     from ahm_gym.benchmark.report import write_report as write_benchmark
 
     write_benchmark(settings.folder)
@@ -232,6 +251,14 @@ def report(settings: Report, argv: list[str]) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a fine-tuning run, finished or not."""
     return (folder / "segmenter").is_dir()
+
+
+def is_maskbench(folder: Path) -> bool:
+    """Whether a folder holds a MaskBench."""
+    from ahm_gym.runs.schema import read_object
+
+    path = folder / "config.json"
+    return path.is_file() and read_object(path).get("kind") == "maskbench"
 
 
 FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
@@ -255,6 +282,7 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "export": (ExportConfig, export),
     "embed": (EmbedConfig, embed),
     "benchmark": (BenchmarkConfig, benchmark),
+    "maskbench": (MaskBenchConfig, maskbench),
     "report": (Report, report),
 }
 """The settings and the function of every command."""

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
+from ahm_gym.maskbench.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.segmentation.config import (
     EmbedConfig,
@@ -23,7 +24,7 @@ from ahm_gym.segmentation.config import (
 NESTED: dict[str, type[Any]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 """Settings of a benchmark that hold all settings of another program."""
 PROGRAM_SETTINGS: tuple[type[Any], ...] = (
-    Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig,
+    Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig, MaskBenchConfig,
 )  # fmt: skip
 """The settings of every program that has flags."""
 SETTINGS = {item.name for kind in PROGRAM_SETTINGS for item in dataclasses.fields(kind)}
