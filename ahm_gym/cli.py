@@ -20,7 +20,7 @@ from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
 from ahm_gym.flags import flags_in, nested_flag, shown_settings, split_at_commas, split_numbers, with_flags
 from ahm_gym.look.config import LookConfig
-from ahm_gym.maskbench.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.settings import as_config
@@ -40,7 +40,7 @@ DESCRIPTION = "Self-supervised pretraining for medical image segmentation in whi
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rewrite the report of a fine-tuning run, an evaluation or a benchmark of either kind from the files in its folder."""
+    """Rewrite the report of a fine-tuning run, an evaluation, a benchmark or MaskBench from the files in its folder."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run, of the evaluation or of the benchmark."""
@@ -214,7 +214,7 @@ def benchmark(settings: BenchmarkConfig, argv: list[str]) -> None:
 
 def maskbench(settings: MaskBenchConfig, argv: list[str]) -> None:
     """Runs the missing jobs of MaskBench, then writes its report."""
-    from ahm_gym.maskbench.run import run_maskbench
+    from ahm_gym.mask_benchmark.run import run_maskbench
 
     config = dataclasses.replace(
         settings, policies=split_at_commas(settings.policies), rewards=split_at_commas(settings.rewards)
@@ -237,7 +237,7 @@ def report(settings: Report, argv: list[str]) -> None:
             "neither: leave it out."
         )
     if is_maskbench(settings.folder):
-        from ahm_gym.maskbench.report import write_mask_report
+        from ahm_gym.mask_benchmark.report import write_mask_report
 
         write_mask_report(settings.folder)
         print(f"Wrote {settings.folder}/: report.html, maskbench.md, maskbench.csv, improvement.csv")

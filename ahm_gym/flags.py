@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
-from ahm_gym.maskbench.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.segmentation.config import (
     EmbedConfig,

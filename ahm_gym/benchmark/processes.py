@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,7 @@ from ahm_gym.runs.interrupt import Interrupt, end_with_the_parent
 from ahm_gym.runs.storage import file_name
 
 
+@runtime_checkable
 class Work(Protocol):
     """A group of jobs that run one after another in one process; its text names it."""
 

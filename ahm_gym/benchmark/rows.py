@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -245,11 +246,11 @@ class Rows:
 
 def read_lines(out: Path) -> list[Row]:
     """The rows in the complete lines of `rows.jsonl`, oldest first; see `lines_of`."""
-    return lines_of(out, ROW)
+    return lines_of(out, ROW.validate_json)
 
 
-def lines_of(out: Path, row: TypeAdapter[Line]) -> list[Line]:
-    """The rows of that type in the complete lines of `rows.jsonl`, oldest first.
+def lines_of(out: Path, read: Callable[[str], Line]) -> list[Line]:
+    """What `read` makes of the complete lines of `rows.jsonl`, oldest first; it checks a line by pydantic.
 
     Raises:
         InputError: if a line is not a row; the message names the line and the field.
@@ -262,7 +263,7 @@ def lines_of(out: Path, row: TypeAdapter[Line]) -> list[Line]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(row.validate_json(line))
+            rows.append(read(line))
         except ValidationError as error:
             raise InputError(
                 f"line {number} of {path} is not a row of a benchmark, {_reason(error)}: delete that line, and "

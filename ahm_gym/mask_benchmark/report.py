@@ -17,9 +17,17 @@ from ahm_gym.benchmark.report.charts import marker
 from ahm_gym.benchmark.report.leaderboard import csv_field
 from ahm_gym.benchmark.report.tables import Table
 from ahm_gym.errors import InputError
-from ahm_gym.maskbench.curves import learning_curves
-from ahm_gym.maskbench.rows import MaskRow, read_mask_rows
-from ahm_gym.maskbench.statistics import Improvement, Mean, Task, by_task, improvement, mean_of, mean_score
+from ahm_gym.mask_benchmark.curves import learning_curves
+from ahm_gym.mask_benchmark.rows import MaskRow, read_mask_rows
+from ahm_gym.mask_benchmark.statistics import (
+    Improvement,
+    Mean,
+    Task,
+    by_task,
+    improvement,
+    mean_of,
+    mean_score,
+)
 from ahm_gym.pages.page import Section, render
 from ahm_gym.pages.text import NOTHING, decimals, duration, markdown_line, plural
 from ahm_gym.runs.schema import read_object
@@ -27,10 +35,11 @@ from ahm_gym.runs.storage import write_atomically
 
 METHOD: str = (
     "Score 0 is random masks, 1 an oracle that guides the patches with the highest mean reward over 64 random masks of "
-    "the same image. All policies are scored on the same held-out images with the same random numbers, without "
-    "exploration. The interval is a 95 % t interval for new seeds of the policy, on these autoencoders and images; a "
-    "fixed rule has the same score with every seed. P is the probability of improvement: the share of pairs of seeds "
-    "in which the policy in the row scores higher, averaged over autoencoders, with a 95 % bootstrap interval over seeds."
+    "the same image. A policy can beat it, because what a patch pays depends on what else is masked. All policies are "
+    "scored on the same held-out images with the same random numbers, without exploration. The interval is a 95 % t "
+    "interval for new seeds of the policy, on these autoencoders and images; a fixed rule has the same score with "
+    "every seed. P is the probability of improvement: the share of pairs of seeds in which the row scores "
+    "higher, averaged over autoencoders, with a 95 % bootstrap interval over seeds."
 )
 """How to read the tables."""
 
@@ -92,6 +101,15 @@ def standings_of(rows: Sequence[MaskRow], reward: str) -> list[Standing]:
         (Standing(name, tasks, mean_score(tasks) if len(tasks) == most else None) for name, tasks in found),
         key=lambda one: (*one.rank, one.policy),
     )
+
+
+def read_scores(out: Path) -> dict[str, dict[str, float]]:
+    """Reward -> policy -> mean score, the best policy first, of those that have been scored on every autoencoder."""
+    rows = read_mask_rows(out)
+    return {
+        reward: {one.policy: one.mean.mean for one in standings_of(rows, reward) if one.mean}
+        for reward in sorted({row.reward for row in rows})
+    }
 
 
 def scores_table(reward: str, standings: Sequence[Standing]) -> Table:
@@ -243,7 +261,7 @@ def page(
     ]
     if steps := config.get("steps"):
         said.append(f"{steps} updates of an agent")
-    return render("ahm_gym.maskbench", "MaskBench", " · ".join(said), sections)
+    return render("ahm_gym.mask_benchmark", "MaskBench", " · ".join(said), sections)
 
 
 def _settings(rows: Sequence[MaskRow], config: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class MaskBenchConfig:
     """Mask policies and agents, by their names in pretraining, or MODULE:CLASS for a class that can be imported.
     Default: all that are installed and fit the model."""
     rewards: tuple[str, ...] = ("relative",)
-    """What a masked patch pays: loss, relative, rank, advantage or ahm2025. progress is refused: nothing learns here."""
+    """What a masked patch pays: loss, relative, rank, advantage or ahm2025. progress needs a learning autoencoder."""
     seeds: int = 3
     """Number of seeds: 0, 1, ... of the agents and their images; the autoencoders are the same for all."""
     steps: int = 100

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ahm_gym.benchmark.statistics import LEVEL, Interval, t_interval
-from ahm_gym.maskbench.rows import MaskRow
+from ahm_gym.mask_benchmark.rows import MaskRow
 
 NUM_RESAMPLES: int = 2000
 

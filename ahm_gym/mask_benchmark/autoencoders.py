@@ -11,7 +11,7 @@ from typing import Any
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.prepare import cache_folder
 from ahm_gym.errors import Interrupted, say
-from ahm_gym.maskbench.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import PretrainState
@@ -63,7 +63,6 @@ def folder_of(config: MaskBenchConfig, name: str, dataset: ImageDataset) -> Path
     described |= {
         "image_size": list(image_size_of(config.image_size)),
         "data": dataset.content_digest(),
-        "checkpoints": sorted(set(config.checkpoints)),  # pretraining is saved and continued at each of them
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     place = cache_folder() / "maskbench" if os.environ.get("AHM_CACHE") else config.out / "autoencoders"
@@ -73,8 +72,7 @@ def folder_of(config: MaskBenchConfig, name: str, dataset: ImageDataset) -> Path
 def make_autoencoders(config: MaskBenchConfig, spec: str | None, folder: Path, interrupt: Interrupt) -> None:
     """Pretrains the autoencoders that are missing in the folder; an interrupted run continues.
 
-    The state is saved and loaded again at fixed updates, so that a run with stops gives the same weights as one
-    without.
+    The weights depend neither on stops nor on which points are kept, because a run resumes exactly.
 
     Raises:
         Interrupted: after a request to stop.
@@ -91,15 +89,16 @@ def make_autoencoders(config: MaskBenchConfig, spec: str | None, folder: Path, i
         training = Training(pretraining_of(config, spec))
         points = sorted({*kept.values(), *range(SAVE_EVERY, config.pretrain_steps, SAVE_EVERY)})
         points = [step for step in points if step <= max(kept.values())]
-        done = 0
+        done, passing = 0, []
         try:
             for step in points:
                 place = folder / f"step-{step}"
                 if not (place / "state.json").is_file():
                     _train(training, folder, done, step, interrupt)
-                if done and done not in kept.values():
-                    remove(folder / f"step-{done}")
+                    passing += [] if step in kept.values() else [place]
                 done = step
+            for place in passing:
+                remove(place)
         finally:
             training.close()
 

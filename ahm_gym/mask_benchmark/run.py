@@ -17,18 +17,18 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError, say
-from ahm_gym.maskbench.autoencoders import (
+from ahm_gym.mask_benchmark.autoencoders import (
     digest_of,
     folder_of,
     load_frozen,
     make_autoencoders,
     pretraining_of,
 )
-from ahm_gym.maskbench.config import MaskBenchConfig, check
-from ahm_gym.maskbench.jobs import held_out, open_images, run_mask_group
-from ahm_gym.maskbench.participants import check_names, everyone
-from ahm_gym.maskbench.report import write_mask_report
-from ahm_gym.maskbench.rows import KIND, MaskGroup, MaskJob, MaskRow, read_mask_rows
+from ahm_gym.mask_benchmark.config import MaskBenchConfig, check
+from ahm_gym.mask_benchmark.jobs import held_out, open_images, run_mask_group
+from ahm_gym.mask_benchmark.participants import check_names, everyone
+from ahm_gym.mask_benchmark.report import write_mask_report
+from ahm_gym.mask_benchmark.rows import KIND, MaskGroup, MaskJob, MaskRow, read_mask_rows
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.inputs import starting_autoencoder
 from ahm_gym.runs.interrupt import Interrupt

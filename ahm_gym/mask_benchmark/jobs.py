@@ -17,11 +17,11 @@ from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import Interrupted, RunError
-from ahm_gym.maskbench.autoencoders import digest_of, load_frozen
-from ahm_gym.maskbench.config import MaskBenchConfig
-from ahm_gym.maskbench.judge import Judge
-from ahm_gym.maskbench.participants import learns, make_participant, scores_of
-from ahm_gym.maskbench.rows import KIND, MaskGroup, MaskJob, MaskRow
+from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.judge import Judge
+from ahm_gym.mask_benchmark.participants import learns, make_participant, scores_of
+from ahm_gym.mask_benchmark.rows import KIND, MaskGroup, MaskJob, MaskRow
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 
 from ahm_gym.benchmark.jobs import Job
 from ahm_gym.benchmark.rows import BaseRow, lines_of
-from ahm_gym.maskbench.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 
 KIND: Literal["maskbench"] = "maskbench"
 
@@ -67,7 +67,7 @@ def read_mask_rows(out: Path) -> list[MaskRow]:
     Raises:
         InputError: if a line is not a row of MaskBench; the message names the line and the field.
     """
-    return list({row.key: row for row in lines_of(out, ROW)}.values())
+    return list({row.key: row for row in lines_of(out, ROW.validate_json)}.values())
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from ahm_gym.benchmark.report.charts import (
     style_of,
     tick_x,
 )
-from ahm_gym.maskbench.rows import MaskRow
-from ahm_gym.maskbench.statistics import by_task, mean_of
+from ahm_gym.mask_benchmark.rows import MaskRow
+from ahm_gym.mask_benchmark.statistics import by_task, mean_of
 from ahm_gym.pages import svg
 from ahm_gym.pages.svg import Scale, padded
 from ahm_gym.pages.text import decimals
