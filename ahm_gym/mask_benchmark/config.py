@@ -31,7 +31,7 @@ class MaskBenchConfig:
     """What a masked patch pays: loss, relative, rank, advantage or ahm2025. progress needs a learning autoencoder."""
     seeds: int = 3
     """Number of seeds: 0, 1, ... of the agents and their images; the autoencoders are the same for all."""
-    steps: int = 100
+    steps: int = 60
     """Number of updates of an agent, each after one batch."""
     batch_size: int = 16
     """Number of images in a batch of an agent."""
