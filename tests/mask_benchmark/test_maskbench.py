@@ -239,7 +239,7 @@ def test_a_policy_that_fails_is_named_and_the_others_are_scored(discs, tmp_path)
 class Lazy:
     """Stands for `Agent.learn` that ends after one update."""
 
-    def learn(self, make_env, num_steps, *, seed, callback=None):
+    def learn(self, make_env, num_steps, *, seed, callback):
         callback({})
 
 
