@@ -16,6 +16,9 @@ from torch import nn
 
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.mask_benchmark import run as maskbench_run
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
+from ahm_gym.mask_benchmark.report import read_scores
 from ahm_gym.model import encoders
 from ahm_gym.pretraining import recipes
 from ahm_gym.pretraining.config import Pretrain
@@ -136,6 +139,17 @@ class SweepResult(RunResult):
     """Table (CSV) of all trials."""
     report: Path
     """Page with the trials, what matters, and the command of the best one."""
+
+
+@dataclass(frozen=True)
+class MaskBenchResult(RunResult):
+    """The scores and files of a MaskBench, in the folder `run_dir`."""
+
+    scores: dict[str, dict[str, float]]
+    """Reward -> policy -> mean score over autoencoders and seeds: 0 is random masks, 1 the oracle. The best policy
+    comes first; one that lacks an autoencoder is left out."""
+    report: Path
+    """One page with tables and learning curves; missing if the time was up before the first score."""
 
 
 def with_settings_of(
@@ -313,6 +327,20 @@ def sweep(settings: SweepConfig, given: set[str]) -> SweepResult:
     out = run_sweep(settings).absolute()
     score, values = best_of(out)
     return SweepResult(out, score, values, out / "trials.csv", out / "report.html")
+
+
+@with_settings_of(MaskBenchConfig)
+def maskbench(settings: MaskBenchConfig, given: set[str]) -> MaskBenchResult:
+    """Scores policies on frozen autoencoders, without labels: `maskbench(policies=["a3c", "my_package:Policy"])`.
+
+    The keyword arguments are the fields of `ahm_gym.mask_benchmark.config.MaskBenchConfig`.
+
+    Raises:
+        InputError: if settings or data cannot be used, or the folder holds another benchmark.
+        RunError: if jobs failed, after all others have been run and reported.
+    """
+    out = maskbench_run.run_maskbench(settings).absolute()
+    return MaskBenchResult(out, read_scores(out), out / "report.html")
 
 
 def load_encoder(run: str | os.PathLike[str]) -> nn.Module:

@@ -29,6 +29,7 @@ from ahm_gym.flags import (
     with_flags,
 )
 from ahm_gym.look.config import LookConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain
 from ahm_gym.runs.places import with_homes
 from ahm_gym.runs.schema import read_object
@@ -50,10 +51,10 @@ DESCRIPTION = "Self-supervised pretraining for medical image segmentation in whi
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rewrite the report of a fine-tuning run, an evaluation, a benchmark or a sweep from the files in its folder."""
+    """Rewrite the report of a fine-tuning run, an evaluation, a benchmark, MaskBench or a sweep from its files."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of the run, of the evaluation, of the benchmark or of the sweep."""
+    """Folder of the run, of the evaluation, of the benchmark, of MaskBench or of the sweep."""
     compare: str | None = None
     """What a run or an evaluation is compared with: another one, or none for the run from scratch in its folder.
     Default: what the run itself was compared with."""
@@ -230,6 +231,18 @@ def sweep(settings: SweepConfig, argv: list[str]) -> None:
     print(f"\nWrote {out}/: report.html with the best command to copy, trials.csv, trials.md")
 
 
+def maskbench(settings: MaskBenchConfig, argv: list[str]) -> None:
+    """Runs the missing jobs of MaskBench, then writes its report."""
+    from ahm_gym.mask_benchmark.run import run_maskbench
+
+    config = dataclasses.replace(
+        settings, policies=split_at_commas(settings.policies), rewards=split_at_commas(settings.rewards)
+    )
+    out = run_maskbench(config, command=shlex.join(["ahm-gym", *argv]))
+    if (out / "report.html").is_file():
+        print(f"\nWrote {out}/: report.html, maskbench.md, maskbench.csv, improvement.csv, rows.jsonl")
+
+
 def report(settings: Report, argv: list[str]) -> None:
     """Rewrites the report of a run, an evaluation, a benchmark or a sweep."""
     if (settings.folder / "results.json").is_file() or is_run(settings.folder):
@@ -242,10 +255,16 @@ def report(settings: Report, argv: list[str]) -> None:
             f"`compare={settings.compare}` is for a fine-tuning run or an evaluation, and {settings.folder} is "
             "neither: leave it out."
         )
-    if is_sweep(settings.folder):
+    if kind_of(settings.folder) == "sweep":
         from ahm_gym.sweeping.report import write_report as write_sweep
 
         print(f"Wrote {write_sweep(settings.folder)}")
+        return
+    if kind_of(settings.folder) == "maskbench":
+        from ahm_gym.mask_benchmark.report import write_mask_report
+
+        write_mask_report(settings.folder)
+        print(f"Wrote {settings.folder}/: report.html, maskbench.md, maskbench.csv, improvement.csv")
         return
     from ahm_gym.benchmark.report import write_report as write_benchmark
 
@@ -258,10 +277,10 @@ def is_run(folder: Path) -> bool:
     return (folder / "segmenter").is_dir()
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds a sweep."""
+def kind_of(folder: Path) -> str | None:
+    """The kind of what a folder holds, by its settings; None without them."""
     path = folder / "config.json"
-    return path.is_file() and read_object(path).get("kind") == "sweep"
+    return read_object(path).get("kind") if path.is_file() else None
 
 
 FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
@@ -286,6 +305,7 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "embed": (EmbedConfig, embed),
     "benchmark": (BenchmarkConfig, benchmark),
     "sweep": (SweepConfig, sweep),
+    "maskbench": (MaskBenchConfig, maskbench),
     "report": (Report, report),
 }
 """The settings and the function of every command."""

@@ -9,7 +9,6 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable
-from numbers import Integral
 from typing import Any
 
 
@@ -73,7 +72,7 @@ def check_numbers(kind: str, **numbers: int | float) -> None:
 
 def check_seed(seed: Any) -> None:
     """Raises InputError if the seed is not one whole number between 0 and 2**63 - 1."""
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
         raise InputError(f"`seed` is {seed}: choose a whole number from 0 to 2**63 - 1.")
 
 

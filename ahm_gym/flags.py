@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig
+from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.segmentation.config import (
     EmbedConfig,
@@ -29,7 +30,7 @@ WITH_NESTED: dict[type[Any], dict[str, tuple[str, ...]]] = {
 }
 """The settings with such ones, and those of the other program that they choose themselves."""
 PROGRAM_SETTINGS: tuple[type[Any], ...] = (
-    Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig,
+    Pretrain, Finetune, PredictConfig, EvaluateConfig, ExportConfig, EmbedConfig, BenchmarkConfig, MaskBenchConfig,
     SweepConfig,
 )  # fmt: skip
 """The settings of every program that has flags."""

@@ -76,6 +76,11 @@ class Job:
     def key(self) -> tuple[str, str, str, int, int | None]:
         return self.kind, self.data, self.policy, self.seed, self.labels
 
+    @property
+    def pace(self) -> str:
+        """What the jobs that take about as long have in common; see `BaseRow.pace`."""
+        return self.kind
+
     def __str__(self) -> str:
         labels = "" if self.labels is None else f", {self.labels} labels"
         return f"{self.data}, {self.policy}, seed {self.seed}: {self.kind}{labels}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic import field_validator as validator
@@ -75,6 +76,16 @@ class BaseRow(BaseModel):
         """The key of the job that yields the row."""
         return self.kind, self.data, self.policy, self.seed, self.labels
 
+    @property
+    def pace(self) -> str:
+        """What the jobs that take about as long have in common; the time left is estimated by it."""
+        return self.kind
+
+    @property
+    def result(self) -> str:
+        """The score in words, for the line of progress; empty without one."""
+        return ""
+
     def line(self) -> str:
         """The row as a line of `rows.jsonl`, with floats rounded to six significant digits."""
         return json.dumps(rounded(self.model_dump(exclude_unset=True))) + "\n"
@@ -135,11 +146,16 @@ class ScoreRow(BaseRow):
         return amount
 
     @property
+    def result(self) -> str:
+        return "" if self.dice is None else f"Dice {self.dice:.3f}"
+
+    @property
     def task(self) -> Task:
         """The task that the row belongs to."""
         return Task(self.kind, self.amount or str(self.labels))
 
 
+Line = TypeVar("Line")
 Row: TypeAlias = PretrainRow | ScoreRow
 ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
 
@@ -229,7 +245,12 @@ class Rows:
 
 
 def read_lines(out: Path) -> list[Row]:
-    """The rows in the complete lines of `rows.jsonl`, oldest first.
+    """The rows in the complete lines of `rows.jsonl`, oldest first; see `lines_of`."""
+    return lines_of(out, ROW.validate_json)
+
+
+def lines_of(out: Path, read: Callable[[str], Line]) -> list[Line]:
+    """What `read` makes of the complete lines of `rows.jsonl`, oldest first; it checks a line by pydantic.
 
     Raises:
         InputError: if a line is not a row; the message names the line and the field.
@@ -242,7 +263,7 @@ def read_lines(out: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(ROW.validate_json(line))
+            rows.append(read(line))
         except ValidationError as error:
             raise InputError(
                 f"line {number} of {path} is not a row of a benchmark, {_reason(error)}: delete that line, and "
@@ -271,8 +292,9 @@ def read_row(path: Path) -> PretrainRow:
 def _reason(error: ValidationError) -> str:
     """The first problem: the field, its value, and what was expected."""
     first = error.errors(include_url=False)[0]
-    # The first part of a location is the kind of the row.
-    field = ".".join(map(str, first["loc"][1:])) or "the line"
+    # With several kinds of rows, the first part of a location is the kind.
+    place = [part for i, part in enumerate(first["loc"]) if i or part not in ("pretrain", *KINDS)]
+    field = ".".join(map(str, place)) or "the line"
     if first["type"] == "missing":
         return f"{field} is missing"
     given = repr(first["input"])

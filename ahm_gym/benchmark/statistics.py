@@ -286,5 +286,12 @@ def _seed_interval(differences: Float[np.ndarray, "S N K"]) -> Interval | None:
     sums = np.where(known, differences, 0.0).sum(axis=1)
     by_class = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)  # (S, K)
     means = np.nanmean(by_class, axis=1)
-    half = t.ppf(1 - LEVEL / 2, num_seeds - 1) * means.std(ddof=1) / num_seeds**0.5
+    return t_interval(means)
+
+
+def t_interval(means: Float[np.ndarray, " S"]) -> Interval | None:
+    """The 95 % t interval of the mean over seeds; None with one seed."""
+    if len(means) < 2:
+        return None
+    half = t.ppf(1 - LEVEL / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
     return float(means.mean() - half), float(means.mean() + half)

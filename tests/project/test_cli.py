@@ -35,6 +35,7 @@ COMMANDS = (
     "embed",
     "benchmark",
     "sweep",
+    "maskbench",
     "report",
 )
 HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn", "optuna"}
@@ -101,7 +102,9 @@ def test_the_help_lists_every_command_with_a_description(capsys):
         assert re.search(rf"• {command} +[A-Z][\w-]+ \w+", out), command
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "probe", "export", "benchmark", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "finetune", "probe", "export", "benchmark", "sweep", "maskbench"]
+)
 def test_every_setting_has_a_help_text(capsys, command):
     text = options_in_help(capsys, command)
     flags = []

@@ -71,7 +71,7 @@ def forest(data: str, cells: Sequence[Cell]) -> Markup:
     parts = [
         svg.line(x(0), 4, x(0), bottom, "zero"),
         *(
-            _tick_x(value, x, bottom, signed(value, places_of(ticks)) if value else REFERENCE)
+            tick_x(value, x, bottom, signed(value, places_of(ticks)) if value else REFERENCE)
             for value in ticks
         ),
         svg.text((left + width - right) / 2, bottom + 34, axis, "axis middle"),
@@ -129,8 +129,8 @@ def by_labels(data: str, cells: Sequence[Cell], policies: Sequence[str]) -> Mark
     right = 96
     x = padded([math.log(count) for count in counts], LEFT, WIDTH - right)
     y = padded([dice for line in points.values() for _, dice in line], HEIGHT - BOTTOM, TOP)
-    parts = _frame_y(y, WIDTH - right)
-    parts += [_tick_x(math.log(count), x, HEIGHT - BOTTOM, str(count)) for count in counts]
+    parts = frame_y(y, WIDTH - right)
+    parts += [tick_x(math.log(count), x, HEIGHT - BOTTOM, str(count)) for count in counts]
     parts.append(svg.text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "labelled training images", "axis middle"))
     ends = {policy: y(line[-1][1]) for policy, line in points.items()}
     places = spread(ends, 13, TOP, HEIGHT - BOTTOM)
@@ -159,8 +159,8 @@ def by_seconds(
     x = padded([seconds[policy] for policy in found], LEFT, WIDTH - right)
     tops = [m.mean + sign * (m.deviation or 0) for m in found.values() for sign in (-1, 1)]
     y = padded(tops, HEIGHT - BOTTOM, TOP)
-    parts = _frame_y(y, WIDTH - right)
-    parts += [_tick_x(v, x, HEIGHT - BOTTOM, f"{v:g}") for v in x.ticks(5) if v >= 0]
+    parts = frame_y(y, WIDTH - right)
+    parts += [tick_x(v, x, HEIGHT - BOTTOM, f"{v:g}") for v in x.ticks(5) if v >= 0]
     parts.append(svg.text((LEFT + WIDTH - right) / 2, HEIGHT - 6, "seconds of pretraining", "axis middle"))
     for policy, measure in found.items():
         spent, dice = x(seconds[policy]), y(measure.mean)
@@ -192,7 +192,8 @@ def _mean(values: Sequence[Number]) -> float:
     return sum(values) / len(values)
 
 
-def _frame_y(y: Scale, end: Number) -> list[Markup]:
+def frame_y(y: Scale, end: Number) -> list[Markup]:
+    """The lines and numbers of a vertical axis, across the chart to `end`."""
     ticks = y.ticks(4)
     places = places_of(ticks)
     return [
@@ -213,7 +214,8 @@ def shortened(name: str) -> str:
     return f"{learner[:4]}\u2026{name[-7:]}" if "=" in name else f"{name[:11]}\u2026"
 
 
-def _tick_x(value: Number, x: Scale, bottom: Number, label: str) -> Markup:
+def tick_x(value: Number, x: Scale, bottom: Number, label: str) -> Markup:
+    """A mark and its label on a horizontal axis at `bottom`."""
     return svg.line(x(value), bottom, x(value), bottom + 4, "tick-mark") + svg.text(
         x(value), bottom + 17, label, "tick middle"
     )

@@ -143,7 +143,7 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
         own = trained.get((cell.data, cell.policy))
         line |= {f"pretrain_{name}": own.values.get(name) if own else None for name in COST + HEALTH}
         line["pretrain_seconds_ratio"] = own.seconds_ratio if own else None
-        lines.append({name: _csv_field(value) for name, value in line.items()})
+        lines.append({name: csv_field(value) for name, value in line.items()})
     text = io.StringIO()
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -152,7 +152,8 @@ def leaderboard_csv(cells: list[Cell], pretraining: list[Pretraining]) -> str:
     return text.getvalue()
 
 
-def _csv_field(value: object) -> object:
+def csv_field(value: object) -> object:
+    """The value as a field of a CSV file, with six digits, and without formulas that a spreadsheet would execute."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     if isinstance(value, str):

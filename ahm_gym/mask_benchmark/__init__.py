@@ -1,0 +1,1 @@
+"""MaskBench: agents and mask policies scored on frozen autoencoders, without labels."""

@@ -1,0 +1,131 @@
+"""Scores masks on held-out images of a frozen autoencoder, between random masks and an oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ahm_gym.envs import MaskingVectorEnv
+from ahm_gym.errors import InputError
+from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.masks import Masks
+from ahm_gym.masking.selection import PatchBatch, random_scores
+from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.pretrainer import Pretrainer
+
+NUM_RANDOM: int = 64
+"""Random masks of each image by which the reward of a patch and of random masks is known."""
+NUM_SETTLING: int = 20
+"""Batches of random masks that set the running statistics of a reward before anything is scored."""
+AT_ONCE: int = 1024
+"""Largest number of masked images in one pass."""
+
+
+class Judge:
+    """Scores the masks that follow from scores of patches: 0 is random masks, 1 an oracle.
+
+    The oracle knows the mean reward of every patch over 64 random masks that hide it, and takes the highest. A
+    policy can beat it, because the reward of a patch depends on what else is masked. Masks are drawn by the same
+    random numbers for every policy, so they differ only in the patches that scores choose.
+
+    Args:
+        autoencoder: it is never updated.
+        images: held-out, normalised images.
+        reward: name of the reward.
+        mask_ratio: share of masked patches.
+        guided_fraction: share of them that scores choose.
+        num_masks: masks of each image that a score is averaged over.
+
+    Raises:
+        InputError: if the oracle is not paid more than random masks, so that there is no scale.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        images: Float[Tensor, "B C H W"],
+        *,
+        reward: str,
+        mask_ratio: float,
+        guided_fraction: float,
+        num_masks: int,
+    ) -> None:
+        self.guided_fraction: float = guided_fraction
+        self.num_masks: int = num_masks
+        self.env: MaskingVectorEnv = MaskingVectorEnv(
+            len(images),
+            data=images,
+            pretrainer=Pretrainer(autoencoder, num_steps=1, device=autoencoder.device, frozen=True),
+            reward=reward,
+            mask_ratio=mask_ratio,
+            guided_fraction=guided_fraction,
+        )
+        self.env.reset(seed=0)
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(images), self.env.num_patches)
+        for _ in range(NUM_SETTLING):
+            self.env.step(random_scores(shape, generator))
+        self.env.reset()
+        drawn = [self._drawn(random_scores(shape, generator), generator) for _ in range(NUM_RANDOM)]
+        patch_reward, paid = self._measured(drawn)
+        self.paid_random: float = float(paid.mean())
+        self.patch_reward: Float[Tensor, "B L"] = _mean_of_masked(patch_reward, drawn)
+        """Mean reward of every patch over the random masks that hide it."""
+        self.paid_oracle: float = self.paid(self.patch_reward)
+        gap = self.paid_oracle - self.paid_random
+        if not gap > 1e-9:
+            raise InputError(
+                f"reward {reward} pays the oracle {self.paid_oracle:.4g} and random masks {self.paid_random:.4g}, so "
+                "there is nothing to learn: choose another reward, or more held-out `images`."
+            )
+
+    def patches(self, progress: float) -> PatchBatch:
+        """The held-out images, as a mask policy sees them at that share of its training."""
+        return replace(self.env.patches, progress=progress)
+
+    def score(self, scores: Float[Tensor, "B L"]) -> float:
+        """The score of the masks in which the patches with the highest scores are guided."""
+        return (self.paid(scores) - self.paid_random) / (self.paid_oracle - self.paid_random)
+
+    def paid(self, scores: Float[Tensor, "B L"]) -> float:
+        """The mean reward of the guided patches, over all masks and images.
+
+        Raises:
+            InputError: if a score is not finite, or their shape is another one.
+        """
+        scores = scores.detach().float().cpu()
+        seeds = range(1, self.num_masks + 1)
+        return float(
+            self._measured([self._drawn(scores, torch.Generator().manual_seed(s)) for s in seeds])[1].mean()
+        )
+
+    def _drawn(self, scores: Float[Tensor, "B L"], generator: torch.Generator) -> Masks:
+        share = self.guided_fraction
+        return draw_masks(scores, self.env.grid, self.env.num_masked, generator, guided_fraction=share)
+
+    def _measured(self, drawn: list[Masks]) -> tuple[Float[np.ndarray, "K B L"], Float[np.ndarray, "K B"]]:
+        """The reward of every masked patch, and the mean over the guided ones of each mask."""
+        size = max(1, AT_ONCE // self.env.num_envs)
+        found = []
+        for first in range(0, len(drawn), size):
+            part = drawn[first : first + size]
+            masked, guided = (
+                torch.stack([getattr(one, name) for one in part]) for name in ("masked", "guided")
+            )
+            found.append(self.env.evaluate(masked, guided))
+        return tuple(
+            np.concatenate([getattr(one, name) for one in found]) for name in ("patch_reward", "reward")
+        )  # pyright: ignore[reportReturnType]
+
+
+def _mean_of_masked(values: Float[np.ndarray, "K B L"], masks: list[Masks]) -> Float[Tensor, "B L"]:
+    """The mean over the masks that hide a patch; a patch that none hides gets the mean of its image."""
+    masked = torch.stack([one.masked for one in masks]).float()
+    count = masked.sum(dim=0)
+    total = torch.as_tensor(values).float().sum(dim=0)
+    mean = total.sum(dim=1, keepdim=True) / count.sum(dim=1, keepdim=True)
+    return torch.where(count > 0, total / count.clamp(min=1), mean)
