@@ -123,7 +123,7 @@ def test_every_setting_has_a_help_text(capsys, command):
 
 
 def test_the_folder_of_a_report_has_a_help_text(capsys):
-    assert "Folder of the run, of the evaluation, of the benchmark or of the sweep" in " ".join(
+    assert "Folder of the run, of the evaluation, of the benchmark, of MaskBench or of the sweep" in " ".join(
         run(capsys, "report", "--help")[1].replace("│", "").split()
     )
 
