@@ -234,9 +234,10 @@ def sweep(settings: SweepConfig, argv: list[str]) -> None:
 def maskbench(settings: MaskBenchConfig, argv: list[str]) -> None:
     """Runs the missing jobs of MaskBench, then writes its report."""
     from ahm_gym.mask_benchmark.run import run_maskbench
+    from ahm_gym.pretraining.policy_options import split_policies
 
     config = dataclasses.replace(
-        settings, policies=split_at_commas(settings.policies), rewards=split_at_commas(settings.rewards)
+        settings, policies=split_policies(settings.policies), rewards=split_at_commas(settings.rewards)
     )
     out = run_maskbench(config, command=shlex.join(["ahm-gym", *argv]))
     if (out / "report.html").is_file():

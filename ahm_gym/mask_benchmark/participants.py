@@ -16,8 +16,9 @@ from ahm_gym.errors import InputError, say, unknown_name
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.policies import POLICIES, MaskPolicy, policies
-from ahm_gym.pretraining.mask_source import agent_options, is_agent, make_mask_source
+from ahm_gym.pretraining.mask_source import agent_options, canonical, make_mask_source
 from ahm_gym.pretraining.policy_agent import PolicyAgent
+from ahm_gym.pretraining.policy_options import split_options
 from ahm_gym.pretraining.trained_agent import FrozenAgent
 
 FROZEN: str = "agent"
@@ -33,9 +34,10 @@ def make_participant(name: str, autoencoder: Autoencoder, model: str, seed: int)
     """
     device = autoencoder.device
     if not is_place(name):
-        options = agent_options(name, (), autoencoder, model) if is_agent(name) else {}
+        base, pairs = split_options(name)
+        options = agent_options(base, pairs, autoencoder, model)
         given: dict[str, Any] = {"num_workers": 1, "seed": seed, "device": device, "options": options}
-        return make_mask_source(name, autoencoder, **given)
+        return make_mask_source(base, autoencoder, **given)
     cls = class_at(name)
     if issubclass(cls, MaskPolicy):
         return PolicyAgent(cls(autoencoder))
@@ -77,12 +79,14 @@ def class_at(place: str) -> type[Agent] | type[MaskPolicy]:
 
 
 def check_names(names: tuple[str, ...]) -> None:
-    """Raises InputError for a name that stands for nothing, before any work."""
+    """Raises InputError for a name that stands for nothing or has an unknown option, before any work."""
     for name in names:
         if is_place(name):
             class_at(name)
         elif name.partition(":")[0] not in {*policies(), *agents()}:
             raise unknown_name("policy", name, [*policies(), *agents()])
+        else:
+            canonical(name)
 
 
 def everyone(autoencoder: Autoencoder, model: str) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def _scores(path: Path) -> dict[str, str]:
 def _rows(path: Path) -> dict[str, str]:
     """The scores in the rows of a benchmark, by their cell."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    cells = [[row.get(name) for name in ("policy", "encoder", "task", "labels", "seed")] for row in rows]
+    cells = [[row.get(name) for name in ("kind", "data", "policy", "labels", "seed")] for row in rows]
     if len(set(map(repr, cells))) != len(cells):
         raise AssertionError("a row stands twice")
     return {repr(cell): repr([row.get("dice"), row.get("ap")]) for cell, row in zip(cells, rows, strict=True)}

@@ -93,6 +93,13 @@ def test_an_agent_starts_at_random_masks_and_learns_by_its_seed(out):
     assert np.mean([row.score for row in rows]) > 0.3
 
 
+def test_two_settings_of_an_agent_are_two_policies(discs, tmp_path):
+    policies = ("a3c", "a3c:width=8,learning_rate=0.1")
+    out = run_maskbench(config_of(discs, tmp_path / "out", policies=policies, checkpoints=(100,)))
+    first, second = (row for row in read_mask_rows(out) if row.policy != "random")
+    assert {first.policy, second.policy} == set(policies) and first.curve[1:] != second.curve[1:]
+
+
 def test_a_row_has_what_the_score_came_from(out, config):
     for row in read_mask_rows(out):
         share = (row.paid - row.paid_random) / (row.paid_oracle - row.paid_random)
@@ -273,6 +280,7 @@ def test_settings_out_of_range_are_refused(settings, message):
     ("policy", "message"),
     [
         ("randm", "did you mean 'random'"),
+        ("a3c:entropy=0.1", "unknown option of agent a3c 'entropy'"),
         ("no_such_module:Policy", "`policies=no_such_module:Policy` cannot be imported"),
         ("ahm_gym.errors:InputError", "is neither an Agent nor a MaskPolicy"),
     ],
