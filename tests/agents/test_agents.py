@@ -298,8 +298,8 @@ LEARNING = {
 """Updates, and share of the way from a random to the best choice, if they are not 300 and 0.9."""
 
 
-SLOW = ("maskable_ppo", "sac", "tqc", "trpo")
-"""They take as long as all others together, and differ from td3, dqn and ppo only in how they learn."""
+SLOW = ("maskable_ppo", "sac", "td3", "tqc", "trpo")
+"""They take as long as all others together, and differ from dqn and ppo only in how they learn."""
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,9 @@ class HalfPaid(OneMaskAStep):
         return observation, reward, terminated, truncated, info
 
 
-@pytest.mark.parametrize("options", [{}, {"n_steps": 1, "gae_lambda": 0.9}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"n_steps": 1, "gae_lambda": 0.9}]
+)
 def test_a3c_learns_in_two_steps_from_the_images_that_are_paid(options):
     env = HalfPaid()
     rewards = play(make_agent("a3c", env.single_observation_space.shape, **options), env, 500)
@@ -439,7 +441,13 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_a_sentence():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"n_steps": 1, "gae_lambda": 0.9}, {"credit": "image"}, {"credit": "local"}]
+    "options",
+    [
+        {},
+        {"credit": "local"},
+        pytest.param({"n_steps": 1, "gae_lambda": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"credit": "image"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a3c_learns_in_episodes_of_two_steps(options):
     env = OneMaskAStep()

@@ -191,7 +191,14 @@ def test_steps_of_an_episode_have_the_returns_of_generalised_advantage_estimatio
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"gae_lambda": 0.9}, {"credit": "local"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"gae_lambda": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"credit": "local"}, marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns_in_episodes_of_two_steps(options):
     env = OneMaskAStep()
     rewards = play(agent_of(env, **options), env, 300)

@@ -154,10 +154,10 @@ def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_fro
 
 
 def test_the_running_statistics_cover_what_every_worker_has_seen():
-    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=3)
-    agent.learn(IdentityTask, 90, seed=0)
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    agent.learn(IdentityTask, 40, seed=0)
     network = agent.network
-    assert int(network.normalise.count) == int(network.reward_scale.count) == int(agent.writes) == 90
+    assert int(network.normalise.count) == int(network.reward_scale.count) == int(agent.writes) == 40
 
 
 class Truncated(IdentityTask):
