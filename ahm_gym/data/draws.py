@@ -129,8 +129,9 @@ def describe_draw(
         - `class_shares`: class index -> share of the pixels of all drawn labels.
         - `absent_classes`: classes without a pixel in them.
         - `empty_share`: share of the images without foreground.
-        - `ignored_share`: share of the pixels of all drawn labels that are ignored; only if the data has such pixels.
-          The other shares are those of the rest.
+        - `ignored_share`: share of the pixels of all drawn labels that are ignored, if the data has such pixels.
+
+        The other shares are those of the pixels that are not ignored.
     """
     counts = np.stack([class_counts(dataset, index) for index in indices])
     patients = list(dict.fromkeys(dataset.patient(index) for index in indices))

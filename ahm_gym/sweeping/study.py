@@ -5,17 +5,17 @@ This is the only module that imports Optuna, which comes with the extra `sweep`.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 
 from ahm_gym.errors import InputError
 
-try:
-    import optuna
-except ImportError as error:
-    raise InputError('a sweep needs Optuna, which is not installed: pip install "ahm-gym[sweep]".') from error
+if importlib.util.find_spec("optuna") is None:
+    raise InputError('a sweep needs Optuna, which is not installed: pip install "ahm-gym[sweep]".')
 
+import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
