@@ -32,6 +32,8 @@ WRITTEN_ONCE = ("look", "evaluate", "probe", "export", "embed")
 class Arguments:
     """Run programs where a machine has too little."""
 
+    parts: tuple[str, ...] = ("homeless", "read_only", "little_shared_memory", "hung_workers", "full_disks")
+    """What is lacking."""
     sizes: tuple[int, ...] = (100, 700, 2000, 5000, 9000, 16000)
     """Sizes of the disk in KiB that becomes full."""
     out: Path = Path("runs/attacks/limits.jsonl")
@@ -193,12 +195,16 @@ def mount(place: Path, options: str) -> None:
 
 
 def tries(arguments: Arguments, scene: Path) -> Iterator[Outcome]:
-    """All of the above."""
-    yield from homeless(scene)
-    yield from read_only(scene)
-    yield from little_shared_memory(scene)
-    yield from hung_workers(scene)
-    yield from full_disks(scene, arguments.sizes)
+    """The parts asked for."""
+    parts = {
+        "homeless": homeless,
+        "read_only": read_only,
+        "little_shared_memory": little_shared_memory,
+        "hung_workers": hung_workers,
+        "full_disks": lambda place: full_disks(place, arguments.sizes),
+    }
+    for part in arguments.parts:
+        yield from parts[part](scene)
 
 
 def main() -> None:

@@ -444,7 +444,7 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_a_sentence():
     "options",
     [
         {},
-        {"credit": "local"},
+        pytest.param({"credit": "local"}, marks=pytest.mark.slow),
         pytest.param({"n_steps": 1, "gae_lambda": 0.9}, marks=pytest.mark.slow),
         pytest.param({"credit": "image"}, marks=pytest.mark.slow),
     ],

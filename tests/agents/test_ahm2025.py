@@ -115,6 +115,7 @@ def test_the_learning_rate_stays_unless_it_decays_at_every_update():
         assert agent.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_two_workers_learn_together():
     agent = build(num_workers=2, width=8)
     metrics = []

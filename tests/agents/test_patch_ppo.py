@@ -205,7 +205,7 @@ def test_it_learns_in_episodes_of_two_steps(options):
     assert solved(env, float(np.mean(rewards[-50:]))) >= 0.8
 
 
-@pytest.mark.parametrize("task", [MostlyUnpaid, FallingRewards])
+@pytest.mark.parametrize("task", [MostlyUnpaid, pytest.param(FallingRewards, marks=pytest.mark.slow)])
 def test_it_learns_from_the_images_that_are_paid_and_while_rewards_fall(task):
     env = task()
     rewards = play(agent_of(env), env, 300)

@@ -160,7 +160,7 @@ def test_with_the_defaults_a_policy_near_the_oracle_is_paid_clearly_more_than_ch
         env = MaskingVectorEnv(8, data=images, reward=reward, **SIZES)
         generator = torch.Generator().manual_seed(0)
         env.reset(seed=0)
-        for update in range(24 if reward != "progress" else 64):
+        for update in range(24 if reward != "progress" else 48):
             drawn = torch.rand(8, L, generator=generator).numpy() - 0.5
             *_, info = env.step(near_oracle(env, generator) if name == "oracle" else drawn)
             assert info["guided"].sum(axis=1).tolist() == [6] * 8

@@ -26,14 +26,18 @@ from ahm_gym.runs.storage import locked
     [
         {"policy": "a3c", "reward": "relative"},
         {"policy": "a3c", "reward": "progress", "masking_steps": 3, "guided_fraction": 1.0},
-        {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3},
+        pytest.param(
+            {"policy": "a3c", "initial_mask_ratio": 0.3, "masking_steps": 3}, marks=pytest.mark.slow
+        ),
         {"policy": "patch_ppo", "guided_fraction": 0.5},
         {"policy": "group", "guided_fraction": 0.5, "spread_fraction": 0.5},
         {"policy": "random"},
         {"policy": "random", "initial_mask_ratio": 0.1, "average": 0.9},
         {"policy": "a3c", "mask_ratio": (0.25, 0.5, 0.9), "masking_steps": 2},
         {"policy": "random", "target_fraction": 0.5},
-        {"policy": "random", "target": "latent", "model": "unet", "average": 0.9},
+        pytest.param(
+            {"policy": "random", "target": "latent", "model": "unet", "average": 0.9}, marks=pytest.mark.slow
+        ),
         {"policy": "a3c", "target": "latent"},
         {"policy": "block"},
         {"policy": "grid"},
