@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ahm_gym.errors import RunError
+from ahm_gym.errors import InputError, RunError
 
 try:
     import resource
@@ -18,8 +18,24 @@ except ImportError:  # not on Windows
 
 
 def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Moves the model's weights and the optimiser's (Adam) state into shared memory, in place."""
+    """Moves the model's weights and the optimiser's (Adam) state into shared memory, in place.
+
+    Raises:
+        InputError: if there is too little shared memory for them.
+    """
     _allow_many_files()
+    try:
+        _share(model, optimizer)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise InputError(
+            "/dev/shm has too little room for the weights that worker processes share: choose `num_workers=1`, or "
+            "enlarge it (docker run --shm-size=1g)."
+        ) from error
+
+
+def _share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.share_memory()
     for group in optimizer.param_groups:
         for parameter in group["params"]:

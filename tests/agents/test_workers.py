@@ -16,7 +16,7 @@ from programs import final_state, run, start, wait_for, write_discs
 
 from ahm_gym.agents import make_agent
 from ahm_gym.agents.learner import Learner
-from ahm_gym.errors import RunError
+from ahm_gym.errors import InputError, RunError
 from ahm_gym.testing import IdentityTask, solved
 
 
@@ -179,3 +179,15 @@ def test_a_truncated_episode_bootstraps_from_its_last_observation():
     bootstrap, _ = learner._bootstrap(False)
     learner._last = None
     assert learner._bootstrap(True)[0].abs().sum() == 0 and bootstrap.shape == (32, 16)
+
+
+def test_too_little_shared_memory_for_the_weights_is_said_with_the_way_out(monkeypatch):
+    def full(module):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+        )
+
+    agent = make_agent("a3c", IdentityTask().single_observation_space.shape, num_workers=2)
+    monkeypatch.setattr(torch.nn.Module, "share_memory", full)
+    with pytest.raises(InputError, match="too little room for the weights .* choose `num_workers=1`"):
+        agent.learn(IdentityTask, 2, seed=0)
