@@ -81,25 +81,22 @@ class A3C(PatchAgent):
     ) -> None:
         if credit not in CREDITS:
             raise unknown_name("credit", credit, CREDITS)
-        check_numbers(
-            "count", num_workers=num_workers, n_steps=1 if n_steps is None else n_steps, width=width
-        )
+        check_numbers("count", num_workers=num_workers, n_steps=1 if n_steps is None else n_steps)
         check_numbers("share", gamma=gamma, gae_lambda=gae_lambda)
-        check_numbers("cost", entropy_coef=entropy_coef, value_coef=value_coef, logit_cost=logit_cost)
-        check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        check_numbers("cost", value_coef=value_coef)
         self.num_workers: int = num_workers
         self.credit: str = credit
         self.gamma: float = gamma
         self.gae_lambda: float = gae_lambda
         self.n_steps: int | None = n_steps
-        self.entropy_coef: float = entropy_coef
         self.value_coef: float = value_coef
-        self.logit_cost: float = logit_cost
-        self.max_grad_norm: float = max_grad_norm
         super().__init__(
             observation_shape,
             grid=grid,
+            entropy_coef=entropy_coef,
+            logit_cost=logit_cost,
             learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
             width=width,
             network=network,
             seed=seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ahm_gym.agents.patch_agent import Network, PatchAgent
 from ahm_gym.agents.player import Player
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import Fetch, to_device
-from ahm_gym.errors import InputError, RunError, check_numbers
+from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import share_at
@@ -72,21 +71,19 @@ class Group(PatchAgent):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_numbers("count", group_size=group_size, width=width)
+        check_numbers("count", group_size=group_size)
         if group_size < 2:
             raise InputError(
                 f"`group_size` is {group_size}: choose 2 or more, so that masks can be compared."
             )
-        check_numbers("cost", entropy_coef=entropy_coef, logit_cost=logit_cost)
-        check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         self.group_size: int = group_size
-        self.entropy_coef: float = entropy_coef
-        self.logit_cost: float = logit_cost
-        self.max_grad_norm: float = max_grad_norm
         super().__init__(
             observation_shape,
             grid=grid,
+            entropy_coef=entropy_coef,
+            logit_cost=logit_cost,
             learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
             width=width,
             network=network,
             seed=seed,
@@ -197,11 +194,7 @@ class GroupPlayer(Player[Group]):
         inputs = (observation, order.reshape(group), chosen, reward / unit, value / unit)
         loss, parts, norm = self._passes(*inputs)
         policy, entropy, total, size = Fetch(torch.cat((parts, torch.stack((loss, norm))))).wait().tolist()
-        if not math.isfinite(size):
-            raise RunError(
-                f"the agent's gradient is not finite (loss {total}) at its update {int(agent.writes) + 1}: check the "
-                "rewards; the last checkpoint is still good."
-            )
+        agent.check_gradient(size, total)
         agent.write()
         return {"agent/policy_loss": policy, "agent/draw_entropy": entropy, "agent/grad_norm": size}
 

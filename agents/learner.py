@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +14,10 @@ from ahm_gym.agents.base import Metrics, paid_images, update_metrics
 from ahm_gym.agents.losses import explained_variance, mean_over_draws
 from ahm_gym.agents.networks import ActorCritic
 from ahm_gym.agents.player import Player, Transition
-from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.agents.returns import scaled_returns
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.sharing import hand_over_gradients, read
 from ahm_gym.device.transfers import Fetch, to_device
-from ahm_gym.errors import RunError
 
 if TYPE_CHECKING:
     from ahm_gym.agents.a3c import A3C
@@ -110,14 +108,10 @@ class Learner(Player["A3C"]):
             step.guided = step.guided & paid[:, None]
         stacked = (torch.stack([getattr(step, name) for step in rollout]) for name in LEARNED_FROM)
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
-        loss, parts, norm = self._passes(*inputs, *self._bootstrap(bool(rollout[-1].ended.all())))
+        loss, parts, norm = self._passes(*inputs, *self.bootstrap(rollout))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
         size, total, policy, value, entropy, explained = Fetch(numbers).wait().tolist()
-        if not math.isfinite(size):
-            raise RunError(
-                f"the agent's gradient is not finite (loss {total}) at its update "
-                f"{int(agent.writes) + 1}: check the rewards; the last checkpoint is still good."
-            )
+        agent.check_gradient(size, total)
         staleness = self._write(mean_square)
         return {
             "agent/policy_loss": policy,
@@ -144,14 +138,18 @@ class Learner(Player["A3C"]):
         """The loss, and its parts that are reported, for the stacked fields of `Transition` and what follows them."""
         agent, network = self.agent, self.network
         outputs = [network(seen) for seen in observation]
-        scale = network.reward_scale.value()
-        options = {"gamma": agent.gamma, "gae_lambda": agent.gae_lambda}
         values = torch.stack([output.values.detach() for output in outputs])
         image_values = torch.stack([output.image_value.detach() for output in outputs])
-        image_ended, ended = ended, ended[..., None].expand(values.shape)
-        patch_return = lambda_returns(patch_reward / scale, values, ended, bootstrap, **options)
-        image_return = lambda_returns(
-            image_reward / scale, image_values, image_ended, image_bootstrap, **options
+        patch_return, image_return = scaled_returns(
+            patch_reward,
+            image_reward,
+            ended,
+            values,
+            image_values,
+            (bootstrap, image_bootstrap),
+            network.reward_scale.value(),
+            gamma=agent.gamma,
+            gae_lambda=agent.gae_lambda,
         )
         losses, later = [], None
         for t in reversed(range(len(outputs))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ahm_gym.agents.base import GUIDED_FALL, Agent
 from ahm_gym.agents.networks import ActorCritic, PatchActorCritic, available_patches, square_grid
 from ahm_gym.agents.ordering import draw_order, draw_scores
+from ahm_gym.errors import RunError, check_numbers
 from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.spread import SPREAD_FALL
 
@@ -26,14 +28,17 @@ class PatchAgent(Agent):
     Args:
         observation_shape: number of patches L and width of an embedding D.
         grid: rows and columns of patches; None means a square.
+        entropy_coef: weight of the mean entropy of the draws, relative to rewards of root mean square 1.
+        logit_cost: weight of the mean square of the logits.
         learning_rate: learning rate of Adam.
+        max_grad_norm: largest norm of the gradient, which is clipped to it.
         width: width of the network's hidden layers.
         network: conv, attention, or a function that builds another network from the grid.
         seed: seed of the network's initial weights.
         device: device of the network.
 
     Raises:
-        InputError: if the network is unknown or does not fit the grid.
+        InputError: if the network is unknown or does not fit the grid, or a number is out of range.
     """
 
     guided_fraction: Share = GUIDED_FALL
@@ -48,12 +53,21 @@ class PatchAgent(Agent):
         observation_shape: tuple[int, int],
         *,
         grid: tuple[int, int] | None,
+        entropy_coef: float,
+        logit_cost: float,
         learning_rate: float,
+        max_grad_norm: float,
         width: int,
         network: Network,
         seed: int,
         device: torch.device | str,
     ) -> None:
+        check_numbers("count", width=width)
+        check_numbers("cost", entropy_coef=entropy_coef, logit_cost=logit_cost)
+        check_numbers("size", learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        self.entropy_coef: float = entropy_coef
+        self.logit_cost: float = logit_cost
+        self.max_grad_norm: float = max_grad_norm
         num_patches, dim = observation_shape
         self.device: torch.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
@@ -91,6 +105,14 @@ class PatchAgent(Agent):
     ) -> Int[Tensor, "B L"]:
         """The order in which patches are masked during learning; `uniform` are random numbers from 0 to 1."""
         return draw_order(logits, available, uniform)
+
+    def check_gradient(self, norm: float, loss: float) -> None:
+        """Raises RunError if the norm of the gradient of the next update is not finite."""
+        if not math.isfinite(norm):
+            raise RunError(
+                f"the agent's gradient is not finite (loss {loss}) at its update {int(self.writes) + 1}: check the "
+                "rewards; the last checkpoint is still good."
+            )
 
     def write(self) -> None:
         """Updates the weights by their gradients; several workers call it under the lock."""

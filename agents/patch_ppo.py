@@ -14,7 +14,7 @@ from ahm_gym.agents.losses import CREDITS, credit_draws, critic_loss, explained_
 from ahm_gym.agents.ordering import order_statistics
 from ahm_gym.agents.patch_agent import Network, PatchAgent
 from ahm_gym.agents.player import Player, Transition
-from ahm_gym.agents.returns import lambda_returns
+from ahm_gym.agents.returns import scaled_returns
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import RunError, check_numbers, unknown_name
@@ -107,15 +107,14 @@ class PatchPPO(PatchAgent):
         if credit not in CREDITS:
             raise unknown_name("credit", credit, CREDITS)
         check_numbers(
-            "count", rollout_batches=rollout_batches, num_epochs=num_epochs, num_minibatches=num_minibatches,
-            width=width,
-        )  # fmt: skip
+            "count",
+            rollout_batches=rollout_batches,
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
+        )
         check_numbers("share", gamma=gamma, gae_lambda=gae_lambda)
-        check_numbers("cost", entropy_coef=entropy_coef, value_coef=value_coef, logit_cost=logit_cost)
-        check_numbers(
-            "size", learning_rate=learning_rate, max_grad_norm=max_grad_norm, clip_range=clip_range,
-            target_kl=1.0 if target_kl is None else target_kl,
-        )  # fmt: skip
+        check_numbers("cost", value_coef=value_coef)
+        check_numbers("size", clip_range=clip_range, target_kl=1.0 if target_kl is None else target_kl)
         self.credit: str = credit
         self.rollout_batches: int = rollout_batches
         self.num_epochs: int = num_epochs
@@ -125,16 +124,16 @@ class PatchPPO(PatchAgent):
         self.normalise_advantage: bool = normalise_advantage
         self.gamma: float = gamma
         self.gae_lambda: float = gae_lambda
-        self.entropy_coef: float = entropy_coef
         self.value_coef: float = value_coef
-        self.logit_cost: float = logit_cost
-        self.max_grad_norm: float = max_grad_norm
         self.stored: list[Experience] = []
         """The batches of the rollout that is not complete yet."""
         super().__init__(
             observation_shape,
             grid=grid,
+            entropy_coef=entropy_coef,
+            logit_cost=logit_cost,
             learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
             width=width,
             network=network,
             seed=seed,
@@ -204,17 +203,12 @@ class PatchPPO(PatchAgent):
         self, rollout: list[Transition], bootstrap: tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]
     ) -> tuple[Float[Tensor, "T B L"], Float[Tensor, "T B"]]:
         """Returns of every patch and of the whole masks, in units of the running scale of the rewards."""
-        patch_reward, image_reward, ended, values, image_values = (
+        stacked = (
             to_device(torch.stack([getattr(step, name) for step in rollout]), self.device)
             for name in ("patch_reward", "image_reward", "ended", "values", "image_value")
         )
         scale = self.network.reward_scale.value()
-        options = {"gamma": self.gamma, "gae_lambda": self.gae_lambda}
-        over = ended[..., None].expand(values.shape)
-        return (
-            lambda_returns(patch_reward / scale, values, over, bootstrap[0], **options),
-            lambda_returns(image_reward / scale, image_values, ended, bootstrap[1], **options),
-        )
+        return scaled_returns(*stacked, bootstrap, scale, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
     def _improve(self, passes: Gradients) -> Metrics:
         """Learns from the stored batches in several epochs, and forgets them; returns metrics.

@@ -147,7 +147,7 @@ class Player(Generic[SomeAgent]):
         self.observation = self._tensor(observation)
 
     def bootstrap(self, rollout: list[Transition]) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
-        """Values of the patches and of the whole mask after a rollout; 0 if the episode has ended by itself."""
+        """Values of the patches and of the whole mask after a rollout; 0 if it ended its episode by itself."""
         return self._bootstrap(bool(rollout[-1].ended.all()))
 
     def _bootstrap(self, ended: bool) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:

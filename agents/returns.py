@@ -38,3 +38,24 @@ def lambda_returns(
         returns[step] = advantage + values[step]
         next_value = values[step]
     return returns
+
+
+def scaled_returns(
+    patch_reward: Float[Tensor, "T B L"],
+    image_reward: Float[Tensor, "T B"],
+    ended: Bool[Tensor, "T B"],
+    values: Float[Tensor, "T B L"],
+    image_values: Float[Tensor, "T B"],
+    bootstrap: tuple[Float[Tensor, "B L"], Float[Tensor, " B"]],
+    scale: Float[Tensor, ""],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "T B L"], Float[Tensor, "T B"]]:
+    """The `lambda_returns` of every patch and of the whole masks, of rewards divided by `scale`."""
+    options = {"gamma": gamma, "gae_lambda": gae_lambda}
+    over = ended[..., None].expand(values.shape)
+    return (
+        lambda_returns(patch_reward / scale, values, over, bootstrap[0], **options),
+        lambda_returns(image_reward / scale, image_values, ended, bootstrap[1], **options),
+    )
