@@ -34,4 +34,3 @@ def frozen(env: MaskingVectorEnv) -> Iterator[None]:
         vars(env).clear()
         vars(env).update(kept)
         env.generator.set_state(generator)
-        env.reward.advances = env.learns

@@ -412,7 +412,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self._needs_reset = False
 
     def _observation(self) -> Observation:
-        return self._observed.show(self._mask.available, begun=self._mask.num_done > 0)
+        return self._observed.show(self._mask)
 
 
 def _checked_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.errors import unknown_name
+from ahm_gym.masking.drawing import GrowingMask
 
 Observation = np.ndarray | Tensor | dict[str, Any]
 """Embeddings (B, L, D) as float32, an array or a tensor on the device of the autoencoder; or a form of `FORMS`."""
@@ -50,17 +51,15 @@ class Observed:
         self._fetch = None if tensors else Fetch(self._embeddings)
         self._form = form
 
-    def show(self, available: Bool[Tensor, "B L"], begun: bool) -> Observation:
-        """The embeddings, zero where a patch is not `available` once the mask is `begun`.
-
-        Returning an array waits for the GPU.
-        """
-        patches = self._patches(available if begun else None)
+    def show(self, mask: GrowingMask) -> Observation:
+        """The embeddings, zero where a patch can no longer be masked; returning an array waits for the GPU."""
+        patches = self._patches(mask.available if mask.num_done else None)
         if self._form == "flat":
             return patches.reshape(len(patches), -1)
         if self._form == "dict":
-            mask = available.to(torch.int8)
-            shown = mask.numpy() if isinstance(patches, np.ndarray) else to_device(mask, patches.device)
+            available = mask.available.to(torch.int8)
+            in_memory = isinstance(patches, np.ndarray)
+            shown = available.numpy() if in_memory else to_device(available, patches.device)
             return {"patches": patches, "action_mask": shown}
         return patches
 
