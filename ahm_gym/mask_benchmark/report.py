@@ -160,22 +160,17 @@ def _mean_of_task(one: Standing, task: Task) -> float | None:
 
 def shown(mean: Mean | None) -> str:
     """A mean with its interval."""
-    if mean is None:
-        return NOTHING
-    interval = (
-        "" if mean.interval is None else f" [{', '.join(decimals(bound, 2) for bound in mean.interval)}]"
-    )
-    return decimals(mean.mean, 2) + interval
+    return NOTHING if mean is None else _with_interval(mean.mean, mean.interval)
 
 
 def shown_improvement(found: Improvement | None) -> str:
     """A probability with its interval."""
-    if found is None:
-        return NOTHING
-    interval = (
-        "" if found.interval is None else f" [{', '.join(decimals(bound, 2) for bound in found.interval)}]"
-    )
-    return decimals(found.probability, 2) + interval
+    return NOTHING if found is None else _with_interval(found.probability, found.interval)
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    bounds = "" if interval is None else f" [{', '.join(decimals(bound, 2) for bound in interval)}]"
+    return decimals(value, 2) + bounds
 
 
 def scores_csv(standings: dict[str, list[Standing]]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ahm_gym.pages.text import Number
+from ahm_gym.pages.text import Number, decimals
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ def padded(values: Sequence[Number], start: Number, end: Number) -> Scale:
 def places_of(ticks: Sequence[Number]) -> int:
     """The number of decimals at which neighbouring ticks differ, at least two."""
     return max(2, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
+
+
+def grid(y: Scale, left: Number, right: Number) -> list[Markup]:
+    """Horizontal lines from `left` to `right` at the ticks of a vertical scale, with their numbers at the left."""
+    ticks = y.ticks(4)
+    return [
+        line(left, y(value), right, y(value), "grid")
+        + text(left - 7, y(value) + 4, decimals(value, places_of(ticks)), "tick end")
+        for value in ticks
+    ]
 
 
 def line(x1: Number, y1: Number, x2: Number, y2: Number, style: str) -> Markup:

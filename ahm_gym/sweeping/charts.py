@@ -9,7 +9,7 @@ from typing import TypeAlias
 from markupsafe import Markup
 
 from ahm_gym.pages import svg
-from ahm_gym.pages.svg import Scale, padded, places_of
+from ahm_gym.pages.svg import Scale, padded
 from ahm_gym.pages.text import decimals, percent
 
 WIDTH, HEIGHT = 420, 250
@@ -26,7 +26,7 @@ def history(scores: dict[int, float], objective: str) -> Markup:
     """The score of every trial by its number, with the best so far as a line."""
     x = Scale(0, max(*scores, 1), LEFT + 8, WIDTH - RIGHT)
     y = padded(list(scores.values()), HEIGHT - BOTTOM, TOP)
-    parts = _frame(y)
+    parts = svg.grid(y, LEFT, WIDTH - RIGHT)
     best = -math.inf
     corners: list[str] = []
     for trial, score in sorted(scores.items()):
@@ -73,7 +73,7 @@ def slices(name: str, points: Sequence[Point], *, log: bool = False, choices: Se
         choices: the choices in their order; empty for numbers.
     """
     y = padded([score for _, score, _ in points], HEIGHT - BOTTOM, TOP)
-    parts = _frame(y)
+    parts = svg.grid(y, LEFT, WIDTH - RIGHT)
     if choices:
         x = Scale(-0.5, len(choices) - 0.5, LEFT, WIDTH - RIGHT)
         places: dict[float | int | str, float] = {choice: x(at) for at, choice in enumerate(choices)}
@@ -105,15 +105,6 @@ def _axis(values: Sequence[float], *, log: bool) -> tuple[Scale, list[float]]:
         if x.low <= math.log10(factor * 10.0**power) <= x.high
     ]
     return x, found
-
-
-def _frame(y: Scale) -> list[Markup]:
-    ticks = y.ticks(4)
-    return [
-        svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid")
-        + svg.text(LEFT - 7, y(value) + 4, decimals(value, places_of(ticks)), "tick end")
-        for value in ticks
-    ]
 
 
 def _cut(words: str, length: int) -> str:

@@ -22,7 +22,7 @@ def case_chart(scores: dict[str, float], mean: float, interval: Interval | None)
     """The Dice of every case, the lowest first, with the mean and its interval."""
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
     x = Scale(0, max(len(scores) - 1, 1), LEFT + 10, WIDTH - RIGHT)
-    parts = _frame(y)
+    parts = svg.grid(y, LEFT, WIDTH - RIGHT)
     if interval is not None:
         low, high = interval
         band = Markup('<rect class="band" x="{}" y="{}" width="{}" height="{}"/>')
@@ -83,7 +83,7 @@ def curve_chart(
         return Markup()
     x = Scale(0, max(step for step, _ in points), LEFT, WIDTH - RIGHT)
     y = padded([value for _, value in points], HEIGHT - BOTTOM, TOP)
-    parts = _frame(y)
+    parts = svg.grid(y, LEFT, WIDTH - RIGHT)
     for value in x.ticks(4):
         parts.append(svg.text(x(value), HEIGHT - BOTTOM + 16, f"{value:,.0f}", "tick middle"))
     if marked is not None:
@@ -105,12 +105,3 @@ def points_of(rows: Sequence[dict[str, Any]], name: str) -> list[Point]:
 def shortened(name: str) -> str:
     """The name, cut to the room under a chart; the text beside it has the full name."""
     return name if len(name) <= 24 else f"{name[:23]}\u2026"
-
-
-def _frame(y: Scale) -> list[Markup]:
-    ticks = y.ticks(4)
-    return [
-        svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid")
-        + svg.text(LEFT - 7, y(value) + 4, decimals(value, places_of(ticks)), "tick end")
-        for value in ticks
-    ]
