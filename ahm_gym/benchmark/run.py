@@ -33,7 +33,7 @@ from ahm_gym.pretraining.policy_options import folder_name, split_options
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
-from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.settings import flattened, to_json
 from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomically
 
 OPEN = (
@@ -271,8 +271,12 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
     if saved is None:
         return
     # A setting that is newer than the folder had its default there.
-    kept_settings = flat(settings_of(BenchmarkConfig())) | flat(saved)
-    for name, value in flat(settings_of(config)).items():
+    usual, before, now = (
+        flattened(settings, SET_BY_THE_BENCHMARK)
+        for settings in (settings_of(BenchmarkConfig()), saved, settings_of(config))
+    )
+    kept_settings = usual | before
+    for name, value in now.items():
         if (kept := kept_settings[name]) != value:
             raise InputError(
                 f"`{name}={value}` differs from the {kept} of the benchmark in {config.out}: use the same value, "
@@ -285,15 +289,6 @@ def check_settings(config: BenchmarkConfig, datasets: Datasets) -> None:
                 f"`data={name}` is not the {name} that the benchmark in {config.out} has rows of: restore that one, "
                 "rename this one, or choose another `out`."
             )
-
-
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with nested ones under names such as `pretrain.steps`."""
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = value if name in SET_BY_THE_BENCHMARK else None
-        values |= {name: value} if nested is None else {f"{name}.{key}": item for key, item in nested.items()}
-    return values
 
 
 def saved_settings(out: Path) -> dict[str, Any] | None:

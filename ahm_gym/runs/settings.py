@@ -30,6 +30,15 @@ def to_json(config: DataclassInstance) -> dict[str, Any]:
     return pydantic.TypeAdapter(type(config)).dump_python(_with_absolute_paths(config), mode="json")
 
 
+def flattened(settings: dict[str, Any], nested: Container[str]) -> dict[str, Any]:
+    """The settings with those in objects named `nested` under names such as `pretrain.steps`."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        inside = name in nested and isinstance(value, dict)
+        values |= {f"{name}.{key}": item for key, item in value.items()} if inside else {name: value}
+    return values
+
+
 def _with_absolute_paths(config: Any) -> Any:
     """The settings, nested ones included, with absolute paths."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}

@@ -22,7 +22,7 @@ from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
 from ahm_gym.runs.schema import read_object
-from ahm_gym.runs.settings import to_json
+from ahm_gym.runs.settings import flattened, to_json
 from ahm_gym.runs.storage import locked, make_folder, write_atomically
 from ahm_gym.segmentation.config import FinetuneConfig
 from ahm_gym.sweeping.config import SET_BY_THE_SWEEP, SweepConfig, check
@@ -237,8 +237,9 @@ def check_same(config: SweepConfig, dataset: ImageDataset) -> None:
     saved = read_object(path)
     if saved.get("kind") != "sweep":
         raise other
-    kept, now = flat(saved), flat(settings_of(config))
-    usual = flat(settings_of(SweepConfig()))  # a setting that is newer than the folder had its default there
+    kept, now = flattened(saved, SET_BY_THE_SWEEP), flattened(settings_of(config), SET_BY_THE_SWEEP)
+    # A setting that is newer than the folder had its default there.
+    usual = flattened(settings_of(SweepConfig()), SET_BY_THE_SWEEP)
     for name, value in now.items():
         if (found := kept.get(name, usual[name])) != value:
             raise InputError(
@@ -250,15 +251,6 @@ def check_same(config: SweepConfig, dataset: ImageDataset) -> None:
             f"`data={config.data}` is not what the sweep in {config.out} was started with: restore that, or choose "
             "another `out`."
         )
-
-
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with nested ones under names such as `pretrain.steps`."""
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = name in SET_BY_THE_SWEEP and isinstance(value, dict)
-        values |= {f"{name}.{key}": item for key, item in value.items()} if nested else {name: value}
-    return values
 
 
 def write_settings(config: SweepConfig, dataset: ImageDataset, command: str) -> None:
