@@ -25,10 +25,7 @@ from ahm_gym.data.splits import (
 )
 from ahm_gym.data.store import StoreWriter
 from ahm_gym.data.twins import Twins
-from ahm_gym.errors import InputError, say
-
-FORMAT_VERSION = 5
-"""Counted up when stores are written in another form, so that they are prepared again."""
+from ahm_gym.errors import InputError
 
 
 @dataclass
@@ -110,7 +107,6 @@ class Columns:
         cases = name_cases(self.ids, patients.of_images, volumes)
         geometry: dict[str, Any] = {"position": self.positions, "slice_spacing": self.slice_spacings}
         return {
-            "format": FORMAT_VERSION,
             "name": name,
             "channels": len(mean),
             "num_classes": num_classes,
@@ -126,7 +122,7 @@ class Columns:
                 "rule": patients.rule,
                 "certainty": patients.certainty,
                 "doubts": [*patients.doubts, *self._doubts(patients, splits)],
-                "told": list(self._windows()),
+                "told": [*self._windows(), *self._gaps(num_classes)],
                 "summary": summarise(patients, splits, chosen=None in self.splits and table is None),
             },
             "records": {
@@ -187,23 +183,29 @@ class Columns:
                 "split (in a folder by a split.csv with the columns name and split), or move the labels elsewhere to "
                 "pretrain without them."
             )
-        self._check_gaps(name, sorted(set(range(1, num_classes)) - values), num_classes)
-        return num_classes
-
-    def _check_gaps(self, name: str, unused: list[int], num_classes: int) -> None:
-        """Prints a note on unused class indices; raises InputError if more than half are unused."""
-        if not unused or num_classes == 2:
-            return
-        listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
-        if 2 * len(unused) > num_classes:
+        unused = self._unused(num_classes)
+        if 2 * len(unused) > num_classes > 2:
             raise LabelError(
                 f"the labels of {name} go up to {num_classes - 1} ({self._first_with(num_classes - 1)}) but never "
-                f"contain {listed}: expected class indices 0, 1, 2 and so on; renumber the classes."
+                f"contain {_some(unused)}: expected class indices 0, 1, 2 and so on; renumber the classes."
             )
-        say(
-            f"note: no label of {name} contains the class {listed}: renumber the classes if they should have no gap.",
-        )
+        return num_classes
+
+    def _unused(self, num_classes: int) -> list[int]:
+        """The indices of foreground that no label has."""
+        return sorted(set(range(1, num_classes)) - self.all_values())
+
+    def _gaps(self, num_classes: int) -> Iterator[str]:
+        """A sentence on class indices that no label has."""
+        unused = self._unused(num_classes)
+        if unused and num_classes > 2:
+            yield f"no label contains the class {_some(unused)}: renumber the classes if they should have no gap"
 
     def _first_with(self, value: int) -> str:
         found = next(index for index, values in enumerate(self.label_values) if value in values)
         return self.label_origins[found]
+
+
+def _some(numbers: list[int]) -> str:
+    """The first few numbers."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")

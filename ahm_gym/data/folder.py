@@ -21,11 +21,9 @@ from ahm_gym.data.sample import Record
 from ahm_gym.data.scans import read_scan
 from ahm_gym.data.search import Search
 from ahm_gym.data.splits import SplitTable
+from ahm_gym.data.told import Told
 from ahm_gym.data.wording import counted, verb
-from ahm_gym.errors import InputError, say
-
-LAYOUT_VERSION = 2
-"""Counted up when folders are understood in another way, so that they are prepared again."""
+from ahm_gym.errors import InputError
 
 
 class FolderSource:
@@ -43,7 +41,7 @@ class FolderSource:
         self.name: str = self.search.name
         self.changes: list[Any] = []
         """What a run says of the images in place of the description."""
-        self._said: set[str] = set()
+        self.told: Told = Told(self.name)
         self.colour: bool = False
         """Grey images are repeated in three channels."""
 
@@ -67,7 +65,7 @@ class FolderSource:
         """What the folder holds, and what was said of it."""
         found = self.search.layout
         for sentence in found.sentences():
-            self._note(sentence)
+            self.told.say(sentence)
         return found
 
     @cached_property
@@ -95,7 +93,7 @@ class FolderSource:
         return len(scans) if pictures_only else None
 
     def fingerprint(self) -> list[Any]:
-        return [LAYOUT_VERSION, *(fingerprint_of(path) for path in self.search.paths()), *self.changes]
+        return [*(fingerprint_of(path) for path in self.search.paths()), *self.changes]
 
     def records(self) -> Iterator[Record]:
         return self._records(self.layout)
@@ -125,7 +123,7 @@ class FolderSource:
                     constant.append(record.origin)
                 yield record
         for sentence, count in sorted(decided.items()):
-            self._note(f"{count} of {counted(len(layout.scans), 'file')}: {sentence}")
+            self.told.say(f"{count} of {counted(len(layout.scans), 'file')}: {sentence}")
         if constant:
             self._judge_constant(constant)
 
@@ -174,17 +172,11 @@ class FolderSource:
                 f"{self.name} has only constant images, such as {constant[0]}: expected images that show something; "
                 "check how they were exported."
             )
-        self._note(
+        self.told.say(
             f"{len(constant)} of {total} images {verb(len(constant), 'has', 'have')} one value everywhere, such as "
             f"{constant[0]}; remove {verb(len(constant), 'it if it is an', 'them if they are')} empty "
             f"{verb(len(constant), 'frame', 'frames')}"
         )
-
-    def _note(self, sentence: str) -> None:
-        """Says a sentence once, however often the images are read."""
-        if sentence not in self._said:
-            self._said.add(sentence)
-            say(f"note: {self.name}: {sentence}.")
 
 
 def _repeated(pixels: Pixels) -> Pixels:

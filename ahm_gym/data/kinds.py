@@ -24,6 +24,7 @@ from ahm_gym.data.label_names import (
 )
 from ahm_gym.data.listing import DESCRIPTION, FOLDS, FORMAT_WORDS, SPLIT_TABLE, Found, role_of_folder
 from ahm_gym.data.modalities import has_own_folder, modality_of
+from ahm_gym.data.raw_folders import find_raw
 from ahm_gym.data.same_names import labels_of_same_names
 from ahm_gym.data.unnamed_labels import find_unnamed
 from ahm_gym.data.wording import counted, verb
@@ -60,6 +61,10 @@ class Kinds:
         """
         found = cls()
         files = [_out_of_own_folder(file) for file in files]
+        raw = find_raw(files)
+        found.left_out |= raw.left_out
+        found.doubts += raw.doubts
+        files = [file for file in files if file.path not in raw.left_out]
         rest = found._without_derived(found._without_copies(files))
         apart = [file for file in rest if in_label_folder(file)]
         if len(apart) == len(rest):  # a folder such as brain_segmentation may hold images and labels

@@ -11,6 +11,7 @@ from pathlib import Path
 from ahm_gym.data.label_names import ENDINGS, WORD, Place, place_of, read_name
 from ahm_gym.data.listing import LABEL_WORDS, Found, natural, role_of_folder, words_of
 from ahm_gym.data.modalities import Draft
+from ahm_gym.data.observers import in_numbered_folders, show_the_same
 from ahm_gym.data.scaling import MAX_CLASSES
 from ahm_gym.data.wording import counted, verb
 
@@ -62,6 +63,7 @@ def choose_labels(drafts: Sequence[Draft], classes: Mapping[int, str]) -> Choice
     if len({_without_side(name) for name in classes_found}) > 1:
         _number_classes(drafts, classes_found, classes, found)
     else:
+        _choose_folder(several, found)
         unclear = [labels for draft in several if (labels := _merge(draft, names[id(draft)], found))]
         if unclear:
             found.faults.append(_of_one_image(unclear))
@@ -108,6 +110,21 @@ def _choose_drawn(draft: Draft, found: Choice, unwanted: dict[tuple[str, str], s
     if brains and len(brains) < len(draft.labels):
         others = [label for label in draft.labels if label not in brains]
         found.keep(draft, others, "it is a mask of the brain, and there is another label")
+
+
+def _choose_folder(several: Sequence[Draft], found: Choice) -> None:
+    """Keeps the labels of one folder where folders that differ by a number hold drawings of several observers."""
+    drafts = [draft for draft in several if in_numbered_folders(draft.labels)]
+    if not drafts or not show_the_same([draft.labels for draft in drafts]):
+        return
+    for draft in drafts:
+        found.keep(draft, draft.labels[:1], "the label of another observer is used")
+    first = drafts[0].labels[0]
+    found.doubts.append(
+        f"{counted(len(drafts), 'image')} {verb(len(drafts), 'has', 'have')} labels in folders that differ by a number "
+        f"and show much the same, as drawings of several observers do (likely), so that the first is used, such as "
+        f"{first.path}; list others in a dataset.json, which ahm-gym look writes"
+    )
 
 
 def _kind(label: Found) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -21,13 +22,14 @@ from rich.markup import escape
 from rich.progress import track
 
 from ahm_gym.data.checksums import CHECKSUMS_FILE, is_sound, write_checksums
-from ahm_gym.data.columns import FORMAT_VERSION, Columns
+from ahm_gym.data.columns import Columns
 from ahm_gym.data.fallbacks import LabelError, MixedColoursError, Recolourable, WithoutLabels
 from ahm_gym.data.sample import Record, Source
 from ahm_gym.data.scaling import FOREGROUND
 from ahm_gym.data.splits import HasTable
 from ahm_gym.data.statistics import settled
 from ahm_gym.data.store import ImageDataset, StoreWriter, replace_label_value
+from ahm_gym.data.told import HasTold, Told
 from ahm_gym.errors import InputError, printable, say
 from ahm_gym.runs.places import expanded, home_folder
 from ahm_gym.runs.storage import remove
@@ -64,7 +66,7 @@ def prepare(
 ) -> ImageDataset:
     """Prepares the dataset of a source, or opens it from the cache if the source has not changed.
 
-    Both print how its patients were found, and what is doubtful about them.
+    Both print what was said of its files, how its patients were found, and what is doubtful.
 
     Args:
         source: source of the images.
@@ -75,15 +77,29 @@ def prepare(
     Raises:
         InputError: if a file cannot be used, the pattern finds no patient in a place, or the cache cannot be written.
     """
-    parts = [FORMAT_VERSION, shortest_side, source.name, source.fingerprint(), patient_regex]
-    dataset = ImageDataset(_prepared(source, parts, shortest_side, need_labels, patient_regex))
+    told = source.told if isinstance(source, HasTold) else Told(source.name)
+    parts = [_code(), shortest_side, source.name, source.fingerprint(), patient_regex]
+    dataset = ImageDataset(_prepared(source, parts, told, shortest_side, need_labels, patient_regex))
     for note in dataset.notes:
-        say(f"note: {dataset.name}: {note}.")
+        told.say(note)
     return dataset
 
 
+@functools.cache
+def _code() -> str:
+    """A hash of the code that understands and reads files, so that another version prepares them again."""
+    folder = Path(__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def _prepared(
-    source: Source, parts: list[Any], shortest_side: int | None, need_labels: bool, patient_regex: str | None
+    source: Source,
+    parts: list[Any],
+    told: Told,
+    shortest_side: int | None,
+    need_labels: bool,
+    patient_regex: str | None,
 ) -> Path:
     """The folder of the prepared data, which is written if it is not there."""
     labelled, unlabelled = (
@@ -100,12 +116,12 @@ def _prepared(
         else:
             _discard(unlabelled)
         try:
-            _build(source, labelled, shortest_side, patient_regex)
+            _build(source, labelled, told, shortest_side, patient_regex)
         except LabelError as error:
             if need_labels:
                 raise
-            say(f"note: {source.name}: its labels are left out, because {error}")
-            _build(WithoutLabels(source), unlabelled, shortest_side, patient_regex)
+            told.say(f"its labels are left out, because {str(error).rstrip('.')}")
+            _build(WithoutLabels(source), unlabelled, told, shortest_side, patient_regex)
             return unlabelled
     return labelled
 
@@ -127,7 +143,9 @@ def _discard(folder: Path) -> None:
         remove(away)
 
 
-def _build(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
+def _build(
+    source: Source, folder: Path, told: Told, shortest_side: int | None, patient_regex: str | None
+) -> None:
     """Writes the store under a temporary name and renames it, so that it is either complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left_over in folder.parent.glob(f".{folder.name}.*"):
@@ -137,11 +155,11 @@ def _build(source: Source, folder: Path, shortest_side: int | None, patient_rege
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         try:
-            _write(source, temporary, shortest_side, patient_regex)
+            _write(source, temporary, told, shortest_side, patient_regex)
         except MixedColoursError:  # known only once both kinds have been read
             if not isinstance(source, Recolourable):
                 raise
-            _write(source.in_colour(), temporary, shortest_side, patient_regex)
+            _write(source.in_colour(), temporary, told, shortest_side, patient_regex)
         try:
             temporary.rename(folder)
         except OSError as error:
@@ -152,7 +170,9 @@ def _build(source: Source, folder: Path, shortest_side: int | None, patient_rege
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(source: Source, folder: Path, shortest_side: int | None, patient_regex: str | None) -> None:
+def _write(
+    source: Source, folder: Path, told: Told, shortest_side: int | None, patient_regex: str | None
+) -> None:
     writer = StoreWriter(folder)
     try:
         table = Columns()
@@ -164,7 +184,7 @@ def _write(source: Source, folder: Path, shortest_side: int | None, patient_rege
             )
         split_table = source.table if isinstance(source, HasTable) else None
         index = table.index(source.name, split_table, patient_regex)
-        writer.finish(index)
+        writer.finish(index | {"said": told.sentences})
     finally:
         writer.close()
     if FOREGROUND in table.all_values():

@@ -101,6 +101,8 @@ class ImageDataset:
         """Fields of `Processing` that are not the default: what was done to the values."""
         self.has_ignored: bool = index.get("ignored", False)
         """Whether labels have pixels that are ignored, with the value `IGNORED`."""
+        self.said: list[str] = index["said"]
+        """What was said when the images were read, without a full stop."""
         self.found: dict[str, Any] = index["found"]
         """How patients were found: `patients` (of each image), `rule`, `certainty`, `doubts` and a `summary`."""
         self._records: dict[str, list[Any]] = index["records"]
@@ -140,8 +142,8 @@ class ImageDataset:
 
     @property
     def notes(self) -> list[str]:
-        """How the patients were found and split, what scaling was found, and what is doubtful."""
-        return [self.found["summary"], *self.found.get("told", ()), *self.found["doubts"]]
+        """What was said of the files, how the patients were found and split, what scaling was found, and doubts."""
+        return [*self.said, self.found["summary"], *self.found.get("told", ()), *self.found["doubts"]]
 
     def describe_patients(self) -> dict[str, Any]:
         """For files of results: the number of patients, the rule by which they were found, and what is doubtful."""

@@ -116,14 +116,14 @@ class _Family:
         partners = [other for other in families if other.counts[0] is None and self._shared(other)]
         if not partners:
             return
-        partner = max(partners, key=lambda other: len(self._shared(other)))
+        partner = max(partners, key=lambda other: (len(self._shared(other)), self._fits(other)))
         keys = self._shared(partner)
-        pairs = [(self.files[key], partner.files[key]) for key in _sample(keys)]
+        pairs = self._pairs(partner)
         reasons = [
             ("some of them hold more", unclear > 0),
             ("many have no image beside them", len(keys) < COVERED * (len(self.files) + len(self.alone))),
             ("their images hold few values too", not all(_is_image(image) for _, image in pairs)),
-            ("their images have another size", not all(map(_same_size, *zip(*pairs, strict=True)))),
+            ("their images have another size", not self._fits(partner)),
         ]
         if unsure := next((reason for reason, applies in reasons if applies), ""):
             doubt = f"{seen}, but {unsure}, so that they are used as images; {SETTLE}"
@@ -150,6 +150,14 @@ class _Family:
                 "have many values and are used as images; if they are labels, move them to a folder named labels"
             )
             found.unsure |= {file.path: doubt for file in self.files.values()}
+
+    def _pairs(self, other: _Family) -> list[tuple[Found, Found]]:
+        """A few of its files, each with that of another family."""
+        return [(self.files[key], other.files[key]) for key in _sample(self._shared(other))]
+
+    def _fits(self, other: _Family) -> bool:
+        """Whether a few of its files have the sizes of those of another family."""
+        return all(_same_size(own, image) for own, image in self._pairs(other))
 
     def _shared(self, other: _Family) -> list[Hashable]:
         """The cases of which both have a file."""

@@ -56,7 +56,9 @@ def run_look(config: LookConfig) -> Path:
     for table in tables:
         show(table)
     sections = [
-        Section("doubts", "Doubts", {"doubts": doubts, "notes": decisions(dataset, layout)}),
+        Section(
+            "doubts", "Doubts", {"doubts": doubts, "notes": [n for n in dataset.notes if n not in doubts]}
+        ),
         Section("numbers", "Numbers", tables),
         Section(
             "images", "Images", {name: embedded(sheet) for name, sheet in contact_sheets(dataset).items()}
@@ -76,11 +78,6 @@ def count_tables(dataset: ImageDataset) -> list[Table]:
     if dataset.num_classes:
         tables.append(count_classes(dataset, ["background", *dataset.class_names.values()]))
     return [*tables, count_sizes(dataset)]
-
-
-def decisions(dataset: ImageDataset, layout: Layout | None) -> list[str]:
-    """What was decided on the way."""
-    return [dataset.found["summary"], *dataset.found.get("told", ()), *(layout.notes if layout else ())]
 
 
 def intensities(dataset: ImageDataset, layout: Layout | None) -> Any:

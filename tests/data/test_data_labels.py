@@ -232,7 +232,7 @@ def test_the_channel_suffix_of_nnunet_is_not_part_of_the_name_of_the_label(tmp_p
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [((0, 1, 2, 4), "no label of .* contains the class 3:"), ((0, 1, 2, 3), None), ((0, 0, 0, 0), None)],
+    [((0, 1, 2, 4), "no label contains the class 3:"), ((0, 1, 2, 3), None), ((0, 0, 0, 0), None)],
 )
 def test_a_note_names_a_gap_in_the_classes(
     tmp_path: Path, capsys, values: tuple[int, ...], message: str | None
@@ -241,7 +241,7 @@ def test_a_note_names_a_gap_in_the_classes(
     write(tmp_path / "labels" / "a.png", np.resize(np.array(values, np.uint8), mask().shape))
     assert open_data(str(tmp_path), image_size=SIZE).num_classes == max(*values, 1) + 1
     said = capsys.readouterr().err
-    assert re.search(message, said) if message else "no label of" not in said
+    assert re.search(message, said) if message else "no label contains" not in said
 
 
 def test_labels_that_are_not_class_indices_are_refused(tmp_path: Path):

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_folders import SIZE, mask, write
 
 import ahm_gym.data.prepare as preparing
-from ahm_gym.data import ImageDataset
+from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.prepare import cache_folder, prepare
 from ahm_gym.data.sample import SPLITS, Record, Split
 from ahm_gym.data.scaling import scale_intensities
 from ahm_gym.data.store import StoreWriter, cover
+from ahm_gym.data.told import Told
 from ahm_gym.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -239,16 +241,35 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
         prepare(ListSource([record("a")]), shortest_side=None)
 
 
+def test_what_was_said_of_files_is_said_again_when_they_come_from_the_cache(tmp_path: Path, capsys):
+    folder = tmp_path / "scans"
+    for case in ("p1", "p2", "p3"):
+        write(folder / case / "scan.png")
+        write(folder / case / "drawn_by_one.png", mask())
+    first = open_data(str(folder), image_size=SIZE)
+    said = capsys.readouterr().err
+    assert "used as the labels of these (likely)" in said
+    again = open_data(str(folder), image_size=SIZE)
+    assert again.folder == first.folder and capsys.readouterr().err == said
+
+
+def test_other_code_prepares_the_data_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    source = ListSource([record("a")])
+    first = prepare(source, shortest_side=None).folder
+    monkeypatch.setattr(preparing, "_code", lambda: "of another version")
+    assert prepare(source, shortest_side=None).folder != first and len(source.walks) == 2
+
+
 def test_two_processes_may_prepare_the_same_data(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     source = ListSource([record("a")])
     write = preparing._write
 
     def write_after_the_other(
-        source: ListSource, folder: Path, shortest_side: int | None, patient_regex: str | None
+        source: ListSource, folder: Path, told: Told, shortest_side: int | None, patient_regex: str | None
     ) -> None:
         monkeypatch.setattr(preparing, "_write", write)
         prepare(source, shortest_side=shortest_side)
-        write(source, folder, shortest_side, patient_regex)
+        write(source, folder, told, shortest_side, patient_regex)
 
     monkeypatch.setattr(preparing, "_write", write_after_the_other)
     dataset = prepare(source, shortest_side=None)
