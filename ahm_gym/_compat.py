@@ -1,13 +1,16 @@
-"""Makes torchvision importable if torch is a CPU build and torchvision was built for CUDA.
+"""Makes libraries importable where they are not: torchvision beside another torch, MONAI without the name of a user.
 
-The import of such a torchvision fails: its compiled operators do not load, yet it registers Python
-kernels for two of them. It succeeds once the two operators are defined; this package never calls
-them. In a sound installation this module does nothing.
+If torch is a CPU build and torchvision was built for CUDA, the import of torchvision fails: its compiled operators do
+not load, yet it registers Python kernels for two of them. It succeeds once the two operators are defined; this package
+never calls them. MONAI and torch's compiler ask for the name of the user, whom a container started with a foreign user
+id does not know. Where all is sound, this module does nothing.
 """
 
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
 
 import torch
@@ -34,4 +37,13 @@ def repair_torchvision() -> None:
         importlib.import_module("torchvision")
 
 
+def name_user() -> None:
+    """Gives the user a name in the environment if neither it nor the list of users has one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["USER"] = f"user{os.getuid()}"
+
+
 repair_torchvision()
+name_user()

@@ -96,21 +96,23 @@ def read_only(scene: Path) -> Iterator[Outcome]:
 
 
 def homeless(scene: Path) -> Iterator[Outcome]:
-    """Runs every program without a home, and as a user without a name where others may start this Python."""
+    """Runs every program without a home, as a user without a name who may read everything and write one folder."""
     place = scene / "homeless"
     place.mkdir()
     os.chown(place, NOBODY, NOBODY)
-    others_may = all(folder.stat().st_mode & 0o001 for folder in Path(sys.executable).resolve().parents)
-    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if others_may else {}
     gone = ("HOME", "USER", "LOGNAME")
     environment = {name: value for name, value in os.environ.items() if name not in gone}
+    environment["AHM_CACHE"] = str(place / "cache")
+    identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    rights = [f"--{kind}=-all,+dac_read_search" for kind in ("bounding-set", "inh-caps", "ambient-caps")]
     for name, argv in commands(scene, place).items():
         log = scene / "log"
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "ahm_gym", *argv]
-            done = subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=place, **user)
+            command = ["setpriv", *identity, *rights, sys.executable, "-m", "ahm_gym", *argv]
+            done = subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=place)
         output, code = log.read_text(errors="replace"), done.returncode
-        yield with_end(Outcome(f"{name}: no home", code, 0, output[-4000:], fault_of(code, output)), {0})
+        outcome = Outcome(f"{name}: no home, no name", code, 0, output[-4000:], fault_of(code, output))
+        yield with_end(outcome, {0})
         shutil.rmtree(place / "run", ignore_errors=True)
 
 

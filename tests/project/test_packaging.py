@@ -1,3 +1,4 @@
+import getpass
 import importlib
 import os
 import shutil
@@ -188,3 +189,13 @@ def test_classes_of_an_installed_wheel_reach_spawned_processes(wheel, tmp_path):
     command = [sys.executable, str(program)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", {"USER": "anna"})
+    _compat.name_user()
+    assert os.environ == {"USER": "anna"}
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    _compat.name_user()
+    assert getpass.getuser() == f"user{os.getuid()}"
