@@ -93,7 +93,8 @@ class FolderSource:
         return len(scans) if pictures_only else None
 
     def fingerprint(self) -> list[Any]:
-        return [*(fingerprint_of(path) for path in self.search.paths()), *self.changes]
+        folders: dict[Path, Path] = {}
+        return [*(fingerprint_of(path, folders) for path in self.search.paths()), *self.changes]
 
     def records(self) -> Iterator[Record]:
         return self._records(self.layout)

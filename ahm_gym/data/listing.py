@@ -108,10 +108,11 @@ def _visit(folder: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
             continue
         path = folder / entry.name
-        if path.is_dir():  # unlike `entry.is_dir`, it is False for a link to itself
+        known = path if entry.is_symlink() else entry  # a path tells a link to itself, an entry asks no disk
+        if known.is_dir():
             folders.append(entry.name)
             continue
-        if not path.is_file() and path.exists():  # a broken link is refused where it is used
+        if not known.is_file() and path.exists():  # a broken link is refused where it is used
             tree.left_out[path] = "it is a device or a pipe"
             continue
         suffix = suffix_of(path)

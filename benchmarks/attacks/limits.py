@@ -6,6 +6,7 @@ own, of which nothing is left. After a full disk the disk is enlarged, and the s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -49,16 +50,19 @@ def run(name: str, argv: list[str], log: Path, limit: float = 180, **environment
         code: int | None = process.wait(limit)
     except subprocess.TimeoutExpired:
         code = None
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+    end(process)
     output = log.read_text(errors="replace")
     fault = f"still running after {limit:g} s" if code is None else fault_of(code, output)
     return Outcome(
         name, -1 if code is None else code, round(time.monotonic() - began, 1), output[-4000:], fault
     )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a program and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def with_end(outcome: Outcome, codes: set[int]) -> Outcome:
@@ -173,7 +177,7 @@ def hung_workers(scene: Path) -> Iterator[Outcome]:
             code = process.wait(420)
         except subprocess.TimeoutExpired:
             code = -1
-        os.killpg(process.pid, signal.SIGKILL)
+        end(process)
         output = log.read_text(errors="replace")
         fault = "hangs" if code == -1 else fault_of(code, output)
         yield Outcome(f"pretrain: hung worker of {kind}", code, 0, output[-4000:], fault)

@@ -90,19 +90,27 @@ def kind_of(path: Path) -> str:
     return suffix if same.get(suffix, suffix) == found else found
 
 
-def fingerprint_of(path: Path) -> list[Any]:
+def fingerprint_of(path: Path, folders: dict[Path, Path] | None = None) -> list[Any]:
     """The path, size and modification time of a file, and of the files that a header without data names.
+
+    Args:
+        path: the file.
+        folders: folders without links by their path, filled here, so that each is resolved once for many files.
 
     Raises:
         InputError: if the file is a broken link.
     """
+    folders = {} if folders is None else folders
     try:
         status = path.stat()
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): expected a file; restore the target of the link, or remove it."
         ) from error
-    parts = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    if path.parent not in folders:
+        folders[path.parent] = path.parent.resolve()
+    real = path.resolve() if path.is_symlink() else folders[path.parent] / path.name
+    parts = [str(real), status.st_size, status.st_mtime_ns]
     for other in _data_files(path):
         parts += [other.name, other.stat().st_size, other.stat().st_mtime_ns]
     return parts
