@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import operator
 import os
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
-from ahm_gym.errors import InputError, Interrupted, RunError, is_out_of_memory, printable, say
+from ahm_gym.errors import InputError, Interrupted, RunError, disk_failure, is_out_of_memory, printable, say
 from ahm_gym.flags import (
     WITH_NESTED,
     flags_in,
@@ -284,17 +283,6 @@ def kind_of(folder: Path) -> str | None:
     return read_object(path).get("kind") if path.is_file() else None
 
 
-FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space left on the device", "free some"),
-    errno.EDQUOT: ("your disk quota is used up", "free some space"),
-    errno.EROFS: ("the file system is read-only", "make it writable"),
-    errno.EIO: ("the disk failed to read or write", "continue with --resume once it is repaired"),
-    errno.ESTALE: ("the file system of the network is gone", "continue with --resume once it is back"),
-    errno.ENAMETOOLONG: ("a name is too long", "choose a shorter one"),
-    errno.ENOENT: ("a file or folder was removed while the program ran", "restore it"),
-}
-"""What a failed access to a disk is called, and the way out, by the number of the error."""
-
 PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "look": (LookConfig, look),
     "pretrain": (Pretrain, pretrain),
@@ -361,11 +349,10 @@ def command_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.errno not in FAILURES_OF_DISKS:
+        told = disk_failure(error)
+        if told is None:
             raise
-        happened, way_out = FAILURES_OF_DISKS[error.errno]
-        where = f" at {error.filename}" if error.filename else ""
-        fail(2, f"{happened}{where}: {way_out}, or choose another --run-dir.")
+        fail(2, f"{told}, or choose another --run-dir.")
     except KeyboardInterrupt:
         fail(130, "interrupted.")
 

@@ -6,8 +6,10 @@ A message names a setting in backticks, `steps` or `steps=0`; the command line t
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -51,6 +53,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether numpy, or torch on a CPU or a GPU, ran out of memory."""
     told = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+
+
+FAILURES_OF_DISKS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no space left on the device", "free some"),
+    errno.EDQUOT: ("your disk quota is used up", "free some space"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EIO: ("the disk failed to read or write", "continue with --resume once it is repaired"),
+    errno.ESTALE: ("the file system of the network is gone", "continue with --resume once it is back"),
+    errno.ENAMETOOLONG: ("a name is too long", "choose a shorter one"),
+    errno.ENOENT: ("a file or folder was removed while the program ran", "restore it"),
+}
+"""What a failed access to a disk is called, and the way out, by the number of the error."""
+
+
+def disk_failure(error: BaseException) -> str | None:
+    """What a failed access to a disk is called, with the way out and without a full stop; None for another error."""
+    if not isinstance(error, OSError) or error.errno not in FAILURES_OF_DISKS:
+        return None
+    happened, way_out = FAILURES_OF_DISKS[error.errno]
+    return f"{happened}{f' at {error.filename}' if error.filename else ''}: {way_out}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why one of several jobs failed, in one line; the traceback of an unexpected error goes to standard error."""
+    if told := disk_failure(error):
+        return f"{told}."
+    if isinstance(error, (InputError, RunError)):
+        return str(error).splitlines()[0]
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 NUMBERS: dict[str, tuple[Callable[[int | float], bool], str]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from ahm_gym.benchmark.rows import (
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import Interrupted, reason_of
 from ahm_gym.masking.schedules import typical_mask_ratio
 from ahm_gym.masking.selection import count_masked
 from ahm_gym.model.autoencoder import Autoencoder
@@ -151,13 +150,6 @@ def run_evaluations(group: Group, jobs: list[Job], interrupt: Interrupt) -> Iter
             raise
         except Exception as error:
             yield Failure(job, reason_of(error))
-
-
-def reason_of(error: Exception) -> str:
-    """The error in one line; the traceback of an unexpected error is also printed on standard error."""
-    if not isinstance(error, (InputError, RunError)):
-        traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def origin(group: Group) -> dict[str, Any]:

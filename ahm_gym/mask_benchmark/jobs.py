@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ahm_gym.agents.base import Agent
-from ahm_gym.benchmark.jobs import Failure, reason_of
+from ahm_gym.benchmark.jobs import Failure
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.device.choice import pick_device
 from ahm_gym.envs import MaskingVectorEnv
-from ahm_gym.errors import Interrupted, RunError
+from ahm_gym.errors import Interrupted, RunError, reason_of
 from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen
 from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.mask_benchmark.judge import Judge

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError
@@ -19,6 +20,10 @@ from ahm_gym.model.pretrainer import Pretrainer
 
 NUM_RANDOM: int = 64
 """Random masks of each image by which the reward of a patch and of random masks is known."""
+NUM_ROUNDS: int = 4
+"""Rounds in which the oracle improves its guess."""
+NUM_NEAR: int = 32
+"""Masks of each image near the best guess in a round."""
 NUM_SETTLING: int = 20
 """Batches of random masks that set the running statistics of a reward before anything is scored."""
 AT_ONCE: int = 1024
@@ -28,9 +33,10 @@ AT_ONCE: int = 1024
 class Judge:
     """Scores the masks that follow from scores of patches: 0 is random masks, 1 an oracle.
 
-    The oracle knows the mean reward of every patch over 64 random masks that hide it, and takes the highest. A
-    policy can beat it, because the reward of a patch depends on what else is masked. Masks are drawn by the same
-    random numbers for every policy, so they differ only in the patches that scores choose.
+    The oracle knows the mean reward of every patch over 64 random masks that hide it, and takes the highest. Then it
+    searches: in rounds, it measures what patches pay in masks near its best guess, and of all guesses keeps the one
+    that pays most, for every image. A policy can still beat it, because the search has an end. Masks are drawn by the
+    same random numbers for every policy, so they differ only in the patches that scores choose.
 
     Args:
         autoencoder: it is never updated.
@@ -75,13 +81,13 @@ class Judge:
         self.paid_random: float = float(paid.mean())
         self.patch_reward: Float[Tensor, "B L"] = _mean_of_masked(patch_reward, drawn)
         """Mean reward of every patch over the random masks that hide it."""
-        self.paid_oracle: float = self.paid(self.patch_reward)
-        gap = self.paid_oracle - self.paid_random
-        if not gap > 1e-9:
+        first = self.paid(self.patch_reward)
+        if not first - self.paid_random > 1e-9:
             raise InputError(
-                f"reward {reward} pays the oracle {self.paid_oracle:.4g} and random masks {self.paid_random:.4g}, so "
+                f"reward {reward} pays the oracle {first:.4g} and random masks {self.paid_random:.4g}, so "
                 "there is nothing to learn: choose another reward, or more held-out `images`."
             )
+        self.paid_oracle: float = float(self._search(generator).mean())
 
     def patches(self, progress: float) -> PatchBatch:
         """The held-out images, as a mask policy sees them at that share of its training."""
@@ -97,11 +103,41 @@ class Judge:
         Raises:
             InputError: if a score is not finite, or their shape is another one.
         """
+        return float(self._paid(scores).mean())
+
+    def _paid(self, scores: Float[Tensor, "B L"]) -> Float[np.ndarray, " B"]:
+        """The same for each image, over all masks."""
         scores = scores.detach().float().cpu()
-        seeds = range(1, self.num_masks + 1)
-        return float(
-            self._measured([self._drawn(scores, torch.Generator().manual_seed(s)) for s in seeds])[1].mean()
-        )
+        generators = (torch.Generator().manual_seed(seed) for seed in range(1, self.num_masks + 1))
+        return self._measured([self._drawn(scores, generator) for generator in generators])[1].mean(axis=0)
+
+    def _search(self, generator: torch.Generator) -> Float[np.ndarray, " B"]:
+        """What the best guess of each image pays."""
+        best, paid = self.patch_reward, self._paid(self.patch_reward)
+        best, paid = self._best_of(best, paid, [self._smoothed(best)])
+        for round_number in range(1, NUM_ROUNDS + 1):
+            noise = best.std(dim=1, keepdim=True) / (4 * round_number)
+            near = [best + noise * torch.randn(best.shape, generator=generator) for _ in range(NUM_NEAR)]
+            drawn = [self._drawn(scores, generator) for scores in near]
+            measured = _mean_of_masked(self._measured(drawn)[0], drawn)
+            guesses = [measured, (measured + self._smoothed(measured)) / 2]
+            best, paid = self._best_of(best, paid, guesses)
+        return paid
+
+    def _best_of(
+        self, best: Float[Tensor, "B L"], paid: Float[np.ndarray, " B"], guesses: list[Float[Tensor, "B L"]]
+    ) -> tuple[Float[Tensor, "B L"], Float[np.ndarray, " B"]]:
+        """For each image, of the best scores so far and other guesses, those that pay most, and what they pay."""
+        for guess in guesses:
+            found = self._paid(guess)
+            best = torch.where(torch.as_tensor(found > paid)[:, None], guess, best)
+            paid = np.maximum(found, paid)
+        return best, paid
+
+    def _smoothed(self, values: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """The mean over a patch and its eight neighbours: masked together, neighbours are harder to predict."""
+        maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1, 1, 1), mode="replicate")
+        return functional.avg_pool2d(maps, 3, stride=1).view(values.shape)
 
     def _drawn(self, scores: Float[Tensor, "B L"], generator: torch.Generator) -> Masks:
         share = self.guided_fraction

@@ -34,8 +34,8 @@ from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.storage import write_atomically
 
 METHOD: str = (
-    "Score 0 is random masks, 1 an oracle that guides the patches with the highest mean reward over 64 random masks of "
-    "the same image. A policy can beat it, because what a patch pays depends on what else is masked. All policies are "
+    "Score 0 is random masks, 1 an oracle that measures what each patch pays under many masks of the same image, first "
+    "random and then near its best guess. A policy can beat it a little, because its search has an end. All are "
     "scored on the same held-out images with the same random numbers, without exploration. The interval is a 95 % t "
     "interval for new seeds of the policy, on these autoencoders and images; a fixed rule has the same score with "
     "every seed. P is the probability of improvement: the share of pairs of seeds in which the row scores "

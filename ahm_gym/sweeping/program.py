@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
-from ahm_gym.errors import InputError, Interrupted, RunError, say
+from ahm_gym.errors import InputError, Interrupted, RunError, reason_of, say
 from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.mask_source import canonical
@@ -180,14 +179,6 @@ def scored(
 def shared(config: SweepConfig, seed: int) -> dict[str, Any]:
     """The settings that pretraining and fine-tuning of a seed share."""
     return {"data": config.data, "data_root": config.data_root, "device": config.device, "seed": seed}
-
-
-def reason_of(error: Exception) -> str:
-    """The error in one line; the traceback of an unexpected error is also printed on standard error."""
-    if not isinstance(error, (InputError, RunError)):
-        traceback.print_exception(error)
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return str(error).splitlines()[0]
 
 
 def open_images(config: SweepConfig) -> ImageDataset:

@@ -83,10 +83,16 @@ def full_disks(scene: Path, sizes: tuple[int, ...]) -> Iterator[Outcome]:
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             resumes = name in ("pretrain", "finetune") and (place / "run" / "config.json").exists()
             if name in WRITTEN_ONCE:
-                shutil.rmtree(place / "run", ignore_errors=True)
+                clear(place)
             again = [name, "--resume", "--run-dir", str(place / "run")] if resumes else argv
             yield with_end(run(f"{name}: goes on after {size} KiB", again, scene / "log"), {0})
             subprocess.run(["umount", str(place)], check=True)
+
+
+def clear(folder: Path) -> None:
+    """Removes all that a folder holds."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_only(scene: Path) -> Iterator[Outcome]:
@@ -169,18 +175,29 @@ def hung_workers(scene: Path) -> Iterator[Outcome]:
         log = scene / "log"
         log.unlink(missing_ok=True)
         process = started(argv, log)
-        time.sleep(25)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if children:
-            os.kill(int(children[-1]), signal.SIGSTOP)
+        worker = last_worker(process.pid, log)
+        if worker is not None:
+            os.kill(worker, signal.SIGSTOP)
         try:
             code = process.wait(420)
         except subprocess.TimeoutExpired:
             code = -1
         end(process)
         output = log.read_text(errors="replace")
-        fault = "hangs" if code == -1 else fault_of(code, output)
+        fault = "hangs" if code == -1 else fault_of(code, output) or ("no worker" if worker is None else None)
         yield Outcome(f"pretrain: hung worker of {kind}", code, 0, output[-4000:], fault)
+
+
+def last_worker(parent: int, log: Path, limit: float = 180) -> int | None:
+    """The worker that a program has started last, once it has made updates; None if there is none."""
+    began = time.monotonic()
+    while "steps/s" not in log.read_text(errors="replace") and time.monotonic() - began < limit:
+        time.sleep(1)
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    workers = [
+        child for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return int(workers[-1]) if workers else None
 
 
 def mount(place: Path, options: str) -> None:

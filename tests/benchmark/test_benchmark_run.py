@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -236,6 +237,16 @@ def test_a_failing_job_is_reported_the_rest_continues_and_only_that_job_is_tried
     monkeypatch.setattr(jobs, "pretrain", None)
     run_benchmark(config)
     assert len(read_rows(config.out)) == 6
+
+
+def test_a_full_disk_fails_jobs_with_a_sentence_and_no_traceback(config, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "row.json")
+
+    monkeypatch.setattr(jobs, "probe_draws", full)
+    with pytest.raises(RunError, match="probe, 4 labels: no space left on the device at row.json: free some"):
+        run_benchmark(config)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_if_a_pretraining_fails_only_its_own_evaluations_fail_too(config, monkeypatch):
