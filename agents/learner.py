@@ -74,18 +74,27 @@ class Learner(Player["A3C"]):
                 self._keep_statistics()
             if ended:
                 metrics = update_metrics(info, reward) | metrics
+        with self.agent.locked():
+            self.agent.episodes += 1
         return metrics
 
     def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray, bool]:
         """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode; see `Player.play`."""
+        self._writes_read = self._read()
+        if self.network is not self.agent.network:
+            self._unshared.append(self.observation)
+        return self.play(self.agent.n_steps)
+
+    def _read(self) -> int:
+        """Copies the shared weights; returns how many updates they had had before."""
         agent, network = self.agent, self.network
         with agent.locked():
-            if network is not agent.network:
+            writes = int(agent.writes)
+            if network is not agent.network and not agent.lock_free:
                 read(network, agent.network)
-            self._writes_read = int(agent.writes)
-        if network is not agent.network:
-            self._unshared.append(self.observation)
-        return self.play(agent.n_steps)
+        if network is not agent.network and agent.lock_free:
+            read(network, agent.network)
+        return writes
 
     def _learn(
         self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"], over: bool
@@ -120,6 +129,7 @@ class Learner(Player["A3C"]):
             "agent/explained_variance": explained,
             "agent/grad_norm": size,
             "agent/staleness": float(staleness),
+            **({"train/learning_rate": agent.annealed_rate()} if agent.anneal else {}),
         }
 
     def _loss(
@@ -185,6 +195,9 @@ class Learner(Player["A3C"]):
                 self._share_statistics()
                 if mean_square is not None:
                     agent.network.reward_scale.follow(mean_square)
+            if not agent.lock_free:
+                agent.write()
+        if agent.lock_free:
             agent.write()
         return staleness
 
