@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,6 +60,11 @@ class A3C(PatchAgent):
             update. Updates and running statistics are still counted under the lock, so staleness stays exact: it is
             the number of updates that others finished since this worker began to read. A run with several workers is
             not reproducible, with this option or without. With one worker it has no effect.
+        importance_clip: corrects for what other workers have changed since a rollout was drawn. The worker reads the
+            shared weights again before it learns, and weighs each image by how likely its draws are under them, at
+            most this number (`ahm_gym.agents.importance`): 1 as in V-trace, Infinity to clip nothing; None
+            corrects nothing. Staleness still counts from the drawing, and rollouts that begin within an episode
+            (`n_steps`) are not corrected for its earlier steps. With one worker all weights are 1.
         max_grad_norm: largest norm of the gradient, which is clipped to it.
         width: width of the network's hidden layers.
         network: conv, attention, or a function that builds another network from the grid.
@@ -88,6 +94,7 @@ class A3C(PatchAgent):
         optimizer: str = "adam",
         anneal: bool = False,
         lock_free: bool = False,
+        importance_clip: float | None = None,
         max_grad_norm: float = 1.0,
         width: int = 32,
         network: Network = "conv",
@@ -101,6 +108,8 @@ class A3C(PatchAgent):
         check_numbers("count", num_workers=num_workers, n_steps=1 if n_steps is None else n_steps)
         check_numbers("share", gamma=gamma, gae_lambda=gae_lambda)
         check_numbers("cost", value_coef=value_coef)
+        if importance_clip is not None and importance_clip != math.inf:
+            check_numbers("size", importance_clip=importance_clip)
         self.num_workers: int = num_workers
         self.credit: str = credit
         self.gamma: float = gamma
@@ -111,6 +120,7 @@ class A3C(PatchAgent):
         self.optimizer_name: str = optimizer
         self.anneal: bool = anneal
         self.lock_free: bool = lock_free
+        self.importance_clip: float | None = importance_clip
         self.episodes: Tensor = torch.zeros((), dtype=torch.int64)
         """Number of updates of the autoencoder in which this agent has acted so far."""
         self.last_episode: int = 0
@@ -152,10 +162,11 @@ class A3C(PatchAgent):
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
         later: Later | None,
+        weight: Float[Tensor, " B"] | None = None,
     ) -> tuple[StepLoss, Later]:
         """The losses of one step; see `ahm_gym.agents.losses.step_loss`."""
         returns = (patch_return, image_return)
-        return step_loss(output, order, available, chosen, masked, *returns, self.credit, later)
+        return step_loss(output, order, available, chosen, masked, *returns, self.credit, later, weight)
 
     def make_optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         on_gpu = self.device.type == "cuda"

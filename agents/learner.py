@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
+from ahm_gym.agents.importance import importance
 from ahm_gym.agents.losses import explained_variance, mean_over_draws
 from ahm_gym.agents.networks import ActorCritic
 from ahm_gym.agents.player import Player, Transition
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 LEARNED_FROM: tuple[str, ...] = (
-    "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended",
+    "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended", "logits",
 )  # fmt: skip
 """The fields of a transition that enter the loss."""
 
@@ -108,6 +109,8 @@ class Learner(Player["A3C"]):
             over: whether the episode ended with the rollout.
         """
         agent, network = self.agent, self.network
+        if agent.importance_clip is not None:
+            self._read()
         mask = mask & paid[:, None]
         mean_square = None
         if over and bool(mask.any()):
@@ -119,7 +122,7 @@ class Learner(Player["A3C"]):
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
         loss, parts, norm = self._passes(*inputs, *self.bootstrap(rollout))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
-        size, total, policy, value, entropy, explained = Fetch(numbers).wait().tolist()
+        size, total, policy, value, entropy, explained, *moved = Fetch(numbers).wait().tolist()
         agent.check_gradient(size, total)
         staleness = self._write(mean_square)
         return {
@@ -129,6 +132,7 @@ class Learner(Player["A3C"]):
             "agent/explained_variance": explained,
             "agent/grad_norm": size,
             "agent/staleness": float(staleness),
+            **dict(zip(("train/approx_kl", "train/clip_fraction"), moved, strict=False)),
             **({"train/learning_rate": agent.annealed_rate()} if agent.anneal else {}),
         }
 
@@ -141,6 +145,7 @@ class Learner(Player["A3C"]):
         patch_reward: Float[Tensor, "T B L"],
         image_reward: Float[Tensor, "T B"],
         ended: Bool[Tensor, "T B"],
+        logits: Float[Tensor, "T B L"],
         mask: Bool[Tensor, "B L"],
         bootstrap: Float[Tensor, "B L"],
         image_bootstrap: Float[Tensor, " B"],
@@ -161,17 +166,23 @@ class Learner(Player["A3C"]):
             gamma=agent.gamma,
             gae_lambda=agent.gae_lambda,
         )
+        chosen = (guided & available).gather(2, order)
+        found = None
+        if agent.importance_clip is not None:
+            now = torch.stack([output.logits.detach() for output in outputs])
+            found = importance(now, logits, order, available, chosen, agent.importance_clip)
         losses, later = [], None
         for t in reversed(range(len(outputs))):
             loss, later = agent.step_loss(
                 outputs[t],
                 order[t],
                 available[t],
-                (guided[t] & available[t]).gather(1, order[t]),
+                chosen[t],
                 mask,
                 patch_return[t],
                 image_return[t],
                 later,
+                None if found is None else found.weight,
             )
             later = later._replace(paid=agent.gamma * later.paid)
             losses.append(loss)
@@ -179,7 +190,8 @@ class Learner(Player["A3C"]):
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
         explained = explained_variance(values, patch_return, mask.expand(values.shape))
-        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy, explained))
+        moved = () if found is None else (found.approx_kl, found.clipped)
+        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy, explained, *moved))
 
     def _write(self, mean_square: Float[Tensor, ""] | None) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read.
