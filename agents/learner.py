@@ -122,16 +122,17 @@ class Learner(Player["A3C"]):
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
         loss, parts, norm = self._passes(*inputs, *self.bootstrap(rollout))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
-        size, total, policy, value, entropy, explained, *moved = Fetch(numbers).wait().tolist()
+        size, total, policy, value, entropy, relative, explained, *moved = Fetch(numbers).wait().tolist()
         agent.check_gradient(size, total)
         staleness = self._write(mean_square)
         return {
             "agent/policy_loss": policy,
             "agent/value_loss": value,
-            "agent/draw_entropy": entropy,
+            "agent/draw_entropy": relative,
             "agent/explained_variance": explained,
             "agent/grad_norm": size,
             "agent/staleness": float(staleness),
+            "train/entropy_loss": -entropy,
             **dict(zip(("train/approx_kl", "train/clip_fraction"), moved, strict=False)),
             **({"train/learning_rate": agent.annealed_rate()} if agent.anneal else {}),
         }
@@ -191,7 +192,8 @@ class Learner(Player["A3C"]):
         loss = loss + agent.logit_cost * mean.logit_square
         explained = explained_variance(values, patch_return, mask.expand(values.shape))
         moved = () if found is None else (found.approx_kl, found.clipped)
-        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy, explained, *moved))
+        parts = (mean.policy, mean.value, mean.entropy, mean.relative_entropy, explained)
+        return loss, torch.stack((*parts, *moved))
 
     def _write(self, mean_square: Float[Tensor, ""] | None) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read.

@@ -180,7 +180,7 @@ def test_a_worker_learns_from_its_stale_draws_with_the_weights_that_others_have_
         learner.agent.importance_clip = clip
         losses[clip] = learner._loss(*inputs)[1]
     torch.testing.assert_close(losses[1e-2][:2], 10 * losses[1e-3][:2], rtol=1e-4, atol=0)  # all are clipped
-    assert losses[1e-2][5].item() == 1.0
+    assert losses[1e-2][6].item() == 1.0
 
 
 def test_without_the_correction_a_worker_learns_with_the_weights_that_drew():
