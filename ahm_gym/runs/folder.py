@@ -54,6 +54,8 @@ class RunFolder:
         self.config: dict[str, Any] = config
         self._lines: IO[str] | None = None
         self._events: SummaryWriter | None = None
+        self.also: Callable[[int, Mapping[str, float | None]], None] | None = None
+        """What is also called with every logged row."""
         self._noted = False
 
     @classmethod
@@ -125,6 +127,8 @@ class RunFolder:
         self._lines.write(json.dumps({"step": step, **row}) + "\n")
         self._lines.flush()
         add_scalars(self._events, step, row)
+        if self.also is not None:
+            self.also(step, row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged rows, oldest first, with None for null.
