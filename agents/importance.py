@@ -54,11 +54,11 @@ def importance(
         rows = of.detach().gather(2, order).flatten(0, 1)
         return order_statistics(rows, torch.zeros_like(rows), left.flatten(0, 1)).log_prob.reshape(of.shape)
 
-    change = (log_prob(logits) - log_prob(earlier)) * drawn
+    change = (log_prob(logits) - log_prob(earlier)).double() * drawn
     ratio = change.sum(dim=(0, 2)).exp()
     images = drawn.any(dim=2).any(dim=0)
     return Importance(
-        ratio.clamp(max=clip),
-        ((change.exp() - 1.0 - change) * drawn).sum() / drawn.sum().clamp(min=1),
+        ratio.clamp(max=clip).to(logits.dtype),
+        ((change.expm1() - change).sum() / drawn.sum().clamp(min=1)).to(logits.dtype),
         ((ratio > clip) & images).sum() / images.sum().clamp(min=1),
     )

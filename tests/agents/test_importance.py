@@ -147,6 +147,8 @@ def test_weights_are_clipped_from_above_and_images_without_draws_weigh_one():
     torch.testing.assert_close(clipped.weight, free.weight.clamp(max=1.0))
     assert float(clipped.clipped) == pytest.approx(sum(float(w) > 1 for w in by_hand[:5]) / 5)
     assert float(free.approx_kl) > 0
+    near = importance((before + 1e-4 * now).float(), before.float(), order, everything, chosen, 1.0)
+    assert 0 < float(near.approx_kl) < 1e-7
 
 
 def stale_learner(**options):
