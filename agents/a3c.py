@@ -182,7 +182,7 @@ class A3C(PatchAgent):
             return
         self.optimizer.step()
         with self.locked():
-            self.writes += 1
+            self.writes.add_(1)
 
     def annealed_rate(self) -> float:
         """The learning rate of the next update with `anneal`."""
