@@ -137,10 +137,11 @@ class AHM2025(A3C):
         patch_return: Float[Tensor, "B L"],
         image_return: Float[Tensor, " B"],
         later: Later | None,
+        weight: Float[Tensor, " B"] | None = None,
     ) -> tuple[StepLoss, Later]:
         if self.draws == "ordered":
             returns = (patch_return, image_return)
-            return super().step_loss(output, order, available, chosen, masked, *returns, later)
+            return super().step_loss(output, order, available, chosen, masked, *returns, later, weight)
         zeros = torch.zeros_like(image_return)
         return independent_loss(output, patch_return, masked.any(dim=1)), Later(zeros, zeros)
 

@@ -107,7 +107,7 @@ class Group(PatchAgent):
         reward: Float[Tensor, "K B L"],
         value: Float[Tensor, "K B L"],
     ) -> tuple[Tensor, Tensor]:
-        """The loss, and its parts that are reported: policy loss, and relative entropy of the draws.
+        """The loss, and its parts that are reported: policy loss, entropy in nats and relative to the largest.
 
         Args:
             observation: what the orders were drawn for.
@@ -126,7 +126,7 @@ class Group(PatchAgent):
         policy = -(advantage * draws.log_prob * chosen).sum() / chosen.sum().clamp(min=1)
         entropy, relative, logit_square = sizes(logits, draws, left, available, chosen)
         loss = policy - self.entropy_coef * entropy + self.logit_cost * logit_square
-        return loss, torch.stack((policy, relative)).detach()
+        return loss, torch.stack((policy, entropy, relative)).detach()
 
 
 class GroupPlayer(Player[Group]):
@@ -193,10 +193,17 @@ class GroupPlayer(Player[Group]):
         reward, value, chosen = (to_device(part, agent.device) for part in (reward, value, chosen))
         inputs = (observation, order.reshape(group), chosen, reward / unit, value / unit)
         loss, parts, norm = self._passes(*inputs)
-        policy, entropy, total, size = Fetch(torch.cat((parts, torch.stack((loss, norm))))).wait().tolist()
+        policy, entropy, relative, total, size = (
+            Fetch(torch.cat((parts, torch.stack((loss, norm))))).wait().tolist()
+        )
         agent.check_gradient(size, total)
         agent.write()
-        return {"agent/policy_loss": policy, "agent/draw_entropy": entropy, "agent/grad_norm": size}
+        return {
+            "agent/policy_loss": policy,
+            "agent/draw_entropy": relative,
+            "agent/grad_norm": size,
+            "train/entropy_loss": -entropy,
+        }
 
     def _masks(self, scores: Float[Tensor, "N L"]) -> Masks:
         """Masks as the environment would draw them by these scores: with its random and its spread patches."""

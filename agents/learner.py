@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Metrics, paid_images, update_metrics
+from ahm_gym.agents.importance import importance
 from ahm_gym.agents.losses import explained_variance, mean_over_draws
 from ahm_gym.agents.networks import ActorCritic
 from ahm_gym.agents.player import Player, Transition
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 LEARNED_FROM: tuple[str, ...] = (
-    "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended",
+    "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended", "logits",
 )  # fmt: skip
 """The fields of a transition that enter the loss."""
 
@@ -74,18 +75,27 @@ class Learner(Player["A3C"]):
                 self._keep_statistics()
             if ended:
                 metrics = update_metrics(info, reward) | metrics
+        with self.agent.locked():
+            self.agent.episodes += 1
         return metrics
 
     def _rollout(self) -> tuple[list[Transition], dict[str, Any], np.ndarray, bool]:
         """Copies the shared weights, then acts for `n_steps` steps or to the end of the episode; see `Player.play`."""
+        self._writes_read = self._read()
+        if self.network is not self.agent.network:
+            self._unshared.append(self.observation)
+        return self.play(self.agent.n_steps)
+
+    def _read(self) -> int:
+        """Copies the shared weights; returns how many updates they had had before."""
         agent, network = self.agent, self.network
         with agent.locked():
-            if network is not agent.network:
+            writes = int(agent.writes)
+            if network is not agent.network and not agent.lock_free:
                 read(network, agent.network)
-            self._writes_read = int(agent.writes)
-        if network is not agent.network:
-            self._unshared.append(self.observation)
-        return self.play(agent.n_steps)
+        if network is not agent.network and agent.lock_free:
+            read(network, agent.network)
+        return writes
 
     def _learn(
         self, rollout: list[Transition], mask: Bool[Tensor, "B L"], paid: Bool[Tensor, " B"], over: bool
@@ -99,6 +109,8 @@ class Learner(Player["A3C"]):
             over: whether the episode ended with the rollout.
         """
         agent, network = self.agent, self.network
+        if agent.importance_clip is not None:
+            self._read()
         mask = mask & paid[:, None]
         mean_square = None
         if over and bool(mask.any()):
@@ -110,16 +122,19 @@ class Learner(Player["A3C"]):
         inputs = (to_device(value, agent.device) for value in (*stacked, mask))
         loss, parts, norm = self._passes(*inputs, *self.bootstrap(rollout))
         numbers = torch.cat((torch.stack((norm, loss)), parts))
-        size, total, policy, value, entropy, explained = Fetch(numbers).wait().tolist()
+        size, total, policy, value, entropy, relative, explained, *moved = Fetch(numbers).wait().tolist()
         agent.check_gradient(size, total)
         staleness = self._write(mean_square)
         return {
             "agent/policy_loss": policy,
             "agent/value_loss": value,
-            "agent/draw_entropy": entropy,
+            "agent/draw_entropy": relative,
             "agent/explained_variance": explained,
             "agent/grad_norm": size,
             "agent/staleness": float(staleness),
+            "train/entropy_loss": -entropy,
+            **dict(zip(("train/approx_kl", "train/clip_fraction"), moved, strict=False)),
+            **({"train/learning_rate": agent.annealed_rate()} if agent.anneal else {}),
         }
 
     def _loss(
@@ -131,6 +146,7 @@ class Learner(Player["A3C"]):
         patch_reward: Float[Tensor, "T B L"],
         image_reward: Float[Tensor, "T B"],
         ended: Bool[Tensor, "T B"],
+        logits: Float[Tensor, "T B L"],
         mask: Bool[Tensor, "B L"],
         bootstrap: Float[Tensor, "B L"],
         image_bootstrap: Float[Tensor, " B"],
@@ -151,17 +167,23 @@ class Learner(Player["A3C"]):
             gamma=agent.gamma,
             gae_lambda=agent.gae_lambda,
         )
+        chosen = (guided & available).gather(2, order)
+        found = None
+        if agent.importance_clip is not None:
+            now = torch.stack([output.logits.detach() for output in outputs])
+            found = importance(now, logits, order, available, chosen, agent.importance_clip)
         losses, later = [], None
         for t in reversed(range(len(outputs))):
             loss, later = agent.step_loss(
                 outputs[t],
                 order[t],
                 available[t],
-                (guided[t] & available[t]).gather(1, order[t]),
+                chosen[t],
                 mask,
                 patch_return[t],
                 image_return[t],
                 later,
+                None if found is None else found.weight,
             )
             later = later._replace(paid=agent.gamma * later.paid)
             losses.append(loss)
@@ -169,7 +191,9 @@ class Learner(Player["A3C"]):
         loss = mean.policy + agent.value_coef * mean.value - agent.entropy_coef * mean.entropy
         loss = loss + agent.logit_cost * mean.logit_square
         explained = explained_variance(values, patch_return, mask.expand(values.shape))
-        return loss, torch.stack((mean.policy, mean.value, mean.relative_entropy, explained))
+        moved = () if found is None else (found.approx_kl, found.clipped)
+        parts = (mean.policy, mean.value, mean.entropy, mean.relative_entropy, explained)
+        return loss, torch.stack((*parts, *moved))
 
     def _write(self, mean_square: Float[Tensor, ""] | None) -> int:
         """Applies the gradients to the shared weights; returns how many updates others made since they were read.
@@ -185,6 +209,9 @@ class Learner(Player["A3C"]):
                 self._share_statistics()
                 if mean_square is not None:
                     agent.network.reward_scale.follow(mean_square)
+            if not agent.lock_free:
+                agent.write()
+        if agent.lock_free:
             agent.write()
         return staleness
 

@@ -47,6 +47,7 @@ def step_loss(
     image_return: Float[Tensor, " B"],
     credit: str,
     later: Later | None = None,
+    weight: Float[Tensor, " B"] | None = None,
 ) -> tuple[StepLoss, Later]:
     """Policy loss, value loss, entropy and logit size of one step; policy loss and entropy are means over the draws.
 
@@ -73,6 +74,7 @@ def step_loss(
         image_return: return of the whole mask.
         credit: a name in `CREDITS`.
         later: what follows in the episode; None: nothing.
+        weight: weight of each image in policy loss, value loss and entropy (`ahm_gym.agents.importance`); None: 1.
 
     Returns:
         The losses, and what follows the step before this one.
@@ -92,10 +94,11 @@ def step_loss(
     advantage, drawn, later = credits
     counted = chosen if credit == "local" else drawn
     count = counted.sum().clamp(min=1)
+    weighted = drawn if weight is None else drawn * weight[:, None]
     losses = StepLoss(
-        -(advantage.detach() * draws.log_prob * drawn).sum() / count,
-        critic_loss(output, masked, patch_return, image_return, credit),
-        *sizes(output.logits, draws, left, available, drawn),
+        -(advantage.detach() * draws.log_prob * weighted).sum() / count,
+        critic_loss(output, masked, patch_return, image_return, credit, weight),
+        *sizes(output.logits, draws, left, available, drawn, weighted),
     )
     return losses, later
 
@@ -106,13 +109,22 @@ def critic_loss(
     patch_return: Float[Tensor, "B L"],
     image_return: Float[Tensor, " B"],
     credit: str,
+    weight: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the values of masked patches, and for image credit also of those of the whole masks."""
-    value = ((output.values - patch_return).square() * masked).sum() / masked.sum().clamp(min=1)
+    """Mean squared error of the values of masked patches, and for image credit also of those of the whole masks.
+
+    `weight` is that of each image; None: 1.
+    """
+    errors = (output.values - patch_return).square() * masked
+    if weight is not None:
+        errors = errors * weight[:, None]
+    value = errors.sum() / masked.sum().clamp(min=1)
     if credit != "image":
         return value
     measured = masked.any(dim=1)
     error = (output.image_value - image_return).square() * measured
+    if weight is not None:
+        error = error * weight
     return value + error.sum() / measured.sum().clamp(min=1)
 
 
@@ -122,12 +134,16 @@ def sizes(
     left: Bool[Tensor, "B L"],
     available: Bool[Tensor, "B L"],
     drawn: Bool[Tensor, "B L"],
+    weighted: Tensor | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """Entropy, relative entropy and logit size of `StepLoss`; draws, left and drawn are in the order of the draws."""
+    """Entropy, relative entropy and logit size of `StepLoss`; draws, left and drawn are in the order of the draws.
+
+    `weighted` (B, L) is the weight of each draw in the entropy; None: 1.
+    """
     largest = left.flip(1).cumsum(dim=1).flip(1).clamp(min=2).log()
     count = drawn.sum().clamp(min=1)
     return (
-        (draws.entropy * drawn).sum() / count,
+        (draws.entropy * (drawn if weighted is None else weighted)).sum() / count,
         (draws.entropy.detach() / largest * drawn).sum() / count,
         (logits.square() * available).sum() / available.sum().clamp(min=1),
     )

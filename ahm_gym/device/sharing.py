@@ -18,7 +18,9 @@ except ImportError:  # not on Windows
 
 
 def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Moves the model's weights and the optimiser's (Adam) state into shared memory, in place.
+    """Moves the model's weights and the optimiser's state into shared memory, in place.
+
+    An optimiser without any state yet is taken for Adam, whose state is then made.
 
     Raises:
         InputError: if there is too little shared memory for them.

@@ -132,6 +132,9 @@ class Pretrain(PretrainConfig):
     If a number of steps is given, it is that of each stage."""
     resume: bool = False
     """Continue the run in the run folder, with its own settings."""
+    wandb: str | None = None
+    """Project on Weights & Biases to which the metrics are logged, too; it needs the extra wandb. WANDB_MODE=offline
+    sends nothing. A resumed run continues there by itself. None: no project."""
 
 
 def check_counts(config: PretrainConfig) -> None:

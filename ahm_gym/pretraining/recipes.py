@@ -20,6 +20,7 @@ from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.settings import as_config, from_json, same, to_json
 from ahm_gym.runs.storage import recover_all, write_atomically
+from ahm_gym.runs.weights_and_biases import project_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ OF_THE_AUTOENCODER: tuple[str, ...] = ("joint_labels", "joint_weight")
 
 
 def run_recipe(
-    name: str | None, config: PretrainConfig, *, resume: bool = False, given: Container[str] = ()
+    name: str | None,
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    given: Container[str] = (),
+    wandb: str | None = None,
 ) -> Path:
     """Runs the stages of a recipe in order; returns the run folder, which has one folder for each stage.
 
@@ -68,12 +74,14 @@ def run_recipe(
         config: settings for all stages; those that were given replace the recipe's own.
         resume: continue the run in `config.run_dir` exactly from the last checkpoint of its current stage.
         given: names of settings that were given explicitly, even if they have their default values.
+        wandb: project on Weights & Biases to which each stage is logged as a run; None: none.
 
     Raises:
         InputError: if settings cannot be used, or the recipe sets them itself; no folder is left behind.
         RunError: if a stage cannot continue; its last checkpoint is good.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
+    project_of(None, wandb)
     config = with_absolute_paths(config)
     chosen = _chosen(config, given)
     if resume:
@@ -91,7 +99,7 @@ def run_recipe(
         _rehearse(stages)
         record = {"kind": "recipe", "recipe": name, "stages": [stage.name for stage in stages]}
         run = RunFolder.create(path, {**record, "settings": chosen})
-    _run_stages(name, stages, run.path)
+    _run_stages(name, stages, run.path, wandb)
     return run.path
 
 
@@ -106,8 +114,8 @@ def run_program(settings: Pretrain, given: Container[str]) -> Path:
     settings = with_preset(settings, given)
     config: PretrainConfig = as_config(PretrainConfig, settings)
     if settings.recipe is not None or (settings.resume and is_recipe_run(settings.run_dir)):
-        return run_recipe(settings.recipe, config, resume=settings.resume, given=given)
-    return pretrain(config, resume=settings.resume, given=given)
+        return run_recipe(settings.recipe, config, resume=settings.resume, given=given, wandb=settings.wandb)
+    return pretrain(config, resume=settings.resume, given=given, wandb=settings.wandb)
 
 
 def is_recipe_run(path: Path | None) -> bool:
@@ -153,8 +161,9 @@ def configure(name: str, settings: dict[str, Any], run_dir: Path) -> list[Stage]
     return stages
 
 
-def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
+def _run_stages(name: str, stages: list[Stage], path: Path, wandb: str | None) -> None:
     interrupt = Interrupt()
+    wandb = project_of(path / stages[0].name, wandb)
     for number, stage in enumerate(stages, start=1):
         folder = path / stage.name
         recover_all(folder)
@@ -164,7 +173,7 @@ def _run_stages(name: str, stages: list[Stage], path: Path) -> None:
         config = PretrainConfig(run_dir=folder) if begun else stage.config
         title = f"{name} {number}/{len(stages)} {stage.name.partition('-')[2]}"
         try:
-            pretrain(config, resume=begun, title=title, interrupt=interrupt)
+            pretrain(config, resume=begun, title=title, interrupt=interrupt, wandb=wandb)
         except Interrupted as error:
             raise _stopped(stage, path, error.exit_code - 128) from None
         if interrupt.requested and stage is not stages[-1]:

@@ -12,8 +12,8 @@ The loop is `Agent.learn`, which `_train` calls. For a mask policy it is, in sho
 from __future__ import annotations
 
 import functools
-from collections.abc import Container
-from contextlib import closing
+from collections.abc import Container, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ahm_gym.data.stream import data_workers_may_fail
@@ -28,6 +28,7 @@ from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import check_origin
 from ahm_gym.runs.settings import MOVABLE, merge_resumed, to_json
 from ahm_gym.runs.storage import locked
+from ahm_gym.runs.weights_and_biases import WandbRun, project_of
 
 
 def pretrain(
@@ -37,6 +38,7 @@ def pretrain(
     given: Container[str] = (),
     title: str = "pretraining",
     interrupt: Interrupt | None = None,
+    wandb: str | None = None,
 ) -> Path:
     """Pretrains an encoder; returns the run folder.
 
@@ -48,6 +50,7 @@ def pretrain(
         title: title of the progress bar.
         interrupt: what can stop the run. If a signal arrives in the last step, the run completes, and only this
             object knows of the signal.
+        wandb: project on Weights & Biases to which the metrics are logged, too; None: that of the run to resume.
 
     Raises:
         InputError: if settings or data cannot be used; no folder is left behind.
@@ -55,6 +58,7 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     run = None
+    project = project_of(config.run_dir if resume else None, wandb)
     config = with_absolute_paths(with_options_of_policy(config))
     if resume:
         run = RunFolder.open(config.run_dir, "pretrain")
@@ -68,8 +72,20 @@ def pretrain(
         if resume:
             check_origin(run.config, training.dataset.content_digest(), config.data or training.dataset.name)
             run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
-        _train(training, run, interrupt or Interrupt(), title)
+        with logged_to(project, run):
+            _train(training, run, interrupt or Interrupt(), title)
     return run.path
+
+
+@contextmanager
+def logged_to(project: str | None, run: RunFolder) -> Iterator[None]:
+    """While it is entered, `run` is also logged to this project on Weights & Biases, if there is one."""
+    if project is None:
+        yield
+        return
+    with WandbRun(run.path, project, run.config) as online:
+        run.also = online.log
+        yield
 
 
 def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str) -> None:

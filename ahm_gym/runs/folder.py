@@ -27,6 +27,7 @@ from ahm_gym.runs.storage import (
     save_state,
     write_atomically,
 )
+from ahm_gym.runs.tracking import add_scalars, write_events
 
 KEPT: int = 2
 """Number of checkpoints that are kept: the newest, and one to fall back to if its files are damaged."""
@@ -53,6 +54,8 @@ class RunFolder:
         self.config: dict[str, Any] = config
         self._lines: IO[str] | None = None
         self._events: SummaryWriter | None = None
+        self.also: Callable[[int, Mapping[str, float | None]], None] | None = None
+        """What is also called with every logged row."""
         self._noted = False
 
     @classmethod
@@ -123,7 +126,9 @@ class RunFolder:
             self._events = SummaryWriter(str(self.path / "events"))
         self._lines.write(json.dumps({"step": step, **row}) + "\n")
         self._lines.flush()
-        _add_scalars(self._events, step, row)
+        add_scalars(self._events, step, row)
+        if self.also is not None:
+            self.also(step, row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged rows, oldest first, with None for null.
@@ -251,7 +256,7 @@ class RunFolder:
             return
         rows = [row for row in self.metrics() if row["step"] <= last_step]
         write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
-        self.replace("events", lambda folder: _write_events(folder, rows))
+        self.replace("events", lambda folder: write_events(folder, rows))
 
 
 def _is_free(path: Path) -> bool:
@@ -263,19 +268,6 @@ def _taken(path: Path) -> InputError:
     return InputError(
         f"{path} exists already: choose another `run_dir`, or continue a run in it with `resume`."
     )
-
-
-def _write_events(folder: Path, rows: list[dict[str, Any]]) -> None:
-    writer = SummaryWriter(str(folder))
-    for row in rows:
-        _add_scalars(writer, row["step"], {name: value for name, value in row.items() if name != "step"})
-    writer.close()
-
-
-def _add_scalars(writer: SummaryWriter, step: int, row: Mapping[str, float | None]) -> None:
-    for name, value in row.items():
-        if value is not None:
-            writer.add_scalar(name, value, step)
 
 
 def free_run_dir(stem: str) -> Path:
