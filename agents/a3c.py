@@ -81,7 +81,7 @@ class A3C(PatchAgent):
         self,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         num_workers: int = 1,
         credit: str = "own",
         gamma: float = 1.0,

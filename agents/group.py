@@ -60,7 +60,7 @@ class Group(PatchAgent):
         self,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         group_size: int = 4,
         entropy_coef: float = 0.02,
         logit_cost: float = 0.005,

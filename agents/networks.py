@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import ahm_gym._compat  # noqa: F401
@@ -12,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ahm_gym.errors import InputError, unknown_name
+from ahm_gym.model.patches import by
 
 LOGIT_CAP: float = 8.0
 """Largest logit; exp(-2 * 8) is well within float32, so that no patch's probability vanishes."""
@@ -61,7 +63,7 @@ class PatchActorCritic(ActorCritic):
     records: bool = True
 
     def __init__(
-        self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
+        self, num_patches: int, dim: int, grid: tuple[int, ...], *, width: int = 32, kind: str = "conv"
     ) -> None:
         super().__init__()
         self.normalise: ObservationNorm = ObservationNorm(num_patches, dim)
@@ -102,12 +104,12 @@ class PatchTrunk(nn.Module):
     """Hidden features of every patch, from its normalised embedding, its position and its surroundings."""
 
     def __init__(
-        self, num_patches: int, dim: int, grid: tuple[int, int], *, width: int = 32, kind: str = "conv"
+        self, num_patches: int, dim: int, grid: tuple[int, ...], *, width: int = 32, kind: str = "conv"
     ) -> None:
         super().__init__()
-        if grid[0] * grid[1] != num_patches:
+        if math.prod(grid) != num_patches:
             raise InputError(
-                f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patches: pass their rows and columns."
+                f"a grid of {by(grid)} does not hold {num_patches} patches: pass their rows and columns."
             )
         if kind == "attention" and width % NUM_HEADS:
             raise InputError(
@@ -128,13 +130,14 @@ class PatchTrunk(nn.Module):
 
 
 class ConvContext(nn.Module):
-    """Two residual 3x3 convolutions over the grid of patches."""
+    """Two residual convolutions over the grid of patches, 3 patches wide."""
 
-    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, grid: tuple[int, ...]) -> None:
         super().__init__()
-        self.grid: tuple[int, int] = grid
-        self.first: nn.Conv2d = nn.Conv2d(width, width, 3, padding=1)
-        self.second: nn.Conv2d = nn.Conv2d(width, width, 3, padding=1)
+        self.grid: tuple[int, ...] = grid
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(grid)]
+        self.first: nn.Module = convolution(width, width, 3, padding=1)
+        self.second: nn.Module = convolution(width, width, 3, padding=1)
 
     def forward(self, hidden: Float[Tensor, "B L width"]) -> Float[Tensor, "B L width"]:
         image = hidden.transpose(1, 2).unflatten(2, self.grid)

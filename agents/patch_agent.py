@@ -52,7 +52,7 @@ class PatchAgent(Agent):
         self,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None,
+        grid: tuple[int, ...] | None,
         entropy_coef: float,
         logit_cost: float,
         learning_rate: float,
@@ -72,7 +72,7 @@ class PatchAgent(Agent):
         self.device: torch.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.grid: tuple[int, int] = grid or square_grid(num_patches)
+            self.grid: tuple[int, ...] = grid or square_grid(num_patches)
             if isinstance(network, str):
                 built: ActorCritic = PatchActorCritic(num_patches, dim, self.grid, width=width, kind=network)
             else:

@@ -84,7 +84,7 @@ class PatchPPO(PatchAgent):
         self,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         credit: str = "own",
         rollout_batches: int = 4,
         num_epochs: int = 4,

@@ -58,7 +58,7 @@ class SB3Agent(Agent):
         name: str,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         callbacks: tuple[BaseCallback, ...] = (),
@@ -78,7 +78,7 @@ class SB3Agent(Agent):
         self.callbacks: tuple[BaseCallback, ...] = callbacks
         self.progress_bar: bool = progress_bar
         num_patches, dim = observation_shape
-        self.grid: tuple[int, int] = grid or square_grid(num_patches)
+        self.grid: tuple[int, ...] = grid or square_grid(num_patches)
         self.normalise: ObservationNorm = ObservationNorm(num_patches, dim).to(self.device)
         self.reward_scale: RunningScale = RunningScale().to(self.device)
         self.generator: torch.Generator = torch.Generator().manual_seed(seed)

@@ -36,7 +36,7 @@ class PatchFeatures(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Space[Any], grid: tuple[int, int] | None = None, width: int = 32
+        self, observation_space: spaces.Space[Any], grid: tuple[int, ...] | None = None, width: int = 32
     ) -> None:
         assert isinstance(observation_space, spaces.Box)
         num_patches, dim = observation_space.shape

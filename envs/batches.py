@@ -33,7 +33,7 @@ class ImageBatches:
         self,
         data: ImageDataset | Tensor,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         num_workers: int,
         pin_memory: bool = False,
         crop: str = "uniform",
@@ -41,7 +41,7 @@ class ImageBatches:
         check_crop(crop, random=not isinstance(data, Tensor))
         self.data: ImageDataset | Tensor = data
         self.num_images: int = num_images
-        self.image_size: tuple[int, int] = image_size
+        self.image_size: tuple[int, ...] = image_size
         self.num_workers: int = num_workers
         self.pin_memory: bool = pin_memory
         self.crop: str = crop
@@ -74,7 +74,7 @@ class ImageBatches:
             crop=self.crop,
         )
 
-    def next(self) -> Float[Tensor, "B C H W"]:
+    def next(self) -> Float[Tensor, "B C *S"]:
         assert self._stream is not None, "open() comes first"
         if self._current is None or not self._repeat:
             self._current = next(self._stream)
@@ -106,7 +106,7 @@ def check_reset_mask(options: dict[str, Any] | None) -> None:
 
 
 def open_images(
-    data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, int]
+    data: str | Path | ImageDataset | Tensor | None, root: Path | None, image_size: tuple[int, ...]
 ) -> ImageDataset | Tensor:
     """The data that the `data` argument of an environment names, opened."""
     if isinstance(data, (ImageDataset, Tensor)):

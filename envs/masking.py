@@ -140,7 +140,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         check_numbers("count", num_envs=num_envs)
         own = None if pretrainer is None else pretrainer.autoencoder.image_size
-        self.image_size: tuple[int, int] = own or image_size_of(image_size)
+        self.image_size: tuple[int, ...] = own or image_size_of(image_size)
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
         self.data: ImageDataset | Tensor = open_images(data, data_root, self.image_size)
         channels = channels_of(self.data)
@@ -154,7 +154,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
             self.pretrainer.attach()
         autoencoder = self.pretrainer.autoencoder
         check_channels(channels, autoencoder.channels)
-        self.grid: tuple[int, int] = autoencoder.grid
+        self.grid: tuple[int, ...] = autoencoder.grid
         self.num_patches: int = autoencoder.num_patches
         self.mask_ratio: MaskRatio = mask_ratio
         self.num_masked: int = masked_count(mask_ratio, self.num_patches, self.pretrainer.progress)

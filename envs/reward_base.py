@@ -27,11 +27,11 @@ class Reward(Protocol):
     """Whether running statistics and copies follow the training; False while nothing is updated, when every image is
     measured."""
 
-    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+    def before(self, images: Float[Tensor, "B C *S"], masks: Masks) -> None:
         """Sees the batch before the update."""
         ...
 
-    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
+    def after(self, images: Float[Tensor, "B C *S"], result: Reconstruction) -> None:
         """Sees the reconstruction that the update learned from: old weights, same masks."""
         ...
 
@@ -73,10 +73,10 @@ class LossReward:
             "progress:0.5."
         )
 
-    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+    def before(self, images: Float[Tensor, "B C *S"], masks: Masks) -> None:
         return None
 
-    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
+    def after(self, images: Float[Tensor, "B C *S"], result: Reconstruction) -> None:
         return None
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:

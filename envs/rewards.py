@@ -79,7 +79,7 @@ class Copy:
         self._autocast = pretrainer.autocast
         self._passes = Replay(self._fill_in, records=self.model.records)
 
-    def patch_loss(self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    def patch_loss(self, images: Float[Tensor, "B C *S"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         return self._passes(images, *self.model.mask_inputs(Masks.of(mask)))[0]
 
     def _fill_in(self, images: Tensor, *mask_inputs: Tensor) -> tuple[Tensor, ...]:
@@ -145,7 +145,7 @@ class ProgressReward(LossReward):
                 "above 0 and at most 1."
             )
 
-    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+    def before(self, images: Float[Tensor, "B C *S"], masks: Masks) -> None:
         count = math.ceil((self.share if self.advances else 1.0) * len(images))
         if not bool(masks.guided.any()):
             self.rows = slice(0, 0)
@@ -192,7 +192,7 @@ class AdvantageReward(LossReward):
         super().__init__(pretrainer, generator)
         self.random_loss: Fetch | None = None
 
-    def before(self, images: Float[Tensor, "B C H W"], masks: Masks) -> None:
+    def before(self, images: Float[Tensor, "B C *S"], masks: Masks) -> None:
         count = int(masks.masked[0].sum())
         scores = random_scores((masks.masked.shape[0], masks.masked.shape[1]), self.generator)
         drawn = draw_masks(scores, self.pretrainer.autoencoder.grid, count, self.generator)
@@ -245,7 +245,7 @@ class AHMReward(LossReward):
             )
         self.cell_size = int(argument)
 
-    def after(self, images: Float[Tensor, "B C H W"], result: Reconstruction) -> None:
+    def after(self, images: Float[Tensor, "B C *S"], result: Reconstruction) -> None:
         everything = torch.ones_like(result.patch_loss, dtype=torch.bool)
         filled = self.pretrainer.model.reconstruct(images, everything, result.prediction)
         darkest = images.amin(dim=(2, 3), keepdim=True)
@@ -254,7 +254,7 @@ class AHMReward(LossReward):
         bright = ((filled - darkest) / contrast).square()
         self.cells = Fetch(self._pool(self.scale * (error + self.brightness * bright)))
 
-    def _pool(self, values: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
+    def _pool(self, values: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L"]:
         """Means over the cells, each at the patch in the same row and column."""
         rows, columns = self.pretrainer.autoencoder.grid
         means = avg_pool2d(values.mean(dim=1, keepdim=True), self.cell_size)[:, 0, :rows, :columns]

@@ -43,7 +43,7 @@ class MaskingEnv(gym.Env[Any, Any]):
         self.render_mode: str | None = render_mode
         self.observation_space: gym.Space[Any] = self.vector.single_observation_space
         self.action_space: gym.Space[Any] = self.vector.single_action_space
-        self.grid: tuple[int, int] = self.vector.grid
+        self.grid: tuple[int, ...] = self.vector.grid
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

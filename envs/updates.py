@@ -34,7 +34,7 @@ def rows_before_update(masks: Masks) -> dict[str, np.ndarray]:
 def begin_update(
     pretrainer: Pretrainer,
     reward: Reward,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     masks: Masks,
     learns: bool = True,
 ) -> Update:
@@ -144,7 +144,7 @@ def check_guided(guided: Any, masks: Bool[Tensor, "K B L"]) -> Bool[Tensor, "K B
 def evaluate_masks(
     pretrainer: Pretrainer,
     reward: Reward,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     masks: Bool[Tensor, "K B L"],
     guided: Bool[Tensor, "K B L"],
 ) -> Evaluation:
@@ -168,7 +168,7 @@ def evaluate_masks(
 def _measured(
     pretrainer: Pretrainer,
     reward: Reward,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     masks: Masks,
     result: Reconstruction,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,7 +22,7 @@ class GrowingMask:
 
     Args:
         num_images: number of images in the batch.
-        grid: rows and columns of patches.
+        grid: number of patches along each axis.
         steps: (num_new, num_guided) for every step: the patches to mask, and how many of them the scores choose.
         spread_fraction: probability that an image gets a spread mask; see `Spread`.
         generator: generator of all random draws; nothing is drawn before the first step.
@@ -29,16 +31,16 @@ class GrowingMask:
     def __init__(
         self,
         num_images: int,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         steps: list[tuple[int, int]],
         spread_fraction: float,
         generator: torch.Generator,
     ) -> None:
-        self.grid: tuple[int, int] = grid
+        self.grid: tuple[int, ...] = grid
         self.steps: list[tuple[int, int]] = steps
         self.spread_fraction: float = spread_fraction
         self.generator: torch.Generator = generator
-        self.masks: Masks = Masks.of(torch.zeros(num_images, grid[0] * grid[1], dtype=torch.bool))
+        self.masks: Masks = Masks.of(torch.zeros(num_images, math.prod(grid), dtype=torch.bool))
         self.num_done: int = 0
         self._spread: Spread | None = None
 
@@ -85,7 +87,7 @@ class GrowingMask:
 
 def draw_masks(
     scores: Float[Tensor, "B L"],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     num_masked: int,
     generator: torch.Generator,
     *,
@@ -96,7 +98,7 @@ def draw_masks(
 
     Args:
         scores: one score per patch, in main memory; the patches with the highest scores are masked first.
-        grid: rows and columns of patches.
+        grid: number of patches along each axis.
         num_masked: number of masked patches in each image.
         generator: generator of all random draws.
         guided_fraction: share of the masked patches that the scores choose; the rest is drawn uniformly.

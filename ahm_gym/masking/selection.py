@@ -21,12 +21,12 @@ from ahm_gym.masking.spread import Spread
 class PatchBatch:
     """What a mask policy knows about a batch."""
 
-    images: Float[Tensor, "B C H W"]
+    images: Float[Tensor, "B C *S"]
     """Normalised images, as the encoder receives them."""
     embeddings: Float[Tensor, "B L D"]
     """Patch embedding plus position embedding of every patch."""
-    grid: tuple[int, int]
-    """Rows and columns of patches; rows * columns == L."""
+    grid: tuple[int, ...]
+    """Number of patches along each axis, such as rows and columns; their product is L."""
     progress: float
     """Share of pretraining that is done, 0 to 1."""
     mask_ratio: float = 0.75

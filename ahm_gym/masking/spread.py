@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,19 +67,19 @@ Spread masks are easier and teach more in the beginning; later, random masks do.
 
 
 @lru_cache(maxsize=64)
-def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
-    """The smallest square windows that have at least one visible patch on average.
+def spread_over(grid: tuple[int, ...], num_masked: int) -> Spread:
+    """The smallest windows, as long along every axis, that have at least one visible patch on average.
 
     Each window keeps at least its share of the visible patches, rounded down. At a mask ratio of 0.75 the windows
     are 2x2 patches and each keeps one; smaller windows at the edge keep none.
     """
-    rows, columns = grid
     # Counted in half patches, with half a patch more visible: the number of masked patches was rounded, and this
     # rounding must not cost a window its visible patch.
-    whole, visible = 2 * rows * columns, 2 * (rows * columns - num_masked) + 1
-    side = math.isqrt(-(-whole // visible) - 1) + 1  # sqrt(whole / visible), rounded up
-    down, across = torch.arange(rows) // side, torch.arange(columns) // side
-    window = (down[:, None] * math.ceil(columns / side) + across).flatten()
+    whole, visible = 2 * math.prod(grid), 2 * (math.prod(grid) - num_masked) + 1
+    side = next(side for side in itertools.count(1) if side ** len(grid) * visible >= whole)
+    window = torch.zeros(1, dtype=torch.long)
+    for length in grid:
+        window = (window[:, None] * math.ceil(length / side) + torch.arange(length) // side).flatten()
     sizes = torch.bincount(window)
     kept = sizes * visible // whole
     allowed = [torch.arange(int(size)) < size - keep for size, keep in zip(sizes, kept, strict=True)]
@@ -86,7 +87,7 @@ def spread_over(grid: tuple[int, int], num_masked: int) -> Spread:
 
 
 def draw_spread(
-    share: float, grid: tuple[int, int], num_masked: int, num_images: int, generator: torch.Generator
+    share: float, grid: tuple[int, ...], num_masked: int, num_images: int, generator: torch.Generator
 ) -> Spread | None:
     """Windows for a batch in which each image gets a spread mask with probability `share`; None for share 0."""
     if share == 0.0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class Autoencoder(nn.Module):
     `embedding_state` and `fill_in`.
 
     Args:
-        image_size: height and width in pixels.
+        image_size: length of each axis in pixels: height and width, or depth, height and width.
         patch_size: side of a patch in pixels.
         channels: number of image channels.
         dim: width D of the embeddings that `embed` returns.
@@ -62,27 +63,27 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         patch_size: int,
         channels: int,
         dim: int,
         target: str = "pixels",
     ) -> None:
         super().__init__()
-        self.image_size: tuple[int, int] = image_size
+        self.image_size: tuple[int, ...] = image_size
         self.patch_size: int = patch_size
         self.channels: int = channels
         self.dim: int = dim
         self.target: Target = make_target(target, channels, patch_size)
         self.latent: LatentTask | None = None
         """The second task of `target=latent`; the subclass sets it once its encoder is initialised."""
-        self.grid: tuple[int, int] = grid_of(image_size, patch_size)
-        self.num_patches: int = self.grid[0] * self.grid[1]
+        self.grid: tuple[int, ...] = grid_of(image_size, patch_size)
+        self.num_patches: int = math.prod(self.grid)
 
     @property
     def target_size(self) -> int:
         """Number of values that are predicted for each patch, without the features of `target=latent`."""
-        return (self.patch_size // self.target.cell) ** 2 * self.target.channels
+        return (self.patch_size // self.target.cell) ** len(self.grid) * self.target.channels
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +95,7 @@ class Autoencoder(nn.Module):
         # On a CPU bfloat16 products are far slower than float32 ones.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def embed(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """One embedding a patch: what an agent observes."""
         raise NotImplementedError
 
@@ -102,7 +103,7 @@ class Autoencoder(nn.Module):
         """The weights that `embed` uses, under their names in `state_dict()`."""
         raise NotImplementedError
 
-    def forward(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
+    def forward(self, images: Float[Tensor, "B C *S"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """Reconstructs images from their visible patches.
 
         Args:
@@ -116,11 +117,11 @@ class Autoencoder(nn.Module):
         """The tensors that `fill_in` needs of the masks, on the autoencoder's device: here the mask and the weights."""
         return to_device(masks.masked, self.device), to_device(masks.weight, self.device)
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+    def fill_in(self, images: Float[Tensor, "B C *S"], *mask_inputs: Tensor) -> Reconstruction:
         """Reconstructs images, given the tensors that `mask_inputs` returned; works on the device alone."""
         raise NotImplementedError
 
-    def run(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+    def run(self, images: Float[Tensor, "B C *S"], *mask_inputs: Tensor) -> Reconstruction:
         """The same as `fill_in`, and compiled if `compiled` is set.
 
         Raises:
@@ -133,7 +134,7 @@ class Autoencoder(nn.Module):
     def compare(
         self,
         prediction: Float[Tensor, "B L T"],
-        images: Float[Tensor, "B C H W"],
+        images: Float[Tensor, "B C *S"],
         patches: Float[Tensor, "B L P"],
         weight: Float[Tensor, "B L"],
         features: Float[Tensor, "B L D"] | None = None,
@@ -160,8 +161,8 @@ class Autoencoder(nn.Module):
         return copy.deepcopy(self, shared).requires_grad_(False)
 
     def reconstruct(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L T"]
-    ) -> Float[Tensor, "B C H W"]:
+        self, images: Float[Tensor, "B C *S"], mask: Bool[Tensor, "B L"], prediction: Float[Tensor, "B L T"]
+    ) -> Float[Tensor, "B C *S"]:
         """The images with their masked patches replaced by the predicted ones, in the scale of the images.
 
         With a target that has no pixels, they are replaced by the mean of the images.
@@ -170,12 +171,12 @@ class Autoencoder(nn.Module):
         filled = self.target.to_pixels(prediction.float(), patches)
         return unpatchify(torch.where(mask[..., None], filled, patches), self.grid, self.patch_size)
 
-    def _checked(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def _checked(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
         expected = (self.channels, *self.image_size)
         if tuple(images.shape[1:]) != expected:
             raise InputError(
-                f"images of shape (C, H, W) = {tuple(images.shape[1:])} do not fit this autoencoder, which was built "
-                f"for {expected}: resize the images, or build it with their channels and image_size."
+                f"images of {tuple(images.shape[1:])} (channels and sizes) do not fit this autoencoder, which was "
+                f"built for {expected}: resize the images, or build it with their channels and image_size."
             )
         return images
 

@@ -39,7 +39,7 @@ class Encoder(Protocol):
     keeps their methods and the names of their weights.
     """
 
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     """Height and width in pixels."""
     patch_size: int
     """Side of a patch in pixels."""
@@ -50,11 +50,11 @@ class Encoder(Protocol):
     has_decoder: bool
     """Whether the network itself returns to full resolution, so that a segmenter only adds a head."""
 
-    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def patch_features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """One feature vector per patch, in reading order."""
         ...
 
-    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D h w"]]:
         """`NUM_MAPS` maps with one position a patch, the shallowest first; with a decoder, one of the image size."""
         ...
 

@@ -42,7 +42,7 @@ class LatentTask(nn.Module):
         self.teacher: nn.Module = self.average.network
 
     @torch.no_grad()
-    def target(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def target(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The normalised features of all patches of these images."""
         features = as_encoder(self.teacher).patch_features(images).float()
         return functional.layer_norm(features, features.shape[-1:])

@@ -14,7 +14,7 @@ from ahm_gym.model.patches import patchify
 
 def true_patch_loss(
     autoencoder: Autoencoder,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     num_masked: int,
     *,
     num_masks: int = 4,
@@ -47,6 +47,6 @@ def true_patch_loss(
     return total / count
 
 
-def local_variance(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L"]:
+def local_variance(images: Float[Tensor, "B C *S"], patch_size: int) -> Float[Tensor, "B L"]:
     """Variance of the pixels of every patch: the difficulty as far as texture alone shows it."""
     return patchify(images, patch_size).var(dim=-1)

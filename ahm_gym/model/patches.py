@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.errors import InputError
 
 
-def image_size_of(sizes: int | tuple[int, ...]) -> tuple[int, int]:
-    """Height and width in pixels, from one number (a square) or two.
+def image_size_of(sizes: int | tuple[int, ...], axes: int = 2) -> tuple[int, ...]:
+    """The length of each axis in pixels: height and width, or depth, height and width of a volume.
+
+    Args:
+        sizes: one number for all axes, or one for each.
+        axes: 2 for images, 3 for volumes. Three numbers are always those of a volume.
 
     Raises:
-        InputError: if there are more or fewer numbers, or one is below 1.
+        InputError: if there is another number of them, or one is below 1.
     """
     sizes = (sizes,) if isinstance(sizes, int) else sizes
-    if len(sizes) not in (1, 2) or min(sizes) < 1:
+    if len(sizes) not in (1, axes, 3) or min(sizes) < 1:
+        each = "height and width" if axes == 2 else "depth, height and width"
+        shape = "a square" if axes == 2 else "a cube"
         raise InputError(
-            f"image size {' '.join(map(str, sizes))}: give one number for a square, or height and width, in pixels."
+            f"image size {' '.join(map(str, sizes))}: give one number for {shape}, or {each}, in pixels."
         )
-    return sizes[0], sizes[-1]
+    return sizes * axes if len(sizes) == 1 else sizes
 
 
-def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of `image_size` (height and width in pixels).
+def by(sizes: Sequence[int]) -> str:
+    """Lengths as they are written: 64x48."""
+    return "x".join(map(str, sizes))
+
+
+def grid_of(image_size: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
+    """The number of patches along each axis of an image or volume of `image_size` pixels.
 
     Raises:
         InputError: if the patch size does not divide the image size.
     """
-    height, width = image_size
-    if not 1 <= patch_size <= min(height, width):
+    if not 1 <= patch_size <= min(image_size):
         raise InputError(
-            f"patch size {patch_size} does not fit the image size {height}x{width}: choose a patch size from 1 to "
-            f"{min(height, width)} pixels."
+            f"patch size {patch_size} does not fit the image size {by(image_size)}: choose a patch size from 1 to "
+            f"{min(image_size)} pixels."
         )
-    if height % patch_size or width % patch_size:
+    if any(length % patch_size for length in image_size):
         raise InputError(
-            f"patch size {patch_size} does not divide the image size {height}x{width}: "
+            f"patch size {patch_size} does not divide the image size {by(image_size)}: "
             f"choose an image size that is a multiple of {patch_size}, or another patch size."
         )
-    return height // patch_size, width // patch_size
+    return tuple(length // patch_size for length in image_size)
 
 
-def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B L P"]:
-    """The patches in reading order; the P values of a patch are ordered by row, column and channel."""
-    rows, columns = grid_of((images.shape[2], images.shape[3]), patch_size)
-    patches = images.unflatten(2, (rows, patch_size)).unflatten(4, (columns, patch_size))
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], rows * columns, -1)
+def patchify(images: Float[Tensor, "B C *S"], patch_size: int) -> Float[Tensor, "B L P"]:
+    """The patches in reading order; the P values of a patch are ordered by its axes, and then by channel."""
+    grid = grid_of(tuple(images.shape[2:]), patch_size)
+    axes = len(grid)
+    patches = images.reshape(*images.shape[:2], *(size for number in grid for size in (number, patch_size)))
+    places, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return patches.permute(0, *places, *inside, 1).reshape(len(images), math.prod(grid), -1)
 
 
 def unpatchify(
-    patches: Float[Tensor, "B L P"], grid: tuple[int, int], patch_size: int
-) -> Float[Tensor, "B C H W"]:
+    patches: Float[Tensor, "B L P"], grid: tuple[int, ...], patch_size: int
+) -> Float[Tensor, "B C *S"]:
     """The images that consist of these patches: the inverse of `patchify`."""
-    rows, columns = grid
-    images = patches.reshape(patches.shape[0], rows, columns, patch_size, patch_size, -1)
-    return images.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    axes = len(grid)
+    images = patches.reshape(len(patches), *grid, *(patch_size,) * axes, -1)
+    paired = (axis for place in range(1, 1 + axes) for axis in (place, place + axes))
+    size = (number * patch_size for number in grid)
+    return images.permute(0, 1 + 2 * axes, *paired).reshape(len(patches), -1, *size)
 
 
 def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:

@@ -128,7 +128,7 @@ class Pretrainer:
         """The autoencoder whose encoder is exported: the average of the weights if there is one."""
         return self.autoencoder if self._average is None else self._average.network
 
-    def step(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
+    def step(self, images: Float[Tensor, "B C *S"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """Makes one update, unless frozen; returns the reconstruction from before the update, detached.
 
         In a plain mask (True = masked) every masked patch has weight 1. Gradients are enabled here even if the
@@ -171,12 +171,12 @@ class Pretrainer:
             "`learning_rate`, or look at the images of this batch; the last checkpoint is good."
         )
 
-    def forward(self, images: Float[Tensor, "B C H W"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
+    def forward(self, images: Float[Tensor, "B C *S"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """Reconstructs images without an update."""
         with torch.no_grad(), self.autocast():
             return self.model(images, masks)
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def embed(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The embedding of every patch by the current autoencoder; see `Autoencoder.embed`."""
         with torch.no_grad():
             self._refresh()
@@ -316,7 +316,7 @@ class Pretrainer:
 
 def build_pretrainer(
     model: str,
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     patch_size: int,
     channels: int,
     num_steps: int,

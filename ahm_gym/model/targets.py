@@ -30,7 +30,7 @@ class Target:
     channels: int
     """Number of channels of the map."""
 
-    def of(self, images: Float[Tensor, "B C H W"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L T"]:
+    def of(self, images: Float[Tensor, "B C *S"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L T"]:
         """The targets of these images, whose patches are given too; ordered by row, column and channel."""
         raise NotImplementedError
 
@@ -60,7 +60,7 @@ class PixelTarget(Target):
         self.channels: int = channels
         self.normalise: bool = normalise
 
-    def of(self, images: Float[Tensor, "B C H W"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
+    def of(self, images: Float[Tensor, "B C *S"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L P"]:
         """The targets of these patches."""
         if not self.normalise:
             return patches
@@ -99,7 +99,7 @@ class HogTarget(Target):
         self.channels: int = BINS * channels
         self.patch_size: int = patch_size
 
-    def of(self, images: Float[Tensor, "B C H W"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L T"]:
+    def of(self, images: Float[Tensor, "B C *S"], patches: Float[Tensor, "B L P"]) -> Float[Tensor, "B L T"]:
         """The histograms of these images; gradients use the pixels around a patch too."""
         padded = functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
         across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]

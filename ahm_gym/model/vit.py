@@ -82,7 +82,7 @@ class MaskedAutoencoder(Autoencoder):
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def embed(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """Patch embedding plus position embedding of every patch: what an agent observes."""
         return self._add_position(self._project(patchify(self._checked(images), self.patch_size)))
 
@@ -92,7 +92,7 @@ class MaskedAutoencoder(Autoencoder):
         return {key: value for key, value in weights.items() if key.startswith(("patch_embed.", "pos_embed"))}
 
     def encode(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"] | None = None
+        self, images: Float[Tensor, "B C *S"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B N D"]:
         """The encoded prefix tokens, followed by the encoded visible patches in reading order.
 
@@ -108,7 +108,7 @@ class MaskedAutoencoder(Autoencoder):
         """Indices of the visible patches, and the weights."""
         return to_device(visible_indices(masks.masked), self.device), to_device(masks.weight, self.device)
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+    def fill_in(self, images: Float[Tensor, "B C *S"], *mask_inputs: Tensor) -> Reconstruction:
         visible, weight = mask_inputs
         patches = patchify(self._checked(images), self.patch_size)
         decoded = self._decode(self._encode_patches(patches, visible), visible)
@@ -118,7 +118,7 @@ class MaskedAutoencoder(Autoencoder):
     def _project(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         embedder = self.encoder.patch_embed
         # A convolution with the size of a patch is a matrix product, which is cheaper and can skip masked patches.
-        weight = embedder.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        weight = embedder.proj.weight.movedim(1, -1).flatten(1)
         return embedder.norm(functional.linear(patches, weight, embedder.proj.bias))
 
     def _add_position(
@@ -178,7 +178,7 @@ class MaskedAutoencoder(Autoencoder):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm) and norm_eps is not None:
                 module.eps = norm_eps
-        *_, projection = (m for m in encoder.patch_embed.modules() if isinstance(m, nn.Conv2d))
+        *_, projection = (m for m in encoder.patch_embed.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
         nn.init.xavier_uniform_(projection.weight.flatten(1))
         for token in (encoder.cls_token, encoder.reg_token, self.mask_token):
             if token is not None:
@@ -188,7 +188,7 @@ class MaskedAutoencoder(Autoencoder):
 def build_autoencoder(
     model: str = "tiny",
     *,
-    image_size: tuple[int, int] = (64, 64),
+    image_size: tuple[int, ...] = (64, 64),
     patch_size: int = 8,
     channels: int = 1,
     seed: int = 0,
@@ -198,7 +198,7 @@ def build_autoencoder(
 
     Args:
         model: tiny, tiny_conv, small, base, unet, resenc, or the name of one of timm's plain vision transformers.
-        image_size: height and width in pixels, multiples of the patch size.
+        image_size: length of each axis in pixels, two or three multiples of the patch size.
         patch_size: side of a patch in pixels.
         channels: number of image channels.
         seed: seed of the initial weights; the global generator is not changed.
@@ -223,17 +223,28 @@ def build_autoencoder(
         return MaskedAutoencoder(encoder, **(decoder | options))
 
 
-def position_embedding(dim: int, grid: tuple[int, int], num_prefix: int) -> Float[Tensor, "1 N D"]:
+def position_embedding(dim: int, grid: tuple[int, ...], num_prefix: int) -> Float[Tensor, "1 N D"]:
     """The fixed sine-cosine position embedding of the grid, after zeros for the prefix tokens.
 
+    That of a volume has the same frequencies along each of its axes, and zeros in the rest of the width.
+
     Raises:
-        InputError: if `dim` is not a multiple of 4.
+        InputError: if `dim` is not a multiple of 4 for images.
     """
-    if dim % 4:
-        raise InputError(
-            f"a width of {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
+    if len(grid) == 2:
+        if dim % 4:
+            raise InputError(
+                f"a width of {dim} cannot hold a two-dimensional position embedding: choose a multiple of 4."
+            )
+        patches = build_sincos2d_pos_embed(list(grid), dim=dim)
+    else:
+        count = dim // (2 * len(grid))
+        frequencies = 10_000.0 ** -(torch.arange(count) / count)
+        places = torch.cartesian_prod(*(torch.arange(float(length)) for length in grid))  # L N
+        angles = (places[..., None] * frequencies).flatten(1)
+        patches = functional.pad(
+            torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim - 2 * angles.shape[1])
         )
-    patches = build_sincos2d_pos_embed(list(grid), dim=dim)
     return torch.cat([torch.zeros(num_prefix, dim), patches])[None]
 
 

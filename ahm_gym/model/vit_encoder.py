@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.encoder_base import ARCHITECTURES, NUM_MAPS, as_encoder
+from ahm_gym.model.patch_embed3d import PatchEmbed3d
 from ahm_gym.model.patches import grid_of
 
 LAYER_DECAY: float = 0.75
@@ -38,8 +39,15 @@ class Preset:
     """Number of attention heads in each block of the decoder."""
 
 
+WIDTHS: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 128, "depth": 6, "num_heads": 4},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+"""What timm's names stand for, for volumes, which timm has no names for."""
+
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset("vit_tiny_patch16_224", {"embed_dim": 128, "depth": 6, "num_heads": 4}, 64, 2, 4),
+    "tiny": Preset("vit_tiny_patch16_224", WIDTHS["tiny"], 64, 2, 4),
     "small": Preset("vit_small_patch16_224", {}, 192, 4, 6),
     "base": Preset("vit_base_patch16_224", {}, 512, 8, 16),
 }
@@ -51,25 +59,41 @@ class ViTEncoder:
     has_decoder: bool = False
 
     def __init__(self, network: VisionTransformer) -> None:
-        (rows, columns), patch_size = network.patch_embed.grid_size, network.patch_embed.patch_size[0]
+        grid, patch_size = network.patch_embed.grid_size, network.patch_embed.patch_size[0]
         self.network: VisionTransformer = network
-        self.image_size: tuple[int, int] = (rows * patch_size, columns * patch_size)
+        self.grid: tuple[int, ...] = tuple(grid)
+        self.image_size: tuple[int, ...] = tuple(length * patch_size for length in grid)
         self.patch_size: int = patch_size
         self.channels: int = network.in_chans
         self.width: int = network.embed_dim
 
-    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def patch_features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The patch tokens of the last block, after the final LayerNorm."""
         return self.network.forward_features(images)[:, self.network.num_prefix_tokens :]
 
-    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D *s"]]:
         """The patch tokens at `NUM_MAPS` depths, after the final LayerNorm."""
         depths = feature_depths(len(self.network.feature_info))
         taken = sorted(set(depths))
+        if len(self.grid) == 3:  # timm's method knows images only
+            found = self._tokens_at(taken, images)
+            return [found[depth].transpose(1, 2).unflatten(2, self.grid) for depth in depths]
         maps: Any = self.network.forward_intermediates(
             images, indices=taken, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return [maps[taken.index(depth)] for depth in depths]
+
+    def _tokens_at(
+        self, depths: list[int], images: Float[Tensor, "B C *S"]
+    ) -> dict[int, Float[Tensor, "B L D"]]:
+        """The patch tokens after some blocks and the final LayerNorm, by the number of the block."""
+        network, found = self.network, {}
+        tokens = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(images))))
+        for depth, block in enumerate(network.blocks):
+            tokens = block(tokens)
+            if depth in depths:
+                found[depth] = network.norm(tokens)[:, network.num_prefix_tokens :]
+        return found
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups whose learning rates decay from the last block down to the patch embedding."""
@@ -94,7 +118,7 @@ def feature_depths(num_blocks: int) -> list[int]:
 
 
 def build_encoder(
-    model: str = "tiny", *, image_size: tuple[int, int] = (64, 64), patch_size: int = 8, channels: int = 1
+    model: str = "tiny", *, image_size: tuple[int, ...] = (64, 64), patch_size: int = 8, channels: int = 1
 ) -> VisionTransformer:
     """An untrained vision transformer of timm without a head, by preset or by timm's name.
 
@@ -102,6 +126,8 @@ def build_encoder(
         InputError: if timm does not know the name, or it is not a plain vision transformer.
     """
     grid_of(image_size, patch_size)
+    if len(image_size) == 3:
+        return build_volume_encoder(model, image_size=image_size, patch_size=patch_size, channels=channels)
     preset = PRESETS.get(model, Preset(model, {}, 0, 0, 0))
     plain = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
     if not timm.is_model(preset.name):
@@ -127,7 +153,29 @@ def build_encoder(
     return encoder
 
 
-def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> VisionTransformer:
+def build_volume_encoder(
+    model: str, *, image_size: tuple[int, ...], patch_size: int, channels: int
+) -> VisionTransformer:
+    """An untrained vision transformer of timm for volumes, without a class token, so that MONAI's can take its weights.
+
+    Raises:
+        InputError: if the model is no preset.
+    """
+    if model not in PRESETS:
+        raise InputError(f"model {model!r} has no form for volumes: choose {', '.join(PRESETS)}.")
+    return VisionTransformer(
+        img_size=image_size,  # pyright: ignore[reportArgumentType]
+        patch_size=patch_size,
+        in_chans=channels,
+        num_classes=0,
+        global_pool="",
+        class_token=False,
+        embed_layer=PatchEmbed3d,
+        **WIDTHS[model],
+    )
+
+
+def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> VisionTransformer:
     """Loads an exported vision transformer; position and patch embedding are resampled if the sizes differ.
 
     Raises:

@@ -96,9 +96,7 @@ def check_attention(autoencoder: Autoencoder) -> None:
         )
 
 
-def attention_to_patches(
-    encoder: VisionTransformer, images: Float[Tensor, "B C H W"]
-) -> Float[Tensor, "B L"]:
+def attention_to_patches(encoder: VisionTransformer, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L"]:
     """Attention of the last block from the class token, or else from all tokens, to every patch.
 
     It is averaged over heads (and tokens); the part that goes to prefix tokens is left out.

@@ -1,4 +1,4 @@
-"""Masks made of rectangles."""
+"""Masks made of rectangles, or boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ahm_gym.policies.base import MaskPolicy
 class BlockPolicy(MaskPolicy):
     """Random rectangles, one after another, until the mask ratio is reached: the mask of BEiT (Bao et al., ICLR 2022).
 
-    A rectangle covers 8 to 40 % of the image, with an aspect ratio of 0.3 to 1 / 0.3.
+    A rectangle covers 8 to 40 % of the image, with an aspect ratio of 0.3 to 1 / 0.3. In a volume they are boxes, whose
+    first sides have such ratios to that of a cube of their volume.
     """
 
     num_rectangles: int = 24
@@ -30,19 +31,19 @@ class BlockPolicy(MaskPolicy):
         return random_scores((batch, num_patches), generator) - first
 
     def _rectangles(
-        self, batch: int, grid: tuple[int, int], generator: torch.Generator
+        self, batch: int, grid: tuple[int, ...], generator: torch.Generator
     ) -> Bool[Tensor, "B R L"]:
-        rows, columns = grid
-        area, aspect, top, left = torch.rand((4, batch, self.num_rectangles), generator=generator)
-        area = (self.smallest + (self.largest - self.smallest) * area) * rows * columns
-        aspect = ((2 * aspect - 1) * -math.log(self.flattest)).exp()
-        height = (area * aspect).sqrt().round().clamp(1, rows)
-        width = (area / aspect).sqrt().round().clamp(1, columns)
-        top = (top * (rows - height + 1)).floor()
-        left = (left * (columns - width + 1)).floor()
-        inside_rows = _within(top, height, rows)  # B R rows
-        inside_columns = _within(left, width, columns)  # B R columns
-        return (inside_rows[..., :, None] & inside_columns[..., None, :]).flatten(2)
+        axes = len(grid)
+        area, *drawn = torch.rand((2 * axes, batch, self.num_rectangles), generator=generator)
+        area = (self.smallest + (self.largest - self.smallest) * area) * math.prod(grid)
+        ratios = [((2 * ratio - 1) * -math.log(self.flattest)).exp() for ratio in drawn[: axes - 1]]
+        scaled = [*(area * ratio for ratio in ratios), area / math.prod(ratios)]
+        inside = torch.ones(batch, self.num_rectangles, 1, dtype=torch.bool)
+        for length, size, place in zip(grid, scaled, drawn[axes - 1 :], strict=True):
+            side = size.pow(1 / axes).round().clamp(1, length)
+            start = (place * (length - side + 1)).floor()
+            inside = (inside[..., None] & _within(start, side, length)[..., None, :]).flatten(2)
+        return inside
 
 
 def _within(start: Float[Tensor, "B R"], length: Float[Tensor, "B R"], size: int) -> Bool[Tensor, "B R size"]:

@@ -78,7 +78,7 @@ class HardPatchesPolicy(MaskPolicy):
         self.encoder.load_state_dict(state["encoder"])
 
     @torch.no_grad()
-    def _features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def _features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         with self.autoencoder.autocast():
             return as_encoder(self.encoder.network).patch_features(images).float()
 
