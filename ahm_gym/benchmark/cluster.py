@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -75,6 +76,10 @@ class Cluster:
         groups: the groups, in the order in which they start.
         options: what each job asks the cluster for.
         interrupt: what ends the wait for the jobs; the jobs themselves go on.
+
+    Raises:
+        InputError: by `run`, if jobs of an earlier session may still be alive where this one cannot see them.
+        RunError: by `run`, if SLURM refuses the jobs.
     """
 
     def __init__(self, groups: Sequence[Group], options: ClusterOptions, interrupt: Interrupt) -> None:
@@ -86,6 +91,7 @@ class Cluster:
         )
         self.running: list[Task] = []
         self._own: set[str] = set()
+        self._place: str = socket.gethostname() if options.local else "SLURM"
         self._executor = executor_of(options, groups[0].out / FOLDER / "jobs") if groups else None
 
     def run(self) -> Iterator[Row | Failure]:
@@ -106,6 +112,11 @@ class Cluster:
         tasks, self.waiting = list(self.waiting), deque()
         for task in tasks:
             submission = task.files.submission()
+            if submission is not None and submission.place != self._place:
+                raise InputError(
+                    f"a job for {task.group} may still run at another place, {submission.place}: give this command "
+                    f"there, or, if no job of this benchmark runs there, delete {task.files.folder}."
+                )
             if submission is not None and submission.id is not None:
                 task.job, task.asked = self._job_of(submission.id), set(submission.jobs)
         for task in tasks:
@@ -130,7 +141,8 @@ class Cluster:
         assert self._executor is not None, "there are groups"
         jobs = [self._group_job(task) for task in tasks]
         submissions = [
-            Submission(token=job.token, id=None, jobs=[str(one) for one in job.group.jobs]) for job in jobs
+            Submission(token=job.token, id=None, jobs=[str(one) for one in job.group.jobs], place=self._place)
+            for job in jobs
         ]
         for task, submission in zip(tasks, submissions, strict=True):
             task.files.forget_failures()

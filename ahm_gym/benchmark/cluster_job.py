@@ -44,6 +44,8 @@ class Submission(Schema):
     """The number that the cluster knows it by; None until it is known."""
     jobs: list[str]
     """What it is to do, in words."""
+    place: str
+    """Where it runs: SLURM, or the name of the machine for a local job."""
 
 
 class GroupFiles:
@@ -147,7 +149,7 @@ class GroupJob:
     """What a job of the cluster calls: it runs those jobs of a group that have neither a row nor a failure.
 
     Before the end of its time, and when it is preempted, a job gets a signal. It saves its state and is requeued, and
-    then goes on from there; see `GRACE`.
+    then goes on from there; see `requeued`.
     """
 
     group: Group

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,7 +125,8 @@ def groups_of(config):
 def submitted(group, token="mine", job_id="7"):
     """A job of a group, submitted by a driver that was killed then."""
     files = GroupFiles(group)
-    files.submit(Submission(token=token, id=job_id, jobs=[str(job) for job in group.jobs]))
+    asked = [str(job) for job in group.jobs]
+    files.submit(Submission(token=token, id=job_id, jobs=asked, place=socket.gethostname()))
     return GroupJob(group, token), files
 
 
@@ -210,6 +212,17 @@ def test_a_living_job_of_a_driver_that_was_killed_while_it_submitted_is_found(co
     driver = Cluster([group], read_options("local"), Interrupt())
     rows = driver.run()
     assert next(rows).kind == "pretrain" and len(driver.running) == 1 and not fake.submitted
+
+
+def test_jobs_that_may_live_where_they_cannot_be_seen_are_not_submitted_again(config, fake):
+    group = groups_of(config)[0]
+    files = GroupFiles(group)
+    files.submit(Submission(token="mine", id="7", jobs=[], place="SLURM"))
+    with pytest.raises(
+        InputError, match="may still run at another place, SLURM: give this command there, or"
+    ):
+        list(Cluster([group], read_options("local"), Interrupt()).run())
+    assert not fake.submitted
 
 
 def test_a_job_that_is_out_of_date_does_nothing(config, capsys):
@@ -392,6 +405,9 @@ def test_twelve_groups_survive_two_kills_of_the_driver_and_one_of_a_job(tmp_path
     def rows():
         return len((out / "rows.jsonl").read_text().splitlines()) if (out / "rows.jsonl").exists() else 0
 
+    def num_started():
+        return len(list(out.glob("cluster/groups/*/*/started.json")))
+
     def start():
         with (tmp_path / "err").open("w") as err:  # a pipe would only end with the jobs
             return subprocess.Popen(command, stderr=err, stdout=err, **options)
@@ -403,7 +419,7 @@ def test_twelve_groups_survive_two_kills_of_the_driver_and_one_of_a_job(tmp_path
 
     for wanted in (2, 8):
         driver = start()
-        wait_until(lambda wanted=wanted: rows() >= wanted and len(processes(out)) == 2)
+        wait_until(lambda wanted=wanted: rows() >= wanted and len(processes(out)) == num_started() == 2)
         driver.kill()
         driver.wait()
     killed, *stopped = processes(out)
