@@ -32,7 +32,8 @@ class MaskPolicy(ABC):
     of training progress."""
     mask_ratio: Share | None = None
     """Share of the patches that are masked, if the policy chooses it, or a function of training progress; None leaves
-    it to the settings."""
+    it to the settings. If there is one, all three may depend on what the policy has learned: they are then read again
+    before every update."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder: Autoencoder = autoencoder
