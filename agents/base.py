@@ -52,6 +52,9 @@ class Agent(ABC):
     spread_fraction: Share = 1.0
     """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function
     of training progress."""
+    mask_ratio: Share | None = None
+    """Share of the patches that are masked, if the agent chooses it, or a function of training progress; None leaves
+    it to the settings."""
     reward: str = "relative"
     """Name of the default reward, one of `ahm_gym.envs.REWARDS`."""
     takes_tensors: bool = False

@@ -72,6 +72,7 @@ for _form in ("Masking", "MultiBinaryMasking", "SequentialMasking", "GroupMaskin
         vector_entry_point=f"ahm_gym.envs:{_form}VectorEnv",
         nondeterministic=True,  # a seed fixes images and draws, but the autoencoder has learned in between
     )
+gymnasium.register(id="AHM/Curriculum-v0", entry_point="ahm_gym.envs:CurriculumEnv")
 
 
 def __getattr__(name: str) -> Any:

@@ -367,7 +367,11 @@ def make_vec(num_envs: int = 16, *, form: str = "Masking", **options: Any) -> Ma
     Raises:
         InputError: if the form is unknown, an option is out of range, or the data cannot be used.
     """
-    forms = [name[4:-3] for name in gym.registry if name.startswith("AHM/")]
+    forms = [
+        name[4:-3]
+        for name, spec in gym.registry.items()
+        if name.startswith("AHM/") and spec.vector_entry_point is not None
+    ]
     if form not in forms:
         raise unknown_name("form of the actions", form, forms)
     env = gym.make_vec(f"ahm_gym:AHM/{form}-v0", num_envs=num_envs, **options)

@@ -125,3 +125,28 @@ def check_channels(of_data: int, of_autoencoder: int) -> None:
             f"the data has {of_data} channels and the autoencoder expects {of_autoencoder}: "
             f"build the autoencoder with channels={of_data}, or choose other data."
         )
+
+
+def split_held_out(
+    data: ImageDataset | Tensor, held_out: int, image_size: tuple[int, ...]
+) -> tuple[ImageDataset | Tensor, Tensor]:
+    """What is trained on, and the images (held_out, C, H, W) of the battery, which are not.
+
+    Raises:
+        InputError: if there are too few images.
+    """
+    if isinstance(data, Tensor):
+        if len(data) <= held_out:
+            raise InputError(
+                f"`held_out={held_out}` of {len(data)} images leaves none to train on: choose fewer, or give "
+                "more images."
+            )
+        return data[:-held_out], data[-held_out:]
+    indices = data.indices("val")
+    if len(indices) < held_out:
+        raise InputError(
+            f"`held_out={held_out}` is more than the {len(indices)} validation images of {data.name}, which training "
+            "does not see: choose fewer, or data with a validation split."
+        )
+    places = np.linspace(0, len(indices) - 1, held_out).round().astype(int)
+    return data, data.resized([indices[place] for place in places], image_size)

@@ -286,6 +286,19 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         chosen = masked if guided is None else check_guided(guided, masked)
         return evaluate_masks(self.pretrainer, self.reward, self._images, masked, chosen)
 
+    def plan_masks(self) -> None:
+        """Reads the mask ratio and the shares again, for images whose episode has not begun.
+
+        For ratios and shares that depend on more than the progress of training: the images of an episode are loaded
+        before the outcome of the last update is known.
+
+        Raises:
+            ResetNeeded: if no episode is running, or it has begun.
+        """
+        if not self._valid or self._needs_reset or self._mask.num_done:
+            raise ResetNeeded("plan_masks() comes before the first step of an episode: call reset() first.")
+        self._plan_masks()
+
     @property
     def masking_steps(self) -> int:
         """Steps of the current episode."""
@@ -404,6 +417,9 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         self._images = to_device(self._batches.next(), self.pretrainer.device)
         self._embeddings = self.pretrainer.embed(self._images)
         self._observed = Observed(self._embeddings, self._tensors, self._form)
+        self._plan_masks()
+
+    def _plan_masks(self) -> None:
         progress = self.pretrainer.progress
         self.num_masked = masked_count(self.mask_ratio, self.num_patches, progress)
         share = share_at(self.guided_fraction, progress, "guided fraction")

@@ -228,6 +228,8 @@ class AHMReward(LossReward):
                 f"reward ahm2025 compares pixels, and `target={target.name}` predicts none: choose another reward or "
                 "`target=pixels`."
             )
+        if len(pretrainer.autoencoder.grid) != 2:
+            raise InputError("reward ahm2025 knows images and no volumes: choose another reward.")
         self.cell_size: int = pretrainer.autoencoder.patch_size
         self.cells: Fetch | None = None
 

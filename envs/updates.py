@@ -150,7 +150,7 @@ def evaluate_masks(
 ) -> Evaluation:
     """Measures K masks of each image in one pass, without an update; the arguments are those of `begin_update`."""
     flat = Masks.of(masks.flatten(0, 1), guided.flatten(0, 1))
-    result = pretrainer.forward(images.repeat(len(masks), 1, 1, 1), flat)
+    result = pretrainer.forward(images.repeat(len(masks), *[1] * (images.ndim - 1)), flat)
     advanced, reward.advances = reward.advances, False
     parts = [
         _measured(pretrainer, reward, images, Masks.of(*one), Reconstruction(result.loss, *seen))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ahm_gym.benchmark.cluster_options import read_options
 from ahm_gym.benchmark.rows import BASELINES, KINDS, PROBES
 from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.pretraining.config import PretrainConfig
@@ -63,6 +64,10 @@ class BenchmarkConfig:
     """auto, cpu or cuda; auto uses a GPU if there is one."""
     jobs: int = 1
     """Number of encoders trained at the same time, each in its own process; 1 starts no process."""
+    slurm: str | None = None
+    """Run each encoder as a job of a SLURM cluster, with these options of sbatch or submitit:
+    partition=gpu,gpus=1,time=120, where time is in minutes; or local, the same on this machine. Needs the extra
+    cluster, and a folder that all machines share. None: run everything here."""
     time_budget: float | None = None
     """Minutes after which no new work is started and running work is saved. None: no limit."""
     out: Path = Path("runs/benchmark")
@@ -97,6 +102,8 @@ def check(config: BenchmarkConfig) -> None:
         raise InputError(
             "`finetune.split=val` keeps test images unseen, and the probe scores them: choose `tasks=finetune`."
         )
+    if config.slurm is not None:
+        _check_slurm(config, config.slurm)
     if config.time_budget is not None and not config.time_budget > 0:
         raise InputError(f"`time_budget` is {config.time_budget}: choose a number of minutes above 0.")
     for name in ("tasks", "labels"):
@@ -106,3 +113,17 @@ def check(config: BenchmarkConfig) -> None:
         raise InputError(f"`baselines={','.join(config.baselines)}`: choose from {', '.join(BASELINES)}.")
     if not set(config.tasks) <= set(TASKS):
         raise InputError(f"`tasks={','.join(config.tasks)}`: choose from {', '.join(TASKS)}.")
+
+
+def _check_slurm(config: BenchmarkConfig, options: str) -> None:
+    if config.jobs != 1:
+        raise InputError(
+            f"`jobs={config.jobs}` is for this machine alone: leave it out with `slurm`, whose option "
+            "array_parallelism is the largest number of jobs at the same time."
+        )
+    if config.time_budget is not None:
+        raise InputError(
+            f"`time_budget={config.time_budget:g}` does not reach the jobs of a cluster: leave it out with `slurm`, "
+            "whose option time limits each of them; Ctrl-C only ends the wait for them."
+        )
+    read_options(options)

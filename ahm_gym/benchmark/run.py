@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ahm_gym.agents import agents
+from ahm_gym.benchmark.cluster_options import ClusterOptions, need_submitit, read_options
 from ahm_gym.benchmark.config import SET_BY_THE_BENCHMARK, BenchmarkConfig, check
 from ahm_gym.benchmark.evaluations import NUM_DRAWS
 from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.processes import run_groups
 from ahm_gym.benchmark.progress import BenchmarkProgress, append_row
 from ahm_gym.benchmark.report import write_report
-from ahm_gym.benchmark.rows import BASELINES, NOT_PRETRAINED, REFERENCE, UNTRAINED, read_lines, read_settings
+from ahm_gym.benchmark.rows import (
+    BASELINES,
+    NOT_PRETRAINED,
+    REFERENCE,
+    UNTRAINED,
+    Row,
+    read_lines,
+    read_settings,
+)
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
@@ -37,7 +47,8 @@ from ahm_gym.runs.settings import flattened, to_json
 from ahm_gym.runs.storage import file_name, locked, make_folder, write_atomically
 
 OPEN = (
-    "data", "data_root", "policies", "labels", "seeds", "tasks", "baselines", "jobs", "time_budget", "device", "out",
+    "data", "data_root", "policies", "labels", "seeds", "tasks", "baselines", "jobs", "slurm", "time_budget", "device",
+    "out",
 )  # fmt: skip
 """Settings that may change between sessions of a benchmark: they affect how much is run, not the results."""
 WITHOUT_EFFECT = ("data_workers", "checkpoint_every")
@@ -67,6 +78,7 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
         config, pretrain=with_learning_rate(config.pretrain), policies=tuple(map(canonical, config.policies))
     )
     check(config)
+    options = cluster_options(config)
     pick_device(config.device)
     datasets = open_all(config)
     check_settings(config, datasets)
@@ -75,15 +87,49 @@ def run_benchmark(config: BenchmarkConfig, *, command: str = "") -> Path:
     with locked(config.out):
         groups = plan(config, datasets)  # again: another session may have finished some jobs by now
         write_settings(config, datasets, command)
-        return run_planned(config, groups, interrupt)
+        return run_planned(config, groups, interrupt, options, command)
 
 
-def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interrupt) -> Path:
+def cluster_options(config: BenchmarkConfig) -> ClusterOptions | None:
+    """What the jobs ask a cluster for; None if they run here.
+
+    Raises:
+        InputError: if submitit or SLURM is missing.
+    """
+    if config.slurm is None:
+        return None
+    need_submitit()
+    from ahm_gym.benchmark.cluster import check_cluster
+
+    options = read_options(config.slurm)
+    check_cluster(options)
+    return options
+
+
+def outcomes_of(
+    config: BenchmarkConfig, groups: list[Group], interrupt: Interrupt, options: ClusterOptions | None
+) -> Iterator[Row | Failure]:
+    """Runs these groups where the settings say, and yields the row or the failure of every job."""
+    if options is None:
+        return run_groups(groups, config.jobs, interrupt)
+    from ahm_gym.benchmark.cluster import Cluster
+
+    return Cluster(groups, options, interrupt).run()
+
+
+def run_planned(
+    config: BenchmarkConfig,
+    groups: list[Group],
+    interrupt: Interrupt,
+    options: ClusterOptions | None = None,
+    command: str = "",
+) -> Path:
     """Runs these groups and writes the report; see `run_benchmark`."""
-    progress = BenchmarkProgress(config.out, groups, config.jobs)
+    parallel = config.jobs if options is None else max(min(options.parallel, len(groups)), 1)
+    progress = BenchmarkProgress(config.out, groups, parallel)
     failures = []
     with interrupt:
-        for outcome in run_groups(groups, config.jobs, interrupt):
+        for outcome in outcomes_of(config, groups, interrupt, options):
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
@@ -91,7 +137,13 @@ def run_planned(config: BenchmarkConfig, groups: list[Group], interrupt: Interru
             progress.show(outcome)
     if read_lines(config.out):
         write_report(config.out)
-    left = f"{progress.left} of {progress.total} jobs are left; run the same command again to continue"
+    left = f"{progress.left} of {progress.total} jobs are left; "
+    if options is None:
+        left += "run the same command again to continue"
+    else:
+        left += (
+            f"those on the cluster go on, and this collects their rows: {command or 'the same call again'}"
+        )
     if interrupt.signal is not None:
         raise Interrupted(f"stopped: {left}.", interrupt.signal)
     if failures:

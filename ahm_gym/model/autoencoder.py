@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
         self.patch_size: int = patch_size
         self.channels: int = channels
         self.dim: int = dim
-        self.target: Target = make_target(target, channels, patch_size)
+        self.target: Target = make_target(target, channels, patch_size, len(image_size))
         self.latent: LatentTask | None = None
         """The second task of `target=latent`; the subclass sets it once its encoder is initialised."""
         self.grid: tuple[int, ...] = grid_of(image_size, patch_size)

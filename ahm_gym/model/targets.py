@@ -120,16 +120,19 @@ class HogTarget(Target):
         return torch.zeros_like(patches)
 
 
-def make_target(name: str, channels: int, patch_size: int) -> Target:
-    """The target with this name for images with `channels` channels.
+def make_target(name: str, channels: int, patch_size: int, axes: int = 2) -> Target:
+    """The target with this name for images with `channels` channels, or volumes, which have three axes.
 
     Raises:
-        InputError: if the name is unknown, or a patch of one pixel has no gradients to count.
+        InputError: if the name is unknown, a patch of one pixel has no gradients to count, or the target has no form
+            for volumes.
     """
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
     if name != "hog":
         return PixelTarget(channels, normalise=name == "normalised", name=name)
+    if axes != 2:
+        raise InputError("`target=hog` knows images and no volumes: choose pixels, normalised or latent.")
     if patch_size < 2:
         raise InputError("`target=hog` needs patches of at least 2 pixels: choose a larger `patch_size`.")
     return HogTarget(channels, patch_size)

@@ -22,6 +22,7 @@ POLICIES: dict[str, str] = {
     "attention_hints": "ahm_gym.policies.attention:AttentionHintsPolicy",
     "adamae": "ahm_gym.policies.adamae:AdaMAEPolicy",
     "curriculum": "ahm_gym.policies.curriculum:CurriculumPolicy",
+    "thompson": "ahm_gym.policies.thompson:ThompsonPolicy",
     "oracle_hard": "ahm_gym.policies.patch_loss:OracleHardPolicy",
     "low_loss": "ahm_gym.policies.patch_loss:LowLossPolicy",
     "textured": "ahm_gym.policies.texture:TexturedPolicy",

@@ -30,6 +30,10 @@ class MaskPolicy(ABC):
     spread_fraction: Share = 0.0
     """Share of the images whose visible patches are spread over the grid (`ahm_gym.masking.spread`), or a function
     of training progress."""
+    mask_ratio: Share | None = None
+    """Share of the patches that are masked, if the policy chooses it, or a function of training progress; None leaves
+    it to the settings. If there is one, all three may depend on what the policy has learned: they are then read again
+    before every update."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder: Autoencoder = autoencoder

@@ -25,7 +25,7 @@ class PretrainConfig:
     policy: str = "a3c"
     """The policy or the learning agent that chooses the masks.
     Policies: random, block, grid, spread, hard_patches, teacher_loss, attention, attention_low, attention_hints,
-    adamae, curriculum. Controls: oracle_hard, low_loss, textured, flat.
+    adamae, curriculum, thompson. Controls: oracle_hard, low_loss, textured, flat.
     Learning agents: a3c, patch_ppo, group, ahm2025, ppo, a2c, sac, td3, dqn; trpo, tqc, maskable_ppo with the extra
     contrib.
     agent:RUN_DIR is the trained agent of a run, frozen. Installed packages may add more.

@@ -33,6 +33,7 @@ class PolicyAgent(Agent):
         self.policy: MaskPolicy = policy
         self.guided_fraction: Share = policy.guided_fraction
         self.spread_fraction: Share = policy.spread_fraction
+        self.mask_ratio: Share | None = policy.mask_ratio
         self.generator: torch.Generator = torch.Generator()
 
     def learn(
@@ -48,6 +49,8 @@ class PolicyAgent(Agent):
             self.generator.manual_seed(seed)
         env.reset(seed=seed)
         for _ in range(num_steps):
+            if self.mask_ratio is not None:
+                env.plan_masks()  # the policy may have changed its mind since these images were loaded
             patches = env.patches
             scores = self.policy.score(patches, self.generator).cpu().numpy()
             ended = False

@@ -55,6 +55,7 @@ class FrozenAgent(MaskPolicy):
         self.agent: Agent = agent
         self.guided_fraction: Share = agent.guided_fraction
         self.spread_fraction: Share = agent.spread_fraction
+        self.mask_ratio: Share | None = agent.mask_ratio
         self.embedder: Autoencoder = embedder.eval()
 
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:

@@ -171,8 +171,16 @@ class Training:
         share = check_target_fraction(self.config.target_fraction, weighs=weighs(self.agent))
         return {"target_fraction": share} if share < 1.0 else {"weigh": self.agent.weigh}
 
-    def _mask_ratio(self) -> float | RisingMaskRatio | MixedMaskRatio:
+    def _mask_ratio(self) -> Share:
         initial, ratio = self.config.initial_mask_ratio, self.config.mask_ratio
+        if self.agent.mask_ratio is not None:
+            if initial is not None or ratio != PretrainConfig.mask_ratio:
+                name = "initial_mask_ratio" if initial is not None else "mask_ratio"
+                raise InputError(
+                    f"`{name}` does not go with policy {self.config.policy}, which chooses the mask ratio of every "
+                    "update itself: leave it out."
+                )
+            return self.agent.mask_ratio
         if isinstance(ratio, tuple):
             if initial is not None:
                 raise InputError(

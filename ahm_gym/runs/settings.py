@@ -21,8 +21,12 @@ else:
 
 
 def as_config(kind: type[Config], settings: Any) -> Config:
-    """Converts settings to `kind`, a base class of theirs."""
-    return kind(**{item.name: getattr(settings, item.name) for item in fields(kind)})
+    """Converts settings, nested ones included, to `kind`, a base class of theirs that can be pickled."""
+    values = {item.name: getattr(settings, item.name) for item in fields(kind)}
+    nested: dict[str, Any] = {
+        item.name: type(item.default) for item in fields(kind) if is_dataclass(item.default)
+    }
+    return kind(**values | {name: as_config(base, values[name]) for name, base in nested.items()})
 
 
 def to_json(config: DataclassInstance) -> dict[str, Any]:

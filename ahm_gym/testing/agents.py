@@ -70,7 +70,7 @@ def _path(base: type[Any]) -> str:
 
 
 def check_shares(part: Any) -> None:
-    """Checks the share of guided patches and the share of spread masks of a policy or an agent."""
+    """Checks the share of guided patches, that of spread masks and the mask ratio of a policy or an agent."""
     for name, own in (
         ("guided_fraction", part.guided_fraction),
         ("spread_fraction", part.spread_fraction),
@@ -80,6 +80,11 @@ def check_shares(part: Any) -> None:
             assert isinstance(share, (int, float)) and 0 <= share <= 1, (
                 f"{name}({progress}) is {share!r}: expected a number from 0 to 1."
             )
+    own = part.mask_ratio
+    ratios = [own(progress) if callable(own) else own for progress in (0.0, 0.5, 1.0)]
+    assert own is None or all(isinstance(ratio, (int, float)) and 0 < ratio < 1 for ratio in ratios), (
+        f"mask_ratio is {ratios[0]!r} at the start: expected None, or a number between 0 and 1."
+    )
 
 
 class _Trial:

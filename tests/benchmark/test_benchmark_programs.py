@@ -95,6 +95,19 @@ def test_rewards_are_compared_on_a_noisy_background(tmp_path):
 
 
 @pytest.mark.slow
+def test_strategies_are_compared_in_the_curriculum(tmp_path):
+    data = write_discs(tmp_path / "discs.npz")
+    small = "--steps 4 --period 2 --batch-size 4 --image-size 32 --held-out 4 --seeds 1".split()
+    lines = printed("curriculum.py", "--data", data, *small, cwd=tmp_path)
+    rows = [line for line in lines if line.startswith("| ")]
+    assert [row.split(" |")[0] for row in rows[1:]] == [
+        "| random", "| low_ratio", "| high_ratio", "| spread", "| block", "| hard", "| hard_targets", "| uniform",
+        "| thompson",
+    ]  # fmt: skip
+    assert rows[1].endswith("| +0.0000 |") and lines[-1].startswith("Shares of thompson: random ")
+
+
+@pytest.mark.slow
 def test_asynchronous_workers_are_compared_by_updates_and_by_time(tmp_path):
     data = write_discs(tmp_path / "discs.npz", size=64)
     arguments = ["--data", data, "--steps", "20", "--seeds", "1", "--workers", "1", "2"]

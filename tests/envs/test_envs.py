@@ -473,3 +473,19 @@ def test_resetting_only_some_images_is_refused(make):
     env.reset(seed=0)
     with pytest.raises(InputError, match="reset_mask"):
         env.reset(options={"reset_mask": np.array([True, False, True, True])})
+
+
+def test_a_plan_is_read_again_before_the_first_step_and_not_later(make):
+    settings = {"mask_ratio": 0.25}
+    env = make(mask_ratio=lambda progress: settings["mask_ratio"], masking_steps=2)
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.plan_masks()
+    env.reset(seed=0)
+    settings["mask_ratio"] = 0.5
+    assert env.num_masked == 4
+    env.plan_masks()
+    assert env.num_masked == 8
+    env.step(scores(env))
+    with pytest.raises(ResetNeeded, match="before the first step"):
+        env.plan_masks()
+    assert env.step(scores(env))[-1]["mask"].sum() == 4 * 8

@@ -115,7 +115,7 @@ def test_looking_at_other_images_between_two_updates_changes_nothing(name, autoe
         assert torch.equal(scores, same) and metrics == too
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"thompson"}))  # whose share is that of its strategy
 def test_every_policy_pretrains_in_the_environment_with_its_own_guided_share(name, patches):
     autoencoder = build_autoencoder("tiny", image_size=SIZE, patch_size=8, seed=0)
     pretrainer = Pretrainer(autoencoder, num_steps=2)

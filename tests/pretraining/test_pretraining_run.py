@@ -44,6 +44,7 @@ from ahm_gym.runs.storage import locked
         {"policy": "spread"},
         {"policy": "a3c", "spread_fraction": 0.5, "guided_fraction": 0.5, "guided_ramp": (0.0, 0.5)},
         {"policy": "hard_patches"},
+        {"policy": "thompson", "agent_options": ("period=2",)},
         {"policy": "a3c", "model": "unet"},
         {"policy": "ahm2025", "model": "unet", "reward": "ahm2025", "agent_options": ("critic=relu6",)},
     ],

@@ -164,6 +164,7 @@ def test_a_wrong_type_in_the_settings_of_a_run_is_one_sentence(discs, tmp_path):
         ("embed", {"scans": "nowhere", "run": "nowhere"}, "nowhere"),
         ("load_encoder", {"run": "nowhere"}, "nowhere"),
         ("make_vec", {"data": "nowhere.npz"}, "there is no data at"),
+        ("make_vec", {"form": "Curriculum"}, "unknown form of the actions 'Curriculum'"),
     ],
 )  # fmt: skip
 def test_bad_input_raises_an_error_and_neither_exits_nor_writes(

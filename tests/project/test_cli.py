@@ -1,6 +1,7 @@
 """The command line `ahm-gym`."""
 
 import dataclasses
+import pickle
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from benchmark_rows import DATA, FEW, make_rows, write_rows
 from programs import ROOT
 
 from ahm_gym import cli
-from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.benchmark import run as benchmark_run
+from ahm_gym.benchmark.config import FINETUNING, PRETRAINING, BenchmarkConfig
 from ahm_gym.cli import PROGRAMS, main
 from ahm_gym.flags import (
     NESTED,
@@ -38,7 +40,17 @@ COMMANDS = (
     "maskbench",
     "report",
 )
-HEAVY = {"torch", "timm", "monai", "matplotlib", "stable_baselines3", "nilearn", "sklearn", "optuna"}
+HEAVY = {
+    "torch",
+    "timm",
+    "monai",
+    "matplotlib",
+    "stable_baselines3",
+    "nilearn",
+    "sklearn",
+    "optuna",
+    "submitit",
+}
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -199,6 +211,18 @@ def test_settings_in_a_message_become_flags():
 def test_the_flags_on_a_command_line_are_known_by_the_names_of_their_settings():
     assert flags_in(["pretrain", "--batch-size=3", "--steps", "4"]) == {"batch_size", "steps"}
     assert "native_resolution" in flags_in(["--no-native-resolution"])
+
+
+def test_the_settings_of_a_benchmark_reach_other_processes(monkeypatch, capsys):
+    """--jobs and --slurm pickle them, and classes that hide flags from the help cannot be pickled."""
+    asked = []
+    monkeypatch.setattr(benchmark_run, "run_benchmark", lambda config, command: asked.append(config) or "out")
+    assert run(capsys, "benchmark", "--pretrain.steps", 7, "--finetune-steps", 9)[0] == 0
+    (config,) = asked
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert (config.pretrain, config.finetune) == (
+        dataclasses.replace(PRETRAINING, steps=7), dataclasses.replace(FINETUNING, steps=9),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ def test_the_bare_names_are_refused(monkeypatch, name):
 def test_the_registered_entry_points_exist(env_id):
     spec = gymnasium.spec(env_id)
     assert issubclass(gymnasium.envs.registration.load_env_creator(spec.entry_point), gymnasium.Env)
-    vector = gymnasium.envs.registration.load_env_creator(spec.vector_entry_point)
-    assert issubclass(vector, gymnasium.vector.VectorEnv)
+    if env_id != "AHM/Curriculum-v0":  # an episode is a run, and no batch of episodes shares one
+        vector = gymnasium.envs.registration.load_env_creator(spec.vector_entry_point)
+        assert issubclass(vector, gymnasium.vector.VectorEnv)
 
 
 def test_importing_the_package_loads_neither_environments_nor_agents():

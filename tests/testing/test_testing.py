@@ -235,6 +235,10 @@ class HalfSpread(RandomPolicy):
         return 0.5 - progress
 
 
+class Everything(RandomPolicy):
+    mask_ratio = 1.0
+
+
 class NoWeights(RandomPolicy):
     def weigh(self, patches, masks, generator):
         return torch.zeros_like(masks.weight)
@@ -298,6 +302,7 @@ class Forgetful(RandomPolicy):
         (Meddling, "changed the images"),
         (Percent, "guided_fraction\\(0.25\\) is 25.0"),
         (HalfSpread, r"spread_fraction\(0.75\) is -0.25"),
+        (Everything, "mask_ratio is 1.0 at the start"),
         (NoWeights, "weigh.* every masked patch has weight 0"),
         (GlobalWeights, "weigh.* draws from torch's global generator"),
         (Silent, "observe\\(\\) returns a NoneType"),
