@@ -71,7 +71,7 @@ class AHM2025(A3C):
         self,
         observation_shape: tuple[int, int],
         *,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         channels: int = 1,
         num_workers: int = 1,
         draws: str = "ordered",

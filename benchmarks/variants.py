@@ -70,7 +70,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         folders = dict(zip(runs, pool.map(run, runs), strict=True))
-    datasets: dict[tuple[int, int], ImageDataset] = {}
+    datasets: dict[tuple[int, ...], ImageDataset] = {}
     scores = {key: evaluate(folder, arguments, datasets) for key, folder in folders.items()}
     print(
         f"\n{Path(arguments.data).stem} {arguments.flags}, {arguments.steps} updates, {arguments.seeds} seeds"
@@ -102,7 +102,7 @@ def folder_of(arguments: Arguments) -> Path:
     return arguments.out / f"{Path(arguments.data).stem}-{arguments.steps}{flags}"
 
 
-def evaluate(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, int], ImageDataset]) -> Scores:
+def evaluate(run_dir: Path, arguments: Arguments, datasets: dict[tuple[int, ...], ImageDataset]) -> Scores:
     """The scores of a run's encoder on validation images, which are also stored in its folder."""
     path = run_dir / f"evaluated-{arguments.labels}-{arguments.draws}.json"
     if path.exists():

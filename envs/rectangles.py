@@ -1,4 +1,4 @@
-"""Masking one rectangle of patches per step."""
+"""Masking one rectangle of patches per step, or one box of a volume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ahm_gym.envs.single import MaskingEnv
 class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     """One rectangle per step, `MultiDiscrete([rows, columns, rows, columns])`: top, left, height - 1, width - 1.
 
-    The unit is the patch, and the part of a rectangle outside the image is cut off. The images of a batch
+    In a volume it is a box: front, top, left, and then the three extents. The unit is the patch, and the part of a rectangle outside the image is cut off. The images of a batch
     share one update and end together, so a mask takes `num_rectangles` steps however large the rectangles
     are. Each step masks an equal part of the guided patches, `num_guided`, from the visible patches of the
     rectangle: of too many, a random subset; to too few, the nearest visible patches around it are added,
@@ -47,9 +47,12 @@ class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
         return equal_parts(num_guided, self.num_rectangles)
 
     def _scores(self, actions: Any) -> Tensor:
-        rows, columns = self.grid
-        limits = np.tile([rows, columns, rows, columns], (self.num_envs, 1))
-        expected = f"top, left, height - 1 and width - 1 of a rectangle in {rows} x {columns} patches"
+        limits = np.tile([*self.grid, *self.grid], (self.num_envs, 1))
+        named = {
+            2: "top, left, height - 1 and width - 1 of a rectangle",
+            3: "front, top, left, depth - 1, height - 1 and width - 1 of a box",
+        }
+        expected = f"{named[len(self.grid)]} in {' x '.join(map(str, self.grid))} patches"
         return -rectangle_distance(whole_numbers(actions, limits, expected), self.grid).float()
 
     def _choice_info(self, scores: Tensor, guided: Tensor) -> dict[str, np.ndarray]:
@@ -62,17 +65,20 @@ class RectangleMaskingEnv(MaskingEnv):
     vector_class: type[MaskingVectorEnv] = RectangleMaskingVectorEnv
 
 
-def rectangle_distance(rectangles: Int[Tensor, "B 4"], grid: tuple[int, int]) -> Int[Tensor, "B L"]:
-    """Distance of each patch from the rectangle in rings of patches, 0 inside.
+def rectangle_distance(rectangles: Int[Tensor, "B _"], grid: tuple[int, ...]) -> Int[Tensor, "B L"]:
+    """Distance of each patch from the rectangle or box in rings of patches, 0 inside.
 
     Args:
-        rectangles: top, left, height - 1 and width - 1 in patches; it may extend beyond the edge.
-        grid: rows and columns of patches.
+        rectangles: for each axis where it begins, then for each axis how much farther it extends, in patches: top, left,
+            height - 1 and width - 1. It may extend beyond the edge.
+        grid: number of patches along each axis.
     """
-    top, left, height, width = rectangles[:, :, None].unbind(dim=1)
-    down = _distance(torch.arange(grid[0]), top, height)
-    across = _distance(torch.arange(grid[1]), left, width)
-    return torch.maximum(down[:, :, None], across[:, None, :]).flatten(1)
+    begins, extents = rectangles.chunk(2, dim=1)
+    distance = torch.zeros(len(rectangles), 1, dtype=rectangles.dtype)
+    for axis, length in enumerate(grid):
+        along = _distance(torch.arange(length), begins[:, axis : axis + 1], extents[:, axis : axis + 1])
+        distance = torch.maximum(distance[:, :, None], along[:, None, :]).flatten(1)
+    return distance
 
 
 def _distance(

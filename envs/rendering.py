@@ -1,8 +1,9 @@
-"""One picture per masked image: image | masked image | reconstruction | scores."""
+"""One picture per masked image: image | masked image | reconstruction | scores; of a volume, its middle planes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import gymnasium as gym
@@ -24,7 +25,7 @@ GAP: int = 2
 class Shown:
     """A batch to show; before its update there are no scores and no prediction."""
 
-    images: Float[Tensor, "B C H W"]
+    images: Float[Tensor, "B C *S"]
     """Normalised images."""
     masks: Masks
     scores: Float[Tensor, "B L"] | None = None
@@ -32,7 +33,7 @@ class Shown:
 
 
 def render_batch(
-    shown: Shown, autoencoder: Autoencoder, data: ImageDataset | Float[Tensor, "N C H W"]
+    shown: Shown, autoencoder: Autoencoder, data: ImageDataset | Float[Tensor, "N C *S"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
     """One picture per image, in the grey values of `data`."""
     images, filled = to_display(shown.images, data), None
@@ -53,8 +54,8 @@ def render_batch(
 
 
 def to_display(
-    images: Float[Tensor, "B C H W"], data: ImageDataset | Float[Tensor, "N C H W"]
-) -> Float[Tensor, "B C H W"]:
+    images: Float[Tensor, "B C *S"], data: ImageDataset | Float[Tensor, "N C *S"]
+) -> Float[Tensor, "B C *S"]:
     """Normalised images mapped to [0, 1]: denormalised by the dataset, or scaled by the range of a tensor."""
     images = images.float().cpu()
     if isinstance(data, ImageDataset):
@@ -75,14 +76,14 @@ def checked_render_mode(render_mode: str | None) -> str | None:
 
 
 def render_panels(
-    image: Float[Tensor, "C H W"],
+    image: Float[Tensor, "C *S"],
     mask: Bool[Tensor, " L"],
     guided: Bool[Tensor, " L"],
-    reconstruction: Float[Tensor, "C H W"] | None,
+    reconstruction: Float[Tensor, "C *S"] | None,
     scores: Float[Tensor, " L"] | None,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Four panels side by side; the last two are black before the first update.
+    """Four panels side by side; the last two are black before the first update. A volume has a row for each axis.
 
     Args:
         image: the image in [0, 1].
@@ -90,8 +91,15 @@ def render_panels(
         guided: True where the scores chose the patch; tinted orange instead.
         reconstruction: the image with its masked patches filled in, in [0, 1].
         scores: one score per patch, on any scale; shown by rank, bright is high.
-        grid: rows and columns of patches.
+        grid: number of patches along each axis.
     """
+    if len(grid) == 3:
+        rows = [
+            render_panels(*(_middle(part, axis, grid) for part in (image, mask, guided, reconstruction, scores)),
+                          (*grid[:axis], *grid[axis + 1 :]))
+            for axis in range(3)
+        ]  # fmt: skip
+        return _stacked(rows)
     height, width = image.shape[1:]
     original = to_rgb(image)
     panels = [
@@ -102,6 +110,26 @@ def render_panels(
     ]
     gap = np.full((height, GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def _middle(part: Tensor | None, axis: int, grid: tuple[int, ...]) -> Any:
+    """The middle plane across an axis, of a volume with channels or of one number per patch, which stays flat."""
+    if part is None:
+        return None
+    if part.ndim == 1:
+        return part.view(grid).select(axis, grid[axis] // 2).flatten()
+    side = part.shape[axis + 1] // grid[axis]
+    return part.select(axis + 1, grid[axis] // 2 * side + side // 2)
+
+
+def _stacked(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:
+    """Pictures one below the other, with white gaps and on the right of narrow ones."""
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        np.pad(picture, ((0, GAP), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
+        for picture in pictures
+    ]
+    return np.concatenate(padded)[:-GAP]
 
 
 def to_rgb(image: Float[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -67,7 +67,7 @@ def check_crop(crop: str, *, random: bool) -> None:
 
 def random_crops(
     images: list[Float[Tensor, "C _ _"]],
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     crop: str,
     shown: list[Float[Tensor, "_ _ _"]] | None = None,
 ) -> Float[Tensor, "B C H W"]:
@@ -89,7 +89,7 @@ def random_crops(
 
 def random_crop(
     image: Float[Tensor, "C H W"],
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     crop: str = "uniform",
     shown: Float[Tensor, "_ H W"] | None = None,
 ) -> Float[Tensor, "C H2 W2"]:
@@ -106,7 +106,7 @@ def random_crop(
     return v2.functional.resized_crop(image, *box, list(image_size), antialias=True)
 
 
-def draw_box(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Box:
+def draw_box(image: Float[Tensor, "C H W"], image_size: tuple[int, ...]) -> Box:
     """The place of a random crop, from torch's global generator."""
     aspect = image_size[1] / image_size[0]
     ratio = [aspect * CROP_ASPECT[0], aspect * CROP_ASPECT[1]]

@@ -59,7 +59,7 @@ class WithoutLabels:
         )
 
 
-def checked_label(record: Record, size: tuple[int, int]) -> np.ndarray | None:
+def checked_label(record: Record, size: tuple[int, ...]) -> np.ndarray | None:
     """The label as class indices.
 
     Raises:

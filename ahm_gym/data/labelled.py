@@ -76,7 +76,7 @@ class LabelledBatches:
         indices: list[int],
         *,
         batch_size: int,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         seed: int,
         native_resolution: bool = False,
         augmentation: str = "light",
@@ -84,7 +84,7 @@ class LabelledBatches:
         self.dataset: ImageDataset = dataset
         self.indices: list[int] = indices
         self.batch_size: int = batch_size
-        self.image_size: tuple[int, int] = image_size
+        self.image_size: tuple[int, ...] = image_size
         self.seed: int = seed
         self.native_resolution: bool = native_resolution
         self.augmentation: Augmentation = Augmentation(augmentation)

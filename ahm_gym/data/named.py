@@ -52,7 +52,7 @@ COLLECTIONS: dict[str, Collection] = {
 }
 
 
-def find_named(spec: str, roots: list[Path], image_size: tuple[int, int]) -> Path:
+def find_named(spec: str, roots: list[Path], image_size: tuple[int, ...]) -> Path:
     """The `.npz` file of `PACKAGE:NAME[:SIZE]`, downloaded if it is in none of the folders.
 
     Without SIZE, the smallest size that is at least `image_size` is preferred, then larger ones, then smaller ones;

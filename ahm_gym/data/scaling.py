@@ -88,7 +88,7 @@ def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H 
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def stored_side(image_size: tuple[int, int], native_resolution: bool) -> int | None:
+def stored_side(image_size: tuple[int, ...], native_resolution: bool) -> int | None:
     """Longest shorter side, in pixels, at which images for this training size are kept; None: their own size."""
     return None if native_resolution else 2 * min(image_size)
 
@@ -179,7 +179,7 @@ def rounded(label: Shaped[np.ndarray, "*size"]) -> Shaped[np.ndarray, "*size"]:
 
 
 def class_indices(
-    label: np.ndarray, size: tuple[int, int], origin: str, *, ignored: bool = False
+    label: np.ndarray, size: tuple[int, ...], origin: str, *, ignored: bool = False
 ) -> UInt8[np.ndarray, "H W"]:
     """The label as class indices below 64, or with 255 as the foreground of a binary mask.
 

@@ -27,7 +27,7 @@ def open_data(
     spec: str | None,
     *,
     root: Path | None = None,
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     native_resolution: bool = False,
     need_labels: bool | None = None,
     one_split: bool = False,
@@ -64,7 +64,7 @@ def open_data(
 def open_source(
     source: Source,
     *,
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     native_resolution: bool = False,
     need_labels: bool | None = None,
     patient_regex: str | None = None,
@@ -102,7 +102,7 @@ def as_trained(source: Source, processing: Processing) -> Source:
     )
 
 
-def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> bool:
+def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int, ...]) -> bool:
     """Whether the data itself says which images are for testing, instead of leaving the choice to a rule."""
     source = find_source(spec, root, image_size)
     if isinstance(source, FolderSource):
@@ -110,7 +110,7 @@ def names_test_images(spec: str | None, root: Path | None, image_size: tuple[int
     return isinstance(source, NpzSource) and source.shapes.get("test_images", (0,))[0] > 0
 
 
-def warnings_about(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> list[str]:
+def warnings_about(spec: str | None, root: Path | None, image_size: tuple[int, ...]) -> list[str]:
     """What was left out of a folder, and what may be wrong with it, in sentences without a full stop.
 
     The arguments are those of `open_data`; other data than a folder has none. No image is read.
@@ -144,7 +144,7 @@ def search_roots(root: Path | None) -> list[Path]:
     return [expanded(folder) for folder in named if folder is not None]
 
 
-def find_source(spec: str | None, root: Path | None, image_size: tuple[int, int]) -> Source:
+def find_source(spec: str | None, root: Path | None, image_size: tuple[int, ...]) -> Source:
     """The source that `spec` names; see `open_data`."""
     if min(image_size) < 1:
         raise InputError(f"image size {image_size} is out of range: choose at least one pixel.")

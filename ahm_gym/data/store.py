@@ -258,7 +258,7 @@ class ImageDataset:
         self._check_channels(images)
         return images * self._std.to(images) + self._mean.to(images)
 
-    def resized(self, indices: Sequence[int], image_size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    def resized(self, indices: Sequence[int], image_size: tuple[int, ...]) -> Float[Tensor, "B C H W"]:
         """Normalised images, each scaled to cover `image_size` and cropped to its centre."""
         if not indices:
             return torch.empty(0, self.channels, *image_size)
@@ -273,21 +273,21 @@ class ImageDataset:
             )
 
 
-def cover(image: Float[Tensor, "C H W"], image_size: tuple[int, int]) -> Float[Tensor, "C H2 W2"]:
+def cover(image: Float[Tensor, "C H W"], image_size: tuple[int, ...]) -> Float[Tensor, "C H2 W2"]:
     """Scales an image, with its aspect ratio kept, to cover `image_size`, and crops its centre."""
     size = list(covering_size((image.shape[1], image.shape[2]), image_size))
     return functional.center_crop(functional.resize(image, size, antialias=True), list(image_size))
 
 
-def covering_size(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+def covering_size(size: tuple[int, ...], image_size: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of an image of `size` after scaling it, aspect ratio kept, to just cover `image_size`."""
     scale = max(image_size[0] / size[0], image_size[1] / size[1])
     return max(round(size[0] * scale), image_size[0]), max(round(size[1] * scale), image_size[1])
 
 
 def working_size(
-    size: tuple[int, int], image_size: tuple[int, int], native_resolution: bool
-) -> tuple[int, int]:
+    size: tuple[int, ...], image_size: tuple[int, ...], native_resolution: bool
+) -> tuple[int, ...]:
     """Rows and columns at which an image of this size is segmented; never smaller than the training size."""
     if native_resolution and size[0] >= image_size[0] and size[1] >= image_size[1]:
         return size

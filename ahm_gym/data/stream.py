@@ -93,7 +93,7 @@ class BatchStream:
     Args:
         dataset: a dataset, or normalised images of exactly `image_size`, which are never augmented.
         batch_size: number of images in a batch; may exceed the number of images in the dataset.
-        image_size: rows and columns of the images in a batch.
+        image_size: length of each axis of the images in a batch.
         seed: seed of the order, the crops and the flips.
         augment: whether to use random resized crops and horizontal flips; otherwise centre crops.
         crop: which random crops to use, a name in `CROPS`.
@@ -108,10 +108,10 @@ class BatchStream:
 
     def __init__(
         self,
-        dataset: ImageDataset | Float[Tensor, "N C H W"],
+        dataset: ImageDataset | Float[Tensor, "N C *S"],
         *,
         batch_size: int,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         seed: int,
         augment: bool = True,
         crop: str = "uniform",
@@ -147,7 +147,7 @@ class BatchStream:
     def __iter__(self) -> BatchStream:
         return self
 
-    def __next__(self) -> Float[Tensor, "B C H W"]:
+    def __next__(self) -> Float[Tensor, "B C *S"]:
         if self._loaded is None and self.num_workers > 0:
             self._check_shared_memory()
         if self.num_workers == 0:
@@ -170,7 +170,7 @@ class BatchStream:
         channels = (
             batches.dataset.shape[1] if isinstance(batches.dataset, Tensor) else batches.dataset.channels
         )
-        batch = 4 * batches.batch_size * channels * batches.image_size[0] * batches.image_size[1]
+        batch = 4 * batches.batch_size * channels * math.prod(batches.image_size)
         needed = batch * (AHEAD * self.num_workers + 2)
         if free is not None and needed > free:
             say(
@@ -206,12 +206,12 @@ class _Batches(Dataset[Tensor]):
     dataset: ImageDataset | Tensor
     train: list[int]
     batch_size: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     seed: int
     augment: bool
     crop: str
 
-    def __getitem__(self, number: int) -> Float[Tensor, "B C H W"]:
+    def __getitem__(self, number: int) -> Float[Tensor, "B C *S"]:
         chosen = [self.train[place] for place in self.places(number)]
         if isinstance(self.dataset, Tensor):
             return self.dataset[chosen]

@@ -57,7 +57,7 @@ def count_masked(num_patches: int, mask_ratio: float) -> int:
 
 
 def random_scores(
-    shape: tuple[int, int], generator: torch.Generator, device: torch.device | None = None
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device | None = None
 ) -> Float[Tensor, "B L"]:
     """Uniform scores in [0, 1), drawn on the generator's device and moved to `device`."""
     drawn = torch.rand(shape, generator=generator, device=generator.device)

@@ -34,7 +34,7 @@ class ConvNetwork(nn.Module):
 
     def describe(
         self,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         patch_size: int,
         channels: int,
         features: tuple[int, ...],
@@ -45,7 +45,7 @@ class ConvNetwork(nn.Module):
 
         The feature map of the decoder has `width` channels.
         """
-        self.image_size: tuple[int, int] = image_size
+        self.image_size: tuple[int, ...] = image_size
         self.patch_size: int = patch_size
         self.channels: int = channels
         self.map_widths: tuple[int, ...] = tuple(features)
@@ -112,7 +112,7 @@ def renew_decoder(network: ConvNetwork, fresh: ConvNetwork) -> None:
     )
 
 
-def check_halvings(image_size: tuple[int, int], stride: int, name: str) -> None:
+def check_halvings(image_size: tuple[int, ...], stride: int, name: str) -> None:
     """Raises InputError if a network with this largest stride does not fit the image size."""
     height, width = image_size
     if height % stride or width % stride or height * width <= stride**2:

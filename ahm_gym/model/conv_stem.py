@@ -82,10 +82,10 @@ class ConvStemTransformer(VisionTransformer):
         InputError: if the patch size does not divide the image size, or is not a power of two.
     """
 
-    def __init__(self, *, image_size: tuple[int, int], patch_size: int, channels: int) -> None:
+    def __init__(self, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> None:
         grid_of(image_size, patch_size)
         super().__init__(
-            img_size=image_size,
+            img_size=(image_size[0], image_size[1]),
             patch_size=patch_size,
             in_chans=channels,
             num_classes=0,
@@ -128,7 +128,7 @@ def build(seed: int = 0, **options: Any) -> ConvStemAutoencoder:
         return ConvStemAutoencoder(ConvStemTransformer(**shape), **options)
 
 
-def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> ConvStemTransformer:
+def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> ConvStemTransformer:
     """Loads an exported encoder; position embedding and first convolution are converted if size or channels differ.
 
     Raises:

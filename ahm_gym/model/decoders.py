@@ -131,13 +131,13 @@ class UnetrDecoder(nn.Module):
         *,
         channels: int,
         num_classes: int,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         patch_size: int,
         feature_size: int,
     ) -> None:
         super().__init__()
         levels = max(patch_size.bit_length() - 1, 1)
-        self.size: tuple[int, int] = (grid[0] << levels, grid[1] << levels)
+        self.size: tuple[int, ...] = (grid[0] << levels, grid[1] << levels)
         self.first: int = min(levels, NUM_MAPS) - 1
         """The feature maps from this index on, the deepest ones, enter at the resolution of the grid."""
         self.sources: list[int] = [max(self.first - level, 0) for level in range(1, levels)]
@@ -176,7 +176,7 @@ class UnetrDecoder(nn.Module):
         return resize(self.out(maps), (images.shape[2], images.shape[3]))
 
 
-def resize(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C H2 W2"]:
+def resize(images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B C H2 W2"]:
     """The images, resized bilinearly to `size` (rows, columns), with antialiasing."""
     if (images.shape[2], images.shape[3]) == size:
         return images

@@ -71,7 +71,7 @@ class EncoderFolder:
     """Folder for `timm.create_model("local-dir:PATH", pretrained=True)`, or for `load_encoder` alone."""
     model: str
     """A name in `ARCHITECTURES`, the name of a preset, or timm's name of the model."""
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     """Height and width in pixels."""
     patch_size: int
     """Side of a patch in pixels."""
@@ -145,7 +145,7 @@ def load_encoder(
     spec: Path | None,
     *,
     model: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, ...] | None = None,
     patch_size: int | None = None,
     channels: int | None = None,
     seed: int = 0,

@@ -21,7 +21,7 @@ class Visibility:
 
     def __init__(self) -> None:
         self._pixels: Tensor | None = None
-        self._levels: dict[tuple[int, int], Tensor] = {}
+        self._levels: dict[tuple[int, ...], Tensor] = {}
 
     @contextmanager
     def of(self, pixels: Float[Tensor, "B 1 H W"]) -> Iterator[None]:
@@ -32,7 +32,7 @@ class Visibility:
         finally:
             self._pixels, self._levels = None, {}
 
-    def at(self, size: tuple[int, int]) -> Float[Tensor, "B 1 h w"] | None:
+    def at(self, size: tuple[int, ...]) -> Float[Tensor, "B 1 h w"] | None:
         """The visible pixels of a map of this size, whose sides divide those of the image; None if not set."""
         if self._pixels is None:
             return None

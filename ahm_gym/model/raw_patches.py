@@ -29,13 +29,13 @@ class RawPatches(nn.Module):
 
     has_decoder: bool = False
 
-    def __init__(self, *, image_size: tuple[int, int], patch_size: int, channels: int) -> None:
+    def __init__(self, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> None:
         super().__init__()
-        self.image_size: tuple[int, int] = image_size
+        self.image_size: tuple[int, ...] = image_size
         self.patch_size: int = patch_size
         self.channels: int = channels
         self.width: int = 2 * channels
-        self.grid: tuple[int, int] = grid_of(image_size, patch_size)
+        self.grid: tuple[int, ...] = grid_of(image_size, patch_size)
 
     def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The means of all channels, then their standard deviations, in reading order."""
@@ -64,6 +64,6 @@ def build(seed: int = 0, **options: Any) -> Autoencoder:
     raise InputError("`model=raw_patches` has nothing to pretrain: choose tiny or unet, or probe it.")
 
 
-def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> RawPatches:
+def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> RawPatches:
     """The encoder for images of this shape; nothing is read."""
     return RawPatches(image_size=image_size, patch_size=patch_size, channels=channels)

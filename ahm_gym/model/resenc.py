@@ -144,7 +144,7 @@ class ResEncUNet(ConvNetwork):
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         patch_size: int,
         channels: int,
         features: tuple[int, ...] = FEATURES,
@@ -203,7 +203,7 @@ def build(seed: int = 0, **options: Any) -> ConvAutoencoder:
     return build_seeded(ResEncUNet, seed, **options)
 
 
-def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> ResEncUNet:
+def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> ResEncUNet:
     """Loads an exported U-Net; its first convolution is converted if the number of channels differs."""
     arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_args"]
     sizes = {name: tuple(arguments[name]) for name in ("features", "blocks")}

@@ -45,7 +45,7 @@ class UNet(ConvNetwork, BasicUNet):
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         patch_size: int,
         channels: int,
         features: tuple[int, ...] = FEATURES,
@@ -80,7 +80,7 @@ def build(seed: int = 0, **options: Any) -> ConvAutoencoder:
     return build_seeded(UNet, seed, **options)
 
 
-def load(folder: Path, *, image_size: tuple[int, int], patch_size: int, channels: int) -> UNet:
+def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> UNet:
     """Loads an exported U-Net; its first convolution is converted if the number of channels differs."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     features = tuple(config["model_args"].get("features", ()))

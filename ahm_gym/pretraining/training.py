@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium.envs.registration import load_env_creator
+from torch import Tensor
 
 from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset, open_data
@@ -47,7 +48,7 @@ class EnvFactory:
     """Creates an environment around the shared pretrainer, in this or in a worker process; picklable."""
 
     env_id: str
-    dataset: ImageDataset
+    dataset: ImageDataset | Tensor
     pretrainer: Pretrainer
     options: dict[str, Any]
     """Keyword arguments of the environment."""

@@ -20,7 +20,7 @@ def write_bundle(
     folder: Path,
     model: bytes,
     metadata: dict[str, Any],
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     native_resolution: bool,
 ) -> None:
     """Writes the files of a bundle into an empty folder: configs, the network and a page of text.
@@ -46,7 +46,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
-def describe(run: str, size: tuple[int, int], channels: int, num_classes: int) -> dict[str, Any]:
+def describe(run: str, size: tuple[int, ...], channels: int, num_classes: int) -> dict[str, Any]:
     """The content of `metadata.json`, in the form that MONAI describes.
 
     Args:
@@ -90,7 +90,7 @@ def describe(run: str, size: tuple[int, int], channels: int, num_classes: int) -
     }
 
 
-def _inference(size: tuple[int, int], native_resolution: bool) -> dict[str, Any]:
+def _inference(size: tuple[int, ...], native_resolution: bool) -> dict[str, Any]:
     """The content of `inference.json`: from the pictures in `dataset_dir` to masks in `output_dir`."""
     rows, columns = size
     covering = (
@@ -147,7 +147,7 @@ def _inference(size: tuple[int, int], native_resolution: bool) -> dict[str, Any]
     }
 
 
-def _page(run: str, size: tuple[int, int], channels: int) -> str:
+def _page(run: str, size: tuple[int, ...], channels: int) -> str:
     return f"""# {run}
 
 A segmenter of two-dimensional images that ahm-gym fine-tuned and exported.

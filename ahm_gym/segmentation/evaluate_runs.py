@@ -83,7 +83,7 @@ def _open(config: EvaluateConfig, ensemble: Ensemble, *, one_split: bool) -> Ima
     )
 
 
-def _size(ensemble: Ensemble) -> tuple[int, int]:
+def _size(ensemble: Ensemble) -> tuple[int, ...]:
     return max((member.segmenter.image_size for member in ensemble.members), key=min)
 
 

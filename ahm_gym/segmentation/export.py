@@ -68,7 +68,7 @@ class Exportable:
     """A network to export, and the shape of its images."""
 
     network: Normalised
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     channels: int
     output: str
     """Name of the output: logits or features."""

@@ -36,7 +36,7 @@ class FixedMap:
         self.threshold: float = threshold
         self._last: Int[Tensor, "_ _"] = torch.zeros(0, 0, dtype=torch.int64)
 
-    def __call__(self, sample: Sample, size: tuple[int, int]) -> Int[Tensor, "H0 W0"]:
+    def __call__(self, sample: Sample, size: tuple[int, ...]) -> Int[Tensor, "H0 W0"]:
         """The class of every pixel, whatever the sample shows."""
         if tuple(self._last.shape) != size:
             shares = functional.interpolate(self.shares[None], size, mode="bilinear")[0]

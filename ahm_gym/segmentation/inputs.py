@@ -147,7 +147,7 @@ def with_run_dir(config: Config, what: str) -> Config:
     return replace(config, run_dir=config.run_dir or free_run_dir(f"{start}-{what}"))
 
 
-def shape_of(config: EvaluationConfig) -> tuple[tuple[int, int], int]:
+def shape_of(config: EvaluationConfig) -> tuple[tuple[int, ...], int]:
     """Image size and patch size of resolved settings."""
     assert config.image_size is not None and config.patch_size is not None, "resolved"
     return image_size_of(config.image_size), config.patch_size

@@ -51,7 +51,7 @@ class PixelClassifier:
     absent_probability: float
     """Probability of every other class."""
 
-    def __call__(self, maps: Maps, grid: tuple[int, int]) -> Float[Tensor, "B K h w"]:
+    def __call__(self, maps: Maps, grid: tuple[int, ...]) -> Float[Tensor, "B K h w"]:
         """Logarithms of the class probabilities at every pixel of the grid."""
         scores = logits(maps, self.weights, self.bias, grid)
         scores = scores.masked_fill(~self.present[:, None, None], -torch.inf).log_softmax(dim=1)
@@ -94,7 +94,7 @@ class Components:
 
 
 def logits(
-    maps: Maps, weights: Sequence[Float[Tensor, "_ K"]], bias: Float[Tensor, " K"], grid: tuple[int, int]
+    maps: Maps, weights: Sequence[Float[Tensor, "_ K"]], bias: Float[Tensor, " K"], grid: tuple[int, ...]
 ) -> Float[Tensor, "B K h w"]:
     """The linear map of the interpolated features."""
     total = bias[:, None, None]

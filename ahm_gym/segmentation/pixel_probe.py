@@ -54,7 +54,7 @@ class PixelProbe:
         self.network: nn.Module = encoder
         self.encoder: Encoder = as_encoder(encoder)
         self.dataset: ImageDataset = dataset
-        self.grid: tuple[int, int] = grid_for(self.encoder.image_size, self.encoder.patch_size)
+        self.grid: tuple[int, ...] = grid_for(self.encoder.image_size, self.encoder.patch_size)
         self.test: list[int] = dataset.indices("test", labelled=True)
         if not self.test:
             raise InputError(
@@ -161,7 +161,7 @@ class PixelProbe:
         return {**means, "per_class": per_class, "cases": kept}
 
 
-def grid_for(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+def grid_for(image_size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
     """Rows and columns of the pixels that are classified: four a patch side, halved until no side exceeds `MAX_SIDE`.
 
     Four a side show what interpolation between patches can resolve. More cost memory and show nothing new: between
@@ -182,7 +182,7 @@ def depth_maps(encoder: Encoder, images: Float[Tensor, "B C H W"]) -> list[Float
     return list({id(one): one for one in encoder.feature_maps(images)}.values())
 
 
-def by_resolution(maps: Sequence[Float[Tensor, "B _ _ _"]], grid: tuple[int, int]) -> Maps:
+def by_resolution(maps: Sequence[Float[Tensor, "B _ _ _"]], grid: tuple[int, ...]) -> Maps:
     """The maps, averaged to the grid where they are finer, with those of one resolution joined; on the CPU."""
     joined: dict[tuple[int, int], list[Tensor]] = {}
     for one in maps:
@@ -192,13 +192,13 @@ def by_resolution(maps: Sequence[Float[Tensor, "B _ _ _"]], grid: tuple[int, int
 
 
 def pixel_classes(
-    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], grid: tuple[int, int]
+    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, ...], grid: tuple[int, ...]
 ) -> Int[Tensor, "h w"]:
     """The class with the largest area in each pixel of the grid; the label is fitted to `image_size` like its image.
 
     It is `IGNORED` where less than `KNOWN_SHARE` of the area has a class.
     """
-    shares = functional.adaptive_avg_pool2d(cover(areas(label, num_classes), image_size), grid)
+    shares = functional.adaptive_avg_pool2d(cover(areas(label, num_classes), image_size), (grid[0], grid[1]))
     return shares[:-1].argmax(dim=0).masked_fill(1.0 - shares[-1] < KNOWN_SHARE, IGNORED)
 
 

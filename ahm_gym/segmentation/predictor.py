@@ -59,7 +59,7 @@ class Predictor:
         """An image in [0, 1] as training saw it before it was normalised: no larger than needed."""
         return shrink(image, stored_side(self.segmenter.image_size, self.native_resolution))
 
-    def logits(self, images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B K H0 W0"]:
+    def logits(self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B K H0 W0"]:
         """The class logits of images in [0, 1], in main memory; `size` are their rows and columns."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         normalised = (torch.stack([self.fitted(image) for image in images]) - mean) / std
@@ -164,13 +164,13 @@ class Ensemble:
         return to_spacing(scaled, spacing, self.processing, origin)
 
     def probabilities(
-        self, images: Float[Tensor, "B C H W"], size: tuple[int, int]
+        self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]
     ) -> Float[Tensor, "B K H0 W0"]:
         """The mean over the runs of the softmax of images in [0, 1]; `size` are their rows and columns."""
         softmax = (member.logits(images, size).softmax(dim=1) for member in self.members)
         return torch.stack(list(softmax)).mean(dim=0)
 
-    def classes(self, image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Int[Tensor, "H0 W0"]:
+    def classes(self, image: Float[Tensor, "C H W"], size: tuple[int, ...]) -> Int[Tensor, "H0 W0"]:
         """The class of every pixel of an image in [0, 1]; `size` are its rows and columns."""
         return self._scores(image[None], size)[0].argmax(dim=0)
 
@@ -224,7 +224,7 @@ class Ensemble:
         assert mask is not None, "a file has at least one image"
         return Segmented(mask, *maps)
 
-    def _scores(self, images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B K H0 W0"]:
+    def _scores(self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B K H0 W0"]:
         """What the classes are chosen by: the logits of one run, or the mean probabilities of several."""
         if len(self.members) == 1:
             return self.members[0].logits(images, size)

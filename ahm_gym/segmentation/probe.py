@@ -265,7 +265,7 @@ def mean_dice(cases: dict[str, list[Value]]) -> Value:
 
 
 def label_fractions(
-    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, int], patch_size: int
+    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, ...], patch_size: int
 ) -> Float[Tensor, "L K"]:
     """Share of the area of each patch that each class covers, with the label fitted to `image_size` like its image.
 

@@ -71,7 +71,7 @@ class Segmenter(nn.Module):
         self.feature_size: int = feature_size
         self.freeze: bool = freeze
         described = as_encoder(encoder)
-        self.image_size: tuple[int, int] = described.image_size
+        self.image_size: tuple[int, ...] = described.image_size
         self.channels: int = described.channels
         self.decoder_name: str = decoder
         self.decoder: nn.Module = build_decoder(decoder, described, num_classes, feature_size)
@@ -128,7 +128,7 @@ def parameter_groups(segmenter: Segmenter, encoder_rate: float = 1.0) -> list[di
 def predict(
     segmenter: Segmenter,
     image: Float[Tensor, "C H W"],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     *,
     native_resolution: bool = False,
 ) -> Int[Tensor, "H0 W0"]:
@@ -140,7 +140,7 @@ def predict(
 def predict_logits(
     segmenter: Segmenter,
     images: Float[Tensor, "B C H W"],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     *,
     native_resolution: bool = False,
 ) -> Float[Tensor, "B K H0 W0"]:

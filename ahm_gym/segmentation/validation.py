@@ -68,7 +68,7 @@ def dice_on(
     """
     segmenter.eval()
 
-    def found(sample: Sample, size: tuple[int, int]) -> Tensor:
+    def found(sample: Sample, size: tuple[int, ...]) -> Tensor:
         image = dataset.normalise(sample.image)
         return predict(segmenter, image, size, native_resolution=native_resolution)
 

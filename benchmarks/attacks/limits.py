@@ -79,7 +79,9 @@ def full_disks(scene: Path, sizes: tuple[int, ...]) -> Iterator[Outcome]:
     for size in sizes:
         for name, argv in commands(scene, place).items():
             mount(place, f"size={size}k")
-            codes = {0, 1, 2} if name == "benchmark" else {0, 2}  # 1: some jobs failed, and the rest is reported
+            codes = (
+                {0, 1, 2} if name == "benchmark" else {0, 2}
+            )  # 1: some jobs failed, and the rest is reported
             yield with_end(run(f"{name}: disk of {size} KiB", argv, scene / "log"), codes)
             subprocess.run(["mount", "-o", "remount,size=200m", str(place)], check=True)
             resumes = name in ("pretrain", "finetune") and (place / "run" / "config.json").exists()
