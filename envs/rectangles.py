@@ -19,14 +19,14 @@ from ahm_gym.envs.single import MaskingEnv
 class RectangleMaskingVectorEnv(StepwiseMaskingVectorEnv):
     """One rectangle per step, `MultiDiscrete([rows, columns, rows, columns])`: top, left, height - 1, width - 1.
 
-    In a volume it is a box: front, top, left, and then the three extents. The unit is the patch, and the part of a rectangle outside the image is cut off. The images of a batch
-    share one update and end together, so a mask takes `num_rectangles` steps however large the rectangles
-    are. Each step masks an equal part of the guided patches, `num_guided`, from the visible patches of the
-    rectangle: of too many, a random subset; to too few, the nearest visible patches around it are added,
-    ring by ring, and count as guided. `info["repaired"]` (B,) is True if the masked patches are not exactly the
-    visible patches of the rectangle, for example because windows must keep some of them. If there are fewer
-    guided patches than rectangles, each takes one step. Accepts the arguments of `MaskingVectorEnv` except
-    masking_steps; the last step also masks the random rest.
+    In a volume it is a box: front, top, left, and then the three extents. The unit is the patch, and the part of a
+    rectangle outside the image is cut off. The images of a batch share one update and end together, so a mask takes
+    `num_rectangles` steps however large the rectangles are. Each step masks an equal part of the guided patches,
+    `num_guided`, from the visible patches of the rectangle: of too many, a random subset; to too few, the nearest
+    visible patches around it are added, ring by ring, and count as guided. `info["repaired"]` (B,) is True if the
+    masked patches are not exactly the visible patches of the rectangle, for example because windows must keep some of
+    them. If there are fewer guided patches than rectangles, each takes one step. Accepts the arguments of
+    `MaskingVectorEnv` except masking_steps; the last step also masks the random rest.
 
     After the occluded rectangle of Bahrami et al. (Intelligent Masking, MLMI 2022) and the position and
     size of Xu et al. (Adaptive-Masking Policy, ICME 2023).
@@ -69,8 +69,8 @@ def rectangle_distance(rectangles: Int[Tensor, "B _"], grid: tuple[int, ...]) ->
     """Distance of each patch from the rectangle or box in rings of patches, 0 inside.
 
     Args:
-        rectangles: for each axis where it begins, then for each axis how much farther it extends, in patches: top, left,
-            height - 1 and width - 1. It may extend beyond the edge.
+        rectangles: for each axis where it begins, then for each axis how much farther it extends, in patches: top,
+            left, height - 1 and width - 1. It may extend beyond the edge.
         grid: number of patches along each axis.
     """
     begins, extents = rectangles.chunk(2, dim=1)

@@ -175,8 +175,8 @@ class Autoencoder(nn.Module):
         expected = (self.channels, *self.image_size)
         if tuple(images.shape[1:]) != expected:
             raise InputError(
-                f"images of {tuple(images.shape[1:])} (channels and sizes) do not fit this autoencoder, which was "
-                f"built for {expected}: resize the images, or build it with their channels and image_size."
+                f"images with channels and sizes {tuple(images.shape[1:])} do not fit this autoencoder, built for "
+                f"{expected}: resize the images, or build it with their channels and image_size."
             )
         return images
 

@@ -147,7 +147,7 @@ def test_a_box_is_masked_a_step_and_boxes_grow_in_rings():
     with pytest.raises(InputError, match=r"front, top, left, .* of a box in 3 x 4 x 5 patches"):
         env.step(np.full((2, 6), 9))
     for _ in range(2):
-        *_, info = env.step(np.zeros((2, 6), dtype=int))
+        env.step(np.zeros((2, 6), dtype=int))
     assert env.pretrainer.updates == 1
 
 
