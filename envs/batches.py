@@ -18,9 +18,9 @@ class ImageBatches:
     """A stream of batches in an order fixed by a seed; `open` starts it.
 
     Args:
-        data: a dataset, or normalised images (N, C, H, W).
+        data: a dataset, or normalised images (N, C, H, W) or volumes (N, C, D, H, W).
         num_images: images in a batch.
-        image_size: height and width of the images, in pixels.
+        image_size: length of each axis of the images, in pixels.
         num_workers: processes that load images; 0 loads in this process.
         pin_memory: whether to pin the batches in memory, for copies to a GPU.
         crop: which random crops to use, a name in `CROPS`.
@@ -112,6 +112,11 @@ def open_images(
     if isinstance(data, (ImageDataset, Tensor)):
         return data
     return open_data(None if data is None else str(data), root=root, image_size=image_size)
+
+
+def axes_of(data: object) -> int:
+    """The number of axes of the images: 3 for a tensor of volumes (N, C, D, H, W), otherwise 2."""
+    return 3 if isinstance(data, Tensor) and data.ndim == 5 else 2
 
 
 def channels_of(data: ImageDataset | Tensor) -> int:

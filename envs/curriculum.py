@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
-from ahm_gym.envs.batches import open_images, split_held_out
+from ahm_gym.envs.batches import axes_of, open_images, split_held_out
 from ahm_gym.envs.curriculum_actions import ActionForm, make_action
 from ahm_gym.envs.masking import MaskingVectorEnv
 from ahm_gym.errors import InputError, check_numbers, unknown_name
@@ -123,7 +123,7 @@ class CurriculumEnv(gym.Env[np.ndarray, Any]):
         )
         check_reward(reward, score)
         self.render_mode: str | None = check_unrendered(render_mode)
-        size = image_size_of(image_size)
+        size = image_size_of(image_size, axes_of(data))
         trained, images = split_held_out(open_images(data, data_root, size), held_out, size)
         self.strategy: Strategy = check_strategies(strategies)[0]
         """The strategy of the next update."""

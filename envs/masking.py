@@ -17,7 +17,14 @@ from torch import Tensor
 from ahm_gym.data import ImageDataset
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.transfers import to_device
-from ahm_gym.envs.batches import ImageBatches, channels_of, check_channels, check_reset_mask, open_images
+from ahm_gym.envs.batches import (
+    ImageBatches,
+    axes_of,
+    channels_of,
+    check_channels,
+    check_reset_mask,
+    open_images,
+)
 from ahm_gym.envs.frozen import frozen
 from ahm_gym.envs.observing import Observation, Observed, observation_space
 from ahm_gym.envs.own_autoencoder import OwnAutoencoder
@@ -70,7 +77,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         data_root: folder in which relative names are looked up.
         pretrainer: updates the autoencoder; None builds one from the settings below.
         model: preset or timm name of the autoencoder to build.
-        image_size: side, or height and width, in pixels.
+        image_size: side, or the length of each axis, in pixels.
         patch_size: side of a patch in pixels.
         num_steps: length of the learning-rate schedule of an autoencoder built here, in updates. Past it the rate is
             0; a warning says so.
@@ -140,7 +147,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         check_numbers("count", num_envs=num_envs)
         own = None if pretrainer is None else pretrainer.autoencoder.image_size
-        self.image_size: tuple[int, ...] = own or image_size_of(image_size)
+        self.image_size: tuple[int, ...] = own or image_size_of(image_size, axes_of(data))
         grid_of(self.image_size, patch_size if pretrainer is None else pretrainer.autoencoder.patch_size)
         self.data: ImageDataset | Tensor = open_images(data, data_root, self.image_size)
         channels = channels_of(self.data)

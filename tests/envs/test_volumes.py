@@ -55,6 +55,13 @@ def test_one_number_is_that_of_all_axes(sizes, axes, expected):
     assert image_size_of(sizes, axes) == expected
 
 
+def test_one_size_of_an_environment_is_that_of_all_axes_of_its_volumes():
+    env = gym.make_vec(
+        "ahm_gym:AHM/Masking-v0", num_envs=2, data=torch.randn(4, 1, 8, 8, 8), image_size=8, patch_size=4
+    )
+    assert env.unwrapped.grid == (2, 2, 2)
+
+
 def test_two_numbers_are_no_size_of_a_volume():
     with pytest.raises(InputError, match="one number for a cube, or depth, height and width"):
         image_size_of((64, 48), 3)
