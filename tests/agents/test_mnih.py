@@ -38,6 +38,7 @@ def test_rmsprop_takes_the_steps_of_the_paper():
     torch.testing.assert_close(weight.detach(), expected)
 
 
+@pytest.mark.slow
 def test_a3c_solves_the_identity_task_with_the_optimiser_of_the_paper():
     agent = make_agent("a3c", SHAPE, optimizer="rmsprop", learning_rate=0.03, anneal=True)
     rewards = [metrics["reward"] for metrics in learn(agent, 200)]

@@ -156,7 +156,7 @@ def test_a_job_that_dies_fails_alone_and_the_same_command_submits_it_again(confi
 
 def test_a_failure_has_the_reason_of_the_job_and_is_forgotten_with_it(config, expected, fake, monkeypatch):
     monkeypatch.setattr(jobs, "pretrain", lambda *_, **__: (_ for _ in ()).throw(RunError("the loss is nan")))
-    with pytest.raises(RunError, match="2 jobs failed.*RunError: the loss is nan"):
+    with pytest.raises(RunError, match="2 jobs failed.*: the loss is nan"):
         run_benchmark(config)
     assert timeless(config.out) == expected[:2] and not GroupFiles(groups_of(config)[0]).folder.exists()
 

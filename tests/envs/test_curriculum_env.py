@@ -53,7 +53,8 @@ def weights(env):
 
 
 @pytest.mark.parametrize(
-    "action", ["strategies", "controller", pytest.param("mixture", marks=pytest.mark.slow)]
+    "action",
+    ["strategies", *(pytest.param(name, marks=pytest.mark.slow) for name in ("controller", "mixture"))],
 )
 def test_the_checkers_of_gymnasium_and_stable_baselines3_have_nothing_to_say(action):
     env = gym.make(

@@ -114,6 +114,7 @@ def test_a_row_has_what_the_score_came_from(out, config):
         assert row.learns == (row.policy not in FIXED)
 
 
+@pytest.mark.slow
 def test_relative_is_the_loss_on_another_scale(discs, out, config):
     run_maskbench(replace(config, policies=("textured",), rewards=("loss", "advantage"), seeds=1))
     found = {row.key: row.score for row in read_mask_rows(out) if row.policy == "textured"}
@@ -194,6 +195,7 @@ def test_pretraining_continues_after_a_stop_with_the_same_weights(discs, tmp_pat
     assert {place.name for place in (tmp_path / "whole").glob("step-*")} == {"step-20", "step-40"}
 
 
+@pytest.mark.slow
 def test_autoencoders_are_shared_by_folders_if_there_is_a_cache(discs, tmp_path, monkeypatch):
     monkeypatch.setenv("AHM_CACHE", str(tmp_path / "cache"))
     config = config_of(discs, tmp_path / "a", policies=("textured",), checkpoints=(100,))

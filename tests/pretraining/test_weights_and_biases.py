@@ -83,6 +83,7 @@ def test_a_run_is_logged_once_more_and_a_resumed_one_continues_there(config, lib
     assert again.options["resume"] == "allow" and {row["step"] for row in again.rows} == {5, 6, 7, 8}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_project_has_the_same_folder_and_starts_nothing(config, library):
     with_it = program(config, wandb="masks")
     library.runs.clear()
