@@ -153,7 +153,7 @@ class RemoteWorker:
             self.pretrainer.receive(received.pretrainer)
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A worker as the owner knows it."""
 
@@ -198,6 +198,8 @@ class Owner:
         self.stopped: bool = False
         self.calls: dict[Any, Running] = {}
         """The workers by the answer that is awaited from each."""
+        self.workers: list[Running] = []
+        """All that live, also those for which no episode is left."""
         self.without: float = 0.0
         """Seconds for which no worker has played."""
         self._made: Any = ray.put((agent, make_env))
@@ -206,9 +208,16 @@ class Owner:
         """How many updates the owner had made when it last put the weights into the cluster's store, and where."""
 
     def run(self) -> None:
-        """Learns until the autoencoder has had all updates, or the callback wants to stop."""
-        for _ in range(self.agent.num_workers):
-            self._start()
+        """Learns until the autoencoder has had all updates, or the callback wants to stop; then ends the workers."""
+        try:
+            for _ in range(self.agent.num_workers):
+                self._start()
+            self._learn()
+        finally:
+            for worker in self.workers:
+                self.ray.kill(worker.actor)
+
+    def _learn(self) -> None:
         while self.done < self.num_steps and not self._has_to_stop():
             began = time.monotonic()
             answered, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=TICK)
@@ -224,6 +233,7 @@ class Owner:
         """Starts a worker, whose draws no earlier one has made."""
         self.started += 1
         worker = Running(f"worker {self.started}", self._actor.remote())
+        self.workers.append(worker)
         seed = 1_000_003 * self.started + self.seed
         self.calls[worker.actor.start.remote(self._made, seed, self._weights())] = worker
 
@@ -285,6 +295,7 @@ class Owner:
         say(
             f"note: {died}: its gradient is lost, and another takes its place (death {self.deaths} of {most})."
         )
+        self.workers.remove(worker)
         self.ray.kill(worker.actor)
         self._start()
 

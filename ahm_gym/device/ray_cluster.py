@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import logging
 import os
 import secrets
 import shutil
@@ -61,11 +63,7 @@ def connected(address: str, num_workers: int, message: int) -> Iterator[Any]:
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(address))
-        options: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": "ERROR",
-            "configure_logging": False,
-        }
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if address == LOCAL:
             options |= {
                 "num_cpus": num_workers,
@@ -94,17 +92,33 @@ def connected(address: str, num_workers: int, message: int) -> Iterator[Any]:
         yield ray
 
 
+@functools.cache
+def _password() -> str:
+    """What Ray on this machine asks of those who connect. Ray reads it only once in a process."""
+    return secrets.token_hex(32)
+
+
 @contextlib.contextmanager
 def _environment(address: str) -> Iterator[None]:
-    """Sets variables that Ray reads: no statistics, and on this machine a password that only this run knows."""
+    """Sets variables that Ray reads: no statistics, and on this machine a password, else it writes one to ~/.ray.
+
+    Ray sets RAY_AUTH_MODE itself. Afterwards all are as they were.
+    """
     wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
-    if address == LOCAL and "RAY_AUTH_MODE" not in os.environ:
-        wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in wanted}
+    if (
+        address == LOCAL
+        and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    ):
+        wanted["RAY_AUTH_TOKEN"] = _password()
+    before = {name: os.environ.get(name) for name in (*wanted, "RAY_AUTH_MODE")}
+    logger = logging.getLogger("ray")
+    level = logger.level
     os.environ.update(wanted)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -21,15 +21,8 @@ from ahm_gym.pretraining.policy_options import FROZEN, split_options, written
 from ahm_gym.pretraining.trained_agent import FrozenAgent
 
 GIVEN: set[str] = {
-    "observation_shape",
-    "grid",
-    "channels",
-    "num_workers",
-    "ray",
-    "seed",
-    "device",
-    "callbacks",
-}
+    "observation_shape", "grid", "channels", "num_workers", "ray", "seed", "device", "callbacks",
+}  # fmt: skip
 """Parameters of an agent's class that are not options."""
 
 
