@@ -70,9 +70,66 @@ def test_a_run_begins_on_ray_and_goes_on_with_another_address_or_without(config,
             pretrain(dataclasses.replace(again, ray="auto"), resume=True, given={"ray"})
     assert ray.options["address"] == "auto"
     assert json.loads((config.run_dir / "config.json").read_text())["ray"] == "auto"
-    pretrain(again, resume=True, given={"ray"})  # `ray=None`
+    pretrain(again, resume=True, given={"ray"})  # None: without Ray
     state = final_state(config.run_dir)
     assert state["pretrainer"]["updates"] == config.steps and state["env"] is not None
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     deaths = {row["step"]: row.get("agent/worker_deaths") for row in rows if "loss" in row}
     assert deaths == dict.fromkeys(range(1, 6), 0.0) | dict.fromkeys(range(6, 9))
+
+
+def marked(mark):
+    """Ids and command lines of the living processes whose environment holds a mark."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile, or belongs to another user
+            continue
+    return found
+
+
+@pytest.fixture
+def short_tmp(monkeypatch):
+    """A new folder for temporary files, with a path that is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.mark.slow
+def test_on_ray_a_worker_is_killed_the_run_stops_leaves_nothing_and_goes_on_without_ray(
+    tmp_path, short_tmp, monkeypatch
+):
+    pytest.importorskip("ray")
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("looks at /proc, which only Linux has")
+    mark = f"AHM_TEST_{uuid.uuid4().hex}"
+    monkeypatch.setenv(mark, "1")
+    data, path = write_discs(tmp_path / "discs.npz"), tmp_path / "run"
+    options = ["--data", data, "--image-size", 32, "--batch-size", 8, "--num-workers", 2, "--steps", 600]
+    process = start("pretrain.py", *options, "--ray", "local", "--run-dir", path, cwd=tmp_path)
+    metrics = path / "metrics.jsonl"
+
+    def logged(text):
+        return metrics.exists() and text in metrics.read_text()
+
+    wait_for(lambda: logged('"agent/staleness": 1.0'), process)
+    workers = [number for number, line in marked(mark.encode()).items() if b"RemoteWorker" in line]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: logged('"agent/worker_deaths": 1.0'), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "its gradient is lost" in err and "--resume" in err, err
+    assert "Traceback" not in out + err
+    deadline = time.monotonic() + 30
+    while marked(mark.encode()).keys() - {os.getpid()} and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark.encode()).keys() - {os.getpid()}
+    assert not [*short_tmp.glob("ahm-ray-*")] and not [*Path("/tmp/ray").glob(f"*_{process.pid}")]
+    assert 0 < final_state(path)["pretrainer"]["updates"] < 600
+    result = run("pretrain.py", "--resume", "--ray", "None", "--run-dir", path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert final_state(path)["pretrainer"]["updates"] == 600
