@@ -112,6 +112,10 @@ def as_tensors(message: Any) -> Any:
 class RemoteWorker:
     """A worker in a process of its own, on any machine of the cluster: it plays with copies of the weights."""
 
+    agent: A3C
+    pretrainer: Pretrainer | None
+    learner: Learner
+
     def start(self, made: tuple[A3C, MakeEnv], seed: int, weights: Published) -> Failure | None:
         """Makes the environment, with copies of the agent and of the autoencoder that never update themselves.
 

@@ -2,10 +2,16 @@
 
 import dataclasses
 import json
+import os
+import signal
 import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
 
 import pytest
-from programs import final_state, run
+from programs import final_state, run, start, wait_for, write_discs
 
 from ahm_gym.errors import InputError, Interrupted
 from ahm_gym.pretraining.config import PretrainConfig
@@ -23,7 +29,7 @@ from ahm_gym.pretraining.run import pretrain
         ({"target": "latent"}, "`ray` does not go with `target=latent`"),
         ({"joint_labels": 4}, "`ray` does not go with `joint_labels`"),
         ({"agent_options": ("lock_free=true",)}, "`lock_free` needs weights in the memory of one machine"),
-        ({"agent_options": ("importance_clip=1",)}, "`importance_clip` needs weights in the memory"),
+        ({"agent_options": ("importance_clip=1.0",)}, "`importance_clip` needs weights in the memory"),
         ({"ray": ""}, "`ray` is empty"),
         ({"num_workers": 10_000}, "`num_workers=10000` is too many"),
     ],
