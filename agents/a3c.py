@@ -12,14 +12,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ahm_gym.agents.base import Callback, MakeEnv
-from ahm_gym.agents.learner import Learner
+from ahm_gym.agents.learner import Learned, Learner
 from ahm_gym.agents.losses import CREDITS, Later, StepLoss, step_loss
 from ahm_gym.agents.networks import ActorCriticOutput
+from ahm_gym.agents.nodes import run_on_ray
 from ahm_gym.agents.optimizers import OPTIMIZERS
 from ahm_gym.agents.patch_agent import Network, PatchAgent
 from ahm_gym.agents.workers import run_workers
-from ahm_gym.device.sharing import held, share
-from ahm_gym.errors import check_numbers, unknown_name
+from ahm_gym.device.sharing import held, load, share, use_gradients, weights_of
+from ahm_gym.errors import InputError, check_numbers, unknown_name
 
 
 class A3C(PatchAgent):
@@ -40,6 +41,7 @@ class A3C(PatchAgent):
         observation_shape: number of patches L and width of an embedding D.
         grid: rows and columns of patches; None means a square.
         num_workers: 1 learns in this process and is deterministic; more start that many single-threaded processes.
+        ray: address of a Ray cluster on which the workers run, even a single one, or local (`ahm_gym.agents.nodes`).
         credit: own pays each draw the reward of its own patch; local that of its own patch and of those drawn after it,
             which is the exact gradient where patches do not influence each other, and has more variance; image pays
             all draws the mean reward of the mask.
@@ -83,6 +85,7 @@ class A3C(PatchAgent):
         *,
         grid: tuple[int, ...] | None = None,
         num_workers: int = 1,
+        ray: str | None = None,
         credit: str = "own",
         gamma: float = 1.0,
         gae_lambda: float = 1.0,
@@ -110,7 +113,14 @@ class A3C(PatchAgent):
         check_numbers("cost", value_coef=value_coef)
         if importance_clip is not None and importance_clip != math.inf:
             check_numbers("size", importance_clip=importance_clip)
+        if ray is not None and (lock_free or importance_clip is not None):
+            name = "lock_free" if lock_free else "importance_clip"
+            raise InputError(
+                f"`{name}` needs weights in the memory of one machine, and `ray` sends them to workers elsewhere: "
+                "leave one of the two out."
+            )
         self.num_workers: int = num_workers
+        self.ray: str | None = ray
         self.credit: str = credit
         self.gamma: float = gamma
         self.gae_lambda: float = gae_lambda
@@ -138,11 +148,15 @@ class A3C(PatchAgent):
             device=device,
         )
         self.lock: Any = None
+        self._sent: list[Learned] | None = None
 
     def learn(
         self, make_env: MakeEnv, num_steps: int, *, seed: int | None, callback: Callback | None = None
     ) -> None:
         self.last_episode = int(self.episodes) + num_steps
+        if self.ray is not None:
+            run_on_ray(self, make_env, num_steps, address=self.ray, seed=seed, callback=callback)
+            return
         if self.num_workers > 1:
             run_workers(self, make_env, num_steps, seed=seed, callback=callback)
             return
@@ -183,6 +197,50 @@ class A3C(PatchAgent):
         self.optimizer.step()
         with self.locked():
             self.writes.add_(1)
+
+    def apply(self, learned: Learned) -> int:
+        """Updates the weights and the running statistics by what a worker has learned.
+
+        Returns how many updates the weights have had since the worker read them. A copy that sends keeps it instead.
+        """
+        if self._sent is not None:
+            self._sent.append(learned)
+            return 0
+        with self.locked():
+            staleness = int(self.writes) - learned.writes_read
+            if learned.gradients is not None:
+                use_gradients(self.network, learned.gradients)
+            for observation in learned.observations:
+                self.network.observe(observation)
+            if learned.mean_square is not None:
+                self.network.reward_scale.follow(learned.mean_square)
+            if learned.gradients is not None and not self.lock_free:
+                self.write()
+        if learned.gradients is not None and self.lock_free:
+            self.write()
+        return staleness
+
+    def published(self) -> tuple[list[Tensor], tuple[int, int, int]]:
+        """The weights and the counters, which a copy in another process can `receive`."""
+        counters = (int(self.writes), int(self.episodes), self.last_episode)
+        return [value.detach() for value in weights_of(self.network)], counters
+
+    def receive(self, published: tuple[list[Tensor], tuple[int, int, int]]) -> None:
+        """Takes over what the owner of the weights has `published`."""
+        weights, (writes, episodes, self.last_episode) = published
+        load(self.network, weights)
+        self.writes.fill_(writes)
+        self.episodes.fill_(episodes)
+
+    def send_gradients(self) -> None:
+        """Turns this copy into one that never updates its weights, and keeps for the owner what it has learned."""
+        self._sent = []
+        self.optimizer.state.clear()
+
+    def sent(self) -> list[Learned]:
+        """What was learned since the last call, in order."""
+        sent, self._sent = self._sent or [], []
+        return sent
 
     def annealed_rate(self) -> float:
         """The learning rate of the next update with `anneal`."""

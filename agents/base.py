@@ -34,6 +34,15 @@ class PausingCallback(Protocol):
         ...
 
 
+@runtime_checkable
+class StoppingCallback(Protocol):
+    """A callback that can be asked between updates whether the agent has to stop."""
+
+    def __call__(self, metrics: Metrics) -> bool: ...
+
+    def has_to_stop(self) -> bool: ...
+
+
 class Agent(ABC):
     """Base class of agents, which learn in a vector environment to choose masks.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ahm_gym.agents.networks import ActorCritic
 from ahm_gym.agents.player import Player, Transition
 from ahm_gym.agents.returns import scaled_returns
 from ahm_gym.device.cuda_graphs import Gradients
-from ahm_gym.device.sharing import hand_over_gradients, read
+from ahm_gym.device.sharing import gradients_of, read
 from ahm_gym.device.transfers import Fetch, to_device
 
 if TYPE_CHECKING:
@@ -28,6 +28,22 @@ LEARNED_FROM: tuple[str, ...] = (
     "observation", "order", "available", "guided", "patch_reward", "image_reward", "ended", "logits",
 )  # fmt: skip
 """The fields of a transition that enter the loss."""
+
+
+class Learned(NamedTuple):
+    """What a worker has learned from a rollout; `A3C.apply` changes the agent by it."""
+
+    gradients: list[Tensor | None] | None
+    """Clipped gradients of the network's parameters; None if there was nothing to learn from."""
+    observations: list[Float[Tensor, "B L D"]]
+    """Observations that the agent's running statistics do not cover yet.
+
+    A copy of the worker's own statistics would throw away what other workers have added since.
+    """
+    mean_square: Float[Tensor, ""] | None
+    """Mean square of new rewards that the agent's statistics have not seen."""
+    writes_read: int
+    """Updates that the agent had had when the worker read its weights."""
 
 
 class Learner(Player["A3C"]):
@@ -199,32 +215,16 @@ class Learner(Player["A3C"]):
         """Applies the gradients to the shared weights; returns how many updates others made since they were read.
 
         Args:
-            mean_square: mean square of new rewards, which the shared statistics have not seen.
+            mean_square: mean square of new rewards, which this worker's network has seen.
         """
-        agent, network = self.agent, self.network
-        with agent.locked():
-            staleness = int(agent.writes) - self._writes_read
-            if network is not agent.network:
-                hand_over_gradients(network, agent.network)
-                self._share_statistics()
-                if mean_square is not None:
-                    agent.network.reward_scale.follow(mean_square)
-            if not agent.lock_free:
-                agent.write()
-        if agent.lock_free:
-            agent.write()
-        return staleness
+        unseen = None if self.network is self.agent.network else mean_square
+        return self.agent.apply(Learned(gradients_of(self.network), self._taken(), unseen, self._writes_read))
 
     def _keep_statistics(self) -> None:
         """Shares the statistics of the observations when there is nothing to learn from."""
-        with self.agent.locked():
-            self._share_statistics()
+        self.agent.apply(Learned(None, self._taken(), None, self._writes_read))
 
-    def _share_statistics(self) -> None:
-        """Adds what this worker has observed to the shared running statistics; called under the lock.
-
-        A copy of its own statistics would throw away what other workers have added since.
-        """
-        for observation in self._unshared:
-            self.agent.network.observe(observation)
-        self._unshared.clear()
+    def _taken(self) -> list[Tensor]:
+        """The observations that are not shared yet; they then count as shared."""
+        taken, self._unshared = self._unshared, []
+        return taken

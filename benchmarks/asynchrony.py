@@ -2,7 +2,8 @@
 
 `python benchmarks/asynchrony.py` trains A3C with 1, 2 and 4 workers of one thread each on the identity task and on
 scans, one run after another, keeps finished results in `--out`, prints tables and draws curves.png. Staleness is the
-number of updates by other workers between a worker's read of the weights and its write.
+number of updates by other workers between a worker's read of the weights and its write. With `--ray local`, or the
+address of a Ray cluster, the same numbers of workers also run there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Arguments:
     """Seeds 0, 1, ..."""
     steps: int = 500
     """Updates of the autoencoder on scans, with 32 images each."""
+    ray: str | None = None
+    """Ray cluster that is measured, too; local starts one on this machine."""
     out: Path = Path("runs/asynchrony")
     """Folder of finished parts."""
 
@@ -49,6 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = Path(arguments.data).stem
+    variants = [None] if arguments.ray is None else [None, arguments.ray]
     parts = {
         "identity task, 64 patches: share of the way to the best reward": (identity_curve, "value"),
         f"{stem}: reward (mean loss of the masked patches)": (scan_curve, "reward"),
@@ -57,30 +61,31 @@ def main() -> None:
     _, axes = plt.subplots(len(parts), 2, figsize=(10, 10), layout="constrained")
     for row, (title, (curve_of, key)) in zip(axes, parts.items(), strict=True):
         print(f"\n{title}, mean over seeds 0-{arguments.seeds - 1}")
-        for number in arguments.workers:
-            curves = [curve_of(arguments, number, seed) for seed in range(arguments.seeds)]
+        for number, ray in [(number, ray) for ray in variants for number in arguments.workers]:
+            label = f"{number} workers{' on Ray' if ray else ''}"
+            curves = [curve_of(arguments, number, seed, ray) for seed in range(arguments.seeds)]
             updates, seconds, value, stale = (
                 np.mean([curve[name] for curve in curves], axis=0)
                 for name in ("updates", "seconds", key, "staleness")
             )
             shown = "  ".join(f"{u:.0f}: {v:.2f}" for u, v in zip(updates, value, strict=True))
             print(
-                f"| {number} workers | {shown} | {seconds[-1]:.0f} s | staleness {stale.mean():.2f} |",
+                f"| {label} | {shown} | {seconds[-1]:.0f} s | staleness {stale.mean():.2f} |",
                 flush=True,
             )
-            row[0].plot(updates, value, label=f"{number} workers")
-            row[1].plot(seconds, value, label=f"{number} workers")
+            row[0].plot(updates, value, label=label)
+            row[1].plot(seconds, value, label=label)
         row[0].set(xlabel="updates", ylabel=title.partition(": ")[2], title=title.partition(":")[0])
         row[1].set(xlabel="seconds")
         row[0].legend()
     plt.savefig(arguments.out / "curves.png")
 
 
-def identity_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
-    path = arguments.out / f"identity-{num_workers}-{seed}.json"
+def identity_curve(arguments: Arguments, num_workers: int, seed: int, ray: str | None) -> Curve:
+    path = arguments.out / f"identity-{num_workers}{'-ray' if ray else ''}-{seed}.json"
     if path.exists():
         return json.loads(path.read_text())
-    agent = make_agent("a3c", (64, 8), num_workers=num_workers, seed=seed)
+    agent = make_agent("a3c", (64, 8), num_workers=num_workers, seed=seed, ray=ray)
     rows: list[tuple[float, float, float]] = []
 
     def note(metrics: dict[str, float]) -> bool:
@@ -108,8 +113,8 @@ class MakeTask:
         return IdentityTask(num_patches=64, num_targets=16)
 
 
-def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
-    folder = arguments.out / f"{Path(arguments.data).stem}-{num_workers}-{seed}"
+def scan_curve(arguments: Arguments, num_workers: int, seed: int, ray: str | None) -> Curve:
+    folder = arguments.out / f"{Path(arguments.data).stem}-{num_workers}{'-ray' if ray else ''}-{seed}"
     path = folder.with_name(f"{folder.name}-{arguments.steps}.json")
     if path.exists():
         return json.loads(path.read_text())
@@ -117,6 +122,7 @@ def scan_curve(arguments: Arguments, num_workers: int, seed: int) -> Curve:
         *("--data", arguments.data, "--seed", str(seed)),
         *("--batch-size", "32", "--reward", "loss", "--guided-fraction", "1", "--spread-fraction", "0"),
         *("--num-workers", str(num_workers)),
+        *(("--ray", ray) if ray else ()),
     ]
     pretrain(folder, arguments.steps, options)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

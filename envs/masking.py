@@ -306,6 +306,22 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
             raise ResetNeeded("plan_masks() comes before the first step of an episode: call reset() first.")
         self._plan_masks()
 
+    @torch.inference_mode(False)
+    def observe_again(self) -> Observation:
+        """The observation of images whose episode has not begun, by the autoencoder's present weights.
+
+        For weights that another process owns: they arrive after the images of the next episode were embedded.
+
+        Raises:
+            ResetNeeded: if no episode is running, or it has begun.
+        """
+        if not self._valid or self._needs_reset or self._mask.num_done:
+            raise ResetNeeded(
+                "observe_again() comes before the first step of an episode: call reset() first."
+            )
+        self._embed()
+        return self._observation()
+
     @property
     def masking_steps(self) -> int:
         """Steps of the current episode."""
@@ -422,9 +438,12 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _next_batch(self) -> None:
         self._images = to_device(self._batches.next(), self.pretrainer.device)
+        self._embed()
+        self._plan_masks()
+
+    def _embed(self) -> None:
         self._embeddings = self.pretrainer.embed(self._images)
         self._observed = Observed(self._embeddings, self._tensors, self._form)
-        self._plan_masks()
 
     def _plan_masks(self) -> None:
         progress = self.pretrainer.progress

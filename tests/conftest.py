@@ -1,15 +1,18 @@
 """Fixtures that several test modules use."""
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ahm_gym._compat  # noqa: F401
 
 import pytest
 import torch
+from fake_ray import FakeRay
 from jaxtyping import config
 from matplotlib.figure import Figure
 from PIL import Image
@@ -94,3 +97,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AHM_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def use_fake_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
+    """A function that puts a fake Ray with these properties in the place of the package, and returns it."""
+
+    def use(**properties: Any) -> FakeRay:
+        ray = FakeRay(**properties)
+        monkeypatch.setitem(sys.modules, "ray", ray)  # pyright: ignore
+        return ray
+
+    return use

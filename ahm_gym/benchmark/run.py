@@ -53,7 +53,7 @@ OPEN = (
 """Settings that may change between sessions of a benchmark: they affect how much is run, not the results."""
 WITHOUT_EFFECT = ("data_workers", "checkpoint_every")
 """Settings of pretraining and fine-tuning that do not affect results."""
-OF_AGENTS = ("agent_options", "masking_steps", "num_workers", "reconstructor")
+OF_AGENTS = ("agent_options", "masking_steps", "num_workers", "ray", "reconstructor")
 """Settings of pretraining that apply to learning agents only."""
 OF_SCORES = ("guided_fraction", "guided_ramp", "spread_fraction", "spread_ramp")
 """Settings of pretraining that the reference ignores, so that it stays plain random masking."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ahm_gym.errors import InputError, RunError
 
@@ -60,21 +60,34 @@ def _allow_many_files() -> None:
 
 def read(local: nn.Module, shared: nn.Module) -> None:
     """Copies the shared parameters and buffers into the local ones."""
+    load(local, weights_of(shared))
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """The parameters and the buffers of a module, themselves and no copies."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def load(module: nn.Module, weights: Sequence[Tensor]) -> None:
+    """Copies weights, in the order of `weights_of`, into a module."""
     with torch.no_grad():
-        for mine, ours in zip(local.parameters(), shared.parameters(), strict=True):
-            mine.copy_(ours)
-        for mine, ours in zip(local.buffers(), shared.buffers(), strict=True):
-            mine.copy_(ours)
+        for mine, theirs in zip(weights_of(module), weights, strict=True):
+            mine.copy_(theirs)
 
 
-def hand_over_gradients(local: nn.Module, shared: nn.Module) -> None:
-    """Lets the shared parameters use the local gradients.
+def gradients_of(module: nn.Module) -> list[Tensor | None]:
+    """The gradients of a module's parameters."""
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def use_gradients(module: nn.Module, gradients: Sequence[Tensor | None]) -> None:
+    """Lets the parameters of a module use gradients that were computed with a copy of it.
 
     Must be called for every update: zero_grad sets gradients to None, so a reference from an earlier
     update would point to old gradients.
     """
-    for mine, ours in zip(local.parameters(), shared.parameters(), strict=True):
-        ours.grad = mine.grad
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        parameter.grad = gradient
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from ahm_gym.device.cuda_graphs import Gradients
-from ahm_gym.device.sharing import hand_over_gradients, held, read, share
+from ahm_gym.device.sharing import gradients_of, held, load, read, share, use_gradients, weights_of
 from ahm_gym.device.transfers import Fetch
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.masking.masks import Masks, as_masks
@@ -103,6 +104,7 @@ class Pretrainer:
         self._lock: Any = None
         self._process = os.getpid()
         self._local: Autoencoder | None = None
+        self._sent: list[list[Tensor | None]] | None = None
         self._unchecked: _Unchecked | None = None
         self._passes = self._gradients()
         self.checks_late: bool = self.device.type == "cuda"
@@ -142,9 +144,10 @@ class Pretrainer:
             self._refresh()
             images, masks = _outside_inference(images), as_masks(masks)
             result = self.forward(images, masks) if self.frozen else self._backward(images, masks)
-            with self.locked():
-                if not self.frozen:
-                    self._apply()
+            if self._sent is None:
+                self._finish(gradients_of(self.model))
+            else:
+                self._sent.append([] if self.frozen else gradients_of(self.model))
                 self._updates += 1
         return result
 
@@ -200,10 +203,34 @@ class Pretrainer:
         self._lock = lock
         return self
 
+    def published(self) -> tuple[list[Tensor], int]:
+        """The weights and the number of updates, which a copy in another process can `receive`."""
+        return [value.detach() for value in weights_of(self.autoencoder)], self.updates
+
+    def receive(self, published: tuple[list[Tensor], int]) -> None:
+        """Takes over what the owner of the weights has `published`."""
+        weights, updates = published
+        load(self.autoencoder, weights)
+        self._updates.fill_(updates)
+
+    def send_gradients(self) -> None:
+        """Turns this copy into one that never updates its weights: steps keep their gradients for the owner."""
+        self._sent = []
+        self.optimizer.state.clear()
+
+    def sent(self) -> list[list[Tensor | None]]:
+        """The clipped gradients of every step since the last call, in the order of the parameters."""
+        sent, self._sent = self._sent or [], []
+        return sent
+
+    def apply(self, gradients: Sequence[Tensor | None]) -> None:
+        """Makes one update, unless frozen, with gradients that a copy has `sent`."""
+        self._finish(gradients)
+
     @property
     def is_copy(self) -> bool:
         """Whether this is a copy in another process than the original, which learns nothing from it."""
-        return self._lock is None and os.getpid() != self._process
+        return self._lock is None and self._sent is None and os.getpid() != self._process
 
     @property
     def is_detached(self) -> bool:
@@ -286,9 +313,15 @@ class Pretrainer:
             joint_loss = self.joint(self.model.encoder, *inputs[-2:])
             return (result.loss + self.joint.weight * joint_loss, *result, joint_loss)
 
+    def _finish(self, gradients: Sequence[Tensor | None]) -> None:
+        """Counts an update of the shared weights, and makes it unless frozen."""
+        with self.locked():
+            if not self.frozen:
+                use_gradients(self.autoencoder, gradients)
+                self._apply()
+            self._updates += 1
+
     def _apply(self) -> None:
-        if self._local is not None:
-            hand_over_gradients(self._local, self.autoencoder)
         rate = self.learning_rate * cosine_schedule(self.updates, self.num_steps, WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

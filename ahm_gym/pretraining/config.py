@@ -103,6 +103,9 @@ class PretrainConfig:
     num_workers: int = 1
     """Number of workers of the agent. 1 learns in this process and is deterministic.
     More are processes with one thread each."""
+    ray: str | None = None
+    """Ray cluster on whose machines the workers of a3c run, one thread each: auto, HOST:PORT or ray://HOST:PORT; local
+    starts Ray on this machine. It needs the extra ray. A resumed run may name another. None: no Ray."""
     data_workers: int | None = None
     """Number of processes that load images; 0 loads them between updates. None: up to 8 with a GPU, 0 without."""
     seed: int = 0
@@ -144,7 +147,8 @@ def check_counts(config: PretrainConfig) -> None:
     if config.data_workers is not None and config.data_workers < 0:
         raise InputError(f"`data_workers` is {config.data_workers}: choose 0 or more.")
     most = 4 * (os.cpu_count() or 1)
-    for name in ("num_workers", "data_workers"):
+    here = ("data_workers",) if config.ray not in (None, "local") else ("num_workers", "data_workers")
+    for name in here:
         if (number := getattr(config, name)) is not None and number > most:
             raise InputError(f"`{name}={number}` is too many for this machine: choose at most {most}.")
     if config.reward == "":

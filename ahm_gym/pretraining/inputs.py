@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.device.ray_cluster import ray_library
 from ahm_gym.errors import InputError, say
 from ahm_gym.model import conv_stem
 from ahm_gym.model.autoencoder import Autoencoder
@@ -109,6 +112,34 @@ def check_joint(config: PretrainConfig) -> None:
             "`num_workers` above 1 does not go with `joint_labels`, whose head belongs to one process: choose 1 "
             "worker, or leave `joint_labels` out."
         )
+    if config.ray is not None:
+        raise InputError(
+            "`ray` does not go with `joint_labels`, whose head belongs to one process: leave one out."
+        )
+
+
+def check_ray(config: PretrainConfig, device: torch.device) -> None:
+    """Checks what `ray` goes with, and that it is installed.
+
+    Raises:
+        InputError: with the setting to change, or the command that installs Ray.
+    """
+    if config.ray is None:
+        return
+    if config.ray == "":
+        raise InputError("`ray` is empty: name the address of a cluster, auto or local, or leave it out.")
+    if config.policy != "a3c":
+        raise InputError(
+            f"`ray={config.ray}` needs the asynchronous workers of `policy=a3c`, and policy {config.policy} has none: "
+            "leave it out."
+        )
+    if device.type != "cpu":
+        raise InputError("`ray` computes on CPUs, with one thread for each worker: choose `device=cpu`.")
+    if config.target == "latent":
+        raise InputError(
+            "`ray` does not go with `target=latent`, whose teacher belongs to one process: choose another `target`."
+        )
+    ray_library()
 
 
 def joint_task(config: PretrainConfig, dataset: ImageDataset, autoencoder: Autoencoder) -> JointTask | None:

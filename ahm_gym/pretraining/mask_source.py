@@ -20,7 +20,9 @@ from ahm_gym.pretraining.policy_agent import PolicyAgent
 from ahm_gym.pretraining.policy_options import FROZEN, split_options, written
 from ahm_gym.pretraining.trained_agent import FrozenAgent
 
-GIVEN: set[str] = {"observation_shape", "grid", "channels", "num_workers", "seed", "device", "callbacks"}
+GIVEN: set[str] = {
+    "observation_shape", "grid", "channels", "num_workers", "ray", "seed", "device", "callbacks",
+}  # fmt: skip
 """Parameters of an agent's class that are not options."""
 
 
@@ -33,6 +35,7 @@ def make_mask_source(
     device: torch.device,
     masking_steps: int = 1,
     options: dict[str, Any] | None = None,
+    ray: str | None = None,
 ) -> Agent:
     """The agent with this name, or the mask policy with this name as an agent.
 
@@ -44,6 +47,7 @@ def make_mask_source(
         device: device of the agent.
         masking_steps: number of steps in an episode.
         options: what `agent_options` returned.
+        ray: the Ray cluster on which the workers run; passed on if there is one.
 
     Raises:
         InputError: if the name is unknown, the agent refuses the options, or there are settings for a policy that
@@ -53,7 +57,14 @@ def make_mask_source(
         check_policy_name(name, num_workers, masking_steps, options)
         return PolicyAgent(make_policy(name, autoencoder, **(options or {})))
     shape = (autoencoder.num_patches, autoencoder.dim)
-    given = {"grid": autoencoder.grid, "num_workers": num_workers, "seed": seed, "device": device}
+    given: dict[str, Any] = {
+        "grid": autoencoder.grid,
+        "num_workers": num_workers,
+        "seed": seed,
+        "device": device,
+    }
+    if ray is not None:
+        given["ray"] = ray
     try:
         return make_agent(name, shape, **given, **(options or {}))
     except (TypeError, ValueError, AssertionError) as error:

@@ -53,7 +53,7 @@ SET_BY_RECIPE: tuple[str, ...] = (
     "spread_fraction", "spread_ramp", "masking_steps",
 )  # fmt: skip
 """Settings that the recipe sets itself."""
-OF_THE_AGENT: tuple[str, ...] = ("reward", "num_workers", "agent_options")
+OF_THE_AGENT: tuple[str, ...] = ("reward", "num_workers", "ray", "agent_options")
 """Settings that apply only to the stage with a learning agent."""
 OF_THE_AUTOENCODER: tuple[str, ...] = ("joint_labels", "joint_weight")
 """Settings that apply only to stages that train the autoencoder."""

@@ -109,6 +109,10 @@ class Recorder:
             self.checkpoint()
         return self.interrupt.requested and not last
 
+    def has_to_stop(self) -> bool:
+        """Whether a stop was requested before the last step."""
+        return self.interrupt.requested and self.step < self.config.steps
+
     def next_pause(self, done: int) -> int:
         """Number of updates since the start after which workers must pause, for a consistent state to save and draw."""
         step = self.start + done

@@ -110,9 +110,11 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
         recorder.inspect()
         recorder.snapshot()
     seed = config.seed if start == 0 else None
-    if config.num_workers > 1:
+    if training.is_asynchronous:
         training.share()
         # The generators of the workers are not saved: draw with a new seed, not with the first one again.
+        seed = config.seed + start
+    elif state is not None and state["env"] is None:  # workers have trained so far
         seed = config.seed + start
     if state is None:
         training.env.reset(seed=config.seed)

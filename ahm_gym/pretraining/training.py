@@ -30,7 +30,7 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.published import PretrainState
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.defaults import completed, note_on_length
-from ahm_gym.pretraining.inputs import check_joint, joint_task, starting_autoencoder
+from ahm_gym.pretraining.inputs import check_joint, check_ray, joint_task, starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
@@ -79,6 +79,7 @@ class Training:
         check_reconstructor(config.policy, config.reconstructor, config.init)
         check_joint(config)
         self.device: torch.device = pick_device(config.device)
+        check_ray(config, self.device)
         if config.num_workers > 1 and self.device.type != "cpu":
             raise InputError(
                 "`num_workers` above 1 shares weights in main memory: choose `device=cpu` or 1 worker."
@@ -120,8 +121,11 @@ class Training:
             device=self.device,
             masking_steps=config.masking_steps,
             options=self.agent_options,
+            ray=config.ray,
         )
         self._set_shares_and_reward()
+        self.by_workers: bool = False
+        """Whether the environments belong to worker processes."""
         self.factory: EnvFactory = self._env_factory(shared=False)
         self.env: MaskingVectorEnv = self.factory()
         self.inspection: Inspection = Inspection(
@@ -193,12 +197,19 @@ class Training:
     @property
     def make_env(self) -> Callable[[], MaskingVectorEnv]:
         """What the agent calls for its environment: a new one in every worker, or the one of this process."""
-        return self.factory if self.factory.shared else lambda: self.env
+        return self.factory if self.by_workers else lambda: self.env
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the settings ask for worker processes, whose generators are not saved."""
+        return self.config.num_workers > 1 or self.config.ray is not None
 
     def share(self) -> None:
-        """Lets several worker processes update the autoencoder."""
-        self.pretrainer.share_memory(torch.multiprocessing.get_context("spawn").Lock())
-        self.factory = self._env_factory(shared=True)
+        """Lets worker processes update the autoencoder: in shared memory, or by Ray, which sends gradients here."""
+        self.by_workers = True
+        if self.config.ray is None:
+            self.pretrainer.share_memory(torch.multiprocessing.get_context("spawn").Lock())
+            self.factory = self._env_factory(shared=True)
 
     def close(self) -> None:
         """Ends the processes that load images."""
@@ -277,7 +288,7 @@ class Training:
         return {
             "pretrainer": self.pretrainer.state_dict(),
             "agent": self.agent.state_dict(),
-            "env": None if self.factory.shared else self.env.state_dict(),
+            "env": None if self.by_workers else self.env.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -75,8 +75,8 @@ def from_json(kind: type[Config], values: dict[str, Any], source: str) -> Config
 
 REQUIRED = ("steps", "seed", "data", "batch_size", "image_size")
 """Settings that every run has saved: without them it could not be resumed as it was."""
-MOVABLE = ("data", "data_root")
-"""Settings that may be given anew: a digest shows whether the images are the same."""
+MOVABLE = ("data", "data_root", "ray")
+"""Settings that may be given anew: a digest shows whether the images are the same, and workers run anywhere."""
 EXPECTED: dict[str, tuple[str, str]] = {
     "int": ("a whole number", "whole numbers"),
     "float": ("a number", "numbers"),

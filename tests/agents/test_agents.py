@@ -19,7 +19,7 @@ from ahm_gym.agents.networks import (
 )
 from ahm_gym.agents.ordering import draw_order, order_statistics, scores_of_order
 from ahm_gym.agents.returns import lambda_returns
-from ahm_gym.device.sharing import hand_over_gradients
+from ahm_gym.device.sharing import gradients_of, use_gradients
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, RunError
 from ahm_gym.masking.selection import random_scores
@@ -277,7 +277,7 @@ def test_gradients_arrive_in_the_shared_weights_at_every_update():
     for value in (1.0, 2.0, 3.0):
         local.zero_grad(set_to_none=True)
         (local.weight * value).sum().backward()
-        hand_over_gradients(local, shared)
+        use_gradients(shared, gradients_of(local))
         assert shared.weight.grad.item() == value
 
 
