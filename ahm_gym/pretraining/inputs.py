@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.device import ranks
 from ahm_gym.errors import InputError, say
 from ahm_gym.model import conv_stem
 from ahm_gym.model.autoencoder import Autoencoder
@@ -108,6 +109,21 @@ def check_joint(config: PretrainConfig) -> None:
         raise InputError(
             "`num_workers` above 1 does not go with `joint_labels`, whose head belongs to one process: choose 1 "
             "worker, or leave `joint_labels` out."
+        )
+
+
+def check_ranks(config: PretrainConfig) -> None:
+    """Checks the settings that several processes of torchrun go with.
+
+    Raises:
+        InputError: if the batch cannot be divided among them, or each would have workers or name the same GPU.
+    """
+    ranks.check_batch(config.batch_size)
+    ranks.check_device(config.device)
+    if config.num_workers > 1 and ranks.world_size() > 1:
+        raise InputError(
+            f"`num_workers={config.num_workers}` shares weights on one machine, and torchrun started "
+            f"{ranks.world_size()} processes: choose 1 worker, or start the command without torchrun."
         )
 
 
