@@ -85,10 +85,14 @@ def random_crops(
     rules = [crop if follows else "uniform" for follows in ruled]
     drawn = [draw_boxes(image, image_size, rule) for image, rule in zip(images, rules, strict=True)]
     chosen = list(zip(images, rules, drawn, shown or images, strict=True))[rows]
-    return torch.stack([
-        v2.functional.resized_crop(image, *best_box(boxes, rule, looked_at), list(image_size), antialias=True)
-        for image, rule, boxes, looked_at in chosen
-    ])
+    return torch.stack(
+        [
+            v2.functional.resized_crop(
+                image, *best_box(boxes, rule, looked_at), list(image_size), antialias=True
+            )
+            for image, rule, boxes, looked_at in chosen
+        ]
+    )
 
 
 def random_crop(

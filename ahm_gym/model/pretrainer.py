@@ -180,7 +180,9 @@ class Pretrainer:
         with torch.no_grad(), self.autocast():
             if ranks.world_size() == 1:
                 return self.model(images, masks)
-            return self._reconstruct(ranks.own(images), *map(ranks.own, self.model.mask_inputs(as_masks(masks))))
+            return self._reconstruct(
+                ranks.own(images), *map(ranks.own, self.model.mask_inputs(as_masks(masks)))
+            )
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The embedding of every patch by the current autoencoder; see `Autoencoder.embed`."""

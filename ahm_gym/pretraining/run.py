@@ -76,7 +76,9 @@ def pretrain(
         if ranks.is_first():
             opened.enter_context(locked(run.path))
             if found.run is not None:
-                check_origin(run.config, training.dataset.content_digest(), config.data or training.dataset.name)
+                check_origin(
+                    run.config, training.dataset.content_digest(), config.data or training.dataset.name
+                )
                 run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
             opened.enter_context(logged_to(found.project, run))
         _train(training, run, interrupt or Interrupt(), title)
