@@ -1,9 +1,9 @@
 """The ranks of a run: processes that torchrun starts, which compute one update together.
 
 Every rank holds the same weights, statistics and generators, draws the random numbers of the whole batch, and computes
-what is expensive for its own rows: images rank, rank + size, rank + 2 size, ... The results of the rows are gathered, so
-that masks, rewards and agents are computed from the whole batch, and alike in every rank. So a run is a function of its
-seed and its batch size: with any number of ranks it is the same up to rounding, and one checkpoint serves all.
+what is expensive for its own rows: images rank, rank + size, rank + 2 size, ... The results of the rows are gathered,
+so that masks, rewards and agents are computed from the whole batch, and alike in every rank. So a run is a function of
+its seed and its batch size: with any number of ranks it is the same up to rounding, and one checkpoint serves all.
 
 Outside of `started`, in one process, and inside of `alone`, there is one rank, and nothing here does anything.
 """
@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,8 +31,8 @@ from ahm_gym.errors import InputError, RunError, say
 TIMEOUT: datetime.timedelta = datetime.timedelta(minutes=5)
 """How long a rank waits for the others in an update, before it takes one of them for lost."""
 LOST: str = (
-    f"another process of this run died, or gave no answer for {TIMEOUT.seconds} s: torchrun starts all of them again if "
-    "it is called with --max-restarts, and `resume` goes on from the last checkpoint."
+    f"another process of this run died, or gave no answer for {TIMEOUT.seconds} s: torchrun starts all of them again "
+    "if it is called with --max-restarts, and `resume` goes on from the last checkpoint."
 )
 """What a rank says that lost another."""
 
@@ -74,7 +75,8 @@ def started() -> Iterator[None]:
         raise InputError("torch.distributed is in use already: end its process group before this run begins.")
     backend = _choose_gpu()
     with _may_be_lost():
-        store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        whole, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = _own_store(whole, rank, size)
         dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     _group, _said = _Group(rank, size, number_of("LOCAL_RANK"), store), store
     try:
@@ -83,6 +85,42 @@ def started() -> Iterator[None]:
     finally:
         _group = None
     dist.destroy_process_group()  # not after an error, which is said first: the others notice the lost connection
+
+
+def _own_store(store: Any, rank: int, size: int) -> dist.PrefixStore:
+    """The part of torchrun's store that belongs to these processes.
+
+    The store outlives a restart, and torch would find the addresses of the ranks before it. The count of restarts is no
+    name for the part, because the agents of several machines count differently: rank 0 chooses one, and tells it to
+    those who ask now.
+    """
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+
+    def wait_for(ready: Callable[[], bool]) -> None:
+        while not ready():
+            if time.monotonic() > deadline:
+                raise RuntimeError("some ranks have not come")
+            time.sleep(0.02)
+
+    if rank > 0:
+        question = uuid.uuid4().hex
+        store.set(f"asks/{rank}", question)
+        wait_for(lambda: store.check([f"answer/{question}"]))
+        name = store.get(f"answer/{question}").decode()
+        store.set(f"{name}/{rank}", "here")
+        return dist.PrefixStore(name, store)
+
+    name = f"start/{store.add('starts', 1)}"
+
+    def all_are_here() -> bool:
+        away = [other for other in range(1, size) if not store.check([f"{name}/{other}"])]
+        for other in away:  # which may still be a question of the dead
+            if store.check([f"asks/{other}"]):
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", name)
+        return not away
+
+    wait_for(all_are_here)
+    return dist.PrefixStore(name, store)
 
 
 def _choose_gpu() -> str:

@@ -49,8 +49,8 @@ class _Unchecked:
 class Pretrainer:
     """Updates a masked autoencoder with AdamW, warm-up, cosine decay and clipped gradients.
 
-    If torchrun started several processes (`ahm_gym.device.ranks`), each is given the whole batch and computes its own rows.
-    Losses are those of the whole batch, and gradients are averaged. Predictions are those of the rows.
+    If torchrun started several processes (`ahm_gym.device.ranks`), each is given the whole batch and computes its own
+    rows. Losses are those of the whole batch, and gradients are averaged. Predictions are those of the rows.
 
     Args:
         autoencoder: autoencoder to update; it is moved to `device`.

@@ -84,8 +84,3 @@ def test_fifty_updates_do_not_depend_on_the_number_of_ranks(config, name):
     alone = run(in_folder(config, "1"), 1)
     for size in (2, 4):
         assert_close(alone, run(in_folder(config, str(size)), size))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on(config, before, after): ...
