@@ -72,6 +72,9 @@ class Agent(ABC):
     """Whether observations are raw pixels, patch by patch. The agent is then passed `channels`, and needs the U-Net."""
     resumes_exactly: bool = True
     """Whether the state holds everything needed to resume bit for bit."""
+    divides: bool = True
+    """Whether it can learn in several processes of torchrun, each with a copy of it that sees the whole batch; what the
+    copy of rank 0 decides counts."""
 
     @abstractmethod
     def learn(

@@ -52,6 +52,7 @@ class SB3Agent(Agent):
     """
 
     resumes_exactly: bool = False
+    divides: bool = False
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from ahm_gym.benchmark.config import BenchmarkConfig
+from ahm_gym.device.launch import check_alone, launched, quiet
 from ahm_gym.errors import InputError, Interrupted, RunError, disk_failure, is_out_of_memory, printable, say
 from ahm_gym.flags import (
     WITH_NESTED,
@@ -298,6 +299,8 @@ PROGRAMS: dict[str, tuple[type[Any], Callable[[Any, list[str]], None]]] = {
     "report": (Report, report),
 }
 """The settings and the function of every command."""
+DIVIDED: tuple[str, ...] = ("pretrain", "finetune")
+"""The commands whose work several processes of torchrun divide."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -315,7 +318,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     every: Any = functools.reduce(
         operator.or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
     )
-    with command_line():
+    with command_line(), quiet():
+        if name not in DIVIDED:
+            check_alone(f"ahm-gym {name}".strip())
         settings = tyro.cli(every, args=args, prog="ahm-gym", description=DESCRIPTION)
         PROGRAMS[name][1](with_homes(settings), argv)
 
@@ -330,10 +335,11 @@ def command_line() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        say(with_flags(str(error)))
+        say_once(str(error))
         raise SystemExit(error.exit_code) from None
     except (InputError, RunError) as error:
-        fail(2 if isinstance(error, InputError) else 1, with_flags(str(error)))
+        say_once(str(error), "error: ")
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -355,6 +361,16 @@ def command_line() -> Iterator[None]:
         fail(2, f"{told}, or choose another --run-dir.")
     except KeyboardInterrupt:
         fail(130, "interrupted.")
+
+
+def say_once(message: str, start: str = "") -> None:
+    """Says a sentence on standard error, with flags for the settings, if no other process of torchrun has said it."""
+    if launched():
+        from ahm_gym.device import ranks
+
+        if not ranks.first_to_say(message):
+            return
+    say(start + with_flags(message))
 
 
 def fail(code: int, message: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
 from ahm_gym.data.crops import check_crop
+from ahm_gym.device import ranks
 from ahm_gym.errors import InputError
 
 
@@ -72,9 +73,11 @@ class ImageBatches:
             start=start,
             pin_memory=self.pin_memory,
             crop=self.crop,
+            rows=ranks.rows(),
         )
 
     def next(self) -> Float[Tensor, "B C *S"]:
+        """The next batch; with several ranks, the rows of this one."""
         assert self._stream is not None, "open() comes first"
         if self._current is None or not self._repeat:
             self._current = next(self._stream)

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
+from ahm_gym.device import ranks
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.transfers import to_device
 from ahm_gym.envs.batches import (
@@ -289,8 +290,8 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not self._valid or self._needs_reset:
             raise ResetNeeded("there are no images to mask: call reset() before evaluate().")
-        masked = check_masks(masks, (self.num_envs, self.num_patches))
-        chosen = masked if guided is None else check_guided(guided, masked)
+        masked = ranks.of_first(check_masks(masks, (self.num_envs, self.num_patches)))
+        chosen = masked if guided is None else ranks.of_first(check_guided(guided, masked))
         return evaluate_masks(self.pretrainer, self.reward, self._images, masked, chosen)
 
     def plan_masks(self) -> None:
@@ -400,13 +401,14 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
         return GrowingMask(self.num_envs, self.grid, steps, spread_fraction, self.generator)
 
     def _mask_patches(self, actions: Any) -> dict[str, Any]:
-        scores = self._scores(actions)
+        scores = ranks.of_first(self._scores(actions))
         new = self._mask.choose(scores)
         info = self._choice_info(scores, new.guided)
         self._mask.grow(new)
         self._last_scores, masks = scores, self._mask.masks
         if self._mask.complete and self.weigh is not None:
-            masks = self._mask.masks = masks.weighted(self.weigh(self.patches, masks, self.generator))
+            weight = self.weigh(self.patches, masks, self.generator)
+            masks = self._mask.masks = masks.weighted(ranks.of_first(weight))
         elif self._mask.complete and self.target_fraction < 1.0:
             masks = self._mask.masks = choose_targets(masks, scores, self.target_fraction, self.generator)
         return info | rows_before_update(masks)
@@ -437,7 +439,7 @@ class MaskingVectorEnv(VectorEnv[Any, Any, Any]):
             self.reward = make_reward(self._reward_name, self.pretrainer, self.generator)
 
     def _next_batch(self) -> None:
-        self._images = to_device(self._batches.next(), self.pretrainer.device)
+        self._images = ranks.gathered(to_device(self._batches.next(), self.pretrainer.device))
         self._embed()
         self._plan_masks()
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from ahm_gym.device import ranks
 from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.device.transfers import Fetch, to_device
 from ahm_gym.envs.reward_base import LossReward, Reward
@@ -152,7 +153,8 @@ class ProgressReward(LossReward):
             return
         first = min(self.pretrainer.updates * count % len(images), len(images) - count)
         self.rows = slice(first, first + count)
-        self.earlier_loss = Fetch(self.earlier.patch_loss(images[self.rows], masks.masked[self.rows]))
+        paid = images[self.rows], masks.masked[self.rows]
+        self.earlier_loss = Fetch(ranks.mapped(self.earlier.patch_loss, *paid))
 
     def __call__(self, patch_loss: Float[Tensor, "B L"], masks: Masks) -> Float[Tensor, "B L"]:
         if self.advances and self.pretrainer.updates >= self.taken + self.lag:
@@ -248,13 +250,14 @@ class AHMReward(LossReward):
         self.cell_size = int(argument)
 
     def after(self, images: Float[Tensor, "B C *S"], result: Reconstruction) -> None:
-        everything = torch.ones_like(result.patch_loss, dtype=torch.bool)
+        images = ranks.own(images)
+        everything = torch.ones_like(ranks.own(result.patch_loss), dtype=torch.bool)
         filled = self.pretrainer.model.reconstruct(images, everything, result.prediction)
         darkest = images.amin(dim=(2, 3), keepdim=True)
         contrast = (images.amax(dim=(2, 3), keepdim=True) - darkest).clamp(min=1e-6)
         error = ((filled - images) / contrast).square()
         bright = ((filled - darkest) / contrast).square()
-        self.cells = Fetch(self._pool(self.scale * (error + self.brightness * bright)))
+        self.cells = Fetch(ranks.gathered(self._pool(self.scale * (error + self.brightness * bright))))
 
     def _pool(self, values: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L"]:
         """Means over the cells, each at the patch in the same row and column."""

@@ -70,21 +70,29 @@ def random_crops(
     image_size: tuple[int, ...],
     crop: str,
     shown: list[Float[Tensor, "_ _ _"]] | None = None,
-) -> Float[Tensor, "B C H W"]:
-    """A random part of every image, resized; all is drawn from torch's global generator.
+    rows: slice = slice(None),
+) -> Float[Tensor, "b C H W"]:
+    """A random part of every image of some rows, resized; for all images it is drawn from torch's global generator.
 
     Args:
-        images: images of any sizes.
+        images: images of any sizes; of those in other rows, only the size counts.
         image_size: rows and columns of the crops.
         crop: a rule in `CROPS`; about half of the images follow it, the others have a uniform crop.
         shown: what the rule looks at, of the size of each image. None: the images.
+        rows: the images that are cropped.
     """
-    if crop == "uniform":
-        return torch.stack([random_crop(image, image_size) for image in images])
-    ruled = (torch.rand(len(images)) < RULED_SHARE).tolist()
+    ruled = [False] * len(images) if crop == "uniform" else (torch.rand(len(images)) < RULED_SHARE).tolist()
     rules = [crop if follows else "uniform" for follows in ruled]
-    drawn = zip(images, rules, shown or images, strict=True)
-    return torch.stack([random_crop(image, image_size, rule, looked_at) for image, rule, looked_at in drawn])
+    drawn = [draw_boxes(image, image_size, rule) for image, rule in zip(images, rules, strict=True)]
+    chosen = list(zip(images, rules, drawn, shown or images, strict=True))[rows]
+    return torch.stack(
+        [
+            v2.functional.resized_crop(
+                image, *best_box(boxes, rule, looked_at), list(image_size), antialias=True
+            )
+            for image, rule, boxes, looked_at in chosen
+        ]
+    )
 
 
 def random_crop(
@@ -97,13 +105,20 @@ def random_crop(
 
     The rule looks at what is `shown`; None: at the image.
     """
-    score = CROPS[crop]
-    if score is None:
-        box = draw_box(image, image_size)
-    else:
-        boxes = [draw_box(image, image_size) for _ in range(NUM_CANDIDATES)]
-        box = max(boxes, key=partial(score, image if shown is None else shown))
+    box = best_box(draw_boxes(image, image_size, crop), crop, image if shown is None else shown)
     return v2.functional.resized_crop(image, *box, list(image_size), antialias=True)
+
+
+def draw_boxes(image: Float[Tensor, "C H W"], image_size: tuple[int, ...], crop: str) -> list[Box]:
+    """The random crops among which a rule in `CROPS` chooses."""
+    number = 1 if CROPS[crop] is None else NUM_CANDIDATES
+    return [draw_box(image, image_size) for _ in range(number)]
+
+
+def best_box(boxes: list[Box], crop: str, shown: Float[Tensor, "_ H W"]) -> Box:
+    """The crop that a rule in `CROPS` chooses, which looks at what is `shown`."""
+    score = CROPS[crop]
+    return boxes[0] if score is None else max(boxes, key=partial(score, shown))
 
 
 def draw_box(image: Float[Tensor, "C H W"], image_size: tuple[int, ...]) -> Box:

@@ -100,6 +100,7 @@ class BatchStream:
         num_workers: number of processes that load ahead, one thread each; 0 loads in this process.
         start: number of the first batch.
         pin_memory: whether worker processes load into page-locked memory, for asynchronous copies to a GPU.
+        rows: the images of each batch that are loaded; those of one rank (`ahm_gym.device.ranks`).
 
     Raises:
         InputError: if a count is out of range, the images do not have `image_size`, or `crop` is unknown or does not
@@ -118,6 +119,7 @@ class BatchStream:
         num_workers: int = 0,
         start: int = 0,
         pin_memory: bool = False,
+        rows: slice = slice(None),
     ) -> None:
         counts = {"batch size": (batch_size, 1), "number of workers": (num_workers, 0), "seed": (seed, 0)}
         for name, (value, least) in counts.items():
@@ -141,7 +143,7 @@ class BatchStream:
         self.num_workers: int = num_workers
         self.pin_memory: bool = pin_memory
         train = list(range(len(dataset))) if isinstance(dataset, Tensor) else dataset.indices("train")
-        self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment, crop)
+        self._batches = _Batches(dataset, train, batch_size, image_size, seed, augment, crop, rows)
         self._loaded: Iterator[Tensor] | None = None
 
     def __iter__(self) -> BatchStream:
@@ -210,22 +212,31 @@ class _Batches(Dataset[Tensor]):
     seed: int
     augment: bool
     crop: str
+    rows: slice
 
-    def __getitem__(self, number: int) -> Float[Tensor, "B C *S"]:
+    def __getitem__(self, number: int) -> Float[Tensor, "b C *S"]:
         chosen = [self.train[place] for place in self.places(number)]
+        loaded = range(len(chosen))[self.rows]
         if isinstance(self.dataset, Tensor):
-            return self.dataset[chosen]
+            return self.dataset[chosen[self.rows]]
         if not self.augment:
-            return self.dataset.resized(chosen, self.image_size)
-        images = [self.dataset.image(index) for index in chosen]
+            return self.dataset.resized(chosen[self.rows], self.image_size)
+        images = [self._image(index, at in loaded) for at, index in enumerate(chosen)]
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the accelerators, and fork_rng does not restore their state here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
             shown = [self._foreground(index) for index in chosen] if self.crop == "oracle" else None
-            batch = random_crops(images, self.image_size, self.crop, shown)
-            flipped = torch.rand(len(batch)) < 0.5
+            batch = random_crops(images, self.image_size, self.crop, shown, self.rows)
+            flipped = (torch.rand(len(chosen)) < 0.5)[self.rows]
         batch[flipped] = v2.functional.horizontal_flip(batch[flipped])
         return self.dataset.normalise(batch)
+
+    def _image(self, index: int, loaded: bool) -> Float[Tensor, "C H W"]:
+        """An image; if it is not loaded, one of its size without memory, for what is drawn of it."""
+        assert isinstance(self.dataset, ImageDataset), "checked"
+        if loaded:
+            return self.dataset.image(index)
+        return torch.zeros(()).expand(self.dataset.channels, *self.dataset.size_of(index))
 
     def _foreground(self, index: int) -> Float[Tensor, "1 H W"]:
         """Where structures are, at the size of the image; nowhere without a label."""

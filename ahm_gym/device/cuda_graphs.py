@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahm_gym.device import ranks
+
 
 class Replay:
     """Calls a function of tensors. On a GPU, records it once the shapes have settled, and then replays it.
@@ -83,7 +85,9 @@ class Gradients:
         loss: takes tensors and returns the loss and any other tensors.
         parameters: parameters of the model.
         max_norm: a gradient with a larger norm is scaled down to this norm.
-        records: whether to record.
+        records: whether to record; never with several ranks.
+        over_ranks: whether every rank computes the loss from its own rows of the batch, so that gradients are averaged
+            over the ranks before they are clipped.
     """
 
     def __init__(
@@ -93,9 +97,11 @@ class Gradients:
         max_norm: float,
         *,
         records: bool = True,
+        over_ranks: bool = False,
     ) -> None:
         self._loss, self._parameters, self._max_norm = loss, parameters, max_norm
-        self._passes = Replay(self._compute, records=records)
+        self._over_ranks = over_ranks
+        self._passes = Replay(self._compute, records=records and not (over_ranks and ranks.world_size() > 1))
         self._gradients: list[Tensor | None] = []
 
     @property
@@ -115,6 +121,8 @@ class Gradients:
             parameter.grad = None
         results = self._loss(*inputs)
         results[0].backward()
+        if self._over_ranks:
+            ranks.average_gradients(self._parameters)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         self._gradients = [parameter.grad for parameter in self._parameters]
         return *(value.detach() for value in results), norm

@@ -114,7 +114,10 @@ class Autoencoder(nn.Module):
         return self.fill_in(images, *self.mask_inputs(as_masks(masks)))
 
     def mask_inputs(self, masks: Masks) -> tuple[Tensor, ...]:
-        """The tensors that `fill_in` needs of the masks, on the autoencoder's device: here the mask and the weights."""
+        """The tensors that `fill_in` needs of the masks, on the autoencoder's device: here the mask and the weights.
+
+        Each has a row for every image, and the weights come last.
+        """
         return to_device(masks.masked, self.device), to_device(masks.weight, self.device)
 
     def fill_in(self, images: Float[Tensor, "B C *S"], *mask_inputs: Tensor) -> Reconstruction:

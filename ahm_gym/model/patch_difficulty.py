@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ahm_gym.device import ranks
 from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import random_scores
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.patches import patchify
@@ -31,6 +33,11 @@ def true_patch_loss(
         num_masks: number of random masks; more are drawn if a small mask ratio needs them.
         seed: seed of the masks.
     """
+
+    def patch_loss(images: Tensor, masked: Tensor) -> Tensor:
+        with torch.no_grad():
+            return autoencoder(images, Masks.of(masked)).patch_loss.float()
+
     generator = torch.Generator().manual_seed(seed)
     shape = (len(images), autoencoder.num_patches)
     total, count = torch.zeros(shape), torch.zeros(shape)
@@ -39,9 +46,7 @@ def true_patch_loss(
         missing = (count == 0) if drawn >= num_masks - 1 else torch.zeros(shape, dtype=torch.bool)
         scores = random_scores(shape, generator) + missing
         masks = draw_masks(scores, autoencoder.grid, num_masked, generator)
-        with torch.no_grad():
-            loss = autoencoder(images, masks).patch_loss.float().cpu()
-        total += loss * masks.masked
+        total += ranks.mapped(patch_loss, images, masks.masked).cpu() * masks.masked
         count += masks.masked
         drawn += 1
     return total / count

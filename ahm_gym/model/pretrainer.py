@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
+from ahm_gym.device import ranks
 from ahm_gym.device.cuda_graphs import Gradients
 from ahm_gym.device.sharing import gradients_of, held, load, read, share, use_gradients, weights_of
 from ahm_gym.device.transfers import Fetch
@@ -48,6 +49,9 @@ class _Unchecked:
 
 class Pretrainer:
     """Updates a masked autoencoder with AdamW, warm-up, cosine decay and clipped gradients.
+
+    If torchrun started several processes (`ahm_gym.device.ranks`), each is given the whole batch and computes its own
+    rows. Losses are those of the whole batch, and gradients are averaged. Predictions are those of the rows.
 
     Args:
         autoencoder: autoencoder to update; it is moved to `device`.
@@ -177,7 +181,11 @@ class Pretrainer:
     def forward(self, images: Float[Tensor, "B C *S"], masks: Masks | Bool[Tensor, "B L"]) -> Reconstruction:
         """Reconstructs images without an update."""
         with torch.no_grad(), self.autocast():
-            return self.model(images, masks)
+            if ranks.world_size() == 1:
+                return self.model(images, masks)
+            return self._reconstruct(
+                ranks.own(images), *map(ranks.own, self.model.mask_inputs(as_masks(masks)))
+            )
 
     def embed(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The embedding of every patch by the current autoencoder; see `Autoencoder.embed`."""
@@ -281,9 +289,9 @@ class Pretrainer:
     def _backward(self, images: Tensor, masks: Masks) -> Reconstruction:
         if not self.model.training:
             self.model.train()
-        mask_inputs = (_outside_inference(tensor) for tensor in self.model.mask_inputs(masks))
+        mask_inputs = (_outside_inference(ranks.own(tensor)) for tensor in self.model.mask_inputs(masks))
         labelled = () if self.joint is None else self.joint.labelled(self.updates, self.device)
-        passed = self._passes(images, *mask_inputs, *labelled)
+        passed = self._passes(ranks.own(images), *mask_inputs, *labelled)
         loss, result, joint, norm = passed[0], Reconstruction(*passed[1:4]), passed[4:-1], passed[-1]
         self.check()  # of the previous update: its numbers arrived while this one was prepared
         numbers = torch.stack((loss, norm, *joint))
@@ -298,7 +306,7 @@ class Pretrainer:
 
     def _gradients(self) -> Gradients:
         parameters = [*self.model.parameters(), *(self.joint.parameters() if self.joint else ())]
-        return Gradients(self._run, parameters, MAX_GRAD_NORM, records=self.model.records)
+        return Gradients(self._run, parameters, MAX_GRAD_NORM, records=self.model.records, over_ranks=True)
 
     def _run(self, images: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The loss to minimise, the reconstruction, and the joint loss if there is one.
@@ -307,9 +315,9 @@ class Pretrainer:
         """
         with self.autocast():
             if self.joint is None:
-                result = self.model.run(images, *inputs)
+                result = self._reconstruct(images, *inputs)
                 return (result.loss, *result)
-            result = self.model.run(images, *inputs[:-2])
+            result = self._reconstruct(images, *inputs[:-2])
             joint_loss = self.joint(self.model.encoder, *inputs[-2:])
             return (result.loss + self.joint.weight * joint_loss, *result, joint_loss)
 
@@ -320,6 +328,15 @@ class Pretrainer:
                 use_gradients(self.autoencoder, gradients)
                 self._apply()
             self._updates += 1
+
+    def _reconstruct(self, images: Tensor, *mask_inputs: Tensor) -> Reconstruction:
+        """The reconstruction of the rows of this rank, with the losses of the whole batch."""
+        result = self.model.run(images, *mask_inputs)
+        if ranks.world_size() == 1:
+            return result
+        whole = ranks.gathered(torch.stack((result.patch_loss, mask_inputs[-1]), dim=1))
+        patch_loss, weight = whole.unbind(dim=1)
+        return Reconstruction((patch_loss * weight).sum() / weight.sum(), patch_loss, result.prediction)
 
     def _apply(self) -> None:
         rate = self.learning_rate * cosine_schedule(self.updates, self.num_steps, WARMUP)

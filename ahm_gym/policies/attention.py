@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ahm_gym._compat  # noqa: F401
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
+from ahm_gym.device import ranks
 from ahm_gym.errors import InputError
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
@@ -48,7 +50,8 @@ class AttentionPolicy(TaughtPolicy):
     def score(self, patches: PatchBatch, generator: torch.Generator) -> Float[Tensor, "B L"]:
         batch, num_patches = patches.embeddings.shape[:2]
         with torch.no_grad(), self.autoencoder.autocast():
-            attention = attention_to_patches(self.teacher.network, patches.images)
+            look = partial(attention_to_patches, self.teacher.network)
+            attention = ranks.mapped(look, patches.images)
         scores = self.rank(attention, generator)
         noise = random_scores((batch, num_patches), generator, scores.device)
         informed = random_scores((batch, 1), generator, scores.device) < self.share_of_images

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ahm_gym.device import ranks
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch
@@ -80,7 +81,8 @@ class HardPatchesPolicy(MaskPolicy):
     @torch.no_grad()
     def _features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         with self.autoencoder.autocast():
-            return as_encoder(self.encoder.network).patch_features(images).float()
+            features = as_encoder(self.encoder.network).patch_features
+            return ranks.mapped(lambda images: features(images).float(), images)
 
 
 def rank_loss(

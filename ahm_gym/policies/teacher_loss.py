@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ahm_gym.device import ranks
 from ahm_gym.device.transfers import to_device
 from ahm_gym.masking.drawing import draw_masks
+from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import Ramp, Share
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
@@ -37,6 +39,10 @@ class TeacherLossPolicy(TaughtPolicy):
         model = self.teacher.network
         noise = random_scores((len(patches.images), model.num_patches), generator)
         masks = draw_masks(noise, model.grid, patches.num_masked, generator)
+
+        def patch_loss(images: Tensor, masked: Tensor) -> Tensor:
+            return model(images, Masks.of(masked)).patch_loss.float()
+
         with model.autocast():
-            loss = model(patches.images, masks).patch_loss
-        return loss.float().masked_fill(~to_device(masks.masked, loss.device), -1.0)
+            loss = ranks.mapped(patch_loss, patches.images, masks.masked)
+        return loss.masked_fill(~to_device(masks.masked, loss.device), -1.0)

@@ -134,7 +134,7 @@ class Pretrain(PretrainConfig):
     """A published method with several stages. ahm2025 trains a U-Net, then an agent against it, then a new U-Net.
     If a number of steps is given, it is that of each stage."""
     resume: bool = False
-    """Continue the run in the run folder, with its own settings."""
+    """Continue the run in the run folder, with its own settings. Under torchrun, begin it if it is not there."""
     wandb: str | None = None
     """Project on Weights & Biases to which the metrics are logged, too; it needs the extra wandb. WANDB_MODE=offline
     sends nothing. A resumed run continues there by itself. None: no project."""

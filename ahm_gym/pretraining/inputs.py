@@ -10,6 +10,7 @@ import torch
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute, stem_of
+from ahm_gym.device import ranks
 from ahm_gym.device.ray_cluster import ray_library
 from ahm_gym.errors import InputError, say
 from ahm_gym.model import conv_stem
@@ -140,6 +141,25 @@ def check_ray(config: PretrainConfig, device: torch.device) -> None:
             "`ray` does not go with `target=latent`, whose teacher belongs to one process: choose another `target`."
         )
     ray_library()
+
+
+def check_ranks(config: PretrainConfig) -> None:
+    """Checks the settings that several processes of torchrun go with.
+
+    Raises:
+        InputError: if the batch cannot be divided among them, or each would have workers or name the same GPU.
+    """
+    ranks.check_batch(config.batch_size)
+    ranks.check_device(config.device)
+    if config.ray is not None and ranks.world_size() > 1:
+        raise InputError(
+            "`ray` starts workers of its own: start the command without torchrun, or leave `ray` out."
+        )
+    if config.num_workers > 1 and ranks.world_size() > 1:
+        raise InputError(
+            f"`num_workers={config.num_workers}` shares weights on one machine, and torchrun started "
+            f"{ranks.world_size()} processes: choose 1 worker, or start the command without torchrun."
+        )
 
 
 def joint_task(config: PretrainConfig, dataset: ImageDataset, autoencoder: Autoencoder) -> JointTask | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset
+from ahm_gym.device import ranks
 from ahm_gym.envs.rendering import render_panels
 from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.schedules import Share, share_at
@@ -58,7 +59,8 @@ class Inspection:
 
     def quality(self, progress: float) -> dict[str, float]:
         """How well the scores agree with the true patch loss, and the health of the masks; see `mask_quality`."""
-        return mask_quality(self.agent.score, self.autoencoder, self.images, self.num_masked, progress)
+        with ranks.alone():
+            return mask_quality(self.agent.score, self.autoencoder, self.images, self.num_masked, progress)
 
     def panels(self, progress: float) -> np.ndarray:
         """Pictures (N, h, w, 3) of a few images with the masks of this progress of training, 0 to 1."""
@@ -67,7 +69,8 @@ class Inspection:
         with torch.no_grad():
             embeddings = autoencoder.embed(images)
         ratio = self.num_masked / autoencoder.num_patches
-        scores = self.agent.score(PatchBatch(images, embeddings, autoencoder.grid, progress, ratio))
+        with ranks.alone():
+            scores = self.agent.score(PatchBatch(images, embeddings, autoencoder.grid, progress, ratio))
         scores = scores.float().cpu()
         masks = draw_masks(
             scores,

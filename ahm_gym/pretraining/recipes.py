@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ahm_gym.agents import AGENTS
+from ahm_gym.device import ranks
+from ahm_gym.device.launch import check_alone, check_restarts
 from ahm_gym.errors import InputError, Interrupted, unknown_name
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 from ahm_gym.pretraining.defaults import with_preset
@@ -113,9 +115,13 @@ def run_program(settings: Pretrain, given: Container[str]) -> Path:
     """
     settings = with_preset(settings, given)
     config: PretrainConfig = as_config(PretrainConfig, settings)
+    check_restarts(settings.resume)
+    options: dict[str, Any] = {"resume": settings.resume, "given": given, "wandb": settings.wandb}
     if settings.recipe is not None or (settings.resume and is_recipe_run(settings.run_dir)):
-        return run_recipe(settings.recipe, config, resume=settings.resume, given=given, wandb=settings.wandb)
-    return pretrain(config, resume=settings.resume, given=given, wandb=settings.wandb)
+        check_alone("a recipe")
+        return run_recipe(settings.recipe, config, **options)
+    with ranks.started():
+        return pretrain(config, **options)
 
 
 def is_recipe_run(path: Path | None) -> bool:

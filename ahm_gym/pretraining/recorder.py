@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ahm_gym.device import ranks
 from ahm_gym.pretraining import figures
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inspection import Inspection
@@ -90,7 +91,7 @@ class Recorder:
         """When the pictures were last drawn, in seconds."""
 
     def __call__(self, metrics: dict[str, float]) -> bool:
-        """Records one update; returns whether the run has to stop."""
+        """Records one update; returns whether the run has to stop, which all ranks do after the same update."""
         self.step += 1
         self.timed += 1
         for name, value in (metrics | self.measured()).items():
@@ -107,7 +108,7 @@ class Recorder:
             self.snapshot()
         if self.step % self.config.checkpoint_every == 0 or last:
             self.checkpoint()
-        return self.interrupt.requested and not last
+        return bool(ranks.largest(self.interrupt.requested)) and not last
 
     def has_to_stop(self) -> bool:
         """Whether a stop was requested before the last step."""
@@ -165,3 +166,19 @@ class Recorder:
     @property
     def _snapshots(self) -> Path:
         return self.run.path / "figures" / "snapshots"
+
+
+class Follower(Recorder):
+    """The callback of every rank but the first (`ahm_gym.device.ranks`): it counts updates, and writes nothing."""
+
+    def inspect(self) -> None:
+        return
+
+    def snapshot(self) -> None:
+        return
+
+    def checkpoint(self) -> None:
+        return
+
+    def _log(self) -> None:
+        return

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Container, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ahm_gym.data.stream import data_workers_may_fail
+from ahm_gym.device import ranks
+from ahm_gym.device.launch import begins
 from ahm_gym.errors import Interrupted
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import run_stem, with_absolute_paths
 from ahm_gym.pretraining.policy_options import with_options_of_policy
-from ahm_gym.pretraining.recorder import Recorder
+from ahm_gym.pretraining.recorder import Follower, Recorder
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.folder import RunFolder, free_run_dir, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
@@ -44,7 +47,8 @@ def pretrain(
 
     Args:
         config: settings of the run.
-        resume: continue the run in `config.run_dir` exactly from its last checkpoint, with its own settings.
+        resume: continue the run in `config.run_dir` exactly from its last checkpoint, with its own settings. Under
+            torchrun, begin it if it is not there.
         given: names of settings that were given explicitly. When resuming, they must have the values of the run, and
             so must all settings that differ from the defaults.
         title: title of the progress bar.
@@ -57,24 +61,57 @@ def pretrain(
         RunError: if the run cannot continue; its last checkpoint is good.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    run = None
-    project = project_of(config.run_dir if resume else None, wandb)
     config = with_absolute_paths(with_options_of_policy(config))
-    if resume:
-        run = RunFolder.open(config.run_dir, "pretrain")
-        config = merge_resumed(config, run.config, given)
-        if run.has_finished():
-            return run.path
-    training = Training(config, fresh=run is None or run.checkpoint_step() is None)
+    found = ranks.from_first(functools.partial(find_run, config, resume, given, wandb))
+    run, config = found.run, found.config
+    if run is not None and found.finished:
+        return run.path
+    training = Training(config, fresh=found.fresh)
     if run is None:
-        run = RunFolder.create(config.run_dir or free_run_dir(run_stem(config)), training.describe())
-    with closing(run), closing(training), locked(run.path):
-        if resume:
-            check_origin(run.config, training.dataset.content_digest(), config.data or training.dataset.name)
-            run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
-        with logged_to(project, run):
-            _train(training, run, interrupt or Interrupt(), title)
+        path = config.run_dir or free_run_dir(run_stem(config))
+        run = ranks.from_first(lambda: RunFolder.create(path, training.describe()))
+    with ExitStack() as opened:
+        opened.enter_context(closing(run))
+        opened.enter_context(closing(training))
+        if ranks.is_first():
+            opened.enter_context(locked(run.path))
+            if found.run is not None:
+                check_origin(
+                    run.config, training.dataset.content_digest(), config.data or training.dataset.name
+                )
+                run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
+            opened.enter_context(logged_to(found.project, run))
+        _train(training, run, interrupt or Interrupt(), title)
+    ranks.barrier()
     return run.path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a run before it is trained."""
+
+    run: RunFolder | None
+    """The run to resume, if there is one."""
+    config: PretrainConfig
+    project: str | None
+    """Its project on Weights & Biases."""
+    fresh: bool = True
+    """Whether it has no checkpoint."""
+    finished: bool = False
+
+
+def find_run(config: PretrainConfig, resume: bool, given: Container[str], wandb: str | None) -> Found:
+    """The run to resume, or to begin; the arguments are those of `pretrain`.
+
+    Under torchrun, which repeats a command line, `resume` begins a run that is not there.
+    """
+    resume = resume and not begins(config.run_dir)
+    project = project_of(config.run_dir if resume else None, wandb)
+    if not resume:
+        return Found(None, config, project)
+    run = RunFolder.open(config.run_dir, "pretrain")
+    config = merge_resumed(config, run.config, given)
+    return Found(run, config, project, run.checkpoint_step() is None, run.has_finished())
 
 
 @contextmanager
@@ -94,7 +131,7 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
     start, state = training.restore(run)
     training.print_notes(resumed=state is not None)
     save = functools.partial(training.save, run)
-    recorder = Recorder(
+    recorder = (Recorder if ranks.is_first() else Follower)(
         config,
         run,
         training.inspection,
@@ -126,6 +163,5 @@ def _train(training: Training, run: RunFolder, interrupt: Interrupt, title: str)
     if recorder.step < config.steps:
         recorder.step = training.pretrainer.updates
         recorder.checkpoint()
-        raise Interrupted(
-            f"stopped at step {recorder.step}; continue with: {resume_flags(run.path)}", interrupt.signal or 2
-        )
+        signal = ranks.largest(interrupt.signal or 0) or 2
+        raise Interrupted(f"stopped at step {recorder.step}; continue with: {resume_flags(run.path)}", signal)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ahm_gym.agents import Agent
 from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.device import ranks
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import InputError, say
@@ -30,7 +31,7 @@ from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.published import PretrainState
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.defaults import completed, note_on_length
-from ahm_gym.pretraining.inputs import check_joint, check_ray, joint_task, starting_autoencoder
+from ahm_gym.pretraining.inputs import check_joint, check_ranks, check_ray, joint_task, starting_autoencoder
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
@@ -78,6 +79,7 @@ class Training:
         check_counts(config)
         check_reconstructor(config.policy, config.reconstructor, config.init)
         check_joint(config)
+        check_ranks(config)
         self.device: torch.device = pick_device(config.device)
         check_ray(config, self.device)
         if config.num_workers > 1 and self.device.type != "cpu":
@@ -90,17 +92,20 @@ class Training:
                 "1 worker, or another `target`."
             )
         image_size = image_size_of(config.image_size)
-        self.dataset: ImageDataset = open_data(
-            config.data,
-            root=config.data_root,
-            image_size=image_size,
-            need_labels=None if config.joint_labels is not None or config.crop == "oracle" else False,
-            patient_regex=config.patient_regex,
-        )
+        with ranks.in_turn():
+            self.dataset: ImageDataset = open_data(
+                config.data,
+                root=config.data_root,
+                image_size=image_size,
+                need_labels=None if config.joint_labels is not None or config.crop == "oracle" else False,
+                patient_regex=config.patient_regex,
+            )
         self.config: PretrainConfig = completed(config, len(self.dataset.indices("train")))
         config = self.config
         assert config.learning_rate is not None, "completed"
         autoencoder = starting_autoencoder(config, self.dataset.channels, fresh=fresh)
+        ranks.check_statistics(autoencoder)
+        ranks.synchronise(autoencoder)
         self.pretrainer: Pretrainer = Pretrainer(
             autoencoder,
             num_steps=config.steps,
@@ -123,6 +128,11 @@ class Training:
             options=self.agent_options,
             ray=config.ray,
         )
+        if ranks.world_size() > 1 and not self.agent.divides:
+            raise InputError(
+                f"policy {config.policy} learns in one process, and torchrun started {ranks.world_size()}: start the "
+                "command without torchrun, or choose `policy=a3c`."
+            )
         self._set_shares_and_reward()
         self.by_workers: bool = False
         """Whether the environments belong to worker processes."""
@@ -268,7 +278,7 @@ class Training:
         Raises:
             InputError: if an older version wrote the checkpoint, or it does not fit the run.
         """
-        found = run.load_checkpoint()
+        found = ranks.from_first(run.load_checkpoint)
         if found is None:
             return 0, None
         step, state = found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Container
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from ahm_gym.data.draws import describe_draw, report_draw
 from ahm_gym.data.labelled import LabelledBatches, choose_labelled
 from ahm_gym.data.sample import Split
 from ahm_gym.data.sources import warnings_about
+from ahm_gym.device import ranks
 from ahm_gym.device.choice import pick_device
 from ahm_gym.device.cuda_graphs import Gradients
+from ahm_gym.device.launch import begins
 from ahm_gym.device.transfers import to_device
 from ahm_gym.errors import Interrupted, RunError, say
 from ahm_gym.model.decoders import SegmentationLoss
@@ -87,7 +91,7 @@ def finetune(
     Args:
         config: settings of the run.
         resume: continue the run in `config.run_dir` exactly from its last checkpoint, with its own settings. If the
-            run is finished, only its results are returned.
+            run is finished, only its results are returned. Under torchrun, begin it if it is not there.
         given: names of settings that were given explicitly. When resuming, they must have the values of the run, and
             so must all settings that differ from the defaults.
         interrupt: what can stop the run; it may have a deadline.
@@ -97,25 +101,49 @@ def finetune(
         RunError: if the loss is not finite; the last checkpoint is good.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    run = None
-    if resume:
-        run = RunFolder.open(config.run_dir, "finetune")
-        config = merge_resumed(spelled_out(config), run.config, given)
-        if is_finished(run.path):
-            return read_object(run.path / "results.json")
-    else:
-        config = resolve(with_run_dir(config, "finetune"))
+    found = ranks.from_first(functools.partial(find_run, config, resume, given))
+    run, config = found.run, found.config
+    if found.results is not None:
+        return found.results
     finetuning = Finetuning(config, None if run is None else run.path / "segmenter")
     if run is None:
-        assert config.run_dir is not None, "chosen above"
-        run = RunFolder.create(config.run_dir, finetuning.describe())
-    with closing(run), locked(run.path):
-        if resume:
-            dataset = finetuning.dataset
-            check_origin(run.config, dataset.content_digest(), config.data or dataset.name)
-            run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
+        path = config.run_dir
+        assert path is not None, "chosen in find_run"
+        run = ranks.from_first(lambda: RunFolder.create(path, finetuning.describe()))
+    with ExitStack() as opened:
+        opened.enter_context(closing(run))
+        if ranks.is_first():
+            opened.enter_context(locked(run.path))
+            if found.run is not None:
+                dataset = finetuning.dataset
+                check_origin(run.config, dataset.content_digest(), config.data or dataset.name)
+                run.follow({name: value for name, value in to_json(config).items() if name in MOVABLE})
         finetuning.train(run, interrupt or Interrupt())
-        return finetuning.score(run)
+        return ranks.from_first(functools.partial(finetuning.score, run))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a run before it is trained."""
+
+    run: RunFolder | None
+    """The run to resume, if there is one."""
+    config: FinetuneConfig
+    results: dict[str, Any] | None = None
+    """The content of `results.json`, if the run is finished."""
+
+
+def find_run(config: FinetuneConfig, resume: bool, given: Container[str]) -> Found:
+    """The run to resume, or to begin; the arguments are those of `finetune`.
+
+    Under torchrun, which repeats a command line, `resume` begins a run that is not there.
+    """
+    if not resume or begins(config.run_dir):
+        return Found(None, resolve(with_run_dir(config, "finetune")))
+    run = RunFolder.open(config.run_dir, "finetune")
+    config = merge_resumed(spelled_out(config), run.config, given)
+    results = read_object(run.path / "results.json") if is_finished(run.path) else None
+    return Found(run, config, results)
 
 
 def is_finished(run_dir: Path | None) -> bool:
@@ -138,9 +166,12 @@ class Finetuning:
     """
 
     def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
+        ranks.check_batch(config.batch_size)
+        ranks.check_device(config.device)
         self.config: FinetuneConfig = config
         self.device: torch.device = pick_device(config.device)
-        self.dataset: ImageDataset = open_labelled(config)
+        with ranks.in_turn():
+            self.dataset: ImageDataset = open_labelled(config)
         self.split: Split = choose_split(self.dataset, config.split)
         self.validate_every: int = validation_interval(config, self.dataset)
         indices = choose_labelled(self.dataset, config.labels, config.seed, config.labelled_patients)
@@ -166,12 +197,15 @@ class Finetuning:
                 decoder=config.decoder,
                 seed=config.seed,
             )
+        ranks.check_statistics(segmenter)
         self.segmenter: Segmenter = segmenter.to(self.device)
+        ranks.synchronise(self.segmenter)
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             parameter_groups(self.segmenter, config.encoder_rate), fused=True
         )
         self.loss: SegmentationLoss = SegmentationLoss()
-        self._passes = Gradients(self._loss, list(self.segmenter.parameters()), MAX_GRAD_NORM)
+        parameters = list(self.segmenter.parameters())
+        self._passes = Gradients(self._loss, parameters, MAX_GRAD_NORM, over_ranks=True)
         self.losses: list[float] = []
         """Losses since the last line of the log."""
         if exported is None and config.compare not in (None, NONE):
@@ -208,7 +242,7 @@ class Finetuning:
     def train(self, run: RunFolder, interrupt: Interrupt) -> None:
         """Trains to the last step, starting from the newest checkpoint of `run` if it has one."""
         config = self.config
-        found = run.load_checkpoint()
+        found = ranks.from_first(run.load_checkpoint)
         start = 0 if found is None else found[0]
         if found is None:
             self._checkpoint(run, 0)
@@ -229,18 +263,19 @@ class Finetuning:
                 bar.advance(step, loss=self.losses[-1])
                 row = self._metrics() if step % log_every == 0 else {}
                 if self._validates(step):
-                    dice = self.validate()
-                    best.offer(self.segmenter, step, dice, self.dataset)
+                    dice = ranks.from_first(self.validate)
                     row |= {} if dice is None else {"val/dice": dice}
-                if row:
+                    if ranks.is_first():
+                        best.offer(self.segmenter, step, dice, self.dataset)
+                if row and ranks.is_first():
                     run.log(step, row)
-                stop = interrupt.requested
+                stop = bool(ranks.largest(interrupt.requested))
                 if step % config.checkpoint_every == 0 or step == config.steps or stop:
                     self._checkpoint(run, step)
                 if stop:
+                    signal = ranks.largest(interrupt.signal or 0) or 2
                     raise Interrupted(
-                        f"stopped at step {step}; continue with: {resume_flags(run.path)}",
-                        interrupt.signal or 2,
+                        f"stopped at step {step}; continue with: {resume_flags(run.path)}", signal
                     )
 
     def _metrics(self) -> dict[str, float]:
@@ -267,7 +302,8 @@ class Finetuning:
         config = self.config
         images, labels = self.batches[step - 1]
         self.segmenter.train()
-        loss, norm = self._passes(to_device(images, self.device), to_device(labels, self.device))
+        images = to_device(ranks.own(images), self.device)
+        loss, norm = self._passes(images, to_device(labels, self.device))
         value, size = torch.stack((loss, norm)).tolist()  # waits for a GPU only once
         if not (math.isfinite(value) and math.isfinite(size)):
             raise RunError(
@@ -282,9 +318,10 @@ class Finetuning:
         return value
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The loss of the whole batch, of which the labels are given, and the images of this rank."""
         with self.segmenter.autocast():
             logits = self.segmenter(images)
-        return (self.loss(logits.float(), labels),)
+        return (self.loss(ranks.gathered(logits.float()), labels),)
 
     def score(self, run: RunFolder) -> dict[str, Any]:
         """Evaluates the chosen segmenter; writes the figures and `results.json`, and returns the latter."""
@@ -328,6 +365,8 @@ class Finetuning:
         return warnings_about(self.config.data, self.config.data_root, shape_of(self.config)[0])
 
     def _checkpoint(self, run: RunFolder, step: int) -> None:
+        if not ranks.is_first():
+            return
         check_trained(self.segmenter.state_dict(), step)
         statistics = {"mean": self.dataset.mean, "std": self.dataset.std}
         run.replace("segmenter", lambda folder: save_segmenter(self.segmenter, folder, **statistics))

@@ -8,7 +8,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from ahm_gym.device import ranks
 from ahm_gym.device.choice import pick_device
+from ahm_gym.device.launch import check_restarts
 from ahm_gym.errors import Interrupted
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.interrupt import Interrupt
@@ -39,17 +41,27 @@ def run_finetune(
     Raises:
         InputError, RunError, Interrupted: as `finetune` does.
     """
+    check_restarts(resume)
+    with ranks.started():
+        return _finetune_all(config, resume, given, command)
+
+
+def _finetune_all(
+    config: FinetuneConfig, resume: bool, given: Container[str], command: str | None
+) -> dict[str, Any]:
     began, interrupt = time.time(), Interrupt()
-    was_finished = is_finished(config.run_dir)
+    config = ranks.from_first(lambda: config)  # with the folder that rank 0 chose
+    path = config.run_dir
+    was_finished = ranks.from_first(lambda: is_finished(path))
     results = finetune(config, resume=resume, given=given, interrupt=interrupt)
-    assert config.run_dir is not None, "chosen before"
-    run = RunFolder.open(config.run_dir, "finetune")
-    if not was_finished:
+    assert path is not None, "chosen before"
+    run = ranks.from_first(lambda: RunFolder.open(path, "finetune"))
+    if not was_finished and ranks.is_first():
         seconds = None if resume else time.time() - began
         write_provenance(run.path, command, pick_device(config.device), seconds)
     if run.config.get("compare", config.compare) == NONE:
         train_from_scratch(run, interrupt)
-    write_report(run.path, config.compare)
+    ranks.from_first(lambda: write_report(path, config.compare))
     return results
 
 
@@ -65,7 +77,8 @@ def train_from_scratch(run: RunFolder, interrupt: Interrupt) -> dict[str, Any]:
     folder = run.path / SCRATCH
     config = dataclasses.replace(settings, encoder="none", compare=None, run_dir=folder)
     try:
-        return finetune(config, resume=(folder / "config.json").is_file(), interrupt=interrupt)
+        begun = ranks.from_first((folder / "config.json").is_file)
+        return finetune(config, resume=begun, interrupt=interrupt)
     except Interrupted as error:
         raise Interrupted(
             f"stopped in the run from scratch to compare with; continue with: {resume_flags(run.path)}",
