@@ -87,6 +87,7 @@ def test_what_ranks_cannot_do_is_refused_in_a_sentence(config):
         "batch_size=9": replace(config, batch_size=9),
         "2 processes: choose a multiple of 2, such as 10": replace(config, batch_size=9),
         "num_workers=2": replace(config, num_workers=2),
+        "leave `ray` out": replace(config, ray="local"),
         "policy ppo learns in one process": replace(config, policy="ppo"),
         "device=cuda:0": replace(config, device="cuda:0"),
     }
