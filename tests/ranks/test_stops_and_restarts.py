@@ -52,7 +52,7 @@ def signalled(config: PretrainConfig, rank: int, update: int, number: int) -> st
     return run(config)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(config, rank):
     in_ranks(2, run, config)
     broken = in_folder(config, "broken")
@@ -64,7 +64,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(config, rank)
     assert comparable(config.run_dir) == comparable(broken.run_dir)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_asked_of_one_rank_stops_all_after_the_same_update(config, rank):
     found = outcomes(2, signalled, config, rank, 4, signal.SIGTERM)
     assert {outcome.error.partition(";")[0] for outcome in found} == {"Interrupted: stopped at step 5"}
