@@ -65,7 +65,7 @@ class MixtureAction(StrategyAction):
 
     def __init__(self, strategies: Sequence[Strategy]) -> None:
         super().__init__(strategies)
-        self.space = gym.spaces.Box(-1.0, 1.0, (len(self.strategies),), np.float32)
+        self.space: gym.Space[Any] = gym.spaces.Box(-1.0, 1.0, (len(self.strategies),), np.float32)
 
     def mixture(self, action: Any) -> Mixture:
         weights = (checked_box(action, len(self.strategies)) + 1.0) / 2.0
