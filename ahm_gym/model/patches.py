@@ -16,13 +16,13 @@ def image_size_of(sizes: int | tuple[int, ...], axes: int = 2) -> tuple[int, ...
 
     Args:
         sizes: one number for all axes, or one for each.
-        axes: 2 for images, 3 for volumes. Three numbers are always those of a volume.
+        axes: 2 for images, 3 for volumes.
 
     Raises:
         InputError: if there is another number of them, or one is below 1.
     """
     sizes = (sizes,) if isinstance(sizes, int) else sizes
-    if len(sizes) not in (1, axes, 3) or min(sizes) < 1:
+    if len(sizes) not in (1, axes) or min(sizes) < 1:
         each = "height and width" if axes == 2 else "depth, height and width"
         shape = "a square" if axes == 2 else "a cube"
         raise InputError(
@@ -61,7 +61,7 @@ def patchify(images: Float[Tensor, "B C *S"], patch_size: int) -> Float[Tensor, 
     axes = len(grid)
     patches = images.reshape(*images.shape[:2], *(size for number in grid for size in (number, patch_size)))
     places, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-    return patches.permute(0, *places, *inside, 1).reshape(len(images), math.prod(grid), -1)
+    return patches.permute(0, *places, *inside, 1).reshape(images.shape[0], math.prod(grid), -1)
 
 
 def unpatchify(
@@ -69,10 +69,10 @@ def unpatchify(
 ) -> Float[Tensor, "B C *S"]:
     """The images that consist of these patches: the inverse of `patchify`."""
     axes = len(grid)
-    images = patches.reshape(len(patches), *grid, *(patch_size,) * axes, -1)
+    images = patches.reshape(patches.shape[0], *grid, *(patch_size,) * axes, -1)
     paired = (axis for place in range(1, 1 + axes) for axis in (place, place + axes))
     size = (number * patch_size for number in grid)
-    return images.permute(0, 1 + 2 * axes, *paired).reshape(len(patches), -1, *size)
+    return images.permute(0, 1 + 2 * axes, *paired).reshape(patches.shape[0], -1, *size)
 
 
 def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:

@@ -298,8 +298,8 @@ LEARNING = {
 """Updates, and share of the way from a random to the best choice, if they are not 300 and 0.9."""
 
 
-SLOW = ("maskable_ppo", "sac", "td3", "tqc", "trpo")
-"""They take as long as all others together, and differ from dqn and ppo only in how they learn."""
+SLOW = ("ahm2025", "dqn", "maskable_ppo", "sac", "td3", "tqc", "trpo")
+"""They take longer than all others together; the libraries' differ from ppo only in how they learn."""
 
 
 @pytest.mark.parametrize(

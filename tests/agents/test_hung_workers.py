@@ -41,6 +41,7 @@ def test_a_heart_beats_only_as_long_as_there_is_progress():
     assert not progress.is_recent(progress.last + workers.STUCK + 1)
 
 
+@pytest.mark.slow
 def test_workers_leave_no_file_in_the_shared_temporary_folder(tmp_path):
     """`torch.multiprocessing.spawn` unpickles what another user may have put into its error file there."""
     program = (

@@ -123,6 +123,7 @@ def two_workers(tmp_path, *options):
             *options]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_workers_after_ctrl_c(tmp_path, traces):
     process = start("pretrain.py", *two_workers(tmp_path, "--steps", 5000), cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -133,6 +134,7 @@ def test_nothing_is_left_of_workers_after_ctrl_c(tmp_path, traces):
     assert traces() == ([], [])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_within_ten_seconds_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, traces
 ):

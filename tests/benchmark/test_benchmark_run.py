@@ -311,6 +311,7 @@ def test_processes_yield_the_same_rows_as_one_after_another(config, tmp_path, mo
     assert list((side_by_side.out / "logs").glob("*.log"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_reported_and_the_rest_continues(config, monkeypatch):
     killed = []
     receive = processes.Processes.receive

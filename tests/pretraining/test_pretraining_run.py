@@ -250,6 +250,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(config, monke
     assert {p.name for p in (config.run_dir / "checkpoint").iterdir()} == {"step-0", "step-4"}
 
 
+@pytest.mark.slow
 def test_two_workers_stop_when_asked_save_their_state_and_continue(config, monkeypatch):
     config = dataclasses.replace(config, num_workers=2, data_workers=1, steps=20, checkpoint_every=5)
     # The mask ratio rises with the updates of both workers.

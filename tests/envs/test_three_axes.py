@@ -49,7 +49,7 @@ def test_patches_of_a_volume_are_in_reading_order_and_ordered_by_axis_then_chann
 
 @pytest.mark.parametrize(
     ("sizes", "axes", "expected"),
-    [(64, 2, (64, 64)), ((64, 48), 2, (64, 48)), (48, 3, (48, 48, 48)), ((8, 16, 24), 2, (8, 16, 24))],
+    [(64, 2, (64, 64)), ((64, 48), 2, (64, 48)), (48, 3, (48, 48, 48)), ((8, 16, 24), 3, (8, 16, 24))],
 )
 def test_one_number_is_that_of_all_axes(sizes, axes, expected):
     assert image_size_of(sizes, axes) == expected
