@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.util import get_temp_dir
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from torch import multiprocessing
 
 from ahm_gym.agents.base import Callback, MakeEnv, Metrics, PausingCallback
 from ahm_gym.agents.learner import Learner
+from ahm_gym.device.signals import ignored_by_children
 from ahm_gym.errors import RunError
 from ahm_gym.runs.interrupt import end_with_the_parent
 
@@ -58,7 +57,7 @@ def run_workers(
         workers: list[Worker] = []
         with closing(reader):
             try:
-                with _ignored_by_children(), closing(writer):
+                with ignored_by_children(signal.SIGINT, signal.SIGTERM), closing(writer):
                     for rank in range(agent.num_workers):
                         arguments = (rank, agent, make_env, seed, claims, stop, writer, write_lock)
                         workers.append(Worker(context, rank, arguments))
@@ -215,20 +214,6 @@ def _receive(reader: Any) -> Metrics | None:
         return reader.recv() if reader.poll() else None
     except EOFError:  # every worker has closed its end
         return None
-
-
-@contextlib.contextmanager
-def _ignored_by_children() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C and SIGTERM from the beginning; their parent decides when to stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _work(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import math
 import sys
 import traceback
@@ -47,6 +48,26 @@ class Interrupted(RunError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code: int = 128 + signal_number
+
+
+def load_package(name: str, needed: str, extra: str, instead: str = "") -> Any:
+    """Imports a package that comes with an extra of this project.
+
+    Args:
+        name: name of the package.
+        needed: what needs it, such as "`ray` needs the package ray".
+        extra: the extra that installs it.
+        instead: another way out, such as ", or leave it out".
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f'{needed}, which is not installed: pip install "ahm-gym[{extra}]"{instead}.'
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ in that folder: another session finds the jobs of this one, whether or not they 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -14,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections import deque
@@ -31,6 +29,7 @@ from ahm_gym.benchmark.cluster_job import FOLDER, GroupFiles, GroupJob, Submissi
 from ahm_gym.benchmark.cluster_options import OF_SBATCH_ALONE, ClusterOptions
 from ahm_gym.benchmark.jobs import Failure, Group, Job
 from ahm_gym.benchmark.rows import Row
+from ahm_gym.device.signals import ignored_by_children
 from ahm_gym.errors import InputError, RunError, say
 from ahm_gym.runs.interrupt import Interrupt
 
@@ -148,7 +147,7 @@ class Cluster:
             task.files.forget_failures()
             task.files.submit(submission)
         try:
-            with without_signals():
+            with ignored_by_children(signal.SIGINT, signal.SIGHUP):  # local jobs outlive this program
                 submitted = self._executor.submit_array(jobs)
         except FailedJobError as error:
             raise RunError(f"SLURM has refused the jobs: {' '.join(str(error).split())}") from error
@@ -292,20 +291,6 @@ def python_command() -> str:
     paths = [str(root)] * (root / "pyproject.toml").exists() + [os.path.abspath(path) for path in given]
     variables = [f"PYTHONPATH={os.pathsep.join(dict.fromkeys(paths))}"] * bool(paths)
     return shlex.join(["env", *variables, sys.executable])
-
-
-@contextlib.contextmanager
-def without_signals() -> Iterator[None]:
-    """A context whose child processes ignore Ctrl-C and the end of the terminal: local jobs outlive this program."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def is_controller(job: ClusterJob) -> bool:

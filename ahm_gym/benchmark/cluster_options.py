@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
-from ahm_gym.errors import InputError, check_numbers, unknown_name
+from ahm_gym.errors import InputError, check_numbers, load_package, unknown_name
 
 LOCAL: str = "local"
 """In the place of options: the same path on this machine, without SLURM."""
@@ -45,10 +44,7 @@ class ClusterOptions:
 
 def need_submitit() -> None:
     """Raises InputError if submitit is missing."""
-    if importlib.util.find_spec("submitit") is None:
-        raise InputError(
-            '`slurm` needs submitit, which is not installed: pip install "ahm-gym[cluster]", or use `jobs` instead.'
-        )
+    load_package("submitit", "`slurm` needs submitit", "cluster", ", or use `jobs` instead")
 
 
 def read_options(text: str) -> ClusterOptions:

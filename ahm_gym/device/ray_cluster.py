@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
 import os
 import secrets
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ahm_gym.errors import InputError, RunError, say
+from ahm_gym.device.signals import handlers_kept
+from ahm_gym.errors import InputError, RunError, load_package, say
 
 LOCAL: str = "local"
 """The address that starts Ray on this machine."""
@@ -32,12 +31,7 @@ def ray_library() -> Any:
     Raises:
         InputError: if it is not installed.
     """
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise InputError(
-            '`ray` needs the package ray, which is not installed: pip install "ahm-gym[ray]", or leave it out.'
-        ) from error
+    return load_package("ray", "`ray` needs the package ray", "ray", ", or leave it out")
 
 
 @contextlib.contextmanager
@@ -74,7 +68,7 @@ def connected(address: str, num_workers: int, message: int) -> Iterator[Any]:
             }
         stack.callback(ray.shutdown)
         try:
-            with _own_signals():
+            with handlers_kept(signal.SIGINT, signal.SIGTERM):  # `ray.init` replaces them
                 ray.init(address=address, **options)
         except Exception as error:
             where = (
@@ -135,17 +129,3 @@ def _temporary_folder() -> Iterator[str]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps this process's handlers of Ctrl-C and SIGTERM, which `ray.init` replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

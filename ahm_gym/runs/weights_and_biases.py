@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ahm_gym.errors import InputError, Interrupted, RunError
+from ahm_gym.errors import InputError, Interrupted, RunError, load_package
 from ahm_gym.runs.schema import Schema, checked, read_json
 from ahm_gym.runs.storage import write_atomically
 from ahm_gym.runs.tracking import shown
@@ -112,9 +111,4 @@ def _library() -> Any:
     Raises:
         InputError: if it is not installed.
     """
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise InputError(
-            '`wandb` needs Weights & Biases, which is not installed: pip install "ahm-gym[wandb]".'
-        ) from error
+    return load_package("wandb", "`wandb` needs Weights & Biases", "wandb")
