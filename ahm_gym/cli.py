@@ -338,8 +338,7 @@ def command_line() -> Iterator[None]:
         say_once(str(error))
         raise SystemExit(error.exit_code) from None
     except (InputError, RunError) as error:
-        say_once(str(error), "error: ")
-        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+        fail(2 if isinstance(error, InputError) else 1, str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -375,8 +374,8 @@ def say_once(message: str, start: str = "") -> None:
 
 def fail(code: int, message: str) -> None:
     """Ends the program with one sentence on standard error."""
-    say(f"error: {message}")
-    raise SystemExit(code)
+    say_once(message, "error: ")
+    raise SystemExit(code) from None
 
 
 def same_images(settings: dict[str, Any]) -> str:
