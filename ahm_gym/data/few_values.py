@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -14,6 +16,8 @@ from ahm_gym.errors import InputError
 
 FEW_VALUES = 16
 """A file with at most so many values may be a label, if that of its image has more than twice as many."""
+SAMPLE = 5
+"""Number of files that are read to know many."""
 LOSSY: tuple[str, ...] = (".jpg", ".jpeg", ".webp")
 BLACK_AND_WHITE = 0.8
 """Smallest share of the pixels of a mask in a lossy format that are nearly black or white."""
@@ -21,6 +25,14 @@ FLAT = 0.6
 """Smallest share of neighbours in a label that are equal, without those of which both are background."""
 COARSE = 64
 """A volume is first looked at with so many voxels along each axis."""
+
+
+T = TypeVar("T")
+
+
+def a_few(items: Sequence[T]) -> list[T]:
+    """A few items, evenly spread, with the first one."""
+    return list(items[:: max(1, -(-len(items) // SAMPLE))])
 
 
 def count_values(path: Path) -> int:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ahm_gym.data.few_values import a_few
 from ahm_gym.data.formats import read_pixels
 from ahm_gym.data.listing import Found
 from ahm_gym.errors import InputError
 
-SAMPLE = 5
-"""Number of scans whose labels are read, evenly spread."""
 SAME = 0.5
 """Mean share of the foreground of either of two labels that both show, from which they are drawings of the same."""
 
@@ -32,7 +31,7 @@ def show_the_same(scans: Sequence[Sequence[Found]]) -> bool:
         scans: the labels of each scan.
     """
     shares = []
-    for labels in scans[:: max(1, -(-len(scans) // SAMPLE))]:
+    for labels in a_few(scans):
         first, *others = (_foreground(label.path) for label in labels)
         for other in others:
             if first is not None and other is not None and first.shape == other.shape:

@@ -1,4 +1,4 @@
-"""What was told of data while it was read, kept with what was prepared from it."""
+"""Sentences that are said while data is read. They are kept with the prepared data."""
 
 from __future__ import annotations
 

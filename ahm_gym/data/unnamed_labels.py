@@ -12,9 +12,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-from ahm_gym.data.few_values import FEW_VALUES, count_label_values, count_values, is_flat
+from ahm_gym.data.few_values import FEW_VALUES, a_few, count_label_values, count_values, is_flat
 from ahm_gym.data.formats.headers import shape_of
 from ahm_gym.data.listing import Found
 from ahm_gym.data.modalities import MODALITIES
@@ -26,13 +25,10 @@ MAX_NAMES = 64
 """The same where the files of a case have names that recur in others, such as those of organs."""
 MAX_FAMILIES = 24
 """The largest families are looked at, or three times as many if their names recur."""
-SAMPLE = 5
-"""Number of files of a family that are read, evenly spread."""
 COVERED = 0.9
 """Share of the files of a family that must have an image for the family to be labels."""
 SETTLE = "list images and labels in a dataset.json, which ahm-gym look writes, to settle it"
 
-T = TypeVar("T")
 Rule = Callable[[Sequence[Found]], Iterator[tuple[Hashable, Hashable, Found]]]
 """Yields for files a case, and the form by which its files differ."""
 
@@ -64,7 +60,7 @@ def find_unnamed(images: Sequence[Found]) -> Unnamed:
 def doubt_of_all(images: Sequence[Found]) -> str | None:
     """A sentence if all images that are looked at hold few values, as labels do; None if one holds more."""
     most = 1
-    for image in _sample(images):
+    for image in a_few(images):
         count = count_label_values(image.path)
         if count is None:
             return None
@@ -90,7 +86,7 @@ class _Family:
     @cached_property
     def counts(self) -> list[int | None]:
         """The numbers of values of a few files, read as labels; only one if the first is no label."""
-        sampled = _sample(list(self.files.values()))
+        sampled = a_few(list(self.files.values()))
         first = self._count(sampled[0])
         return [first] if first is None else [first, *map(self._count, sampled[1:])]
 
@@ -153,7 +149,7 @@ class _Family:
 
     def _pairs(self, other: _Family) -> list[tuple[Found, Found]]:
         """A few of its files, each with that of another family."""
-        return [(self.files[key], other.files[key]) for key in _sample(self._shared(other))]
+        return [(self.files[key], other.files[key]) for key in a_few(self._shared(other))]
 
     def _fits(self, other: _Family) -> bool:
         """Whether a few of its files have the sizes of those of another family."""
@@ -259,11 +255,6 @@ def _by_ending(files: Sequence[Found]) -> Iterator[tuple[Hashable, Hashable, Fou
                 yield (file.parts, head), ("behind", tail), file
             if tail in stems[file.parts]:
                 yield (file.parts, tail), ("before", head), file
-
-
-def _sample(items: Sequence[T]) -> list[T]:
-    """A few items, evenly spread, with the first one."""
-    return list(items[:: max(1, -(-len(items) // SAMPLE))])
 
 
 def _is_image(file: Found) -> bool:
