@@ -45,7 +45,7 @@ class Arguments:
     seeds: int = 3
     """Seeds 0, 1, ..."""
     out: Path = Path("benchmarks/rewards")
-    """Folder of `rows.jsonl`."""
+    """Folder of `payments.jsonl`."""
 
 
 class PaidEnv(MaskingVectorEnv):
@@ -107,7 +107,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "rows.jsonl"
+    path = arguments.out / "payments.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     cells = itertools.product(range(arguments.seeds), arguments.rewards, arguments.guided_fractions, POLICIES)
     done = {tuple(row[name] for name in ("seed", "reward", "share", "policy")) for row in rows}
