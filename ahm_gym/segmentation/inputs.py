@@ -78,6 +78,12 @@ def resolve(config: Config) -> Config:
             patch_size=8 if config.patch_size is None else config.patch_size,
         )
     found = find_encoder(Path(config.encoder))
+    if config.image_size is not None and axes_of(config) != len(found.image_size):
+        kind = "volumes" if len(found.image_size) == 3 else "images"
+        raise InputError(
+            f"`image_size` has {axes_of(config)} sides and the encoder was trained on {kind}: give "
+            f"{len(found.image_size)} sides, or leave it out."
+        )
     print_further_labels(config, found)
     return replace(
         config,
@@ -124,14 +130,22 @@ def check_validation(config: FinetuneConfig) -> None:
 
 
 def spelled_out(config: Config) -> Config:
-    """The same settings as they are written to `config.json`: a height and a width, and absolute paths."""
+    """The same settings as they are written to `config.json`: a length for each axis, and absolute paths."""
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
-    size = None if config.image_size is None else image_size_of(config.image_size)
+    size = None if config.image_size is None else image_size_of(config.image_size, axes_of(config))
     config = replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
     if isinstance(config, FinetuneConfig) and config.compare not in (None, NONE):
         return replace(config, compare=str(expanded(config.compare).absolute()))
     return config
+
+
+def axes_of(config: EvaluationConfig) -> int:
+    """2 for images, 3 for volumes: as many as sides are given, or else as the encoder has."""
+    size = config.image_size
+    if isinstance(size, tuple) and len(size) > 1:
+        return 3 if len(size) == 3 else 2
+    return 2 if config.encoder == "none" else len(find_encoder(Path(config.encoder)).image_size)
 
 
 def with_run_dir(config: Config, what: str) -> Config:
@@ -150,7 +164,7 @@ def with_run_dir(config: Config, what: str) -> Config:
 def shape_of(config: EvaluationConfig) -> tuple[tuple[int, ...], int]:
     """Image size and patch size of resolved settings."""
     assert config.image_size is not None and config.patch_size is not None, "resolved"
-    return image_size_of(config.image_size), config.patch_size
+    return image_size_of(config.image_size, axes_of(config)), config.patch_size
 
 
 def open_labelled(config: EvaluationConfig) -> ImageDataset:
