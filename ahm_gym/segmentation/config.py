@@ -52,7 +52,10 @@ class EvaluationConfig:
     """tiny, tiny_conv, small, base, unet, resenc, or a plain vision transformer of timm. None: that of the
     encoder, or tiny."""
     image_size: int | tuple[int, ...] | None = None
-    """Side of the training images in pixels, or height and width. None: the encoder's, or 64."""
+    """Side of the training images in pixels, or height and width; of volumes three numbers. None: the encoder's, or
+    64."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which images are resampled, as for pretraining. None: those of the encoder's run."""
     patch_size: int | None = None
     """Side of a patch in pixels. None: the encoder's, or 8."""
     seed: int = 0

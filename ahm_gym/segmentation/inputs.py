@@ -90,8 +90,16 @@ def resolve(config: Config) -> Config:
         ),
         model=config.model or found.model,
         image_size=config.image_size or found.image_size,
+        spacing=spacing_of(config, found),
         patch_size=found.patch_size if config.patch_size is None else config.patch_size,
     )
+
+
+def spacing_of(config: EvaluationConfig, found: EncoderFolder) -> float | tuple[float, ...] | None:
+    """The spacing that was asked for, or else what the encoder's run asked for its images or found for volumes."""
+    if config.spacing is not None:
+        return config.spacing
+    return found.spacing if config.data in (None, found.data) else found.volume_spacing
 
 
 def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None:
@@ -127,7 +135,7 @@ def spelled_out(config: Config) -> Config:
     """The same settings as they are written to `config.json`: a height and a width, and absolute paths."""
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
-    size = None if config.image_size is None else image_size_of(config.image_size)
+    size = None if config.image_size is None else size_of(config.image_size)
     config = replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
     if isinstance(config, FinetuneConfig) and config.compare not in (None, NONE):
         return replace(config, compare=str(expanded(config.compare).absolute()))
@@ -150,7 +158,12 @@ def with_run_dir(config: Config, what: str) -> Config:
 def shape_of(config: EvaluationConfig) -> tuple[tuple[int, ...], int]:
     """Image size and patch size of resolved settings."""
     assert config.image_size is not None and config.patch_size is not None, "resolved"
-    return image_size_of(config.image_size), config.patch_size
+    return size_of(config.image_size), config.patch_size
+
+
+def size_of(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The length of each axis; three numbers are of volumes."""
+    return image_size_of(sizes, axes=3 if isinstance(sizes, tuple) and len(sizes) == 3 else 2)
 
 
 def open_labelled(config: EvaluationConfig) -> ImageDataset:
@@ -166,6 +179,7 @@ def open_labelled(config: EvaluationConfig) -> ImageDataset:
         native_resolution=isinstance(config, FinetuneConfig) and config.native_resolution,
         need_labels=True,
         patient_regex=config.patient_regex,
+        spacing=config.spacing,
     )
     if not isinstance(config, FinetuneConfig) or config.fold is None:
         return dataset
