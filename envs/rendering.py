@@ -1,4 +1,7 @@
-"""One picture per masked image: image | masked image | reconstruction | scores; of a volume, its middle planes."""
+"""One picture per masked image: image | masked image | reconstruction | scores; of a volume, its middle planes.
+
+Planes are shown upright, for axes towards right, anterior and superior, as volumes are read: sagittal, coronal, axial.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def render_panels(
     if len(grid) == 3:
         rows = [
             render_panels(*(_middle(part, axis, grid) for part in (image, mask, guided, reconstruction, scores)),
-                          (*grid[:axis], *grid[axis + 1 :]))
+                          (*grid[:axis], *grid[axis + 1 :])[::-1])
             for axis in range(3)
         ]  # fmt: skip
         return _stacked(rows)
@@ -113,13 +116,18 @@ def render_panels(
 
 
 def _middle(part: Tensor | None, axis: int, grid: tuple[int, ...]) -> Any:
-    """The middle plane across an axis, of a volume with channels or of one number per patch, which stays flat."""
+    """The middle plane across an axis, upright, of a volume with channels or of flat numbers, one per patch."""
     if part is None:
         return None
     if part.ndim == 1:
-        return part.view(grid).select(axis, grid[axis] // 2).flatten()
+        return _upright(part.view(grid).select(axis, grid[axis] // 2)).flatten()
     side = part.shape[axis + 1] // grid[axis]
-    return part.select(axis + 1, grid[axis] // 2 * side + side // 2)
+    return _upright(part.select(axis + 1, grid[axis] // 2 * side + side // 2))
+
+
+def _upright(plane: Tensor) -> Tensor:
+    """A plane with its second axis upwards."""
+    return plane.transpose(-2, -1).flip(-2)
 
 
 def _stacked(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "h w 3"]:

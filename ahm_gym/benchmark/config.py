@@ -21,7 +21,7 @@ SET_BY_THE_BENCHMARK: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "epochs", "seed", "device", "run_dir"),
     "finetune": (
         "encoder", "data", "data_root", "patient_regex", "labels", "labelled_patients", "model", "image_size",
-        "patch_size", "seed",
+        "spacing", "patch_size", "seed",
         "device", "run_dir", "decoder", "freeze", "compare",
     ),
 }  # fmt: skip

@@ -31,17 +31,16 @@ from ahm_gym.benchmark.rows import (
     read_row,
 )
 from ahm_gym.benchmark.throughput import flops_per_image, matmul_limit
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import Interrupted, reason_of
 from ahm_gym.masking.schedules import typical_mask_ratio
 from ahm_gym.masking.selection import count_masked
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder
 from ahm_gym.pretraining import figures
 from ahm_gym.pretraining.config import PretrainConfig
-from ahm_gym.pretraining.inputs import starting_autoencoder
+from ahm_gym.pretraining.inputs import open_images, starting_autoencoder
 from ahm_gym.pretraining.mask_quality import reconstruction_psnr
 from ahm_gym.pretraining.policy_options import folder_name
 from ahm_gym.pretraining.run import pretrain
@@ -223,14 +222,7 @@ def seconds_of(metrics: list[dict[str, Any]], batch_size: int) -> float:
 
 def open_autoencoder(config: PretrainConfig) -> tuple[Autoencoder, int, ImageDataset]:
     """The autoencoder of a run or an untrained one, the number of masked patches, and the images."""
-    image_size = image_size_of(config.image_size)
-    dataset = open_data(
-        config.data,
-        root=config.data_root,
-        image_size=image_size,
-        need_labels=False,
-        patient_regex=config.patient_regex,
-    )
+    dataset = open_images(config)
     autoencoder = starting_autoencoder(config, dataset.channels, fresh=False).to(pick_device(config.device))
     if config.policy != UNTRAINED:
         assert config.run_dir is not None, "the plan names it"
@@ -260,7 +252,8 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
         patient_regex=config.patient_regex,
         labels=job.labels,
         model=BASELINES[config.policy].model if config.policy in BASELINES else config.model,
-        image_size=config.image_size,
+        image_size=config.shape,
+        spacing=config.spacing,
         patch_size=config.patch_size,
         seed=config.seed,
         device=config.device,

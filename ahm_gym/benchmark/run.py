@@ -27,7 +27,7 @@ from ahm_gym.benchmark.rows import (
     read_lines,
     read_settings,
 )
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError, say
@@ -35,9 +35,9 @@ from ahm_gym.model import unet
 from ahm_gym.model.conv_network import check_halvings
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.defaults import with_learning_rate
+from ahm_gym.pretraining.inputs import open_images
 from ahm_gym.pretraining.mask_source import canonical
 from ahm_gym.pretraining.policy_options import folder_name, split_options
 from ahm_gym.pretraining.training import Training
@@ -194,7 +194,7 @@ def check_network(config: BenchmarkConfig) -> bool:
         InputError: if the model is unknown, the image size does not fit one of the two, or no task is left.
     """
     shape = {
-        "image_size": image_size_of(config.pretrain.image_size),
+        "image_size": config.pretrain.shape,
         "patch_size": config.pretrain.patch_size,
     }
     if "unet_scratch" in config.baselines and "finetune" in config.tasks:
@@ -258,13 +258,8 @@ def open_all(config: BenchmarkConfig) -> Datasets:
     datasets: Datasets = {}
     for given in config.data or (None,):
         spec = None if given is None else absolute(given, config.data_root)[0]
-        size = image_size_of(config.pretrain.image_size)
-        dataset = open_data(
-            spec,
-            root=config.data_root,
-            image_size=size,
-            need_labels=True,
-            patient_regex=config.pretrain.patient_regex,
+        dataset = open_images(
+            replace(config.pretrain, data=spec, data_root=config.data_root), need_labels=True
         )
         name = file_name(dataset.name)
         if name in datasets:
@@ -367,7 +362,7 @@ def settings_of(config: BenchmarkConfig) -> dict[str, Any]:
     for program, names in SET_BY_THE_BENCHMARK.items():
         left_out = (*names, *WITHOUT_EFFECT)
         values[program] = {name: value for name, value in values[program].items() if name not in left_out}
-    values["pretrain"]["image_size"] = list(image_size_of(config.pretrain.image_size))
+    values["pretrain"]["image_size"] = list(config.pretrain.shape)
     return values | {"probe_draws": NUM_DRAWS}
 
 

@@ -12,7 +12,7 @@ import torch
 from ahm_gym.data.fallbacks import LabelError, MixedColoursError, checked_label
 from ahm_gym.data.ignored import IGNORED
 from ahm_gym.data.patients import Evidence, Patients, find_patients
-from ahm_gym.data.processing import PLAIN, Processing, Window, scale, to_spacing
+from ahm_gym.data.processing import PLAIN, Processing, Window, in_mm, scale, to_spacing
 from ahm_gym.data.sample import Record, Split
 from ahm_gym.data.scaling import FOREGROUND, channels_last, shrink
 from ahm_gym.data.splits import (
@@ -37,7 +37,7 @@ class Columns:
     twins: Twins = field(default_factory=Twins)
     splits: list[Split | None] = field(default_factory=list)
     folds: list[tuple[Split, ...]] = field(default_factory=list)
-    spacings: list[tuple[float, float] | None] = field(default_factory=list)
+    spacings: list[tuple[float, ...] | None] = field(default_factory=list)
     positions: list[tuple[int, int] | None] = field(default_factory=list)
     slice_spacings: list[float | None] = field(default_factory=list)
     images: list[list[int]] = field(default_factory=list)
@@ -49,21 +49,23 @@ class Columns:
     """For each image (2, C): mean and mean square of every channel."""
 
     def add(self, record: Record, writer: StoreWriter, shortest_side: int | None) -> None:
-        image = channels_last(record.image, record.origin)
-        if self.moments and self.moments[0].shape[1] != image.shape[2]:
+        volumes = record.processing.volumes
+        image = channels_last(record.image, record.origin, record.processing.axes)
+        channels = image.shape[-1]
+        if self.moments and self.moments[0].shape[1] != channels:
             expected = self.moments[0].shape[1]
-            kind = MixedColoursError if {image.shape[2], expected} == {1, 3} else InputError
+            kind = MixedColoursError if {channels, expected} == {1, 3} else InputError
             raise kind(
-                f"wrong channel count: {record.origin} has {image.shape[2]}, expected {expected} like the images "
+                f"wrong channel count: {record.origin} has {channels}, expected {expected} like the images "
                 "before it; convert some of them, or split the data."
             )
-        label = checked_label(record, (image.shape[0], image.shape[1]))
+        label = checked_label(record, image.shape[:-1])
         self.processing = record.processing
-        scaled = scale(image, record.processing, image.shape[2] if record.modalities else 1)
+        scaled = scale(image, record.processing, channels if record.modalities else 1)
         scaled = to_spacing(scaled, record.spacing, record.processing, record.origin)
-        scaled = shrink(scaled, shortest_side)
-        exact = scaled.double()
-        self.moments.append(torch.stack([exact.mean(dim=(1, 2)), exact.square().mean(dim=(1, 2))]))
+        scaled = scaled if volumes else shrink(scaled, shortest_side)
+        exact, axes = scaled.double(), tuple(range(1, scaled.ndim))
+        self.moments.append(torch.stack([exact.mean(dim=axes), exact.square().mean(dim=axes)]))
         self.images.append(writer.add_image(scaled))
         self.labels.append(None if label is None else writer.add_label(label))
         self.label_values.append([] if label is None else np.unique(label).tolist())
@@ -109,6 +111,7 @@ class Columns:
         return {
             "name": name,
             "channels": len(mean),
+            **({"axes": 3} if self.processing.volumes else {}),
             "num_classes": num_classes,
             "class_names": self.processing.classes,
             "processing": self.processing.model_dump(exclude_defaults=True),
@@ -138,7 +141,9 @@ class Columns:
         }
 
     def _windows(self) -> Iterator[str]:
-        """What was found for scaling over the data set, by modality."""
+        """What was found over the data set: the spacing of volumes, and the scaling of each modality."""
+        if self.processing.spacing_found:
+            yield f"volumes are resampled to {in_mm(self.processing.spacing)}, {self.processing.spacing_found}"
         scaling = self.processing.scaling
         windows = scaling if isinstance(scaling, dict) else {"": scaling}
         for name, window in windows.items():

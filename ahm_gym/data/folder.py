@@ -53,11 +53,13 @@ class FolderSource:
 
     def as_trained(self, processing: Processing) -> FolderSource:
         """The same source, with images scaled, resampled and sliced as those of a run were."""
-        names = ("modalities", *OF_IMAGES)
-        changes = {name: getattr(processing, name) for name in names}
+        return self.processed({name: getattr(processing, name) for name in ("modalities", *OF_IMAGES)})
+
+    def processed(self, changes: dict[str, Any]) -> FolderSource:
+        """The same source, with other values of some fields of `Processing`."""
         other = copy.copy(self)
-        other.processing = self.processing.model_copy(update=changes)
-        other.changes = [processing.model_dump(mode="json", include=set(names))]
+        other.processing = Processing(**{**dict(self.processing), **changes})
+        other.changes = [other.processing.model_dump(mode="json", include=set(changes))]
         return other
 
     @cached_property
@@ -104,7 +106,7 @@ class FolderSource:
         faults = list(layout.faults[:1])
         for scan in layout.scans:
             try:
-                pixels = read_scan(scan, self.processing.plane)
+                pixels = read_scan(scan, self.processing)
             except NotAnImage:
                 if scan.labels or len(layout.scans) == 1:
                     raise
@@ -118,7 +120,7 @@ class FolderSource:
                 record = dataclasses.replace(record, label=None, label_error=faults.pop())
             if pixels.is_volume:
                 for frame in frames(record, pixels):
-                    yield from _slices(frame)
+                    yield from self._parts(frame, constant)
             else:
                 if pixels.array.min() == pixels.array.max():
                     constant.append(record.origin)
@@ -141,7 +143,7 @@ class FolderSource:
             except InputError as caught:
                 error = str(caught)
         decided.update(pixels.notes)
-        spacing = pixels.spacing
+        spacing, axes = pixels.spacing, self.processing.axes
         record = Record(
             pixels.array,
             label,
@@ -152,14 +154,23 @@ class FolderSource:
             volume=scan.case if pixels.is_volume else None,
             split=scan.split if self.table is None else self.table.of_file(scan.images[0], scan.id),
             folds=scan.folds,
-            spacing=None if spacing is None else (spacing[0], spacing[1]),
-            slice_spacing=None if spacing is None or len(spacing) < 3 else spacing[2],
+            spacing=None if spacing is None or len(spacing) < axes else spacing[:axes],
+            slice_spacing=None if axes == 3 or spacing is None or len(spacing) < 3 else spacing[2],
             place=scan.place,
             modalities=scan.modal,
             processing=self.processing,
             label_error=error,
         )
         return record, pixels
+
+    def _parts(self, volume: Record, constant: list[str]) -> Iterator[Record]:
+        """The slices of a volume, or the volume itself; adds it to `constant` if it shows nothing."""
+        if not self.processing.volumes:
+            yield from _slices(volume)
+            return
+        if volume.image.min() == volume.image.max():
+            constant.append(volume.origin)
+        yield volume
 
     def _judge_constant(self, constant: list[str]) -> None:
         """Says how many images show nothing.

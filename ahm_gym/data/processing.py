@@ -12,7 +12,14 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from ahm_gym.data.ignored import IGNORED
-from ahm_gym.data.scaling import MAX_CLASSES, PERCENTILES, resample, rounded, scale_intensities
+from ahm_gym.data.scaling import (
+    MAX_CLASSES,
+    PERCENTILES,
+    channels_first,
+    resample,
+    rounded,
+    scale_intensities,
+)
 from ahm_gym.errors import InputError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -21,6 +28,7 @@ Index = Annotated[str, Field(pattern=r"^\d{1,2}$")]
 Shade = Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6})$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Spacing = Positive | tuple[Positive, ...]
 Plane = Literal["axial", "coronal", "sagittal"]
 Ignorable = Annotated[int, Field(ge=0, lt=1 << 16)] | Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
@@ -104,11 +112,15 @@ class Processing(Strict):
     channel: by those of each channel of each image. A window: from `low` to `high`. dataset: by percentiles of all
     training images, of each modality by itself. By the name of the modality if they differ. None: channel if there are
     several modalities, otherwise image."""
-    spacing: Positive | tuple[Positive, Positive] | None = None
-    """Millimetres to which images are resampled within their plane: of a pixel, or of its rows and columns. Masks and
-    distances keep those of the file."""
+    spacing: Spacing | None = None
+    """Millimetres to which images are resampled within their plane: of a pixel, or of its rows and columns; of
+    `volumes`, of a voxel, or towards right, anterior and superior. Masks and distances keep those of the file."""
     plane: Plane | None = None
     """The plane of the slices of volumes. None: that in which each was acquired."""
+    spacing_found: str = ""
+    """What `spacing` is, if it was found in the training images."""
+    volumes: bool = False
+    """Whether a volume is one image in three dimensions; otherwise each of its slices is an image."""
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> Processing:
@@ -117,6 +129,10 @@ class Processing(Strict):
         )
         if unknown:
             raise ValueError(f"scaling names {min(unknown)!r}, which is no name in modalities")
+        if isinstance(self.spacing, tuple) and len(self.spacing) != self.axes:
+            raise ValueError(f"spacing has {len(self.spacing)} numbers: expected 1 or {self.axes}")
+        if self.volumes and self.plane:
+            raise ValueError("plane is that of slices, and volumes are not sliced: expected one of the two")
         if self.instances and self.label_values:
             raise ValueError(
                 "instances makes every value above 0 class 1, and label_values gives other classes"
@@ -129,6 +145,11 @@ class Processing(Strict):
         return self
 
     @property
+    def axes(self) -> int:
+        """The number of axes of an image."""
+        return 3 if self.volumes else 2
+
+    @property
     def has_colours(self) -> bool:
         """Whether labels are pictures whose colours have a class."""
         return any(key.startswith("#") for key in self.label_values)
@@ -139,12 +160,12 @@ PLAIN: Processing = Processing()
 
 
 def scale(
-    image: Shaped[np.ndarray, "H W C"], processing: Processing, num_modalities: int = 1
-) -> Float[Tensor, "C H W"]:
+    image: Shaped[np.ndarray, "*S C"], processing: Processing, num_modalities: int = 1
+) -> Float[Tensor, "C *S"]:
     """Scales the intensities of an image to [0, 1] as `Processing.scaling` says.
 
     Args:
-        image: rows, columns, channels.
+        image: an image or a volume, with its channels in the last axis.
         processing: what to do; percentiles of the data set must have become windows, see `settled`.
         num_modalities: number of files that are stacked in the channels.
     """
@@ -153,21 +174,21 @@ def scale(
         return scale_intensities(image)
     names = list(processing.modalities.values())
     channels = []
-    for channel in range(image.shape[2]):
+    for channel in range(image.shape[-1]):
         own = scaling.get(names[channel], "channel") if isinstance(scaling, dict) else scaling
-        values = image[:, :, channel : channel + 1]
+        values = image[..., channel : channel + 1]
         channels.append(clip_to(own, values) if isinstance(own, Window) else scale_intensities(values))
     return torch.cat(channels)
 
 
 def to_spacing(
-    image: Float[Tensor, "C H W"], spacing: tuple[float, ...] | None, processing: Processing, origin: str
-) -> Float[Tensor, "C H2 W2"]:
-    """An image with pixels of the size that `Processing.spacing` says.
+    image: Float[Tensor, "C *S"], spacing: tuple[float, ...] | None, processing: Processing, origin: str
+) -> Float[Tensor, "C *S2"]:
+    """An image with pixels, or a volume with voxels, of the size that `Processing.spacing` says.
 
     Args:
         image: intensities from 0 to 1.
-        spacing: millimetres per row and column of its file, and of a volume also per slice; None if unknown.
+        spacing: millimetres per row and column of its file, and of a volume also along the third axis; None if unknown.
         processing: what to do.
         origin: its file, for messages.
 
@@ -182,8 +203,14 @@ def to_spacing(
             f"{origin} does not state the size of its pixels, which `spacing` needs: leave `spacing` out, or save it "
             "in a format that states it, such as NIfTI."
         )
-    rows, columns = wanted if isinstance(wanted, tuple) else (wanted, wanted)
-    return resample(image, (spacing[0] / rows, spacing[1] / columns), origin)
+    axes = image.ndim - 1
+    aims = wanted if isinstance(wanted, tuple) else (wanted,) * axes
+    return resample(image, tuple(own / aim for own, aim in zip(spacing[:axes], aims, strict=True)), origin)
+
+
+def in_mm(spacing: float | tuple[float, ...] | None) -> str:
+    """A spacing as it is said, such as 1x1x1.5 mm."""
+    return "x".join(f"{size:.4g}" for size in np.atleast_1d(np.array(spacing, float))) + " mm"
 
 
 def differences(one: Processing, other: Processing) -> list[str]:
@@ -191,14 +218,14 @@ def differences(one: Processing, other: Processing) -> list[str]:
     return [name for name in OF_IMAGES if getattr(one, name) != getattr(other, name)]
 
 
-OF_IMAGES: tuple[str, ...] = ("scaling", "spacing", "plane")
+OF_IMAGES: tuple[str, ...] = ("scaling", "spacing", "plane", "volumes")
 """Settings on which the values of images depend."""
 
 
-def clip_to(window: Window, values: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
+def clip_to(window: Window, values: Shaped[np.ndarray, "*S C"]) -> Float[Tensor, "C *S"]:
     """Intensities of a window as 0 to 1."""
     scaled = ((values.astype(np.float64) - window.low) / (window.high - window.low)).clip(0.0, 1.0)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32))
+    return channels_first(scaled)
 
 
 def to_classes(

@@ -20,15 +20,15 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Sample:
     """One image with its label and metadata."""
 
-    image: Float[Tensor, "C H W"]
+    image: Float[Tensor, "C *S"]
     """Intensities in [0, 1], clipped at the image's 0.5 and 99.5 percentiles over all channels."""
-    label: Int[Tensor, "H0 W0"] | None
+    label: Int[Tensor, "*S0"] | None
     """Class indices at the label's native resolution; `IGNORED` where pixels are ignored."""
     id: str
     case: str
     """Patient or volume if known, otherwise the id."""
-    spacing: tuple[float, float] | None
-    """Millimetres per pixel of the native resolution (row, column); None if unknown."""
+    spacing: tuple[float, ...] | None
+    """Millimetres per pixel of the native resolution (row, column), or per voxel along each axis; None if unknown."""
     position: tuple[int, int] | None = None
     """Number of this slice in its volume, from 0, and the number of slices of the volume; None if it is no slice."""
     slice_spacing: float | None = None
@@ -36,7 +36,7 @@ class Sample:
 
     @property
     def voxel(self) -> tuple[float, ...] | None:
-        """Millimetres per row and column, and of a slice of a volume also per slice; None if one is unknown."""
+        """Millimetres along each axis, and of a slice of a volume also per slice; None if one is unknown."""
         if self.spacing is None or self.position is None:
             return self.spacing
         return None if self.slice_spacing is None else (*self.spacing, self.slice_spacing)
@@ -47,9 +47,9 @@ class Record:
     """One image as a source reads it, before any check or scaling."""
 
     image: np.ndarray
-    """(H, W) or (H, W, C), any real dtype."""
+    """(H, W) or (H, W, C), any real dtype; with `Processing.volumes` the three axes of a volume, and perhaps C."""
     label: np.ndarray | None
-    """(H, W), or (H, W, C) with equal channels."""
+    """The axes of the image, or these and equal channels."""
     id: str
     patient: str | None
     """The patient that the file itself names, as DICOM does; None if it names none. See `find_patients`."""
@@ -63,8 +63,8 @@ class Record:
     """None: chosen by patient once all records are known."""
     folds: tuple[Split, ...] = ()
     """The split in each fold, if the data names folds."""
-    spacing: tuple[float, float] | None = None
-    """Millimetres per pixel (row, column)."""
+    spacing: tuple[float, ...] | None = None
+    """Millimetres per pixel (row, column), or per voxel of a volume."""
     position: tuple[int, int] | None = None
     """Number of this slice in its volume, from 0, and the number of slices of the volume, if it is a slice."""
     slice_spacing: float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ FOREGROUND = 255
 """The value of the foreground in binary masks from image editors."""
 MAX_SIDE = 16_384
 """Largest number of rows or columns of a resampled image."""
+MAX_VOXELS = 1 << 30
+"""Largest number of voxels of a resampled volume."""
 MAX_RIM = 8
 """Maximum width in pixels of a border that JPEG has blurred."""
 FEW_GREYS = 4
@@ -31,18 +35,20 @@ ROUNDING = 1e-3
 """Largest difference of a label's values from whole numbers, as rescaled files have it."""
 
 
-def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]:
-    """The image with its channels in the last axis.
+def channels_last(image: np.ndarray, origin: str, axes: int = 2) -> Shaped[np.ndarray, "*S C"]:
+    """The image, or the volume with three axes, with its channels in the last axis.
 
     Raises:
         InputError: if it is not an image of finite real numbers.
     """
-    if image.ndim not in (2, 3) or 0 in image.shape:
+    if image.ndim not in (axes, axes + 1) or 0 in image.shape:
+        expected = "rows, columns" if axes == 2 else "three axes"
         raise InputError(
-            f"{origin} has the shape {image.shape}: expected rows, columns and, optionally, channels; "
+            f"{origin} has the shape {image.shape}: expected {expected} and, optionally, channels; "
             "convert it or remove it."
         )
-    refuse_channels_first(image.shape, origin)
+    if axes == 2:
+        refuse_channels_first(image.shape, origin)
     if image.dtype.kind not in "buif":
         raise InputError(f"{origin} holds values of type {image.dtype}: expected real numbers; convert it.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -50,7 +56,12 @@ def channels_last(image: np.ndarray, origin: str) -> Shaped[np.ndarray, "H W C"]
             f"{origin} contains NaN or infinite values: expected finite numbers; replace them, or remove "
             "the image."
         )
-    return image[:, :, None] if image.ndim == 2 else image
+    return image[..., None] if image.ndim == axes else image
+
+
+def channels_first(image: Shaped[np.ndarray, "*S C"]) -> Float[Tensor, "C *S"]:
+    """The image as a tensor of 32 bits with its channels in the first axis."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float32))
 
 
 def refuse_channels_first(shape: tuple[int, ...], origin: str) -> None:
@@ -71,7 +82,7 @@ def refuse_slices_first(shape: tuple[int, ...], origin: str) -> None:
         )
 
 
-def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H W"]:
+def scale_intensities(image: Shaped[np.ndarray, "*S C"]) -> Float[Tensor, "C *S"]:
     """Scales an image to [0, 1], clipped at its percentiles over all channels; a constant image becomes 0.
 
     If more than 99 % of the pixels have the same value, as in sparse fluorescence, the percentiles
@@ -83,9 +94,8 @@ def scale_intensities(image: Shaped[np.ndarray, "H W C"]) -> Float[Tensor, "C H 
     if high <= low:
         low, high = values.min(), values.max()
     if high <= low:
-        return torch.zeros(image.shape[2], image.shape[0], image.shape[1])
-    scaled = ((values - low) / (high - low)).clip(0.0, 1.0).astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        return torch.zeros(image.shape[-1], *image.shape[:-1])
+    return channels_first(((values - low) / (high - low)).clip(0.0, 1.0))
 
 
 def stored_side(image_size: tuple[int, ...], native_resolution: bool) -> int | None:
@@ -103,23 +113,27 @@ def shrink(image: Float[Tensor, "C H W"], shortest_side: int | None) -> Float[Te
     return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
 
 
-def resample(
-    image: Float[Tensor, "C H W"], factors: tuple[float, float], origin: str
-) -> Float[Tensor, "C H2 W2"]:
-    """An image with as many times the rows and columns.
+def resample(image: Float[Tensor, "C *S"], factors: tuple[float, ...], origin: str) -> Float[Tensor, "C *S2"]:
+    """An image or a volume with as many times the pixels along each axis.
 
     Raises:
-        InputError: if it would have more than `MAX_SIDE` of them.
+        InputError: if it would have more than `MAX_SIDE` along one, or a volume more than `MAX_VOXELS`.
     """
     size = [max(round(side * factor), 1) for side, factor in zip(image.shape[1:], factors, strict=True)]
-    if max(size) > MAX_SIDE:
+    if max(size) > MAX_SIDE or (len(size) == 3 and math.prod(size) > MAX_VOXELS):
+        what = f"pixels after resampling: expected at most {MAX_SIDE} a side"
+        if len(size) == 3:
+            what = f"voxels after resampling: expected at most {MAX_SIDE} a side and {MAX_VOXELS} in all"
         raise InputError(
-            f"{origin} would have {size[0]}x{size[1]} pixels after resampling: expected at most {MAX_SIDE} a side; "
-            "choose a larger `spacing`, in millimetres."
+            f"{origin} would have {'x'.join(map(str, size))} {what}; choose a larger `spacing`, in millimetres."
         )
     if size == list(image.shape[1:]):
         return image
-    return functional.resize(image, size, antialias=True).clamp(0.0, 1.0)
+    resized = functional.resize(image, size[-2:], antialias=True)
+    if len(size) == 3:  # one axis after another, because torchvision resizes two
+        sheet = resized.flatten(2)
+        resized = functional.resize(sheet, [size[0], sheet.shape[2]], antialias=True).unflatten(2, size[1:])
+    return resized.clamp(0.0, 1.0)
 
 
 def is_soft_edged(label: np.ndarray) -> bool:
@@ -180,32 +194,34 @@ def rounded(label: Shaped[np.ndarray, "*size"]) -> Shaped[np.ndarray, "*size"]:
 
 def class_indices(
     label: np.ndarray, size: tuple[int, ...], origin: str, *, ignored: bool = False
-) -> UInt8[np.ndarray, "H W"]:
+) -> UInt8[np.ndarray, "*S"]:
     """The label as class indices below 64, or with 255 as the foreground of a binary mask.
 
     Values within 0.001 of a whole number are rounded.
 
     Args:
-        label: rows and columns, optionally with equal channels after them or a single channel before them.
-        size: rows and columns of the image.
+        label: the axes of the image, optionally with equal channels after them or a single channel before them.
+        size: length of each axis of the image.
         origin: the file of the label, for the message.
         ignored: whether pixels may have the value `IGNORED`.
 
     Raises:
         InputError: if the label has another size than its image, or other values than class indices.
     """
-    if label.ndim == 3 and label.shape[0] == 1 and label.shape[1:] == size:
+    with_channels = len(size) + 1
+    if label.ndim == with_channels and label.shape[0] == 1 and label.shape[1:] == size:
         label = label[0]
-    if label.ndim == 3 and (label == label[:, :, :1]).all():
-        label = label[:, :, 0]
-    if label.ndim != 2:
+    if label.ndim == with_channels and (label == label[..., :1]).all():
+        label = label[..., 0]
+    if label.ndim != len(size):
         raise InputError(
             f"{origin} has the shape {label.shape}: expected one channel of class indices; "
             "save the label as a single-channel image."
         )
     if label.shape != size:
+        own, expected = ("x".join(map(str, shape)) for shape in (label.shape, size))
         raise InputError(
-            f"{origin} is {label.shape[0]}x{label.shape[1]} pixels and its image {size[0]}x{size[1]}: "
+            f"{origin} is {own} pixels and its image {expected}: "
             "expected the same size; resample the label with nearest neighbours."
         )
     if label.dtype.kind not in "buif":

@@ -7,27 +7,34 @@ from pathlib import Path
 
 import numpy as np
 
-from ahm_gym.data.formats import Pixels, in_plane, match_label, read_pixels, read_series
+from ahm_gym.data.formats import Pixels, as_volume, in_plane, match_label, read_pixels, read_series
 from ahm_gym.data.layout import Scan
-from ahm_gym.data.processing import Plane
+from ahm_gym.data.processing import PLAIN, Processing
 from ahm_gym.errors import InputError
 
 
-def read_scan(scan: Scan, plane: Plane | None = None) -> Pixels:
+def arranged(pixels: Pixels, processing: Processing, origin: str) -> Pixels:
+    """What a file holds, with its axes as `Processing.volumes` and `plane` ask for; see `as_volume` and `in_plane`."""
+    if processing.volumes:
+        return as_volume(pixels, origin)
+    return in_plane(pixels, processing.plane, origin)
+
+
+def read_scan(scan: Scan, processing: Processing = PLAIN) -> Pixels:
     """Reads the image of a scan: one file, the slices of a series, or several files as channels.
 
     Args:
         scan: its files.
-        plane: the plane of the slices of a volume; None: that in which it was acquired.
+        processing: how the axes of a volume are arranged.
 
     Raises:
-        InputError: if a file cannot be read, the channels differ in size or orientation, or the file of a volume cannot
-            say how it lies in the body although a plane is given.
+        InputError: if a file cannot be read, the channels differ in size or orientation, or a volume cannot be
+            arranged as asked for.
     """
     if scan.series and scan.images[1:]:
-        return in_plane(read_series(scan.images), plane, str(scan.images[0]))
+        return arranged(read_series(scan.images), processing, str(scan.images[0]))
     first, *others = [read_pixels(path) for path in scan.images]
-    first = in_plane(first, plane, str(scan.images[0]))
+    first = arranged(first, processing, str(scan.images[0]))
     if not others:
         return first
     others = [

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.formats import is_readable
@@ -19,7 +20,7 @@ from ahm_gym.data.processing import PLAIN, Processing, differences
 from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
-from ahm_gym.errors import InputError
+from ahm_gym.errors import InputError, check_numbers
 from ahm_gym.runs.places import expanded
 
 
@@ -32,6 +33,7 @@ def open_data(
     need_labels: bool | None = None,
     one_split: bool = False,
     patient_regex: str | None = None,
+    spacing: float | tuple[float, ...] | None = None,
 ) -> ImageDataset:
     """Opens a dataset. It is prepared on first use, and read from the cache afterwards.
 
@@ -40,18 +42,20 @@ def open_data(
             `medsegbench:NAME[:SIZE]` or `medmnist:NAME[:SIZE]`.
         root: folder in which relative names are looked up first; then `$AHM_DATA` and the current folder.
         image_size: rows and columns at which the images will be used; they are stored at no more than
-            twice that size.
+            twice that size. Three numbers ask for volumes, which are stored whole.
         native_resolution: store the images at their full size.
         need_labels: True raises an error if the train split has no labels, or only background. False is for
             pretraining: labels that cannot be used are left out with a note. None: they are an error.
         one_split: put every image into train, whatever the data says.
         patient_regex: regular expression that finds the patient in the name of an image, or in its path inside the
             folder: its first group, or else its whole match. None: see `find_patients`.
+        spacing: millimetres to which images are resampled, of a pixel or along each axis. None: as a dataset.json says;
+            without one, volumes have the median of train along each axis, and other images are not resampled.
 
     Raises:
         InputError: if there is no such data, or it cannot be used.
     """
-    source = find_source(spec, root, image_size)
+    source = spaced(find_source(spec, root, image_size), image_size, spacing)
     return open_source(
         OneSplit(source) if one_split else source,
         image_size=image_size,
@@ -74,7 +78,14 @@ def open_source(
     Raises:
         InputError: if the data cannot be used.
     """
-    side = stored_side(image_size, native_resolution)
+    whole = len(image_size) == 3
+    if whole != processing_of(source).volumes:
+        raise InputError(
+            f"{source.name} holds images in two dimensions: give `image_size` two numbers, or one."
+            if whole
+            else f"{source.name} is described as `volumes`, in three dimensions: give `volumes` to the command, too."
+        )
+    side = None if whole else stored_side(image_size, native_resolution)
     dataset = prepare(
         source, shortest_side=side, need_labels=need_labels is not False, patient_regex=patient_regex
     )
@@ -83,14 +94,45 @@ def open_source(
     return dataset
 
 
+def processing_of(source: Source) -> Processing:
+    """What a source does to the values of its images."""
+    if isinstance(source, OneSplit):
+        return processing_of(source.source)
+    return source.processing if isinstance(source, FolderSource) else PLAIN
+
+
+def spaced(source: Source, image_size: tuple[int, ...], spacing: float | tuple[float, ...] | None) -> Source:
+    """The source with whole volumes if `image_size` has three numbers, and its images resampled to a spacing.
+
+    Raises:
+        InputError: if it is no folder, which neither can be done to, or the spacing does not fit.
+    """
+    axes = len(image_size)
+    if axes == 2 and spacing is None:
+        return source
+    if not isinstance(source, FolderSource):
+        name = "volumes" if axes == 3 else "spacing"
+        raise InputError(
+            f"`{name}` needs a folder of files that say how large a voxel is, such as NIfTI, and {source.name} is "
+            f"none: leave `{name}` out."
+        )
+    changes: dict[str, Any] = {"volumes": True} if axes == 3 else {}
+    if spacing is not None:
+        sizes = spacing if isinstance(spacing, tuple) else (spacing,)
+        check_numbers("size", spacing=min(sizes))
+        if len(sizes) not in (1, axes):
+            raise InputError(f"`spacing` has {len(sizes)} numbers: expected 1 or {axes}, in millimetres.")
+        changes["spacing"] = spacing
+    return source.processed(changes)
+
+
 def as_trained(source: Source, processing: Processing) -> Source:
     """The source with its images scaled, resampled and sliced as those of a run were.
 
     Raises:
         InputError: if that cannot be, because a run has settings that only apply to folders.
     """
-    own = source.processing if isinstance(source, FolderSource) else PLAIN
-    different = differences(own, processing)
+    different = differences(processing_of(source), processing)
     if not different:
         return source
     if isinstance(source, FolderSource):

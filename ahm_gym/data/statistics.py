@@ -1,10 +1,11 @@
-"""Scaling over a whole data set: the percentiles of all training images, found before the images are stored."""
+"""What is found over a whole data set before its images are stored: percentiles for scaling, and the median spacing."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,6 +17,7 @@ from ahm_gym.data.processing import DatasetScaling, Processing, Window
 from ahm_gym.data.sample import Record, Source, Split
 from ahm_gym.data.scaling import channels_last
 from ahm_gym.data.splits import HasTable, choose_splits
+from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
 
 MAX_VALUES: int = 10_000
@@ -27,7 +29,8 @@ MAX_TOTAL: int = 1 << 26
 def settled(source: Source, patient_regex: str | None) -> Iterator[Record]:
     """The records of a source; a scaling over the data set has become windows in them.
 
-    For such a scaling all images are read twice.
+    Volumes without a `spacing` have the median of the training volumes along each axis, if their files state one. For
+    such a scaling or spacing all images are read twice.
 
     Raises:
         InputError: if no training image has values to count, or all have the same value.
@@ -37,12 +40,17 @@ def settled(source: Source, patient_regex: str | None) -> Iterator[Record]:
     if first is None:
         return
     read = itertools.chain([first], records)
-    if not asked(first.processing):
+    if not (asked(first.processing) or lacks_spacing(first.processing)):
         yield from read
         return
     processing = _measure(source, read, first.processing, patient_regex)
     for record in source.records():
         yield replace(record, processing=processing)
+
+
+def lacks_spacing(processing: Processing) -> bool:
+    """Whether the spacing is to be found."""
+    return processing.volumes and processing.spacing is None
 
 
 def asked(processing: Processing) -> dict[str, DatasetScaling]:
@@ -105,14 +113,18 @@ def _measure(
     values = {name: _Values() for name in wanted}
     evidence: list[Evidence] = []
     splits: list[Split | None] = []
+    spacings: list[tuple[float, ...] | None] = []
     for record in records:
-        image = channels_last(record.image, record.origin)
         evidence.append(Evidence.of(record))
         splits.append(record.split)
-        label = checked_label(record, (image.shape[0], image.shape[1]))
+        spacings.append(record.spacing)
+        if not wanted:
+            continue
+        image = channels_last(record.image, record.origin, processing.axes)
+        label = checked_label(record, image.shape[:-1])
         shown = None if label is None else (label > 0) & (label != IGNORED)
         for name, scaling in wanted.items():
-            channels = image[:, :, names.index(name)] if name else image
+            channels = image[..., names.index(name)] if name else image
             if scaling.over == "foreground":
                 channels = channels[:0] if shown is None else channels[shown]
             values[name].add(channels.ravel())
@@ -122,6 +134,19 @@ def _measure(
     windows = {
         name: values[name].window(scaling, train, name or source.name) for name, scaling in wanted.items()
     }
-    own = processing.scaling if isinstance(processing.scaling, dict) else {}
-    scaling = windows[""] if "" in windows else {**own, **windows}
-    return processing.model_copy(update={"scaling": scaling})
+    changes: dict[str, Any] = {}
+    if wanted:
+        own = processing.scaling if isinstance(processing.scaling, dict) else {}
+        changes["scaling"] = windows[""] if "" in windows else {**own, **windows}
+    if lacks_spacing(processing):
+        changes |= median_spacing([spacings[index] for index in train])
+    return processing.model_copy(update=changes)
+
+
+def median_spacing(spacings: Sequence[tuple[float, ...] | None]) -> dict[str, Any]:
+    """The fields of `Processing` for the median along each axis; none if no file states a spacing."""
+    known = [spacing for spacing in spacings if spacing is not None]
+    if not known:
+        return {}
+    median = tuple(float(size) for size in np.median(np.array(known), axis=0))
+    return {"spacing": median, "spacing_found": f"the median of {counted(len(known), 'training volume')}"}

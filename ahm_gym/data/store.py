@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from ahm_gym.data.checksums import IMAGES_FILE, INDEX_FILE, LABELS_FILE, read_checksums
+from ahm_gym.data.crops import central_box, cut, padded
+from ahm_gym.data.ignored import IGNORED
 from ahm_gym.data.sample import SPLITS, Sample, Split
 from ahm_gym.data.wording import counted
 from ahm_gym.errors import InputError
@@ -34,14 +37,14 @@ class StoreWriter:
         self._images = self._files.enter_context((folder / IMAGES_FILE).open("wb"))
         self._labels = self._files.enter_context((folder / LABELS_FILE).open("wb"))
 
-    def add_image(self, image: Float[Tensor, "C H W"]) -> list[int]:
-        """Appends an image and returns its place: offset, rows, columns."""
+    def add_image(self, image: Float[Tensor, "C *S"]) -> list[int]:
+        """Appends an image or a volume and returns its place: offset, and the length of each axis."""
         offset = self._images.tell() // 2
         self._images.write(image.numpy().astype(np.float16).tobytes())
         return [offset, *image.shape[1:]]
 
-    def add_label(self, label: UInt8[np.ndarray, "H W"]) -> list[int]:
-        """Appends a label and returns its place: offset, rows, columns."""
+    def add_label(self, label: UInt8[np.ndarray, "*S"]) -> list[int]:
+        """Appends a label and returns its place: offset, and the length of each axis."""
         offset = self._labels.tell()
         self._labels.write(label.tobytes())
         return [offset, *label.shape]
@@ -85,6 +88,8 @@ class ImageDataset:
         self.folder: Path = folder
         self.name: str = index["name"]
         self.channels: int = index["channels"]
+        self.axes: int = index.get("axes", 2)
+        """2 for images and slices, 3 for volumes."""
         self.num_classes: int = index["num_classes"]
         self.mean: tuple[float, ...] = tuple(index["mean"])
         self.std: tuple[float, ...] = tuple(index["std"])
@@ -108,8 +113,8 @@ class ImageDataset:
         self._records: dict[str, list[Any]] = index["records"]
         self._images = _open_flat(folder / IMAGES_FILE, np.float16)
         self._labels = _open_flat(folder / LABELS_FILE, np.uint8)
-        self._mean = torch.tensor(self.mean).view(-1, 1, 1)
-        self._std = torch.tensor(self.std).view(-1, 1, 1)
+        self._mean = torch.tensor(self.mean).view(-1, *(1,) * self.axes)
+        self._std = torch.tensor(self.std).view(-1, *(1,) * self.axes)
 
     def __len__(self) -> int:
         return len(self._records["id"])
@@ -183,11 +188,43 @@ class ImageDataset:
             if name == split and (not labelled or labels[index] is not None)
         ]
 
-    def image(self, index: int) -> Float[Tensor, "C H W"]:
+    def image(self, index: int) -> Float[Tensor, "C *S"]:
         """The image of a sample, in [0, 1], without its label and names."""
-        offset, height, width = self._records["image"][index]
-        values = self._images[offset : offset + self.channels * height * width]
-        return values.view(self.channels, height, width).float()
+        return self.values(index).float()
+
+    def values(self, index: int) -> Float16[Tensor, "C *S"]:
+        """The image of a sample as it is stored: what is not used of it is not read."""
+        offset, *size = self._records["image"][index]
+        length = self.channels * math.prod(size)
+        return self._images[offset : offset + length].view(self.channels, *size)
+
+    def crop(self, index: int, starts: tuple[int, ...], size: tuple[int, ...]) -> Float[Tensor, "C *S2"]:
+        """A part of a volume, in [0, 1]; nothing else of it is read. It is 0 beyond the volume.
+
+        Args:
+            index: the sample.
+            starts: the first voxel along each axis; may be negative.
+            size: number of voxels along each axis.
+        """
+        return cut(self.values(index), (*starts, *size), size)
+
+    def label_crop(self, index: int, starts: tuple[int, ...], size: tuple[int, ...]) -> UInt8[Tensor, "*S2"]:
+        """The label of a part of a volume, on the grid of its image; `IGNORED` beyond the volume, or without a label.
+
+        The arguments are those of `crop`.
+        """
+        label, whole = self.label(index), self.size_of(index)
+        if label is None:
+            return torch.full(size, IGNORED, dtype=torch.uint8)
+        places = [
+            nearest(range(max(start, 0), min(start + length, end)), end, own)
+            for start, length, end, own in zip(starts, size, whole, label.shape, strict=True)
+        ]
+        for axis, along in enumerate(places):  # nothing is read yet
+            label = label.narrow(axis, int(along[0]), int(along[-1] - along[0]) + 1)
+        for axis, along in enumerate(places):
+            label = label.index_select(axis, along - along[0])
+        return padded(label, (*starts, *size), whole, IGNORED)
 
     def split_of(self, index: int) -> Split:
         """The split of a sample."""
@@ -197,15 +234,14 @@ class ImageDataset:
         """The case of a sample, without reading its image."""
         return self._records["case"][index]
 
-    def size_of(self, index: int) -> tuple[int, int]:
-        """Rows and columns of a stored image, without reading it."""
-        _, height, width = self._records["image"][index]
-        return height, width
+    def size_of(self, index: int) -> tuple[int, ...]:
+        """The length of each axis of a stored image, without reading it."""
+        return tuple(self._records["image"][index][1:])
 
-    def spacing_of(self, index: int) -> tuple[float, float] | None:
-        """Millimetres per pixel (row, column) of a sample's file; None if unknown."""
+    def spacing_of(self, index: int) -> tuple[float, ...] | None:
+        """Millimetres per pixel along each axis of a sample's file; None if unknown."""
         spacing = self._records["spacing"][index]
-        return None if spacing is None else (spacing[0], spacing[1])
+        return None if spacing is None else tuple(spacing)
 
     def is_labelled(self, index: int) -> bool:
         """Whether a sample has a label."""
@@ -230,13 +266,13 @@ class ImageDataset:
         """Whether some images are slices of volumes."""
         return "position" in self._records
 
-    def label(self, index: int) -> UInt8[Tensor, "H0 W0"] | None:
+    def label(self, index: int) -> UInt8[Tensor, "*S0"] | None:
         """The label of a sample as it is stored, with `IGNORED` for ignored pixels; None if it has none."""
         place = self._records["label"][index]
         if place is None:
             return None
-        offset, height, width = place
-        return self._labels[offset : offset + height * width].view(height, width)
+        offset, *size = place
+        return self._labels[offset : offset + math.prod(size)].view(size)
 
     @property
     def ids(self) -> list[str]:
@@ -248,29 +284,39 @@ class ImageDataset:
         case: str = self._records["case"][index]
         return self.patients.get(case, case)
 
-    def normalise(self, images: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
-        """Normalises images so that every channel of the train split has mean 0 and deviation 1."""
+    def normalise(self, images: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Normalises images (..., C, *S) so that every channel of the train split has mean 0 and deviation 1."""
         self._check_channels(images)
         return (images - self._mean.to(images)) / self._std.to(images)
 
-    def denormalise(self, images: Float[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
+    def denormalise(self, images: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The inverse of `normalise`; not clipped to [0, 1]."""
         self._check_channels(images)
         return images * self._std.to(images) + self._mean.to(images)
 
-    def resized(self, indices: Sequence[int], image_size: tuple[int, ...]) -> Float[Tensor, "B C H W"]:
-        """Normalised images, each scaled to cover `image_size` and cropped to its centre."""
+    def resized(self, indices: Sequence[int], image_size: tuple[int, ...]) -> Float[Tensor, "B C *S"]:
+        """Normalised images, each scaled to cover `image_size` and cropped to its centre; volumes are not scaled."""
         if not indices:
             return torch.empty(0, self.channels, *image_size)
-        images = [cover(self.image(index), image_size) for index in indices]
-        return self.normalise(torch.stack(images))
+        return self.normalise(torch.stack([self._centre(index, image_size) for index in indices]))
+
+    def _centre(self, index: int, image_size: tuple[int, ...]) -> Float[Tensor, "C *S"]:
+        if self.axes == 2:
+            return cover(self.image(index), image_size)
+        return cut(self.values(index), central_box(self.size_of(index), image_size), image_size)
 
     def _check_channels(self, images: Tensor) -> None:
-        if images.shape[-3] != self.channels:
+        found = images.shape[-1 - self.axes]
+        if found != self.channels:
             raise InputError(
-                f"the images have {images.shape[-3]} channels and the data {self.name!r} has "
+                f"the images have {found} channels and the data {self.name!r} has "
                 f"{self.channels}: normalise images of the same data."
             )
+
+
+def nearest(places: range, length: int, own: int) -> Int[Tensor, " n"]:
+    """The pixels of an axis of length `own` that lie nearest to some places on one of `length` that covers the same."""
+    return ((torch.tensor(places) + 0.5) * own / length).long()
 
 
 def cover(image: Float[Tensor, "C H W"], image_size: tuple[int, ...]) -> Float[Tensor, "C H2 W2"]:

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from ahm_gym.data.crops import check_crop, random_crops
 from ahm_gym.data.ignored import in_structure
@@ -95,7 +94,8 @@ class BatchStream:
         batch_size: number of images in a batch; may exceed the number of images in the dataset.
         image_size: length of each axis of the images in a batch.
         seed: seed of the order, the crops and the flips.
-        augment: whether to use random resized crops and horizontal flips; otherwise centre crops.
+        augment: whether to use random crops and flips: of images resized crops and horizontal flips, of volumes crops
+            of `image_size` and flips along every axis. Otherwise centre crops.
         crop: which random crops to use, a name in `CROPS`.
         num_workers: number of processes that load ahead, one thread each; 0 loads in this process.
         start: number of the first batch.
@@ -227,27 +227,28 @@ class _Batches(Dataset[Tensor]):
             torch.default_generator.manual_seed(derive_seed(self.seed, 1, number))
             shown = [self._foreground(index) for index in chosen] if self.crop == "oracle" else None
             batch = random_crops(images, self.image_size, self.crop, shown, self.rows)
-            flipped = (torch.rand(len(chosen)) < 0.5)[self.rows]
-        batch[flipped] = v2.functional.horizontal_flip(batch[flipped])
+            axes = (-1,) if self.dataset.axes == 2 else (-3, -2, -1)  # the top of a slice may mean something
+            flips = [(axis, (torch.rand(len(chosen)) < 0.5)[self.rows]) for axis in axes]
+        for axis, flipped in flips:
+            batch[flipped] = batch[flipped].flip(axis)
         return self.dataset.normalise(batch)
 
-    def _image(self, index: int, loaded: bool) -> Float[Tensor, "C H W"]:
-        """An image; if it is not loaded, one of its size without memory, for what is drawn of it."""
+    def _image(self, index: int, loaded: bool) -> Float[Tensor, "C *S"]:
+        """An image, or a mapped volume; if it is not loaded, one of its size without memory, for what is drawn."""
         assert isinstance(self.dataset, ImageDataset), "checked"
-        if loaded:
+        if loaded and self.dataset.axes == 2:
             return self.dataset.image(index)
+        if loaded:
+            return self.dataset.values(index)
         return torch.zeros(()).expand(self.dataset.channels, *self.dataset.size_of(index))
 
-    def _foreground(self, index: int) -> Float[Tensor, "1 H W"]:
+    def _foreground(self, index: int) -> Float[Tensor, "1 *S"]:
         """Where structures are, at the size of the image; nowhere without a label."""
         assert isinstance(self.dataset, ImageDataset), "checked"
-        sample = self.dataset.sample(index)
-        size = list(sample.image.shape[1:])
-        if sample.label is None:
+        size, label = list(self.dataset.size_of(index)), self.dataset.label(index)
+        if label is None:
             return torch.zeros(1, *size)
-        return functional.interpolate(
-            in_structure(sample.label)[None, None].float(), size, mode="nearest-exact"
-        )[0]
+        return functional.interpolate(in_structure(label)[None, None].float(), size, mode="nearest-exact")[0]
 
     def places(self, number: int) -> list[int]:
         """Positions in the train split: a window over the concatenated permutations of all epochs."""

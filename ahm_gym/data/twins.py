@@ -28,9 +28,11 @@ class Twins:
         self._hashes: list[int] = []
         self._thumbnails: list[UInt8[np.ndarray, "S S"]] = []
 
-    def add(self, image: Float[Tensor, "C H W"]) -> None:
-        """Adds an image in [0, 1]."""
-        grey = image.float().mean(dim=0).numpy()
+    def add(self, image: Float[Tensor, "C *S"]) -> None:
+        """Adds an image in [0, 1], or of a volume the middle slice along its third axis."""
+        if image.ndim == 4:
+            image = image[..., image.shape[3] // 2]
+        grey = np.ascontiguousarray(image.float().mean(dim=0).numpy())
         thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         self._thumbnails.append((255 * thumbnail.clip(0, 1)).round().astype(np.uint8))
         value = difference_hash(grey)

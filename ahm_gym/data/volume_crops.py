@@ -17,8 +17,8 @@ MAX_PLACES: int = 10_000
 class VolumeCrops:
     """Cuts crops of one size out of volumes, and flips each axis of half of them, by torch's global generator.
 
-    An axis on which the volume is shorter is not cropped: the volume lies in the middle. What is outside has the value 0
-    in the image, and is ignored in the label.
+    Along an axis that is shorter than the crop, the volume lies in the middle. What is outside has the value 0 in the
+    image, and is ignored in the label.
 
     Args:
         dataset: dataset of volumes.

@@ -141,9 +141,9 @@ class PlainDecoder(nn.Module):
 class UnetrDecoder(nn.Module):
     """Computes class logits at full resolution from the feature maps and the image itself.
 
-    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two or
-    three dimensions. Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power of two,
-    the rest is interpolated.
+    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two or three
+    dimensions. Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power
+    of two, the rest is interpolated.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class UnetrDecoder(nn.Module):
 
 
 def resize(images: Float[Tensor, "B C *S"], size: tuple[int, ...]) -> Float[Tensor, "B C *S2"]:
-    """The images or volumes, resized linearly to `size`; images with antialiasing, which torch has for two axes only."""
+    """The images or volumes, resized linearly to `size`; images with antialiasing, which torch lacks for volumes."""
     if tuple(images.shape[2:]) == size:
         return images
     axes = len(size)

@@ -12,6 +12,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
 
+from ahm_gym.data.processing import PLAIN, Processing, Spacing
 from ahm_gym.errors import InputError, is_out_of_memory
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import grid_of
@@ -61,6 +62,9 @@ class RunFile(Schema):
     patient_regex: str | None = None
     joint_labels: int | None = None
     seed: int = 0
+    volumes: bool = False
+    spacing: Spacing | None = None
+    processing: Processing = PLAIN
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class EncoderFolder:
     """Folder in which a relative name of the data is looked up; None if unknown."""
     patient_regex: str | None
     """The pattern by which the run found the patient of an image; None if it had none."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which its run was told to resample its images; None if it was not."""
+    volume_spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which its run resampled its volumes; None if it did not, or had none."""
     joint_labels: tuple[int, int] | None = None
     """Number and seed of the labelled images that the encoder was pretrained with; None if there were none."""
 
@@ -246,6 +254,8 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
         data_root=None if origin.data_root is None else Path(origin.data_root),
         joint_labels=None if origin.joint_labels is None else (origin.joint_labels, origin.seed),
         patient_regex=origin.patient_regex,
+        spacing=origin.spacing,
+        volume_spacing=origin.processing.spacing if origin.volumes else None,
     )
 
 

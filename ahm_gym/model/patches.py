@@ -27,7 +27,8 @@ def image_size_of(sizes: int | tuple[int, ...], axes: int = 2) -> tuple[int, ...
         each = "height and width" if axes == 2 else "depth, height and width"
         shape = "a square" if axes == 2 else "a cube"
         raise InputError(
-            f"image size {' '.join(map(str, sizes))}: give one number for {shape}, or {each}, in pixels."
+            f"image size {' '.join(map(str, sizes))}: give one number for {shape}, or {each}, in pixels"
+            + ("; three numbers go with `volumes`." if axes == 2 and len(sizes) == 3 else ".")
         )
     return sizes * axes if len(sizes) == 1 else sizes
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahm_gym.errors import InputError, check_numbers, check_seed
+from ahm_gym.model.patches import image_size_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,14 @@ class PretrainConfig:
     """Passes over the training images, in place of a number of steps."""
     batch_size: int = 64
     """Number of images in an update."""
+    volumes: bool = False
+    """Read volumes whole and learn in three dimensions; image_size is then that of random crops. Otherwise each slice
+    of a volume is an image. It needs a folder of NIfTI, MetaImage, NRRD or DICOM files."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which images are resampled: one number, or one for each axis, of volumes to the right, forwards
+    and upwards. None: that of the dataset.json; without one, volumes get the median of train and others stay."""
     image_size: int | tuple[int, ...] = 64
-    """Side of the training images in pixels, or height and width."""
+    """Side of the training images in pixels, or height and width; of volumes one number or three."""
     patch_size: int = 8
     """Side of a patch in pixels."""
     crop: str = "uniform"
@@ -118,6 +125,15 @@ class PretrainConfig:
     """Folder of the run. None uses the first free runs/DATA-POLICY-N."""
     checkpoint_every: int = 200
     """Number of updates between two checkpoints."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis of the training images in pixels.
+
+        Raises:
+            InputError: if `image_size` does not fit `volumes`.
+        """
+        return image_size_of(self.image_size, axes=3 if self.volumes else 2)
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,11 @@ def load_snapshots(folder: Path, last_step: int | None = None) -> dict[int, np.n
     return snapshots
 
 
-def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
-    """One row for each image and one block for each snapshot: image | mask | reconstruction | scores."""
+def draw_masks(snapshots: dict[int, np.ndarray], title: str, *, volumes: bool = False) -> Figure:
+    """One row for each image and one block for each snapshot: image | mask | reconstruction | scores.
+
+    Of volumes, the caption names the planes.
+    """
     images, height, width = next(iter(snapshots.values())).shape[:3]
     down, right = height + 2 * GAP, width + 8 * GAP
     mosaic = np.full((images * down, len(snapshots) * right, 3), 255, dtype=np.uint8)
@@ -87,8 +90,11 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str) -> Figure:
         for part, name in enumerate(("image", "mask", "reconstruction", "scores")):
             middle = left + (part + 0.5) * (width + GAP) / 4
             axis.text(middle, -0.06 * height, name, ha="center", fontsize=7)
+    planes = "; middle planes: sagittal, coronal, axial" if volumes else ""
     figure.suptitle(
-        f"{title}: orange = masked by the scores, blue = masked at random", fontsize=11, parse_math=False
+        f"{title}: orange = masked by the scores, blue = masked at random{planes}",
+        fontsize=11,
+        parse_math=False,
     )
     return figure
 

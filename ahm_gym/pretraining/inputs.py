@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ahm_gym.data import ImageDataset
+from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.device import ranks
 from ahm_gym.device.ray_cluster import ray_library
@@ -16,7 +16,6 @@ from ahm_gym.errors import InputError, say
 from ahm_gym.model import conv_stem
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoder_base import ARCHITECTURES
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
@@ -51,6 +50,22 @@ def run_stem(config: PretrainConfig) -> str:
     return f"{stem_of(config.data)}-{config.policy.partition(':')[0]}"
 
 
+def open_images(config: PretrainConfig, *, need_labels: bool | None = False) -> ImageDataset:
+    """The images of the settings; `need_labels` is that of `open_data`.
+
+    Raises:
+        InputError: if the data cannot be used.
+    """
+    return open_data(
+        config.data,
+        root=config.data_root,
+        image_size=config.shape,
+        need_labels=need_labels,
+        patient_regex=config.patient_regex,
+        spacing=config.spacing,
+    )
+
+
 def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) -> Autoencoder:
     """Builds the autoencoder of the settings.
 
@@ -72,7 +87,7 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         options["hiding"] = config.hiding
     autoencoder = build_autoencoder(
         config.model,
-        image_size=image_size_of(config.image_size),
+        image_size=config.shape,
         patch_size=config.patch_size,
         channels=channels,
         seed=config.seed,

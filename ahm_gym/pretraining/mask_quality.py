@@ -35,14 +35,15 @@ def rank_correlation(scores: Float[Tensor, "B L"], truth: Float[Tensor, "B L"]) 
     return float(np.divide(product, spread, out=np.zeros_like(product), where=spread > 0).mean())
 
 
-def foreground_patches(images: Float[Tensor, "B C H W"], patch_size: int) -> Bool[Tensor, "B L"]:
+def foreground_patches(images: Float[Tensor, "B C *S"], patch_size: int) -> Bool[Tensor, "B L"]:
     """True for patches in which most pixels are brighter than Otsu's threshold of the image."""
-    grey = images.mean(dim=1).cpu().numpy()
-    low, high = grey.min(axis=(1, 2), keepdims=True), grey.max(axis=(1, 2), keepdims=True)
+    grey = images.mean(dim=1).flatten(1).cpu().numpy()
+    low, high = grey.min(axis=1, keepdims=True), grey.max(axis=1, keepdims=True)
     eight_bit = (255 * (grey - low) / np.maximum(high - low, 1e-6)).astype(np.uint8)
-    bright = [cv2.threshold(image, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] for image in eight_bit]
-    shares = patchify(torch.from_numpy(np.stack(bright)).float()[:, None], patch_size).mean(dim=-1)
-    return shares > 0.5
+    # The threshold depends on how often each value occurs, and not on where.
+    bright = [cv2.threshold(values, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] for values in eight_bit]
+    maps = torch.from_numpy(np.stack(bright)).float().view(len(images), 1, *images.shape[2:])
+    return patchify(maps, patch_size).mean(dim=-1) > 0.5
 
 
 def mask_overlap(mask: Bool[Tensor, "B L"]) -> float:
@@ -68,7 +69,7 @@ def mask_entropy(mask: Bool[Tensor, "B L"]) -> float:
 
 def excess_loss(
     autoencoder: Autoencoder,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     mask: Bool[Tensor, "B L"],
     truth: Float[Tensor, "B L"],
 ) -> float:
@@ -129,7 +130,7 @@ def reconstruction_psnr(
 def mask_quality(
     score: Callable[[PatchBatch], Float[Tensor, "B L"]],
     autoencoder: Autoencoder,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     num_masked: int,
     progress: float,
 ) -> dict[str, float]:

@@ -159,7 +159,8 @@ class Recorder:
         snapshots = figures.load_snapshots(self._snapshots, self.step)
         title = f"{self.inspection.dataset.name}, {self.config.policy}"
         if snapshots:
-            figures.draw_masks(snapshots, title).savefig(self.run.path / "figures" / "masks.png")
+            picture = figures.draw_masks(snapshots, title, volumes=self.config.volumes)
+            picture.savefig(self.run.path / "figures" / "masks.png")
         figures.draw_curves(self.run.metrics()).savefig(self.run.path / "figures" / "curves.png")
         self.drawn = time.monotonic()
 

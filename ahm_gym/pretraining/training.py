@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 
 from ahm_gym.agents import Agent
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.device import ranks
 from ahm_gym.device.choice import count_data_workers, pick_device
 from ahm_gym.envs import MaskingVectorEnv
@@ -26,12 +26,18 @@ from ahm_gym.masking.schedules import (
     typical_mask_ratio,
 )
 from ahm_gym.model.encoders import export_encoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.published import PretrainState
 from ahm_gym.pretraining.config import PretrainConfig, check_counts
 from ahm_gym.pretraining.defaults import completed, note_on_length
-from ahm_gym.pretraining.inputs import check_joint, check_ranks, check_ray, joint_task, starting_autoencoder
+from ahm_gym.pretraining.inputs import (
+    check_joint,
+    check_ranks,
+    check_ray,
+    joint_task,
+    open_images,
+    starting_autoencoder,
+)
 from ahm_gym.pretraining.inspection import Inspection
 from ahm_gym.pretraining.mask_source import agent_options, check_reconstructor, make_mask_source, weighs
 from ahm_gym.pretraining.policy_agent import PolicyAgent
@@ -91,15 +97,9 @@ class Training:
                 "`num_workers` above 1 does not go with `target=latent`, whose teacher belongs to one process: choose "
                 "1 worker, or another `target`."
             )
-        image_size = image_size_of(config.image_size)
+        needs_labels = config.joint_labels is not None or config.crop == "oracle"
         with ranks.in_turn():
-            self.dataset: ImageDataset = open_data(
-                config.data,
-                root=config.data_root,
-                image_size=image_size,
-                need_labels=None if config.joint_labels is not None or config.crop == "oracle" else False,
-                patient_regex=config.patient_regex,
-            )
+            self.dataset: ImageDataset = open_images(config, need_labels=None if needs_labels else False)
         self.config: PretrainConfig = completed(config, len(self.dataset.indices("train")))
         config = self.config
         assert config.learning_rate is not None, "completed"

@@ -54,6 +54,8 @@ class EvaluationConfig:
     image_size: int | tuple[int, ...] | None = None
     """Side of the training images in pixels, or height and width; of crops of volumes three sides, in voxels.
     None: the encoder's, or 64."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which images are resampled, as for pretraining. None: those of the encoder's run."""
     patch_size: int | None = None
     """Side of a patch in pixels. None: the encoder's, or 8."""
     seed: int = 0

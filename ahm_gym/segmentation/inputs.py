@@ -96,8 +96,16 @@ def resolve(config: Config) -> Config:
         ),
         model=config.model or found.model,
         image_size=config.image_size or found.image_size,
+        spacing=spacing_of(config, found),
         patch_size=found.patch_size if config.patch_size is None else config.patch_size,
     )
+
+
+def spacing_of(config: EvaluationConfig, found: EncoderFolder) -> float | tuple[float, ...] | None:
+    """The spacing that was asked for, or else what the encoder's run asked for its images or found for volumes."""
+    if config.spacing is not None:
+        return config.spacing
+    return found.spacing if config.data in (None, found.data) else found.volume_spacing
 
 
 def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None:
@@ -180,6 +188,7 @@ def open_labelled(config: EvaluationConfig) -> ImageDataset:
         native_resolution=isinstance(config, FinetuneConfig) and config.native_resolution,
         need_labels=True,
         patient_regex=config.patient_regex,
+        spacing=config.spacing,
     )
     if not isinstance(config, FinetuneConfig) or config.fold is None:
         return dataset

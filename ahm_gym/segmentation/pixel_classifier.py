@@ -33,7 +33,8 @@ SMALLEST_VARIANCE: float = 1e-6
 SMALLEST_CURVATURE: float = 1e-4
 """Least curvature to assume for rare classes."""
 Maps: TypeAlias = list[Float[Tensor, "B ... _"]]
-"""Feature maps (B, h, w, D), or of volumes with one axis more, of the same images, one for each resolution, with the channels last."""
+"""Feature maps (B, h, w, D) of the same images, of volumes with one axis more, one for each resolution, with the
+channels last."""
 
 
 @dataclass(frozen=True)

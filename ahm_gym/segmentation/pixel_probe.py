@@ -173,7 +173,7 @@ class PixelProbe:
 
 
 def grid_for(image_size: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
-    """Length of each axis of the grid of pixels that are classified: four a patch side, halved until no side exceeds `MAX_SIDE`.
+    """The grid of pixels that are classified: four a patch side, halved until no side exceeds `MAX_SIDE`.
 
     Four a side show what interpolation between patches can resolve. More cost memory and show nothing new: between
     the patches of a vision transformer all features are interpolated.

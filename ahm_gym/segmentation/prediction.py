@@ -18,14 +18,13 @@ from ahm_gym.data.formats import (
     NotAnImage,
     Pixels,
     encode_mask,
-    in_plane,
     is_readable,
     read_pixels,
     stem_of,
 )
 from ahm_gym.data.layout import Scan
 from ahm_gym.data.listing import PREDICTIONS
-from ahm_gym.data.scans import read_scan
+from ahm_gym.data.scans import arranged, read_scan
 from ahm_gym.errors import InputError, Interrupted, printable, say
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.lines import complete_lines
@@ -199,7 +198,7 @@ def _is_done(rows: dict[str, dict[str, Any]], out: Path, name: str) -> bool:
 
 def _segment(ensemble: Ensemble, scan: Scan, config: PredictConfig, name: str) -> dict[str, Any]:
     """Writes the mask of a scan and the maps asked for; returns its row."""
-    path, pixels = scan.images[0], read_scan(scan, ensemble.processing.plane)
+    path, pixels = scan.images[0], read_scan(scan, ensemble.processing)
     asked = {kind: getattr(config, kind) for kind in MAPS}
     found = ensemble.segment(pixels, str(path), apart=scan.modal, **asked)
     files = {"mask": ("", encode_mask(found.mask, path, pixels))}
@@ -257,9 +256,9 @@ def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]]
 
 def _shown(ensemble: Ensemble, scan: Scan, row: dict[str, Any], out: Path) -> list[Overlay]:
     """A scan with its mask: one picture, or those of the planes of a volume that was segmented as a whole."""
-    plane, title = ensemble.processing.plane, printable(row["scan"])
-    pixels = read_scan(scan, plane)
-    mask = in_plane(read_pixels(out / row["mask"]), plane, row["mask"]).array
+    processing, title = ensemble.processing, printable(row["scan"])
+    pixels = read_scan(scan, processing)
+    mask = arranged(read_pixels(out / row["mask"]), processing, row["mask"]).array
     image = pixels.array
     if pixels.is_volume and mask.ndim == 4:
         mask, image = mask[..., 0], image[..., 0]

@@ -183,7 +183,7 @@ class Ensemble:
     def probabilities(
         self, images: Float[Tensor, "B C *S"], size: tuple[int, ...]
     ) -> Float[Tensor, "B K *S0"]:
-        """The mean over the runs of the softmax of images in [0, 1]; `size` is the length of each axis of the result."""
+        """The mean over the runs of the softmax of images in [0, 1]; `size` is that of the result."""
         return torch.cat([self._shares(scores) for scores in self._scores(images, size)], dim=2)
 
     def classes(self, image: Float[Tensor, "C *S"], size: tuple[int, ...]) -> Int[Tensor, "*S0"]:
@@ -289,7 +289,7 @@ def normalised_entropy(probabilities: Float[Tensor, "B K *S"]) -> Float[Tensor, 
 
 
 def _in_order(maps: np.ndarray, pixels: Pixels, *, whole: bool) -> np.ndarray:
-    """Maps in the order of `Pixels.array`: of slices (S, H, W, ...), of an image (1, H, W, ...), or of a whole volume."""
+    """Maps in the order of `Pixels.array`: those of slices (S, H, W, ...), an image (1, H, W, ...) or a whole volume."""
     if whole:
         return maps
     return np.ascontiguousarray(np.moveaxis(maps, 0, 2)) if pixels.is_volume else maps[0]

@@ -170,8 +170,8 @@ def window_logits(
 ) -> Float[Tensor, "B K *S2"]:
     """The class logits at the resolution at which images are segmented; the arguments are those of `predict_logits`.
 
-    The windows overlap by half and are weighted by a Gaussian, as in nnU-Net. A volume of N voxels takes 4 * (C + K + 1)
-    * N bytes of main memory beside what the network needs for its windows.
+    The windows overlap by half and are weighted by a Gaussian, as in nnU-Net. A volume of N voxels takes about 4 * (C +
+    K + 1) * N bytes of main memory, beside what the network needs for its windows.
     """
     stored = tuple(images.shape[2:])
     if len(stored) == 3:

@@ -16,8 +16,8 @@ FINETUNING = FinetuneConfig(validate_every=0)
 SET_BY_THE_SWEEP: dict[str, tuple[str, ...]] = {
     "pretrain": ("data", "data_root", "policy", "seed", "device", "run_dir"),
     "finetune": (
-        "encoder", "data", "data_root", "patient_regex", "labels", "model", "image_size", "patch_size", "seed",
-        "device", "run_dir", "split", "fold", "folds", "validate_every", "select", "compare",
+        "encoder", "data", "data_root", "patient_regex", "labels", "model", "image_size", "spacing", "patch_size",
+        "seed", "device", "run_dir", "split", "fold", "folds", "validate_every", "select", "compare",
     ),
 }  # fmt: skip
 """Settings of pretraining and fine-tuning that the sweep chooses for each trial."""

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.data.sources import absolute
 from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, Interrupted, RunError, reason_of, say
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.pretraining.config import PretrainConfig
+from ahm_gym.pretraining.inputs import open_images
 from ahm_gym.pretraining.mask_source import canonical
 from ahm_gym.pretraining.training import Training
 from ahm_gym.runs.interrupt import Interrupt
@@ -63,7 +63,7 @@ def run_sweep(config: SweepConfig, *, command: str = "") -> Path:
         config = replace(config, data=data, data_root=root)
     space = parse_space(config)
     pick_device(config.device)
-    dataset = open_images(config)
+    dataset = open_searched(config)
     Training(replace(config.pretrain, **shared(config, 0), policy=config.policy))  # finds bad settings
     check_same(config, dataset)
     make_folder(config.out, "`out`")
@@ -181,20 +181,15 @@ def shared(config: SweepConfig, seed: int) -> dict[str, Any]:
     return {"data": config.data, "data_root": config.data_root, "device": config.device, "seed": seed}
 
 
-def open_images(config: SweepConfig) -> ImageDataset:
+def open_searched(config: SweepConfig) -> ImageDataset:
     """Opens, and if necessary prepares, the data.
 
     Raises:
         InputError: if it cannot be used, or has no val labels that the objective needs.
     """
     needs_labels = config.objective != "reward"
-    dataset = open_data(
-        config.data,
-        root=config.data_root,
-        image_size=image_size_of(config.pretrain.image_size),
-        need_labels=True if needs_labels else False,
-        patient_regex=config.pretrain.patient_regex,
-    )
+    pretraining = replace(config.pretrain, data=config.data, data_root=config.data_root)
+    dataset = open_images(pretraining, need_labels=needs_labels)
     if needs_labels and not dataset.indices("val", labelled=True):
         raise InputError(
             f"{dataset.name} has no labelled val images, by which a sweep with `objective={config.objective}` scores "

@@ -9,6 +9,7 @@ from ahm_gym.data.formats.names import fingerprint_of, is_readable, kind_of, ste
 from ahm_gym.data.formats.pixels import Pixels
 from ahm_gym.data.formats.planes import in_plane
 from ahm_gym.data.formats.reading import PICTURES, READERS, read_pixels
+from ahm_gym.data.formats.volumes import as_volume
 
 __all__ = [
     "PICTURES",
@@ -16,6 +17,7 @@ __all__ = [
     "Grid",
     "NotAnImage",
     "Pixels",
+    "as_volume",
     "encode_mask",
     "fingerprint_of",
     "in_plane",

@@ -59,6 +59,7 @@ def read_dicom(path: Path) -> Pixels:
         order, affine, own = found
         pixels = on_grid(array[:, :, order], affine, stated=True, known_spacing=spacing is not None)
         notes += own
+        pixels = dataclasses.replace(pixels, uneven="".join(own).replace("with frames", "has frames", 1))
     return dataclasses.replace(pixels, patient=_patient(file), notes=(*pixels.notes, *notes))
 
 

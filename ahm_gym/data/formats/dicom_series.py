@@ -17,6 +17,9 @@ from ahm_gym.data.formats.grids import SAME_SPACING
 from ahm_gym.data.formats.pixels import Pixels, on_grid
 from ahm_gym.errors import InputError
 
+MAX_TILT: float = 1.0
+"""Degrees between the line through the slices and their normal, above which a series has a tilted gantry."""
+
 
 def series_key(path: Path) -> str | None:
     """What all slices of one series share; None for other files. Only the header is read.
@@ -70,9 +73,20 @@ def read_series(paths: Iterable[Path]) -> Pixels:
     distance = float(np.median(gaps)) if len(gaps) else _thickness(paths[0])
     pixels = _stack(slices, places[order[0]], normal * distance)
     if len(gaps) and gaps.max() > SAME_SPACING * gaps.min():
-        note = f"with slices that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
-        pixels = dataclasses.replace(pixels, notes=(*pixels.notes, note))
-    return pixels
+        apart = f"slices that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
+        notes = (*pixels.notes, f"with {apart}")
+        return dataclasses.replace(pixels, notes=notes, uneven=f"begins a series with {apart}")
+    return dataclasses.replace(pixels, uneven=_tilt([places[at][1] for at in order], normal))
+
+
+def _tilt(positions: list[np.ndarray], normal: np.ndarray) -> str:
+    """Why slices in order do not lie above each other, as with a tilted gantry; empty if they do."""
+    step = positions[-1] - positions[0]
+    along = float(normal @ step)
+    aside = float(np.linalg.norm(step - along * normal))
+    if aside <= np.tan(np.radians(MAX_TILT)) * along:
+        return ""
+    return f"begins a series of slices shifted by {np.degrees(np.arctan2(aside, along)):.1f} degrees (gantry tilt)"
 
 
 def _read_slice(path: Path) -> Pixels:

@@ -34,6 +34,8 @@ class Pixels:
     """What the last axis of a volume with four axes is."""
     fourth_is_sure: bool = True
     """Whether the file states that; otherwise it follows from the length of the axis."""
+    uneven: str = ""
+    """Why the slices do not make one even grid, as the end of a sentence about the file; empty if they do."""
     notes: tuple[str, ...] = ()
     """What was decided while reading, as ends of a sentence about the file."""
 
