@@ -92,11 +92,11 @@ def evaluate(
     """Scores of every case of a split, and their means; see `summarise`.
 
     A volume is scored in 3-D, at the resolution of its file; slices of a volume are stacked first. A class that occurs
-    in no label of the split is left out and listed in `absent_classes`. `hd95_unit`, also the unit of `surface_tolerance`, is mm if the spacing of every image
-    is known, for slices also that between slices, and pixels of the label otherwise. `intervals` are those of
-    `patient_intervals`. Ignored pixels count neither in the prediction nor in the label; `ignored_share` is their share
-    of all pixels, if the data has any. `patients` names the patient of each case that has another name, and
-    `unlabelled` counts the images of the split without a label.
+    in no label of the split is left out and listed in `absent_classes`. `hd95_unit`, also the unit of
+    `surface_tolerance`, is mm if the spacing of every image is known, for slices also that between slices, and pixels
+    of the label otherwise. `intervals` are those of `patient_intervals`. Ignored pixels count neither in the prediction
+    nor in the label; `ignored_share` is their share of all pixels, if the data has any. `patients` names the patient of
+    each case that has another name, and `unlabelled` counts the images of the split without a label.
 
     Args:
         segmenter: segmenter to evaluate.

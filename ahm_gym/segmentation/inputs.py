@@ -78,12 +78,6 @@ def resolve(config: Config) -> Config:
             patch_size=8 if config.patch_size is None else config.patch_size,
         )
     found = find_encoder(Path(config.encoder))
-    if config.image_size is not None and axes_of(config) != len(found.image_size):
-        kind = "volumes" if len(found.image_size) == 3 else "images"
-        raise InputError(
-            f"`image_size` has {axes_of(config)} sides and the encoder was trained on {kind}: give "
-            f"{len(found.image_size)} sides, or leave it out."
-        )
     print_further_labels(config, found)
     return replace(
         config,

@@ -289,7 +289,7 @@ def normalised_entropy(probabilities: Float[Tensor, "B K *S"]) -> Float[Tensor, 
 
 
 def _in_order(maps: np.ndarray, pixels: Pixels, *, whole: bool) -> np.ndarray:
-    """Maps in the order of `Pixels.array`: those of slices (S, H, W, ...), an image (1, H, W, ...) or a whole volume."""
+    """Maps in the order of `Pixels.array`, of slices (S, H, W, ...), an image (1, H, W, ...) or a whole volume."""
     if whole:
         return maps
     return np.ascontiguousarray(np.moveaxis(maps, 0, 2)) if pixels.is_volume else maps[0]
