@@ -118,11 +118,11 @@ def cut(image: Float[Tensor, "C *S"], box: Box, image_size: tuple[int, ...]) -> 
     if image.ndim == 3:
         top, left, height, width = box
         return v2.functional.resized_crop(image, top, left, height, width, list(image_size), antialias=True)
-    return padded(inside(image, box).float(), box, image.shape[1:], 0.0)
+    return padded(inside(image, box).float(), box, image.shape[1:], 0)
 
 
 def padded(
-    part: Shaped[Tensor, "*B D2 H2 W2"], box: Box, size: tuple[int, ...], value: float
+    part: Shaped[Tensor, "*B D2 H2 W2"], box: Box, size: tuple[int, ...], value: int
 ) -> Shaped[Tensor, "*B D H W"]:
     """What a box covers of a volume of `size`, with a value in the rest of the box."""
     margins = [

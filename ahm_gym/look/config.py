@@ -22,7 +22,11 @@ class LookConfig:
     """Folder in which relative names of data are looked up, before AHM_DATA and the current folder."""
     patient_regex: str | None = None
     """Regular expression that finds the patient in the path of each image: its first group, or all that it matches."""
+    volumes: bool = False
+    """Show volumes whole, as pretraining reads them with the same setting. Otherwise each slice is an image."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which images are resampled, as for pretraining."""
     image_size: int | tuple[int, ...] = 64
-    """Side of the training images in pixels, or height and width."""
+    """Side of the training images in pixels, or height and width; of volumes one number or three."""
     out: Path = Path("look")
     """Folder of the page and the description. What is there is replaced."""

@@ -72,12 +72,15 @@ def count_sizes(dataset: ImageDataset) -> Table:
     """The most common sizes of the stored images, with the spacing of their files."""
     found = Counter((dataset.size_of(index), dataset.spacing_of(index)) for index in range(len(dataset)))
     rows = []
-    for ((height, width), spacing), number in found.most_common(MOST_COMMON):
+    for (lengths, spacing), number in found.most_common(MOST_COMMON):
         size = "not stated" if spacing is None else " x ".join(f"{mm:.3g}" for mm in spacing) + " mm"
-        rows.append([f"{height} x {width}", size, str(number)])
+        rows.append([" x ".join(map(str, lengths)), size, str(number)])
     if len(found) > MOST_COMMON:
         others = sum(found.values()) - sum(number for _, number in found.most_common(MOST_COMMON))
         rows.append([f"{len(found) - MOST_COMMON} others", "", str(others)])
+    if dataset.axes == 3:
+        caption = "Sizes as stored, to the right, forwards and upwards"
+        return Table(caption, ["voxels", "size of a voxel in the file", "volumes"], rows)
     return Table(
         "Sizes as stored: no larger than twice the training size",
         ["rows x columns", "size of a pixel in the file", "images"],

@@ -15,7 +15,7 @@ from ahm_gym.data import ImageDataset
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.layout import Layout
 from ahm_gym.data.listing import DESCRIPTION
-from ahm_gym.data.sources import absolute, find_source, open_source
+from ahm_gym.data.sources import absolute, find_source, open_source, spaced
 from ahm_gym.look.config import LookConfig
 from ahm_gym.look.counts import count_classes, count_images, count_sizes, histograms
 from ahm_gym.look.figures import contact_sheets, draw_histograms
@@ -35,8 +35,8 @@ def run_look(config: LookConfig) -> Path:
         InputError: if the data cannot be read.
     """
     data, root = absolute(config.data, config.data_root)
-    size = image_size_of(config.image_size)
-    source = find_source(data, root, size)
+    size = image_size_of(config.image_size, axes=3 if config.volumes else 2)
+    source = spaced(find_source(data, root, size), size, config.spacing)
     dataset = open_source(source, image_size=size, need_labels=False, patient_regex=config.patient_regex)
     layout, proposed = None, None
     make_folder(config.out, "`out`")

@@ -119,7 +119,10 @@ def test_slices_are_resampled_and_labels_and_distances_keep_the_pixels_of_the_fi
     ("keys", "message"),
     [
         ({"spacing": 0}, r"`spacing.* in .*dataset.json is 0 .*greater than 0"),
-        ({"spacing": [1, 1, 1]}, "`spacing.* in .*dataset.json is"),
+        (
+            {"spacing": [1, 1, 1]},
+            "dataset.json cannot be used, because spacing has 3 numbers: expected 1 or 2",
+        ),
         (
             {"plane": "oblique"},
             "`plane` in .*dataset.json is 'oblique' .*'axial', 'coronal' or 'sagittal'",
