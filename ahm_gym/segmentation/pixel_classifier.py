@@ -153,7 +153,7 @@ def fit(problem: Problem, penalties: Sequence[float]) -> Iterator[PixelClassifie
     counts = classes.flatten().bincount(minlength=num_classes)[:num_classes]
     num_pixels = max(int(counts.sum()), 1)
     shares = counts / num_pixels
-    weights = [torch.zeros(one.shape[3], num_classes) for one in problem.maps]
+    weights = [torch.zeros(one.shape[-1], num_classes) for one in problem.maps]
     bias = shares.clamp(min=1 / num_pixels).log()  # the solution for features that say nothing
     for penalty in penalties:
         weights, bias = _minimise(problem, shares, weights, bias, penalty / len(classes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import nibabel
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from torch.nn import functional
 
 from ahm_gym.data import open_data
 from ahm_gym.data.augmentation import Augmentation
+from ahm_gym.data.formats import Pixels
 from ahm_gym.data.ignored import IGNORED
 from ahm_gym.data.labelled import LabelledBatches
 from ahm_gym.data.processing import Processing, Window
@@ -40,9 +39,9 @@ ZOOMS = (1.0, 2.0, 1.5)
 """Millimetres towards right, anterior and superior of the files."""
 
 
-def untrained(image_size=SIZE, channels=1):
+def untrained(image_size=SIZE, channels=1, side=SIDE):
     return build_autoencoder(
-        "tiny", image_size=image_size, patch_size=SIDE, channels=channels, seed=0
+        "tiny", image_size=image_size, patch_size=side, channels=channels, seed=0
     ).encoder
 
 
@@ -57,6 +56,9 @@ class Threshold(Segmenter):
         assert images.shape[2:] == self.image_size
         bright = (images[:, :1] - 0.5) * 20
         return torch.cat([-bright, bright], dim=1)
+
+
+KNOWING = Threshold(untrained(), 2).eval()
 
 
 def lump(code="RAS", shift=0) -> nibabel.Nifti1Image:
@@ -201,25 +203,20 @@ def test_nnu_nets_augmentation_turns_image_and_label_of_a_volume_together():
 
 
 def test_a_volume_is_scored_in_millimetres_at_the_resolution_of_its_file(dataset):
-    results = evaluate(lambda image, size: predict(KNOWING, image, size), dataset, "test")
+    results = evaluate(KNOWING, dataset, "test")
     assert results["hd95_unit"] == "mm"
-    (entry,) = results["cases"]
-    index = dataset.indices("test")[0]
-    sample = dataset.sample(index)
+    entry = results["cases"][0]
+    sample = dataset.sample(dataset.indices("test")[0])
     assert sample.label is not None and tuple(sample.label.shape) == (40, 24, 18)
-    found = predict(KNOWING, sample.image, (40, 24, 18)).numpy() == 1
+    assert sample.voxel == pytest.approx(ZOOMS), "whatever the order of the axes in the file"
+    found = predict(KNOWING, dataset.normalise(sample.image), (40, 24, 18)).numpy() == 1
     true = sample.label.numpy() == 1
     assert entry["dice"] == [pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))]
-    assert 0.9 < entry["dice"][0] < 1.0, "resampled to another spacing and back"
+    assert 0.9 < entry["dice"][0] < 1.0, "it is not exact, so that there are distances"
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (found, true)]
     away = [ndimage.distance_transform_edt(~one, sampling=ZOOMS) for one in surfaces]
     directed = [np.percentile(away[1 - side][surfaces[side]], 95) for side in (0, 1)]
     assert entry["hd95"] == [pytest.approx(max(directed))]
-    exact = dataclasses.replace  # every scan is scored by its own voxels, whatever the order of its axes
-    assert exact(sample).spacing == pytest.approx(ZOOMS)
-
-
-KNOWING = Threshold(untrained(), 2).eval()
 
 
 def test_validation_and_the_fixed_map_count_voxels(dataset):
@@ -260,8 +257,6 @@ def test_masks_and_maps_of_whole_volumes_lie_on_the_grid_of_the_file(tmp_path, m
 
 def test_runs_on_volumes_refuse_a_flat_image():
     ensemble = Ensemble((Predictor(KNOWING, (0.0,), (1.0,), False, Processing(volumes=True)),))
-    from ahm_gym.data.formats import Pixels
-
     with pytest.raises(InputError, match="flat.png is an image, and the run was trained on volumes"):
         ensemble.segment(Pixels(np.zeros((8, 8))), "flat.png")
 
@@ -269,21 +264,21 @@ def test_runs_on_volumes_refuse_a_flat_image():
 def test_windows_of_a_probe_lie_side_by_side_over_the_volume():
     assert windows_over((20, 16, 10), SIZE) == [(-6, 0, -3), (10, 0, -3)]
     inside = patches_inside((20, 16, 10), SIZE, SIDE).view(2, 2, 2, 2)
-    assert inside[:, :, 0, 0].tolist() == [[False, True], [True, False]] or inside.any()
     middles = [[-6 + 4, -6 + 12], [10 + 4, 10 + 12]]
     assert inside[:, :, 0, 0].tolist() == [[0 <= one < 20 for one in row] for row in middles]
 
 
 def test_the_probe_sees_all_patches_of_a_volume_and_none_outside(dataset):
     splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
-    probe = Probe(untrained(), dataset.with_splits(splits))
+    probe = Probe(untrained(side=4), dataset.with_splits(splits))
     features, shares = probe.patches([0])
     number = len(windows_over(dataset.size_of(0), SIZE))
-    assert features.shape == (number, 8, 128) and shares.shape == (number, 8, 2)
+    assert features.shape == (number, 64, 128) and shares.shape == (number, 64, 2)
     counted = shares.sum(dim=2)
     assert torch.all((counted - 1).abs().minimum(counted.abs()) < 1e-6) and counted.any()
     label = dataset.label_crop(0, (0, 0, 0), dataset.size_of(0))
-    assert shares[..., 1].max() == 1 and (label == 1).any()
+    volume = shares[..., 1].sum() * 4**3
+    assert float(volume) == pytest.approx(int((label == 1).sum()), rel=0.1), "patches that reach outside count less"
     results = probe(labels=4)
     assert 0 <= results["patch_dice"] <= 1 and len(results["cases"]) == 2 and results["num_images"] == 2
     pixels = PixelProbe(untrained(), dataset.with_splits(splits))
@@ -318,9 +313,7 @@ def test_the_cases_of_volumes_are_drawn_in_three_planes(dataset, real_pictures):
     results = evaluate(KNOWING, dataset, "test") | {"split": "test"}
     figure = draw_cases(KNOWING, dataset, results)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(titles) == 3 and [title.split("\n")[-1].split()[0] for title in titles] == [
-        "axial", "coronal", "sagittal"
-    ]  # fmt: skip
+    assert [title.split("\n")[-1].split()[0] for title in titles] == ["axial", "coronal", "sagittal"] * 2
 
 
 def test_three_sides_of_crops_ask_for_volumes(tmp_path):
