@@ -96,7 +96,8 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
     if results["config"].get("compare") is not None:
         return
     if results["config"]["encoder"] == "none":
-        print(f"Next: ahm-gym pretrain {same_images(results['config'])}")
+        volumes = " --volumes" * (len(results["config"]["image_size"]) == 3)
+        print(f"Next: ahm-gym pretrain{volumes} {same_images(results['config'])}")
         print("then this command again with --encoder and the folder of that run")
     else:
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")

@@ -64,10 +64,9 @@ def nnunet_transform(axes: int = 2) -> Compose:
 
     A volume is turned by up to 30 degrees about each axis, and an image by any angle.
     """
-    turns = (
-        {"range_x": math.pi} if axes == 2 else dict.fromkeys(("range_x", "range_y", "range_z"), math.pi / 6)
-    )
-    blurs = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"[:axes]}
+    angles = [math.pi] if axes == 2 else [math.pi / 6] * axes
+    turns: dict[str, Any] = {f"range_{axis}": most for axis, most in zip("xyz", angles, strict=False)}
+    blurs: dict[str, Any] = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"[:axes]}
     linear, smooth = ("bilinear", "bicubic") if axes == 2 else ("trilinear", "trilinear")
     both = {"keys": ("image", "label"), "mode": ("bilinear", "nearest"), "padding_mode": "border"}
     return Compose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -79,7 +80,7 @@ def unpatchify(
 
 def pooled(images: Float[Tensor, "B C *S"], size: tuple[int, ...]) -> Float[Tensor, "B C *S2"]:
     """The means of the images or volumes over the cells of a grid of this size."""
-    pool = functional.adaptive_avg_pool2d if len(size) == 2 else functional.adaptive_avg_pool3d
+    pool: Any = functional.adaptive_avg_pool2d if len(size) == 2 else functional.adaptive_avg_pool3d
     return pool(images, size)
 
 

@@ -254,9 +254,11 @@ class Ensemble:
 
         It is the logits of one run, or the mean probabilities of several.
         """
+        if len(self.members) == 1:
+            yield from self.members[0].parts(images, size)
+            return
         for parts in zip(*(member.parts(images, size) for member in self.members), strict=True):
-            several = len(parts) > 1
-            yield torch.stack([part.softmax(dim=1) for part in parts]).mean(dim=0) if several else parts[0]
+            yield torch.stack([part.softmax(dim=1) for part in parts]).mean(dim=0)
 
     def _shares(self, scores: Float[Tensor, "B K *S"]) -> Float[Tensor, "B K *S"]:
         """The probabilities that follow from these scores."""
