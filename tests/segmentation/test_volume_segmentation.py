@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import nibabel
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from ahm_gym.errors import InputError
 from ahm_gym.model.decoders import DECODERS
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.segmentation import parts
-from ahm_gym.segmentation.config import FinetuneConfig, PredictConfig
+from ahm_gym.segmentation.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from ahm_gym.segmentation.embedding import embed
+from ahm_gym.segmentation.evaluate_runs import run_evaluate
 from ahm_gym.segmentation.evaluation import draw_cases, evaluate
+from ahm_gym.segmentation.finetune import Finetuning, finetune
 from ahm_gym.segmentation.fixed_map import mean_map
 from ahm_gym.segmentation.inputs import resolve
 from ahm_gym.segmentation.pixel_probe import PixelProbe
@@ -29,6 +33,7 @@ from ahm_gym.segmentation.planes import planes_of
 from ahm_gym.segmentation.prediction import run_predict
 from ahm_gym.segmentation.predictor import Ensemble, Predictor
 from ahm_gym.segmentation.probe import Probe
+from ahm_gym.segmentation.report import write_report
 from ahm_gym.segmentation.segmenter import Segmenter, build_segmenter, predict, predict_logits
 from ahm_gym.segmentation.validation import dice_on
 from ahm_gym.segmentation.views import patches_inside, windows_over
@@ -321,3 +326,40 @@ def test_the_cases_of_volumes_are_drawn_in_three_planes(dataset, real_pictures):
 def test_three_sides_of_crops_ask_for_volumes(tmp_path):
     settings = FinetuneConfig(data=str(tmp_path), image_size=(16, 24, 32), run_dir=tmp_path / "run")
     assert resolve(settings).image_size == (16, 24, 32)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_run_on_volumes_continues_exactly_and_segments_scans(folder, tmp_path, monkeypatch):
+    settings = FinetuneConfig(
+        data=str(folder), image_size=SIZE, patch_size=SIDE, labels=4, steps=4, batch_size=2, checkpoint_every=2,
+        augmentation="nnunet", run_dir=tmp_path / "whole", device="cpu",
+    )  # fmt: skip
+    expected = finetune(resolve(settings))
+    assert expected["config"]["decoder"] == "plain" and expected["hd95_unit"] == "mm"
+    assert expected["fixed_map_dice"] > 0.5, "the boxes lie in about the same place"
+    update = Finetuning.update
+
+    def falls_over(self, step):
+        if step == 3:
+            raise Stop
+        return update(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Finetuning, "update", falls_over)
+        finetune(resolve(dataclasses.replace(settings, run_dir=tmp_path / "run")))
+    results = finetune(FinetuneConfig(run_dir=tmp_path / "run"), resume=True)
+    assert results["cases"] == expected["cases"]
+    write_report(tmp_path / "run")
+    assert "shown from above: axial" in (tmp_path / "run" / "report.html").read_text()
+    run_predict(PredictConfig(scans=folder / "images", run=tmp_path / "run", out=tmp_path / "out"))
+    scored = run_evaluate(EvaluateConfig(scans=str(folder), run=tmp_path / "run", out=tmp_path / "scores"))
+    assert scored["dice"] == pytest.approx(results["dice"])
+    case = scored["cases"][0]["case"]
+    found = np.asarray(nibabel.load(tmp_path / "out" / f"{case}.nii.gz").dataobj) == 1
+    true = np.asarray(nibabel.load(folder / "labels" / f"{case}.nii.gz").dataobj) == 1
+    dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+    assert scored["cases"][0]["dice"] == [pytest.approx(dice)]
