@@ -17,6 +17,7 @@ from ahm_gym.mask_benchmark import autoencoders
 from ahm_gym.mask_benchmark.autoencoders import digest_of, folder_of, load_frozen, make_autoencoders
 from ahm_gym.mask_benchmark.config import MaskBenchConfig, check
 from ahm_gym.mask_benchmark.jobs import comparable, judge_of, open_images, stage_of
+from ahm_gym.mask_benchmark.judge import Judge
 from ahm_gym.mask_benchmark.participants import everyone
 from ahm_gym.mask_benchmark.report import read_scores
 from ahm_gym.mask_benchmark.rows import MaskRow, read_mask_rows
@@ -65,22 +66,37 @@ def judge(config, out):
     return judge_of(comparable(config), config.data[0], folder, 100, "relative")
 
 
-def test_the_oracle_is_never_worse_than_its_first_guess(judge):
-    first = judge.paid(judge.patch_reward)
-    alike = judge.patch_reward.mean(dim=0, keepdim=True).expand_as(judge.patch_reward)
-    assert judge.paid_random < judge.paid(alike) < judge.paid_oracle
-    assert 0 < judge.score(judge.patch_reward) <= 1 and first <= judge.paid_oracle
+@pytest.fixture(scope="module")
+def patch_reward(judge):
+    return judge.mean_rewards(torch.Generator().manual_seed(0))[0]
 
 
-def test_masks_of_random_scores_score_zero_on_average(judge):
+def test_the_oracle_is_never_worse_than_its_first_guess(judge, patch_reward):
+    first = judge.paid(patch_reward)
+    alike = patch_reward.mean(dim=0, keepdim=True).expand_as(patch_reward)
+    assert judge.scale.random < judge.paid(alike) < judge.scale.oracle
+    assert 0 < judge.score(patch_reward) <= 1 and first <= judge.scale.oracle
+
+
+def test_the_scale_is_measured_once_for_all_processes(judge, config, monkeypatch):
+    folder = folder_of(config, "discs", open_images(config, config.data[0]))
+    given = comparable(config), config.data[0], folder, 100, "relative"
+    monkeypatch.setattr(Judge, "_measure_scale", lambda *_: pytest.fail("measured again"))
+    again = judge_of.__wrapped__(*given)
+    assert again.scale == judge.scale
+    scores = torch.rand(judge.env.num_envs, judge.env.num_patches, generator=torch.Generator().manual_seed(1))
+    assert again.score(scores) == judge.score(scores)
+
+
+def test_masks_of_random_scores_score_zero_on_average(judge, patch_reward):
     generator = torch.Generator().manual_seed(5)
-    drawn = [judge.score(torch.rand(judge.patch_reward.shape, generator=generator)) for _ in range(40)]
+    drawn = [judge.score(torch.rand(patch_reward.shape, generator=generator)) for _ in range(40)]
     error = np.std(drawn, ddof=1) / len(drawn) ** 0.5
     assert abs(np.mean(drawn)) < 4 * error and error < 0.1
 
 
-def test_masks_of_the_easiest_patches_score_below_random_ones(judge):
-    assert judge.score(-judge.patch_reward) < -0.5
+def test_masks_of_the_easiest_patches_score_below_random_ones(judge, patch_reward):
+    assert judge.score(-patch_reward) < -0.5
 
 
 def test_rules_are_scored_as_what_they_do(out):
