@@ -16,19 +16,19 @@ import torch
 
 from ahm_gym.agents.base import Agent
 from ahm_gym.benchmark.jobs import Failure
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.device.choice import pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import Interrupted, RunError, reason_of
 from ahm_gym.mask_benchmark import judge as judging
-from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen
+from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen, pretraining_of
 from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.mask_benchmark.judge import Judge, Scale
 from ahm_gym.mask_benchmark.participants import learns, make_participant, scores_of
 from ahm_gym.mask_benchmark.rows import KIND, MaskGroup, MaskJob, MaskRow
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.pretraining.inputs import open_images
 from ahm_gym.pretraining.training import EnvFactory
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import hardware
@@ -180,16 +180,10 @@ def comparable(config: MaskBenchConfig) -> MaskBenchConfig:
     return replace(config, data=(), policies=(), rewards=(), seeds=1, jobs=1, time_budget=None)
 
 
-def open_images(config: MaskBenchConfig, spec: str | None) -> ImageDataset:
-    """Opens a data set without its labels."""
-    size = image_size_of(config.image_size)
-    return open_data(spec, root=config.data_root, image_size=size, need_labels=False)
-
-
 @functools.lru_cache(maxsize=4)
 def opened(config: MaskBenchConfig, spec: str | None) -> ImageDataset:
-    """The same, once in a process."""
-    return open_images(config, spec)
+    """The images of a data set without their labels; opened once in a process."""
+    return open_images(pretraining_of(config, spec))
 
 
 @functools.lru_cache(maxsize=8)

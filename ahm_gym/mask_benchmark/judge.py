@@ -64,7 +64,7 @@ class Judge:
     def __init__(
         self,
         autoencoder: Autoencoder,
-        images: Float[Tensor, "B C H W"],
+        images: Float[Tensor, "B C *S"],
         *,
         reward: str,
         mask_ratio: float,
@@ -153,9 +153,11 @@ class Judge:
         return best, paid
 
     def _smoothed(self, values: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """The mean over a patch and its eight neighbours: masked together, neighbours are harder to predict."""
-        maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1, 1, 1), mode="replicate")
-        return functional.avg_pool2d(maps, 3, stride=1).view(values.shape)
+        """The mean over a patch and its neighbours: masked together, they are harder to predict."""
+        axes = len(self.env.grid)
+        maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1) * axes, mode="replicate")
+        pool = functional.avg_pool2d if axes == 2 else functional.avg_pool3d
+        return pool(maps, 3, stride=1).view(values.shape)
 
     def _drawn(self, scores: Float[Tensor, "B L"], generator: torch.Generator) -> Masks:
         share = self.guided_fraction
