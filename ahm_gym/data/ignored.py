@@ -26,7 +26,7 @@ def in_structure(label: Integer[Tensor, "*size"]) -> Bool[Tensor, "*size"]:
     return (label > 0) & is_counted(label)
 
 
-def areas(label: Integer[Tensor, "H W"], num_classes: int) -> Float[Tensor, "K1 H W"]:
+def areas(label: Integer[Tensor, "*size"], num_classes: int) -> Float[Tensor, "K1 *size"]:
     """0 or 1 for each class at every pixel, and behind the classes, in one channel more, for ignored pixels."""
     indices = torch.where(is_counted(label), label, num_classes).long()
-    return functional.one_hot(indices, num_classes + 1).permute(2, 0, 1).float()
+    return functional.one_hot(indices, num_classes + 1).movedim(-1, 0).float()

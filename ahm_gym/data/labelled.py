@@ -15,12 +15,15 @@ from ahm_gym.data.augmentation import Augmentation
 from ahm_gym.data.draws import choose_patients, labelled_patients, permuted
 from ahm_gym.data.store import ImageDataset, working_size
 from ahm_gym.data.stream import derive_seed, epoch_order
+from ahm_gym.data.volume_crops import VolumeCrops
 from ahm_gym.errors import InputError
 
 CROP_SCALE: tuple[float, float] = (0.5, 1.0)
 """Range of the area of a random crop, as a share of the area that the segmenter covers at once."""
 CROP_ASPECT: tuple[float, float] = (3 / 4, 4 / 3)
 """Range of the aspect ratio of a random crop, relative to that of the training size."""
+FOREGROUND_EVERY: int = 3
+"""One of this many crops of volumes has a voxel of a structure in its middle."""
 
 
 def choose_labelled(
@@ -57,16 +60,18 @@ def choose_labelled(
 class LabelledBatches:
     """Training batches, cropped and flipped at random; each is a pure function of the seed and its number.
 
-    Every image is used once before any is used again. There may be fewer images than the batch size.
+    Every image is used once before any is used again. There may be fewer images than the batch size. Crops of images
+    differ in scale and aspect. Those of volumes are cut out as they are; every third one has a voxel of a structure in
+    its middle, as in nnU-Net.
 
     Args:
         dataset: dataset of the images.
         indices: indices of the labelled images to train with.
         batch_size: number of images in a batch.
-        image_size: rows and columns of the crops.
+        image_size: length of each axis of the crops; three for volumes.
         seed: seed of the order, the crops and the flips.
         native_resolution: crop from the image at its full resolution, instead of from the image shrunk until it
-            just covers `image_size`.
+            just covers `image_size`. Volumes are always at their full resolution.
         augmentation: one of `AUGMENTATIONS`.
     """
 
@@ -87,9 +92,10 @@ class LabelledBatches:
         self.image_size: tuple[int, ...] = image_size
         self.seed: int = seed
         self.native_resolution: bool = native_resolution
-        self.augmentation: Augmentation = Augmentation(augmentation)
+        self.augmentation: Augmentation = Augmentation(augmentation, len(image_size))
+        self._volumes: VolumeCrops | None = VolumeCrops(dataset, image_size) if len(image_size) == 3 else None
 
-    def __getitem__(self, number: int) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, "B 1 H W"]]:
+    def __getitem__(self, number: int) -> tuple[Float[Tensor, "B C *S"], Int[Tensor, "B 1 *S"]]:
         """The normalised images and the labels of a batch, counted from 0."""
         size = len(self.indices)
         first = number * self.batch_size
@@ -100,7 +106,7 @@ class LabelledBatches:
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPUs, and their state is not restored here.
             torch.default_generator.manual_seed(derive_seed(self.seed, 3, number))
-            pairs = [self._crop(self.indices[place]) for place in places]
+            pairs = [self._crop(self.indices[place], at) for at, place in enumerate(places, start=first)]
         images, labels = zip(*pairs, strict=True)
         images = self.dataset.normalise(torch.stack(images))
         seeds = [derive_seed(self.seed, 5, at) for at in range(first, first + self.batch_size)]
@@ -108,7 +114,10 @@ class LabelledBatches:
         images, labels = zip(*changed, strict=True)
         return torch.stack(images), torch.stack(labels)
 
-    def _crop(self, index: int) -> tuple[Float[Tensor, "C H W"], Int[Tensor, "1 H W"]]:
+    def _crop(self, index: int, number: int) -> tuple[Float[Tensor, "C *S"], Int[Tensor, "1 *S"]]:
+        """The crop of this number, counted over all batches from 0, from torch's global generator."""
+        if self._volumes is not None:
+            return self._volumes(index, on_structure=number % FOREGROUND_EVERY == FOREGROUND_EVERY - 1)
         sample = self.dataset.sample(index)
         size = (sample.image.shape[1], sample.image.shape[2])
         assert sample.label is not None, "only labelled samples are chosen"

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from monai.losses.dice import DiceLoss
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.layers.factories import Conv
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +23,18 @@ from ahm_gym.model.patches import grid_of
 
 DECODERS: tuple[str, ...] = ("unetr", "plain")
 """unetr also reads the image, and segments even without an encoder; plain reads the features alone, to measure them."""
+INTERPOLATION: dict[int, str] = {2: "bilinear", 3: "trilinear"}
+"""Linear interpolation by the number of axes."""
+
+
+def default_decoder(encoder: Encoder) -> str:
+    """The decoder that is taken unless one is chosen: unetr for images, plain for volumes.
+
+    In volumes, UNETR's blocks at full resolution take ten times the time of everything else, and "Primus: Enforcing
+    Attention Usage for 3D Medical Image Segmentation" (Wald et al. 2025) does without. Where the encoder has its own
+    decoder, unetr is only a head.
+    """
+    return "unetr" if len(encoder.image_size) == 2 or encoder.has_decoder else "plain"
 
 
 def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: int = 16) -> nn.Module:
@@ -42,10 +55,11 @@ def build_decoder(name: str, encoder: Encoder, num_classes: int, feature_size: i
         raise InputError(
             "`decoder=plain` goes with a vision transformer; a U-Net has its own decoder: leave it out."
         )
+    axes = len(encoder.image_size)
     if encoder.has_decoder:
-        return PixelHead(encoder.width, num_classes)
+        return PixelHead(encoder.width, num_classes, axes)
     if name == "plain":
-        return PlainDecoder(encoder.width, num_classes=num_classes, feature_size=feature_size)
+        return PlainDecoder(encoder.width, num_classes=num_classes, feature_size=feature_size, axes=axes)
     return UnetrDecoder(
         encoder.width,
         channels=encoder.channels,
@@ -66,7 +80,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         self.dice: DiceLoss = DiceLoss(include_background=False, batch=True)
 
-    def forward(self, logits: Float[Tensor, "B K H W"], labels: Int[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
+    def forward(self, logits: Float[Tensor, "B K *S"], labels: Int[Tensor, "B 1 *S"]) -> Float[Tensor, ""]:
         """The loss of class logits for labels, of which those that are `IGNORED` do not count."""
         counted = is_counted(labels)
         classes = torch.where(counted, labels, 0)
@@ -77,15 +91,15 @@ class SegmentationLoss(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Computes class logits from a feature map of the image's size, pixel by pixel."""
+    """Computes class logits from a feature map of the image's size, pixel by pixel, over 2 or 3 axes."""
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, axes: int = 2) -> None:
         super().__init__()
-        self.out: nn.Conv2d = nn.Conv2d(width, num_classes, 1)
+        self.out: nn.Module = Conv["conv", axes](width, num_classes, 1)
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D H W"]]
-    ) -> Float[Tensor, "B K H W"]:
+        self, images: Float[Tensor, "B C *S"], features: list[Float[Tensor, "B D *S"]]
+    ) -> Float[Tensor, "B K *S"]:
         return self.out(features[0])
 
 
@@ -94,35 +108,42 @@ class PlainDecoder(nn.Module):
 
     The maps of all depths are normalised, mixed for every patch and upsampled: a linear map of each patch's features
     and two convolutions, in contrast to `UnetrDecoder`, which segments even without an encoder.
+
+    Args:
+        dim: width of a feature map.
+        num_classes: number of classes including the background.
+        feature_size: width at full resolution.
+        axes: 2 for images, 3 for volumes.
     """
 
-    def __init__(self, dim: int, *, num_classes: int, feature_size: int) -> None:
+    def __init__(self, dim: int, *, num_classes: int, feature_size: int, axes: int = 2) -> None:
         super().__init__()
         width = 4 * feature_size
+        convolution: Any = Conv["conv", axes]
         self.normalise: nn.ModuleList = nn.ModuleList(nn.GroupNorm(1, dim) for _ in range(NUM_MAPS))
-        self.mix: nn.Conv2d = nn.Conv2d(NUM_MAPS * dim, width, 1)
+        self.mix: nn.Module = convolution(NUM_MAPS * dim, width, 1)
         self.refine: nn.Sequential = nn.Sequential(
-            nn.GELU(), nn.Conv2d(width, feature_size, 3, padding=1), nn.GELU()
+            nn.GELU(), convolution(width, feature_size, 3, padding=1), nn.GELU()
         )
-        self.out: nn.Conv2d = nn.Conv2d(feature_size, num_classes, 3, padding=1)
+        self.out: nn.Module = convolution(feature_size, num_classes, 3, padding=1)
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
-    ) -> Float[Tensor, "B K H W"]:
-        size = (images.shape[2], images.shape[3])
+        self, images: Float[Tensor, "B C *S"], features: list[Float[Tensor, "B D *s"]]
+    ) -> Float[Tensor, "B K *S"]:
+        size = tuple(images.shape[2:])
         # The group norm of torch 2.13 crashes in the backward pass on some maps that are not contiguous.
         maps = [norm(feature.contiguous()) for norm, feature in zip(self.normalise, features, strict=True)]
         mixed = self.mix(torch.cat(maps, dim=1))
-        half = (max(size[0] // 2, mixed.shape[2]), max(size[1] // 2, mixed.shape[3]))
+        half = tuple(max(side // 2, cells) for side, cells in zip(size, mixed.shape[2:], strict=True))
         return resize(self.out(self.refine(resize(mixed, half))), size)
 
 
 class UnetrDecoder(nn.Module):
     """Computes class logits at full resolution from the feature maps and the image itself.
 
-    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two dimensions.
-    Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power of two,
-    the rest is interpolated.
+    After "UNETR: Transformers for 3D Medical Image Segmentation" (Hatamizadeh et al., WACV 2022), in two or three
+    dimensions. Each level doubles the resolution, as often as the patch size allows; if the patch size is not a power
+    of two, the rest is interpolated.
     """
 
     def __init__(
@@ -137,14 +158,15 @@ class UnetrDecoder(nn.Module):
     ) -> None:
         super().__init__()
         levels = max(patch_size.bit_length() - 1, 1)
-        self.size: tuple[int, ...] = (grid[0] << levels, grid[1] << levels)
+        axes = len(grid)
+        self.size: tuple[int, ...] = tuple(cells << levels for cells in grid)
         self.first: int = min(levels, NUM_MAPS) - 1
         """The feature maps from this index on, the deepest ones, enter at the resolution of the grid."""
         self.sources: list[int] = [max(self.first - level, 0) for level in range(1, levels)]
         """Index of the feature map that enters at each further level."""
         widths = [feature_size * min(2 ** (levels - level), 8) for level in range(1, levels + 1)]
         inputs = [dim * (NUM_MAPS - self.first), *widths]
-        common: dict[str, Any] = {"spatial_dims": 2, "kernel_size": 3, "norm_name": "instance"}
+        common: dict[str, Any] = {"spatial_dims": axes, "kernel_size": 3, "norm_name": "instance"}
         self.up: nn.ModuleList = nn.ModuleList(
             UnetrUpBlock(in_channels=before, out_channels=width, upsample_kernel_size=2, **common)
             for before, width in zip(inputs, widths, strict=False)
@@ -163,21 +185,24 @@ class UnetrDecoder(nn.Module):
         self.stem: nn.Module = UnetrBasicBlock(
             in_channels=channels, out_channels=feature_size, stride=1, **common
         )
-        self.out: nn.Module = UnetOutBlock(spatial_dims=2, in_channels=feature_size, out_channels=num_classes)
+        self.out: nn.Module = UnetOutBlock(
+            spatial_dims=axes, in_channels=feature_size, out_channels=num_classes
+        )
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], features: list[Float[Tensor, "B D h w"]]
-    ) -> Float[Tensor, "B K H W"]:
+        self, images: Float[Tensor, "B C *S"], features: list[Float[Tensor, "B D *s"]]
+    ) -> Float[Tensor, "B K *S"]:
         maps = torch.cat(features[self.first :], dim=1)
         skips = [skip(features[source]) for skip, source in zip(self.skips, self.sources, strict=True)]
         skips.append(self.stem(resize(images, self.size)))
         for up, skip in zip(self.up, skips, strict=True):
             maps = up(maps, skip)  # B width 2h 2w
-        return resize(self.out(maps), (images.shape[2], images.shape[3]))
+        return resize(self.out(maps), tuple(images.shape[2:]))
 
 
-def resize(images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B C H2 W2"]:
-    """The images, resized bilinearly to `size` (rows, columns), with antialiasing."""
-    if (images.shape[2], images.shape[3]) == size:
+def resize(images: Float[Tensor, "B C *S"], size: tuple[int, ...]) -> Float[Tensor, "B C *S2"]:
+    """The images or volumes, resized linearly to `size`; images with antialiasing, which torch lacks for volumes."""
+    if tuple(images.shape[2:]) == size:
         return images
-    return functional.interpolate(images, size, mode="bilinear", antialias=True)
+    axes = len(size)
+    return functional.interpolate(images, size, mode=INTERPOLATION[axes], antialias=axes == 2)

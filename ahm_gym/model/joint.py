@@ -55,7 +55,7 @@ class JointTask(nn.Module):
         return to_device(images, device), to_device(labels, device)
 
     def forward(
-        self, encoder: nn.Module, images: Float[Tensor, "B C H W"], labels: Int[Tensor, "B 1 H W"]
+        self, encoder: nn.Module, images: Float[Tensor, "B C *S"], labels: Int[Tensor, "B 1 *S"]
     ) -> Float[Tensor, ""]:
         """The loss of the segmentation by this encoder, without the weight; works on the device alone."""
         logits = self.head(images, as_encoder(encoder).feature_maps(images))

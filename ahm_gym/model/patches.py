@@ -1,4 +1,4 @@
-"""Splits images into patches and back, and finds the patches that a mask leaves visible."""
+"""Splits images into patches and back, averages them over a grid, and finds the patches that a mask leaves visible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from ahm_gym.errors import InputError
 
@@ -74,6 +75,12 @@ def unpatchify(
     paired = (axis for place in range(1, 1 + axes) for axis in (place, place + axes))
     size = (number * patch_size for number in grid)
     return images.permute(0, 1 + 2 * axes, *paired).reshape(patches.shape[0], -1, *size)
+
+
+def pooled(images: Float[Tensor, "B C *S"], size: tuple[int, ...]) -> Float[Tensor, "B C *S2"]:
+    """The means of the images or volumes over the cells of a grid of this size."""
+    pool = functional.adaptive_avg_pool2d if len(size) == 2 else functional.adaptive_avg_pool3d
+    return pool(images, size)
 
 
 def visible_indices(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B V"]:

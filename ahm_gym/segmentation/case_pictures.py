@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ahm_gym.data import ImageDataset, Sample
 from ahm_gym.data.ignored import in_structure
 from ahm_gym.runs.storage import write_atomically
-from ahm_gym.segmentation.evaluation import Segment, group_cases, label_of, own_dice, segment
+from ahm_gym.segmentation.evaluation import Segment, group_cases, label_of, own_dice, segment, views_of
 from ahm_gym.segmentation.metrics import mean
 from ahm_gym.segmentation.overlays import Overlay, draw_row
 
@@ -50,6 +51,8 @@ def write_case_pictures(
 ) -> None:
     """Draws the cases of `worst_and_best` into `figures/cases`, and lists them there with the image that is shown.
 
+    A whole volume is shown in three planes, below each other, which the list names in `planes`.
+
     Args:
         segmenter: as given to `evaluate`.
         dataset: as given to `evaluate`.
@@ -65,8 +68,9 @@ def write_case_pictures(
     for number, (kind, case) in enumerate(worst_and_best(results), start=1):
         sample, prediction = _shown(segmenter, dataset, members[case], native_resolution)
         label = label_of(sample)
+        views = views_of(sample, prediction, case)
         picture = io.BytesIO()
-        _draw(Overlay(case, sample.image, label, prediction), dataset.num_classes).savefig(
+        _draw([view.overlay for view in views], dataset.num_classes).savefig(
             picture, format="png", transparent=True
         )
         write_atomically(place / f"{number}.png", picture.getvalue())
@@ -77,6 +81,7 @@ def write_case_pictures(
                 "case": case,
                 "image": sample.id,
                 "images": len(members[case]),
+                "planes": [view.caption for view in views] if len(views) > 1 else [],
                 "dice": own_dice(prediction, label, classes),
                 "labelled": bool(in_structure(label).any()),
                 "found": bool((prediction > 0).any()),
@@ -87,7 +92,7 @@ def write_case_pictures(
 
 def _shown(
     segmenter: Segment, dataset: ImageDataset, members: list[int], native_resolution: bool
-) -> tuple[Sample, Int[Tensor, "H W"]]:
+) -> tuple[Sample, Int[Tensor, "*S0"]]:
     """The image of a case with the largest label, and what was found in it; without labels, where most was found."""
     sizes = [int(in_structure(label_of(dataset.sample(index))).sum()) for index in members]
     if max(sizes):
@@ -96,17 +101,17 @@ def _shown(
     return max(found, key=lambda one: int((one[1] > 0).sum()))
 
 
-def _draw(overlay: Overlay, num_classes: int) -> Figure:
-    """The image, with the outlines of the label, and with those of the prediction, side by side."""
-    assert overlay.label is not None, "only labelled images are scored"
-    rows, columns = overlay.label.shape
-    figure = Figure(figsize=(WIDTH, max(WIDTH / 3 * rows / columns, 0.6)), dpi=120)
+def _draw(overlays: Sequence[Overlay], num_classes: int) -> Figure:
+    """The image, with the outlines of the label, and with those of the prediction, side by side; one row a plane."""
+    shares = [one.shape[0] * one.aspect / one.shape[1] for one in overlays]
+    figure = Figure(figsize=(WIDTH, max(WIDTH / 3 * sum(shares), 0.6)), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 3, squeeze=False)[0]
-    draw_row(axes, overlay, num_classes)
-    for axis in axes:
-        axis.axis("off")
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)
+    axes = figure.subplots(len(overlays), 3, squeeze=False, height_ratios=shares)
+    for row, overlay in zip(axes, overlays, strict=True):
+        draw_row(row, overlay, num_classes)
+        for axis in row:
+            axis.axis("off")
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02, hspace=0.02)
     return figure
 
 

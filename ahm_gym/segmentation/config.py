@@ -45,15 +45,15 @@ class EvaluationConfig:
     """Regular expression that finds the patient in the name of an image, as for pretraining. None: that of the
     encoder's run if its images are used, or else by a rule that is found in all names, and told."""
     labels: int | None = None
-    """Number of labelled training images. None uses all of them."""
+    """Number of labelled training images, or volumes. None uses all of them."""
     labelled_patients: int | None = None
     """Number of patients whose labelled training images are used, all of each. Use it for volumes and series."""
     model: str | None = None
     """tiny, tiny_conv, small, base, unet, resenc, or a plain vision transformer of timm. None: that of the
     encoder, or tiny."""
     image_size: int | tuple[int, ...] | None = None
-    """Side of the training images in pixels, or height and width; of volumes three numbers. None: the encoder's, or
-    64."""
+    """Side of the training images in pixels, or height and width; of crops of volumes three sides, in voxels.
+    None: the encoder's, or 64."""
     spacing: float | tuple[float, ...] | None = None
     """Millimetres to which images are resampled, as for pretraining. None: those of the encoder's run."""
     patch_size: int | None = None
@@ -95,9 +95,10 @@ class FinetuneConfig(EvaluationConfig):
     """Number of first updates that train the new layers alone."""
     transfer: str = "all"
     """What a U-Net takes over from pretraining: all of its layers, or its encoder alone, with a new decoder."""
-    decoder: str = "unetr"
+    decoder: str | None = None
     """Decoder on a vision transformer. unetr: also reads the image, for the best segmentations.
-    plain: reads the features alone, to measure an encoder. A U-Net has its own decoder."""
+    plain: reads the features alone, to measure an encoder. A U-Net has its own decoder.
+    None: unetr in two dimensions, and plain in three, where unetr takes many times as long."""
     freeze: bool = False
     """Keep the encoder unchanged and train only the decoder."""
     augmentation: str = "light"
@@ -124,7 +125,7 @@ class FinetuneConfig(EvaluationConfig):
     """HD95 of a structure that is missed, or found where it is not. diagonal: that of the image or volume.
     leave-out: none, so the mean covers only what was found."""
     native_resolution: bool = False
-    """Segment images at their full size, window by window, instead of shrinking them first."""
+    """Segment images at their full size, window by window, instead of shrinking them first. Volumes always are."""
     compare: str | None = None
     """What the report compares the scores with, patient by patient. none: the same network from scratch, which is
     trained too, on the same labels, in the folder from-scratch of the run. Otherwise: another fine-tuning run."""

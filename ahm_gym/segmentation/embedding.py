@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from ahm_gym.data import ImageDataset
@@ -27,6 +27,7 @@ from ahm_gym.runs.progress import Progress
 from ahm_gym.runs.schema import read_object
 from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import EmbedConfig
+from ahm_gym.segmentation.views import parts_of, patches_inside, windows_over
 
 SUFFIXES: tuple[str, ...] = (".npz", ".parquet")
 BATCH: int = 32
@@ -43,6 +44,10 @@ def run_embed(config: EmbedConfig) -> tuple[int, ...]:
     check_file(config)
     network = load_encoder(config.run).to(pick_device(config.device)).eval()
     encoder = as_encoder(network)
+    if config.per_patch and len(encoder.image_size) == 3:
+        raise InputError(
+            "`per_patch=True` needs images of one size, and volumes differ in their number of patches: leave it out."
+        )
     source = find_source(config.scans, config.data_root, encoder.image_size)
     source = OneSplit(as_trained(source, processing_of(config.run)))
     dataset = open_source(source, image_size=encoder.image_size)
@@ -97,6 +102,8 @@ def embed(
 ) -> Float32[np.ndarray, "N *L D"]:
     """The features of all images in the order of the dataset, each image resized and cropped to its centre.
 
+    A volume is covered by windows at its own resolution.
+
     Args:
         encoder: an encoder on `device`.
         dataset: the images.
@@ -107,7 +114,10 @@ def embed(
     Raises:
         Interrupted: on Ctrl-C or SIGTERM.
     """
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    in_volumes = len(encoder.image_size) == 3
+    shape = (-1, *[1] * len(encoder.image_size))
+    mean, std = (torch.tensor(values).view(shape) for values in statistics)
+    together = 1 if in_volumes else BATCH
     parts: list[Tensor] = []
     interrupt = Interrupt()
     with (
@@ -115,15 +125,31 @@ def embed(
         torch.inference_mode(),
         Progress("embedding", total=len(dataset), images_per_step=1) as bar,
     ):
-        for first in range(0, len(dataset), BATCH):
-            indices = range(first, min(first + BATCH, len(dataset)))
-            images = torch.stack([cover(dataset.image(index), encoder.image_size) for index in indices])
-            features = encoder.patch_features(((images - mean) / std).to(device)).float().cpu()
+        for first in range(0, len(dataset), together):
+            indices = range(first, min(first + together, len(dataset)))
+            images = _views(dataset, indices, encoder.image_size)
+            features = torch.cat(
+                [
+                    encoder.patch_features(((part - mean) / std).to(device)).float().cpu()
+                    for part in parts_of(images)
+                ]
+            )
+            if in_volumes:
+                inside = patches_inside(dataset.size_of(first), encoder.image_size, encoder.patch_size)
+                features = features[inside][None]
             parts.append(features if per_patch else features.mean(dim=1))
             bar.advance(indices[-1] + 1)
             if interrupt.requested:
                 raise Interrupted("stopped; nothing was written.", interrupt.signal or 2)
     return torch.cat(parts).numpy()
+
+
+def _views(dataset: ImageDataset, indices: Sequence[int], size: tuple[int, ...]) -> Float[Tensor, "V C *S"]:
+    """Images in [0, 1], fitted to the size, or the windows over volumes."""
+    if len(size) == 2:
+        return torch.stack([cover(dataset.image(index), size) for index in indices])
+    places = ((index, starts) for index in indices for starts in windows_over(dataset.size_of(index), size))
+    return torch.stack([dataset.crop(index, starts, size) for index, starts in places])
 
 
 def encode_features(features: Float32[np.ndarray, "N *L D"], ids: list[str], suffix: str) -> bytes:

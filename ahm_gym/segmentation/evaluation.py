@@ -30,14 +30,17 @@ from ahm_gym.segmentation.metrics import (
     summarise,
 )
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
+from ahm_gym.segmentation.planes import Plane, planes_of
 from ahm_gym.segmentation.segmenter import Segmenter, predict
 
-Segment: TypeAlias = Segmenter | Callable[[Float[Tensor, "C H W"], tuple[int, int]], Int[Tensor, "H0 W0"]]
+Segment: TypeAlias = Segmenter | Callable[[Float[Tensor, "C *S"], tuple[int, ...]], Int[Tensor, "*S0"]]
 """What is evaluated: a segmenter, which gets images with the statistics of the dataset, or a function that gets images
 in [0, 1] with the size of their label and returns classes."""
 
 NUM_SHOWN: int = 8
 """Maximum number of cases in the picture."""
+NUM_VOLUMES: int = 3
+"""Maximum number of whole volumes in it, each in three planes."""
 
 
 EVALUATED: tuple[Split, ...] = ("test", "val")
@@ -67,10 +70,10 @@ def choose_split(dataset: ImageDataset, asked: str | None = None) -> Split:
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image or a slice with its predicted and its true label map."""
+    """An image, a slice or a whole volume with its predicted and its true label map."""
 
-    prediction: UInt8[Tensor, "H W"]
-    label: UInt8[Tensor, "H W"]
+    prediction: UInt8[Tensor, "*size"]
+    label: UInt8[Tensor, "*size"]
     voxel: tuple[float, ...] | None
     """As in `Sample`."""
     position: tuple[int, int] | None
@@ -88,12 +91,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of every case of a split, and their means; see `summarise`.
 
-    Slices of a volume are stacked and scored in 3-D. A class that occurs in no label of the split is left out and
-    listed in `absent_classes`. `hd95_unit`, also the unit of `surface_tolerance`, is mm if the spacing of every image
-    is known, for slices also that between slices, and pixels of the label otherwise. `intervals` are those of
-    `patient_intervals`. Ignored pixels count neither in the prediction nor in the label; `ignored_share` is their share
-    of all pixels, if the data has any. `patients` names the patient of each case that has another name, and
-    `unlabelled` counts the images of the split without a label.
+    A volume is scored in 3-D, at the resolution of its file; slices of a volume are stacked first. A class that occurs
+    in no label of the split is left out and listed in `absent_classes`. `hd95_unit`, also the unit of
+    `surface_tolerance`, is mm if the spacing of every image is known, for slices also that between slices, and pixels
+    of the label otherwise. `intervals` are those of `patient_intervals`. Ignored pixels count neither in the prediction
+    nor in the label; `ignored_share` is their share of all pixels, if the data has any. `patients` names the patient of
+    each case that has another name, and `unlabelled` counts the images of the split without a label.
 
     Args:
         segmenter: segmenter to evaluate.
@@ -189,6 +192,8 @@ def draw_cases(
 ) -> Figure:
     """Draws a few cases, from the worst to the best Dice; each is shown by its image with the largest label.
 
+    Whole volumes are shown in three planes; see `planes_of`.
+
     Args:
         segmenter: as given to `evaluate`.
         dataset: as given to `evaluate`.
@@ -199,7 +204,7 @@ def draw_cases(
     ranked = sorted(
         (score, entry["case"]) for entry in results["cases"] if (score := _case_dice(entry)) is not None
     ) or [(float("nan"), case) for case in members]
-    places = np.linspace(0, len(ranked) - 1, min(NUM_SHOWN, len(ranked))).round().astype(int)
+    places = np.linspace(0, len(ranked) - 1, min(_num_shown(dataset), len(ranked))).round().astype(int)
     overlays = []
     for place in places:
         score, case = ranked[place]
@@ -211,15 +216,26 @@ def draw_cases(
                 prediction, label_of(sample), set(dataset.class_names) - set(results["absent_classes"])
             )
             shown = f"Dice {'undefined' if own is None else f'{own:.3f}'}, case {score:.3f}"
-        overlays.append(
-            Overlay(f"{printable(sample.id)}\n{shown}", sample.image, label_of(sample), prediction)
-        )
+        title = f"{printable(sample.id)}\n{shown}"
+        overlays += [plane.overlay for plane in views_of(sample, prediction, title)]
     title = f"{dataset.name}, {results['split']}: from the worst to the best of {len(ranked)} cases"
     return draw_overlays(overlays, dataset.num_classes, title, dataset.class_names)
 
 
-def own_dice(prediction: Int[Tensor, "H W"], label: Int[Tensor, "H W"], classes: set[int]) -> Value:
-    """The Dice of one image: the mean over those of the classes that label or prediction has; None without any."""
+def views_of(sample: Sample, prediction: Int[Tensor, "*S0"], title: str) -> list[Plane]:
+    """How a labelled sample and what was found in it are shown: an image as it is, a whole volume in three planes."""
+    label = label_of(sample)
+    if label.ndim == 3:
+        return planes_of(title, sample.image, label, prediction, sample.spacing)
+    return [Plane("", 0, 1, Overlay(title, sample.image, label, prediction))]
+
+
+def _num_shown(dataset: ImageDataset) -> int:
+    return NUM_VOLUMES if len(dataset.size_of(0)) == 3 else NUM_SHOWN
+
+
+def own_dice(prediction: Int[Tensor, "*size"], label: Int[Tensor, "*size"], classes: set[int]) -> Value:
+    """The Dice of one image or volume: the mean over the classes that label or prediction has; None without any."""
     values: list[Value] = []
     for index in classes:
         found, true = (prediction == index) & is_counted(label), label == index
@@ -238,18 +254,18 @@ def group_cases(dataset: ImageDataset, split: Split) -> dict[str, list[int]]:
 
 def segment(
     segmenter: Segment, dataset: ImageDataset, index: int, native_resolution: bool
-) -> tuple[Sample, Int[Tensor, "H W"]]:
+) -> tuple[Sample, Int[Tensor, "*S0"]]:
     """A labelled sample and the predicted class of every pixel of its label; the arguments are those of `evaluate`."""
     sample = dataset.sample(index)
-    rows, columns = label_of(sample).shape
+    size = tuple(label_of(sample).shape)
     if not isinstance(segmenter, Segmenter):
-        return sample, segmenter(sample.image, (rows, columns))
+        return sample, segmenter(sample.image, size)
     segmenter.eval()
     image = dataset.normalise(sample.image)
-    return sample, predict(segmenter, image, (rows, columns), native_resolution=native_resolution)
+    return sample, predict(segmenter, image, size, native_resolution=native_resolution)
 
 
-def label_of(sample: Sample) -> Int[Tensor, "H W"]:
+def label_of(sample: Sample) -> Int[Tensor, "*S0"]:
     """The label of a sample that has one."""
     assert sample.label is not None, "only labelled samples are scored"
     return sample.label

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Container
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,6 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig, exported: Path | None = None) -> None:
         ranks.check_batch(config.batch_size)
         ranks.check_device(config.device)
-        self.config: FinetuneConfig = config
         self.device: torch.device = pick_device(config.device)
         with ranks.in_turn():
             self.dataset: ImageDataset = open_labelled(config)
@@ -198,6 +197,7 @@ class Finetuning:
                 seed=config.seed,
             )
         ranks.check_statistics(segmenter)
+        self.config: FinetuneConfig = replace(config, decoder=segmenter.decoder_name)
         self.segmenter: Segmenter = segmenter.to(self.device)
         ranks.synchronise(self.segmenter)
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(

@@ -132,14 +132,22 @@ def check_validation(config: FinetuneConfig) -> None:
 
 
 def spelled_out(config: Config) -> Config:
-    """The same settings as they are written to `config.json`: a height and a width, and absolute paths."""
+    """The same settings as they are written to `config.json`: a length for each axis, and absolute paths."""
     data, root = (None, config.data_root) if config.data is None else absolute(config.data, config.data_root)
     encoder = config.encoder if config.encoder == "none" else str(Path(config.encoder).absolute())
-    size = None if config.image_size is None else size_of(config.image_size)
+    size = None if config.image_size is None else image_size_of(config.image_size, axes_of(config))
     config = replace(config, encoder=encoder, image_size=size, data=data, data_root=root)
     if isinstance(config, FinetuneConfig) and config.compare not in (None, NONE):
         return replace(config, compare=str(expanded(config.compare).absolute()))
     return config
+
+
+def axes_of(config: EvaluationConfig) -> int:
+    """2 for images, 3 for volumes: as many as sides are given, or else as the encoder has."""
+    size = config.image_size
+    if isinstance(size, tuple) and len(size) > 1:
+        return 3 if len(size) == 3 else 2
+    return 2 if config.encoder == "none" else len(find_encoder(Path(config.encoder)).image_size)
 
 
 def with_run_dir(config: Config, what: str) -> Config:
@@ -158,12 +166,7 @@ def with_run_dir(config: Config, what: str) -> Config:
 def shape_of(config: EvaluationConfig) -> tuple[tuple[int, ...], int]:
     """Image size and patch size of resolved settings."""
     assert config.image_size is not None and config.patch_size is not None, "resolved"
-    return size_of(config.image_size), config.patch_size
-
-
-def size_of(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The length of each axis; three numbers are of volumes."""
-    return image_size_of(sizes, axes=3 if isinstance(sizes, tuple) and len(sizes) == 3 else 2)
+    return image_size_of(config.image_size, axes_of(config)), config.patch_size
 
 
 def open_labelled(config: EvaluationConfig) -> ImageDataset:

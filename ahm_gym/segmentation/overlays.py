@@ -43,6 +43,14 @@ class Overlay:
     """None if there is none; ignored pixels are hatched."""
     prediction: Int[Tensor, "H0 W0"] | None = None
     """None if there is none."""
+    aspect: float = 1.0
+    """Height of a pixel of the label as a share of its width."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of what is drawn over the image, or of the image alone."""
+        rows, columns = next(iter(self.drawn().values()), self.image[0]).shape
+        return rows, columns
 
     def drawn(self) -> dict[str, Int[Tensor, "H0 W0"]]:
         """What has outlines, by the name of its row."""
@@ -103,13 +111,12 @@ def colour_of(index: int, num_classes: int) -> Any:
 
 
 def _show(axis: Axes, overlay: Overlay) -> None:
-    rows, columns = next(iter(overlay.drawn().values()), overlay.image[0]).shape
+    rows, columns = overlay.shape
     image = overlay.image if overlay.image.shape[0] == 3 else overlay.image[:1]
     pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
     # The label may be larger than the image, so the axes are in pixels of the label.
-    axis.imshow(
-        pixels, cmap="gray", vmin=0, vmax=1, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), aspect="equal"
-    )
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent, aspect=overlay.aspect)
     axis.set_xticks([])
     axis.set_yticks([])
 

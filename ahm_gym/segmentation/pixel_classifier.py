@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ahm_gym.data.ignored import IGNORED, is_counted
+from ahm_gym.model.decoders import INTERPOLATION
 
 PENALTIES: tuple[float, ...] = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 """Penalties to choose from, the strongest first; see `fit`."""
@@ -31,15 +32,16 @@ SMALLEST_VARIANCE: float = 1e-6
 """Components with less variance are left out; a standardised feature has 1."""
 SMALLEST_CURVATURE: float = 1e-4
 """Least curvature to assume for rare classes."""
-Maps: TypeAlias = list[Float[Tensor, "B _ _ _"]]
-"""Feature maps (B, h, w, D) of the same images, one for each resolution, with the channels last."""
+Maps: TypeAlias = list[Float[Tensor, "B ... _"]]
+"""Feature maps (B, h, w, D) of the same images, of volumes with one axis more, one for each resolution, with the
+channels last."""
 
 
 @dataclass(frozen=True)
 class PixelClassifier:
     """A linear map from the features of each pixel to the logarithms of the class probabilities.
 
-    A pixel's features are the standardised maps of all depths, interpolated bilinearly. Interpolation and a linear
+    A pixel's features are the standardised maps of all depths, interpolated linearly. Interpolation and a linear
     map can change places, so only one map per class is interpolated, never the features.
     """
 
@@ -51,13 +53,14 @@ class PixelClassifier:
     absent_probability: float
     """Probability of every other class."""
 
-    def __call__(self, maps: Maps, grid: tuple[int, ...]) -> Float[Tensor, "B K h w"]:
+    def __call__(self, maps: Maps, grid: tuple[int, ...]) -> Float[Tensor, "B K *s"]:
         """Logarithms of the class probabilities at every pixel of the grid."""
         scores = logits(maps, self.weights, self.bias, grid)
-        scores = scores.masked_fill(~self.present[:, None, None], -torch.inf).log_softmax(dim=1)
+        present = self.present.view(-1, *[1] * len(grid))
+        scores = scores.masked_fill(~present, -torch.inf).log_softmax(dim=1)
         known = torch.tensor(1.0 - self.absent_probability * int((~self.present).sum())).log()
         never = torch.tensor(self.absent_probability).log()
-        return torch.where(self.present[:, None, None], scores + known, never)
+        return torch.where(present, scores + known, never)
 
     def after(self, components: Components) -> PixelClassifier:
         """The same map from the features as they come, where this one takes their components."""
@@ -83,7 +86,7 @@ class Components:
     @classmethod
     def of(cls, maps: Maps) -> Components:
         """The components over all positions of these maps."""
-        parts = [_components(one.flatten(0, 2)) for one in maps]
+        parts = [_components(one.flatten(0, -2)) for one in maps]
         centres, bases, variances = (list(column) for column in zip(*parts, strict=True))
         return cls(centres, bases, variances)
 
@@ -95,11 +98,12 @@ class Components:
 
 def logits(
     maps: Maps, weights: Sequence[Float[Tensor, "_ K"]], bias: Float[Tensor, " K"], grid: tuple[int, ...]
-) -> Float[Tensor, "B K h w"]:
+) -> Float[Tensor, "B K *s"]:
     """The linear map of the interpolated features."""
-    total = bias[:, None, None]
+    total = bias.view(-1, *[1] * len(grid))
+    mode = INTERPOLATION[len(grid)]
     for one, matrix in zip(maps, weights, strict=True):
-        total = total + functional.interpolate((one @ matrix).permute(0, 3, 1, 2), grid, mode="bilinear")
+        total = total + functional.interpolate((one @ matrix).movedim(-1, 1), grid, mode=mode)
     return total
 
 
@@ -111,7 +115,7 @@ class Problem:
     """Components of the features."""
     variances: list[Float[Tensor, " _"]]
     """Variance of each component."""
-    classes: Int[Tensor, "B h w"]
+    classes: Int[Tensor, "B *s"]
     num_classes: int
 
     def __getitem__(self, chosen: Bool[Tensor, " B"]) -> Problem:
@@ -119,9 +123,9 @@ class Problem:
         return replace(self, maps=[one[chosen] for one in self.maps], classes=self.classes[chosen])
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the pixels."""
-        return self.classes.shape[1], self.classes.shape[2]
+    def grid(self) -> tuple[int, ...]:
+        """Length of each axis of the pixels."""
+        return tuple(self.classes.shape[1:])
 
 
 def _components(features: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +153,7 @@ def fit(problem: Problem, penalties: Sequence[float]) -> Iterator[PixelClassifie
     counts = classes.flatten().bincount(minlength=num_classes)[:num_classes]
     num_pixels = max(int(counts.sum()), 1)
     shares = counts / num_pixels
-    weights = [torch.zeros(one.shape[3], num_classes) for one in problem.maps]
+    weights = [torch.zeros(one.shape[-1], num_classes) for one in problem.maps]
     bias = shares.clamp(min=1 / num_pixels).log()  # the solution for features that say nothing
     for penalty in penalties:
         weights, bias = _minimise(problem, shares, weights, bias, penalty / len(classes))
@@ -187,7 +191,7 @@ def _minimise(
         loss.backward()
         return loss
 
-    absent = (shares == 0)[:, None, None]
+    absent = (shares == 0).view(-1, *[1] * len(problem.grid))
     optimizer.step(closure)  # type: ignore[arg-type]
     *found, shift = (one.detach() * unit for one, unit in zip(free, units, strict=True))
     return found, shift

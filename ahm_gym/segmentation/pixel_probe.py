@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import check_foreground
-from ahm_gym.data.ignored import IGNORED, KNOWN_SHARE, areas, is_counted
+from ahm_gym.data.ignored import IGNORED, KNOWN_SHARE, is_counted
 from ahm_gym.data.labelled import choose_labelled
-from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
 from ahm_gym.model.conv_network import ConvNetwork
 from ahm_gym.model.encoder_base import Encoder, as_encoder
+from ahm_gym.model.patches import pooled
 from ahm_gym.segmentation.metrics import Value, mean
 from ahm_gym.segmentation.pixel_classifier import (
     Components,
@@ -27,7 +26,15 @@ from ahm_gym.segmentation.pixel_classifier import (
     choose_penalty,
     fit,
 )
-from ahm_gym.segmentation.probe import BATCH_SIZE, class_dice
+from ahm_gym.segmentation.probe import class_dice
+from ahm_gym.segmentation.views import (
+    NUM_IMAGES,
+    batches_of,
+    fitted_areas,
+    labels_seen,
+    parts_of,
+    seen,
+)
 
 PIXEL_METRICS: tuple[str, ...] = ("ap", "dice", "log_loss")
 """The scores of the pixel probe: average precision, Dice and log-loss."""
@@ -43,7 +50,8 @@ class PixelProbe:
     pixels, 0.8 MB for the U-Net at 64 or 128.
 
     Args:
-        encoder: frozen network of a class that `as_encoder` knows. Images are fitted to its image size as a whole.
+        encoder: frozen network of a class that `as_encoder` knows. Images are fitted to its image size as a whole, and
+            volumes are covered by windows of it; see `seen`.
         dataset: images with labels in the training and the test split.
 
     Raises:
@@ -83,7 +91,7 @@ class PixelProbe:
               that of chance.
             - `penalty`, `folds`: the strength chosen by cross-validation and its number of folds, 0 if it was not
               possible and `DEFAULT_PENALTY` was taken.
-            - `grid`: rows and columns of the pixels.
+            - `grid`: rows and columns of the pixels, of an image or of a window of a volume.
             - `labels`, `num_images`: numbers of training and test images.
 
         Raises:
@@ -112,41 +120,44 @@ class PixelProbe:
             "num_images": len(self.test),
         }
 
-    def pixels(self, indices: list[int]) -> tuple[Maps, Int[Tensor, "B h w"]]:
-        """Feature maps of these images, and the class of each pixel of the grid."""
+    def pixels(self, indices: list[int]) -> tuple[Maps, Int[Tensor, "V *s"]]:
+        """Feature maps of these images, and the class of each pixel of the grid; a row for each of their views."""
         missing = [index for index in indices if index not in self._pixels]
         was_training = self.network.training
         self.network.eval()
-        for start in range(0, len(missing), BATCH_SIZE):
-            self._encode(missing[start : start + BATCH_SIZE])
+        for together in batches_of(missing, self.encoder.image_size):
+            self._encode(together)
         self.network.train(was_training)
         maps, classes = zip(*(self._pixels[index] for index in indices), strict=True)
-        return [torch.stack(same) for same in zip(*maps, strict=True)], torch.stack(classes)
+        return [torch.cat(same) for same in zip(*maps, strict=True)], torch.cat(classes)
 
     def owners(self, indices: list[int]) -> list[str]:
-        """The patient of each image."""
-        return [self.dataset.patient(index) for index in indices]
+        """The patient of each row of `pixels`, which has been called."""
+        return [self.dataset.patient(index) for index in indices for _ in self._pixels[index][1]]
 
-    def _encode(self, indices: list[int]) -> None:
+    def _encode(self, indices: Sequence[int]) -> None:
         device = next((value.device for value in self.network.parameters()), torch.device("cpu"))
         size = self.encoder.image_size
         with torch.no_grad():
-            images = self.dataset.resized(indices, size).to(device)
-            maps = by_resolution(depth_maps(self.encoder, images), self.grid)
+            views, counts = seen(self.dataset, indices, size)
+            parts = [
+                by_resolution(depth_maps(self.encoder, part.to(device)), self.grid)
+                for part in parts_of(views)
+            ]
+        maps = [torch.cat(same).split(counts) for same in zip(*parts, strict=True)]
         for place, index in enumerate(indices):
-            label = self.dataset.sample(index).label
-            assert label is not None, "only labelled samples are chosen"
-            classes = pixel_classes(label, self.dataset.num_classes, size, self.grid)
-            self._pixels[index] = [one[place].clone() for one in maps], classes
+            labels = labels_seen(self.dataset, index, size)
+            classes = [pixel_classes(label, self.dataset.num_classes, size, self.grid) for label in labels]
+            self._pixels[index] = [one[place].clone() for one in maps], torch.stack(classes)
 
     def _scores(self, classifier: PixelClassifier) -> dict[str, Any]:
         """The scores on the test split; see `__call__`."""
         maps, classes = self.pixels(self.test)
         chunks = [
-            classifier([one[start : start + BATCH_SIZE] for one in maps], self.grid).double()
-            for start in range(0, len(self.test), BATCH_SIZE)
+            classifier([one[start : start + NUM_IMAGES] for one in maps], self.grid).double()
+            for start in range(0, len(classes), NUM_IMAGES)
         ]
-        cases = [self.dataset.case_of(index) for index in self.test]
+        cases = [self.dataset.case_of(index) for index in self.test for _ in self._pixels[index][1]]
         found = case_scores(torch.cat(chunks), classes, cases)
         columns = {
             name: class_dice({case: scores[name] for case, scores in found.items()})
@@ -161,8 +172,8 @@ class PixelProbe:
         return {**means, "per_class": per_class, "cases": kept}
 
 
-def grid_for(image_size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of the pixels that are classified: four a patch side, halved until no side exceeds `MAX_SIDE`.
+def grid_for(image_size: tuple[int, ...], patch_size: int) -> tuple[int, ...]:
+    """The grid of pixels that are classified: four a patch side, halved until no side exceeds `MAX_SIDE`.
 
     Four a side show what interpolation between patches can resolve. More cost memory and show nothing new: between
     the patches of a vision transformer all features are interpolated.
@@ -170,10 +181,10 @@ def grid_for(image_size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
     stride = max(patch_size // 4, 1)
     while max(image_size) > MAX_SIDE * stride:
         stride *= 2
-    return max(image_size[0] // stride, 1), max(image_size[1] // stride, 1)
+    return tuple(max(side // stride, 1) for side in image_size)
 
 
-def depth_maps(encoder: Encoder, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+def depth_maps(encoder: Encoder, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B ..."]]:
     """The encoder's feature maps of all depths: of a U-Net those of all resolutions and the decoder's last one."""
     if isinstance(encoder, ConvNetwork):
         maps = encoder.encode(images)
@@ -182,23 +193,23 @@ def depth_maps(encoder: Encoder, images: Float[Tensor, "B C H W"]) -> list[Float
     return list({id(one): one for one in encoder.feature_maps(images)}.values())
 
 
-def by_resolution(maps: Sequence[Float[Tensor, "B _ _ _"]], grid: tuple[int, ...]) -> Maps:
+def by_resolution(maps: Sequence[Float[Tensor, "B ..."]], grid: tuple[int, ...]) -> Maps:
     """The maps, averaged to the grid where they are finer, with those of one resolution joined; on the CPU."""
-    joined: dict[tuple[int, int], list[Tensor]] = {}
+    joined: dict[tuple[int, ...], list[Tensor]] = {}
     for one in maps:
-        size = min(one.shape[2], grid[0]), min(one.shape[3], grid[1])
-        joined.setdefault(size, []).append(functional.adaptive_avg_pool2d(one.float(), size))
-    return [torch.cat(same, dim=1).permute(0, 2, 3, 1).cpu().contiguous() for same in joined.values()]
+        size = tuple(min(sides) for sides in zip(one.shape[2:], grid, strict=True))
+        joined.setdefault(size, []).append(pooled(one.float(), size))
+    return [torch.cat(same, dim=1).movedim(1, -1).cpu().contiguous() for same in joined.values()]
 
 
 def pixel_classes(
-    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, ...], grid: tuple[int, ...]
-) -> Int[Tensor, "h w"]:
+    label: Integer[Tensor, "*S0"], num_classes: int, image_size: tuple[int, ...], grid: tuple[int, ...]
+) -> Int[Tensor, "*s"]:
     """The class with the largest area in each pixel of the grid; the label is fitted to `image_size` like its image.
 
     It is `IGNORED` where less than `KNOWN_SHARE` of the area has a class.
     """
-    shares = functional.adaptive_avg_pool2d(cover(areas(label, num_classes), image_size), (grid[0], grid[1]))
+    shares = pooled(fitted_areas(label, num_classes, image_size)[None], grid)[0]
     return shares[:-1].argmax(dim=0).masked_fill(1.0 - shares[-1] < KNOWN_SHARE, IGNORED)
 
 
@@ -217,7 +228,7 @@ def average_precision(scores: Float[Tensor, " n"], true: Bool[Tensor, " n"]) -> 
 
 
 def case_scores(
-    log_probabilities: Float[Tensor, "B K h w"], classes: Int[Tensor, "B h w"], cases: Sequence[str]
+    log_probabilities: Float[Tensor, "B K *s"], classes: Int[Tensor, "B *s"], cases: Sequence[str]
 ) -> dict[str, dict[str, list[Value]]]:
     """The scores of each case over all its pixels, with one value per foreground class.
 

@@ -34,10 +34,13 @@ from ahm_gym.runs.storage import make_folder, write_atomically
 from ahm_gym.segmentation.config import PredictConfig
 from ahm_gym.segmentation.maps import encode_probabilities, encode_uncertainty
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
+from ahm_gym.segmentation.planes import planes_of
 from ahm_gym.segmentation.predictor import Ensemble
 
 NUM_SHOWN: int = 8
 """Largest number of scans in the picture."""
+NUM_VOLUMES: int = 3
+"""Largest number of volumes in it that were segmented as a whole, each in three planes."""
 MAPS: tuple[str, ...] = ("probabilities", "uncertainty")
 """Maps that a setting adds, and the folders beside the masks that they are written to."""
 
@@ -241,23 +244,29 @@ def areas_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _draw(ensemble: Ensemble, scans: dict[str, Scan], rows: list[dict[str, Any]], out: Path) -> None:
-    """Draws a few scans with their masks; of a volume, the slice with the largest structure."""
-    places = np.linspace(0, len(rows) - 1, min(NUM_SHOWN, len(rows))).round().astype(int)
-    overlays, processing = [], ensemble.processing
-    for row in (rows[place] for place in places):
-        scan, title = scans[row["scan"]], printable(row["scan"])
-        pixels = read_scan(scan, processing)
-        mask = arranged(read_pixels(out / row["mask"]), processing, row["mask"]).array
-        image = pixels.array
-        if pixels.is_volume:
-            if mask.ndim == 4:
-                mask, image = mask[..., 0], image[..., 0]
-            at = int((mask > 0).sum(axis=(0, 1)).argmax())
-            mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
-        path = str(scan.images[0])
-        scaled = ensemble.scaled(image, path, apart=scan.modal, spacing=pixels.spacing)
-        shown = ensemble.members[0].fitted(scaled)
-        overlays.append(Overlay(title, shown, None, torch.from_numpy(mask.astype(np.int64))))
-    title = f"{len(overlays)} of {len(rows)} scans, and what was found"
+    """Draws a few scans with their masks; of a volume the slice with the largest structure, or three planes."""
+    most = NUM_VOLUMES if ensemble.in_volumes else NUM_SHOWN
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
+    chosen = [rows[place] for place in places]
+    overlays = [one for row in chosen for one in _shown(ensemble, scans[row["scan"]], row, out)]
+    title = f"{len(chosen)} of {len(rows)} scans, and what was found"
     figure = draw_overlays(overlays, ensemble.num_classes, title, ensemble.class_names)
     figure.savefig(out / "overlays.png")
+
+
+def _shown(ensemble: Ensemble, scan: Scan, row: dict[str, Any], out: Path) -> list[Overlay]:
+    """A scan with its mask: one picture, or those of the planes of a volume that was segmented as a whole."""
+    processing, title = ensemble.processing, printable(row["scan"])
+    pixels = read_scan(scan, processing)
+    mask = arranged(read_pixels(out / row["mask"]), processing, row["mask"]).array
+    image = pixels.array
+    if pixels.is_volume and mask.ndim == 4:
+        mask, image = mask[..., 0], image[..., 0]
+    if pixels.is_volume and not ensemble.in_volumes:
+        at = int((mask > 0).sum(axis=(0, 1)).argmax())
+        mask, title, image = mask[:, :, at], f"{title}\nslice {at}", image[:, :, at]
+    scaled = ensemble.scaled(image, str(scan.images[0]), apart=scan.modal, spacing=pixels.spacing)
+    shown, found = ensemble.members[0].fitted(scaled), torch.from_numpy(mask.astype(np.int64))
+    if not ensemble.in_volumes:
+        return [Overlay(title, shown, None, found)]
+    return [plane.overlay for plane in planes_of(title, shown, None, found, pixels.spacing)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from ahm_gym.device.choice import pick_device
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation.config import SELECTIONS
-from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, predict_logits
+from ahm_gym.segmentation.parts import resized_in_parts
+from ahm_gym.segmentation.segmenter import Segmenter, load_segmenter, window_logits
 from ahm_gym.segmentation.validation import segmenter_folder
 
 MAX_SLICES: int = 16
@@ -55,27 +57,36 @@ class Predictor:
         processing = Processing.model_validate(config.get("processing", {}))
         return cls(segmenter, *statistics, bool(config["native_resolution"]), processing)
 
-    def fitted(self, image: Float[Tensor, "C H W"]) -> Float[Tensor, "C H2 W2"]:
-        """An image in [0, 1] as training saw it before it was normalised: no larger than needed."""
+    def fitted(self, image: Float[Tensor, "C *S"]) -> Float[Tensor, "C *S2"]:
+        """An image in [0, 1] as training saw it before it was normalised: no larger than needed; a volume as it is."""
+        if image.ndim == 4:
+            return image
         return shrink(image, stored_side(self.segmenter.image_size, self.native_resolution))
 
-    def logits(self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B K H0 W0"]:
-        """The class logits of images in [0, 1], in main memory; `size` are their rows and columns."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+    def logits(self, images: Float[Tensor, "B C *S"], size: tuple[int, ...]) -> Float[Tensor, "B K *S0"]:
+        """The class logits of images in [0, 1], in main memory; `size` is the length of each axis of the result."""
+        return torch.cat(list(self.parts(images, size)), dim=2)
+
+    def parts(
+        self, images: Float[Tensor, "B C *S"], size: tuple[int, ...]
+    ) -> Iterator[Float[Tensor, "B K *part"]]:
+        """Yields the logits in the parts of `resized_in_parts`, in main memory; the arguments are those of `logits`."""
+        shape = (-1, *[1] * (images.ndim - 2))
+        mean, std = (torch.tensor(values).view(shape) for values in (self.mean, self.std))
         normalised = (torch.stack([self.fitted(image) for image in images]) - mean) / std
-        native = self.native_resolution
-        return predict_logits(self.segmenter, normalised, size, native_resolution=native).cpu()
+        found = window_logits(self.segmenter, normalised, native_resolution=self.native_resolution)
+        return (part.cpu() for part in resized_in_parts(found, size))
 
 
 @dataclass(frozen=True)
 class Segmented:
     """What was found in a file, in the order of `Pixels.array`."""
 
-    mask: UInt8[np.ndarray, "H W *slices"]
+    mask: UInt8[np.ndarray, "*shape"]
     """The class of every pixel."""
     probabilities: Float32[np.ndarray, "*shape K"] | None = None
     """The probability of every class at every pixel; None if it was not asked for."""
-    uncertainty: Float32[np.ndarray, "H W *slices"] | None = None
+    uncertainty: Float32[np.ndarray, "*shape"] | None = None
     """`normalised_entropy` of the probabilities; None if it was not asked for."""
 
 
@@ -117,6 +128,11 @@ class Ensemble:
         return self.members[0].processing
 
     @property
+    def in_volumes(self) -> bool:
+        """Whether the runs were trained on whole volumes, and not on images or slices."""
+        return len(self.members[0].segmenter.image_size) == 3
+
+    @property
     def num_classes(self) -> int:
         """Number of classes with the background."""
         return self.members[0].segmenter.num_classes
@@ -139,40 +155,40 @@ class Ensemble:
         *,
         apart: bool = False,
         spacing: tuple[float, ...] | None = None,
-    ) -> Float[Tensor, "C H W"]:
+    ) -> Float[Tensor, "C *S"]:
         """The image, scaled to [0, 1] as in training, at its own size or that of the `spacing` of the run.
 
         Args:
-            image: rows, columns and, optionally, channels; a grey image is repeated for a run on colour images.
+            image: rows, columns and, optionally, channels; of runs on volumes three axes and, optionally, channels. A
+                grey image is repeated for a run on colour images.
             origin: its file, for messages.
             apart: the channels are modalities, each scaled by itself.
-            spacing: millimetres per row and column, if the file states them.
+            spacing: millimetres per row and column, or along each axis of a volume, if the file states them.
 
         Raises:
             InputError: if it is no image, has another number of channels than the training images, or states no
                 spacing although the run needs it.
         """
-        pixels = channels_last(image, origin)
-        if (pixels.shape[2], self.channels) == (1, 3):
-            pixels = np.repeat(pixels, 3, axis=2)
-        if pixels.shape[2] != self.channels:
+        pixels = channels_last(image, origin, axes=3) if self.in_volumes else channels_last(image, origin)
+        if (pixels.shape[-1], self.channels) == (1, 3):
+            pixels = np.repeat(pixels, 3, axis=-1)
+        if pixels.shape[-1] != self.channels:
             raise InputError(
-                f"wrong channel count: {origin} has {pixels.shape[2]}, expected {self.channels} like the "
+                f"wrong channel count: {origin} has {pixels.shape[-1]}, expected {self.channels} like the "
                 "training images of the run; convert it, or remove it."
             )
         scaled = scale(pixels, self.processing, self.channels if apart else 1)
         return to_spacing(scaled, spacing, self.processing, origin)
 
     def probabilities(
-        self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]
-    ) -> Float[Tensor, "B K H0 W0"]:
-        """The mean over the runs of the softmax of images in [0, 1]; `size` are their rows and columns."""
-        softmax = (member.logits(images, size).softmax(dim=1) for member in self.members)
-        return torch.stack(list(softmax)).mean(dim=0)
+        self, images: Float[Tensor, "B C *S"], size: tuple[int, ...]
+    ) -> Float[Tensor, "B K *S0"]:
+        """The mean over the runs of the softmax of images in [0, 1]; `size` is that of the result."""
+        return torch.cat([self._shares(scores) for scores in self._scores(images, size)], dim=2)
 
-    def classes(self, image: Float[Tensor, "C H W"], size: tuple[int, ...]) -> Int[Tensor, "H0 W0"]:
-        """The class of every pixel of an image in [0, 1]; `size` are its rows and columns."""
-        return self._scores(image[None], size)[0].argmax(dim=0)
+    def classes(self, image: Float[Tensor, "C *S"], size: tuple[int, ...]) -> Int[Tensor, "*S0"]:
+        """The class of every pixel of an image in [0, 1]; `size` is the length of each axis of the result."""
+        return torch.cat([scores[0].argmax(dim=0) for scores in self._scores(image[None], size)])
 
     def segment(
         self,
@@ -185,11 +201,16 @@ class Ensemble:
     ) -> Segmented:
         """Segments a file: an image, or a volume by batches of slices; of a series in time, frame by frame.
 
-        `apart` is that of `scaled`.
+        Runs on volumes segment a volume as a whole, by windows in three dimensions. `apart` is that of `scaled`.
 
         Raises:
-            InputError: as `scaled` does.
+            InputError: as `scaled` does, or for an image if the runs were trained on volumes.
         """
+        if self.in_volumes and not pixels.is_volume:
+            raise InputError(
+                f"{origin} is an image, and the run was trained on volumes: give volumes, such as NIfTI files, or "
+                "choose another `run`."
+            )
         asked = {"apart": apart, "probabilities": probabilities, "uncertainty": uncertainty}
         in_time = pixels.fourth == "time" or (self.channels == 1 and not pixels.fourth_is_sure)
         if pixels.is_volume and in_time and pixels.array.ndim == 4:
@@ -197,12 +218,10 @@ class Ensemble:
                 self.segment(frame, f"{origin} (frame {at})", **asked)
                 for at, frame in enumerate(frames_of(pixels))
             )
-        array, size = pixels.array, (pixels.array.shape[0], pixels.array.shape[1])
-        if not pixels.is_volume:
-            images = [(array, origin)]
-        else:
-            images = [(array[:, :, at], f"{origin} (slice {at})") for at in range(array.shape[2])]
-        together = max(1, min(MAX_SLICES, MAX_VALUES // (self.num_classes * size[0] * size[1])))
+        whole = self.in_volumes
+        size = pixels.array.shape[: 3 if whole else 2]
+        images = [(pixels.array, origin)] if whole or not pixels.is_volume else slices_of(pixels, origin)
+        together = max(1, min(MAX_SLICES, MAX_VALUES // (self.num_classes * math.prod(size))))
         masks, softmax, entropy = [], [], []
         for first in range(0, len(images), together):
             batch = torch.stack(
@@ -211,24 +230,43 @@ class Ensemble:
                     for image in images[first : first + together]
                 ]
             )
-            scores = self._scores(batch, size)
-            masks.append(scores.argmax(dim=1).byte())
-            if probabilities or uncertainty:
-                shares = scores.softmax(dim=1) if len(self.members) == 1 else scores
-                softmax += [shares.permute(0, 2, 3, 1)] * probabilities
-                entropy += [normalised_entropy(shares)] * uncertainty
+            for scores in self._scores(batch, size):
+                found = [scores.argmax(dim=1).byte()]
+                if probabilities or uncertainty:
+                    shares = self._shares(scores)
+                    found += [shares.movedim(1, -1), normalised_entropy(shares)]
+                # The parts of a volume follow each other along its first axis, and batches of slices along the batch.
+                rows = [one[0] if whole else one for one in found]
+                masks.append(rows[0])
+                softmax += rows[1:2] * probabilities
+                entropy += rows[2:] * uncertainty
         mask, *maps = (
-            None if not parts else _in_order(torch.cat(parts).numpy(), pixels.is_volume)
+            _in_order(torch.cat(parts).numpy(), pixels, whole=whole) if parts else None
             for parts in (masks, softmax, entropy)
         )
         assert mask is not None, "a file has at least one image"
         return Segmented(mask, *maps)
 
-    def _scores(self, images: Float[Tensor, "B C H W"], size: tuple[int, ...]) -> Float[Tensor, "B K H0 W0"]:
-        """What the classes are chosen by: the logits of one run, or the mean probabilities of several."""
-        if len(self.members) == 1:
-            return self.members[0].logits(images, size)
-        return self.probabilities(images, size)
+    def _scores(
+        self, images: Float[Tensor, "B C *S"], size: tuple[int, ...]
+    ) -> Iterator[Float[Tensor, "B K *part"]]:
+        """Yields what the classes are chosen by, in the parts of `resized_in_parts` and in main memory.
+
+        It is the logits of one run, or the mean probabilities of several.
+        """
+        for parts in zip(*(member.parts(images, size) for member in self.members), strict=True):
+            several = len(parts) > 1
+            yield torch.stack([part.softmax(dim=1) for part in parts]).mean(dim=0) if several else parts[0]
+
+    def _shares(self, scores: Float[Tensor, "B K *S"]) -> Float[Tensor, "B K *S"]:
+        """The probabilities that follow from these scores."""
+        return scores.softmax(dim=1) if len(self.members) == 1 else scores
+
+
+def slices_of(pixels: Pixels, origin: str) -> list[tuple[np.ndarray, str]]:
+    """The slices of a volume, each with its name for messages."""
+    array = pixels.array
+    return [(array[:, :, at], f"{origin} (slice {at})") for at in range(array.shape[2])]
 
 
 def frames_of(pixels: Pixels) -> list[Pixels]:
@@ -244,12 +282,14 @@ def _in_time(found: Iterable[Segmented]) -> Segmented:
     return Segmented(mask, *maps)
 
 
-def normalised_entropy(probabilities: Float[Tensor, "B K H W"]) -> Float[Tensor, "B H W"]:
+def normalised_entropy(probabilities: Float[Tensor, "B K *S"]) -> Float[Tensor, "B *S"]:
     """The entropy of the classes' probabilities, divided by that of equal ones: 0 (certain) to 1."""
     entropy = torch.special.entr(probabilities).sum(dim=1)
     return (entropy / np.log(probabilities.shape[1])).clamp(0.0, 1.0)
 
 
-def _in_order(maps: np.ndarray, is_volume: bool) -> np.ndarray:
-    """Maps of slices (S, H, W, ...) as an array (H, W, S, ...); of an image (1, H, W, ...) as (H, W, ...)."""
-    return np.ascontiguousarray(np.moveaxis(maps, 0, 2)) if is_volume else maps[0]
+def _in_order(maps: np.ndarray, pixels: Pixels, *, whole: bool) -> np.ndarray:
+    """Maps in the order of `Pixels.array`, of slices (S, H, W, ...), an image (1, H, W, ...) or a whole volume."""
+    if whole:
+        return maps
+    return np.ascontiguousarray(np.moveaxis(maps, 0, 2)) if pixels.is_volume else maps[0]

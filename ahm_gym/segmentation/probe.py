@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from ahm_gym.data import ImageDataset
 from ahm_gym.data.draws import check_foreground
-from ahm_gym.data.ignored import KNOWN_SHARE, areas
+from ahm_gym.data.ignored import KNOWN_SHARE
 from ahm_gym.data.labelled import choose_labelled
-from ahm_gym.data.store import cover
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoder_base import Encoder, as_encoder
 from ahm_gym.model.patches import patchify
 from ahm_gym.segmentation.metrics import Value, mean
+from ahm_gym.segmentation.views import batches_of, fitted_areas, labels_seen, parts_of, seen
 
 PENALTIES: Tensor = torch.logspace(-4, 6, 41, dtype=torch.float64)
 """Ridge penalties to choose from, for a squared error that is summed over all training patches."""
@@ -27,7 +28,6 @@ BACKGROUND_WEIGHTS: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 Ridge regression shrinks towards the mean: without such a factor, small structures would never be the largest class
 of a patch.
 """
-BATCH_SIZE: int = 64
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Probe:
 
     Args:
         encoder: frozen network of a class that `as_encoder` knows. Images are fitted to its image size as a whole,
-            and its patch features are standardised over the training patches.
+            volumes are covered by windows of it; see `seen`. Patch features are standardised over the training patches.
         dataset: images with labels in all three splits.
         tested: False if only `val_dice` is wanted: test labels are then not needed, and no test image is read.
 
@@ -145,32 +145,36 @@ class Probe:
         r2 = max(explained(*counted(predicted, targets)) for predicted in predictions)
         return Fitted(weights[best], bias[best], float(PENALTIES[best]), weight, score, r2, len(train))
 
-    def patches(self, indices: list[int]) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L K"]]:
-        """Features and label fractions of all patches of these images, in double precision; see `label_fractions`."""
+    def patches(self, indices: list[int]) -> tuple[Float[Tensor, "V L D"], Float[Tensor, "V L K"]]:
+        """Features and label fractions of all patches of these images, in double precision; see `label_fractions`.
+
+        A row is an image or a window of a volume.
+        """
         missing = [index for index in indices if index not in self._patches]
         was_training = self.network.training
         self.network.eval()
-        for start in range(0, len(missing), BATCH_SIZE):
-            self._encode(missing[start : start + BATCH_SIZE])
+        for together in batches_of(missing, self.encoder.image_size):
+            self._encode(together)
         self.network.train(was_training)
         features, fractions = zip(*(self._patches[index] for index in indices), strict=True)
-        return torch.stack(features), torch.stack(fractions)
+        return torch.cat(features), torch.cat(fractions)
 
-    def _encode(self, indices: list[int]) -> None:
+    def _encode(self, indices: Sequence[int]) -> None:
         device = next((value.device for value in self.network.parameters()), torch.device("cpu"))
         size, patch_size = self.encoder.image_size, self.encoder.patch_size
         with torch.no_grad():
-            images = self.dataset.resized(indices, size).to(device)
-            features = self.encoder.patch_features(images).double().cpu()
-        for index, tokens in zip(indices, features, strict=True):
-            label = self.dataset.sample(index).label
-            assert label is not None, "only labelled samples are chosen"
-            shares = label_fractions(label, self.dataset.num_classes, size, patch_size)
-            self._patches[index] = tokens, shares.double()
+            views, counts = seen(self.dataset, indices, size)
+            features = torch.cat(
+                [self.encoder.patch_features(part.to(device)).double().cpu() for part in parts_of(views)]
+            )
+        for index, tokens in zip(indices, features.split(counts), strict=True):
+            labels = labels_seen(self.dataset, index, size)
+            shares = [label_fractions(label, self.dataset.num_classes, size, patch_size) for label in labels]
+            self._patches[index] = tokens, torch.stack(shares).double()
 
     def cases(self, indices: list[int]) -> list[str]:
-        """Names of the cases of these val or test images."""
-        return [self._cases[index] for index in indices]
+        """Names of the cases of these val or test images, one for each row of `patches`, which has been called."""
+        return [self._cases[index] for index in indices for _ in self._patches[index][0]]
 
 
 def counted(
@@ -265,14 +269,14 @@ def mean_dice(cases: dict[str, list[Value]]) -> Value:
 
 
 def label_fractions(
-    label: Int[Tensor, "H0 W0"], num_classes: int, image_size: tuple[int, ...], patch_size: int
+    label: Integer[Tensor, "*S0"], num_classes: int, image_size: tuple[int, ...], patch_size: int
 ) -> Float[Tensor, "L K"]:
-    """Share of the area of each patch that each class covers, with the label fitted to `image_size` like its image.
+    """Share of each patch that each class covers, with the label fitted to `image_size` like its image.
 
     Shares are those of the area that is not ignored. They are all 0 if that is less than `KNOWN_SHARE` of the patch,
     which then does not count.
     """
-    fitted = cover(areas(label, num_classes), image_size)  # K+1 H W
+    fitted = fitted_areas(label, num_classes, image_size)  # K+1 *S
     shares = patchify(fitted[:, None], patch_size).mean(dim=2).T
     ignored = shares[:, -1:]
     if not ignored.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from torch import Tensor, nn
 from ahm_gym.data.store import working_size
 from ahm_gym.data.stream import derive_seed
 from ahm_gym.errors import InputError
-from ahm_gym.model.decoders import build_decoder, resize
+from ahm_gym.model.decoders import build_decoder, default_decoder, resize
 from ahm_gym.model.encoders import as_encoder, export_encoder, load_encoder
 from ahm_gym.runs.schema import Schema, checked, fits, read_json
 from ahm_gym.runs.storage import as_os_error, check_loaded
+from ahm_gym.segmentation.parts import padded_to, resized_in_parts
 
 WEIGHT_DECAY: float = 0.05
 """Weight decay of the matrices; other parameters have none."""
+WINDOWS: int = 8
+"""Largest number of windows that are segmented at once."""
+WINDOW_VALUES: int = 2**20
+"""Largest number of voxels in them, of a volume."""
 
 
 class SegmenterFile(Schema):
@@ -39,14 +45,14 @@ class SegmenterFile(Schema):
 
 
 class Segmenter(nn.Module):
-    """Computes class logits for every pixel from the features of an encoder.
+    """Computes class logits for every pixel of images, or voxel of volumes, from the features of an encoder.
 
     Args:
         encoder: network of a class that `as_encoder` knows; it sets the image size, patch size and channels.
         num_classes: number of classes including the background, at least 2.
         feature_size: width of the decoder at full resolution.
         freeze: train only the decoder.
-        decoder: one of `DECODERS`.
+        decoder: one of `DECODERS`; None: `default_decoder`.
 
     Raises:
         InputError: if there are fewer than 2 classes, or the decoder is unknown or does not go with the encoder.
@@ -59,7 +65,7 @@ class Segmenter(nn.Module):
         *,
         feature_size: int = 16,
         freeze: bool = False,
-        decoder: str = "unetr",
+        decoder: str | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -73,8 +79,8 @@ class Segmenter(nn.Module):
         described = as_encoder(encoder)
         self.image_size: tuple[int, ...] = described.image_size
         self.channels: int = described.channels
-        self.decoder_name: str = decoder
-        self.decoder: nn.Module = build_decoder(decoder, described, num_classes, feature_size)
+        self.decoder_name: str = default_decoder(described) if decoder is None else decoder
+        self.decoder: nn.Module = build_decoder(self.decoder_name, described, num_classes, feature_size)
 
     @property
     def device(self) -> torch.device:
@@ -92,20 +98,20 @@ class Segmenter(nn.Module):
             self.encoder.eval()
         return self
 
-    def features(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+    def features(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D *s"]]:
         """The feature maps of the encoder, the shallowest first."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return as_encoder(self.encoder).feature_maps(images)
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+    def forward(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
         """Class logits for every pixel of normalised images."""
         return self.decoder(images, self.features(images))
 
 
 def build_segmenter(
-    encoder: nn.Module, num_classes: int, *, freeze: bool = False, decoder: str = "unetr", seed: int = 0
+    encoder: nn.Module, num_classes: int, *, freeze: bool = False, decoder: str | None = None, seed: int = 0
 ) -> Segmenter:
-    """A segmenter with a decoder that is initialised from the seed alone."""
+    """A segmenter with a decoder that is initialised from the seed alone; see `Segmenter`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, 4))
         return Segmenter(encoder, num_classes, freeze=freeze, decoder=decoder)
@@ -127,34 +133,49 @@ def parameter_groups(segmenter: Segmenter, encoder_rate: float = 1.0) -> list[di
 
 def predict(
     segmenter: Segmenter,
-    image: Float[Tensor, "C H W"],
+    image: Float[Tensor, "C *S"],
     size: tuple[int, ...],
     *,
     native_resolution: bool = False,
-) -> Int[Tensor, "H0 W0"]:
-    """The class of every pixel of an image, with `size` rows and columns; see `predict_logits`."""
-    logits = predict_logits(segmenter, image[None], size, native_resolution=native_resolution)
-    return logits[0].argmax(dim=0).cpu()
+) -> Int[Tensor, "*S0"]:
+    """The class of every pixel of an image or a volume, of the given `size`; see `predict_logits`."""
+    logits = window_logits(segmenter, image[None], native_resolution=native_resolution)
+    return torch.cat([part[0].argmax(dim=0).cpu() for part in resized_in_parts(logits, size)])
 
 
 def predict_logits(
     segmenter: Segmenter,
-    images: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "B C *S"],
     size: tuple[int, ...],
     *,
     native_resolution: bool = False,
-) -> Float[Tensor, "B K H0 W0"]:
-    """The class logits of every pixel of some images, with `size` rows and columns, on the segmenter's device.
+) -> Float[Tensor, "B K *S0"]:
+    """The class logits of every pixel of some images, of the given `size`, on the segmenter's device.
 
-    An image larger than the segmenter's size is covered by overlapping windows.
+    An image larger than the segmenter's size is covered by overlapping windows. Volumes are never shrunk: theirs are
+    windows of the resolution that is given, and the logits are in main memory.
 
     Args:
         segmenter: segmenter in evaluation mode.
-        images: normalised images.
-        size: rows and columns of the result.
+        images: normalised images or volumes.
+        size: length of each axis of the result.
         native_resolution: do not shrink the images to the segmenter's size.
     """
-    stored = (images.shape[2], images.shape[3])
+    logits = window_logits(segmenter, images, native_resolution=native_resolution)
+    return torch.cat(list(resized_in_parts(logits, size)), dim=2)
+
+
+def window_logits(
+    segmenter: Segmenter, images: Float[Tensor, "B C *S"], *, native_resolution: bool = False
+) -> Float[Tensor, "B K *S2"]:
+    """The class logits at the resolution at which images are segmented; the arguments are those of `predict_logits`.
+
+    The windows overlap by half and are weighted by a Gaussian, as in nnU-Net. A volume of N voxels takes about 4 * (C +
+    K + 1) * N bytes of main memory, beside what the network needs for its windows.
+    """
+    stored = tuple(images.shape[2:])
+    if len(stored) == 3:
+        return _volume_logits(segmenter, images)
     worked = working_size(stored, segmenter.image_size, native_resolution)
     with torch.no_grad(), segmenter.autocast():
         resized = resize(images.to(segmenter.device), worked)
@@ -164,12 +185,30 @@ def predict_logits(
             logits = sliding_window_inference(
                 resized,
                 segmenter.image_size,
-                sw_batch_size=8,
+                sw_batch_size=WINDOWS,
                 predictor=segmenter,
                 overlap=0.5,
                 mode="gaussian",
             )
-    return resize(torch.as_tensor(logits).float(), size)
+    return torch.as_tensor(logits).float()
+
+
+def _volume_logits(segmenter: Segmenter, volumes: Float[Tensor, "B C *S"]) -> Float[Tensor, "B K *S"]:
+    """The logits of volumes in main memory, of which only the windows are on the segmenter's device."""
+    size = segmenter.image_size
+    padded, inside = padded_to(volumes.cpu(), size)
+    with torch.no_grad(), segmenter.autocast():
+        logits = sliding_window_inference(
+            padded,
+            size,
+            sw_batch_size=max(1, min(WINDOWS, WINDOW_VALUES // math.prod(size))),
+            predictor=segmenter,
+            overlap=0.5,
+            mode="gaussian",
+            sw_device=segmenter.device,
+            device=torch.device("cpu"),
+        )
+    return torch.as_tensor(logits)[(..., *inside)].float()
 
 
 def save_segmenter(

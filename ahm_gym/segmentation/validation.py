@@ -76,12 +76,12 @@ def dice_on(
 
 
 def dice_of(
-    find: Callable[[Sample, tuple[int, int]], Tensor], dataset: ImageDataset, cases: Iterable[Sequence[int]]
+    find: Callable[[Sample, tuple[int, ...]], Tensor], dataset: ImageDataset, cases: Iterable[Sequence[int]]
 ) -> float | None:
     """The mean Dice of any way to segment, over cases and then over classes; None if no label has a class.
 
     Args:
-        find: from a sample, and the rows and columns of its label, to the class of every pixel.
+        find: from a sample, and the length of each axis of its label, to the class of every pixel.
         dataset: dataset of the images.
         cases: the indices of the labelled images of each case, at least one.
     """
@@ -91,8 +91,8 @@ def dice_of(
         for index in members:
             sample = dataset.sample(index)
             assert sample.label is not None, "only labelled samples are in cases"
-            height, width = sample.label.shape
-            counts += _counts(find(sample, (height, width)), sample.label, dataset.num_classes)
+            size = tuple(sample.label.shape)
+            counts += _counts(find(sample, size), sample.label, dataset.num_classes)
         present |= counts[2] > 0
         rows.append(2 * counts[0] / (counts[1] + counts[2]))  # NaN where neither has the class
     table = torch.stack(rows)[:, present]

@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_checkpoint(conf
         ("patch size 5 does not divide", {"patch_size": 5}),
         ("unknown model 'tinny': did you mean 'tiny'", {"model": "tinny"}),
         ("`encoder=.*nowhere` does not exist", {"encoder": "nowhere"}),
-        ("image size 1 2 3", {"image_size": (1, 2, 3)}),
+        ("image size 1 2 3 4", {"image_size": (1, 2, 3, 4)}),
         ("nowhere.npz", {"data": "nowhere.npz"}),
         ("`device=moon`", {"device": "moon"}),
     ],
