@@ -278,7 +278,9 @@ def test_the_probe_sees_all_patches_of_a_volume_and_none_outside(dataset):
     assert torch.all((counted - 1).abs().minimum(counted.abs()) < 1e-6) and counted.any()
     label = dataset.label_crop(0, (0, 0, 0), dataset.size_of(0))
     volume = shares[..., 1].sum() * 4**3
-    assert float(volume) == pytest.approx(int((label == 1).sum()), rel=0.1), "patches that reach outside count less"
+    assert float(volume) == pytest.approx(int((label == 1).sum()), rel=0.1), (
+        "patches that reach outside count less"
+    )
     results = probe(labels=4)
     assert 0 <= results["patch_dice"] <= 1 and len(results["cases"]) == 2 and results["num_images"] == 2
     pixels = PixelProbe(untrained(), dataset.with_splits(splits))
