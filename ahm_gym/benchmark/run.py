@@ -197,6 +197,10 @@ def check_network(config: BenchmarkConfig) -> bool:
         "image_size": config.pretrain.shape,
         "patch_size": config.pretrain.patch_size,
     }
+    if config.pretrain.plans is not None:
+        raise InputError(
+            "a benchmark trains the same network from scratch, and does not know the sizes in `plans`: leave it out."
+        )
     if "unet_scratch" in config.baselines and "finetune" in config.tasks:
         try:
             check_halvings(shape["image_size"], unet.STRIDE, "the U-Net")

@@ -13,7 +13,6 @@ from ahm_gym.data.prepare import cache_folder
 from ahm_gym.errors import Interrupted, say
 from ahm_gym.mask_benchmark.config import MaskBenchConfig
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.published import PretrainState
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.inputs import starting_autoencoder
@@ -44,6 +43,8 @@ def pretraining_of(config: MaskBenchConfig, spec: str | None) -> PretrainConfig:
         policy="random",
         steps=config.pretrain_steps,
         batch_size=config.pretrain_batch_size,
+        volumes=config.volumes,
+        spacing=config.spacing,
         image_size=config.image_size,
         patch_size=config.patch_size,
         model=config.model,
@@ -61,7 +62,7 @@ def folder_of(config: MaskBenchConfig, name: str, dataset: ImageDataset) -> Path
     names = ("pretrain_steps", "pretrain_batch_size", "patch_size", "model", "mask_ratio")
     described: dict[str, Any] = {name: getattr(config, name) for name in names}
     described |= {
-        "image_size": list(image_size_of(config.image_size)),
+        "image_size": list(pretraining_of(config, None).shape),
         "data": dataset.content_digest(),
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

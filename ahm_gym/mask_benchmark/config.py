@@ -53,6 +53,10 @@ class MaskBenchConfig:
     """Number of images in an update of the autoencoder."""
     model: str = "tiny"
     """The autoencoder, as for pretraining."""
+    volumes: bool = False
+    """Read volumes whole, in three dimensions, as for pretraining."""
+    spacing: float | tuple[float, ...] | None = None
+    """Millimetres to which images are resampled, as for pretraining."""
     image_size: int | tuple[int, ...] = 64
     """Side of the images in pixels, or height and width."""
     patch_size: int = 8

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,21 +16,24 @@ import torch
 
 from ahm_gym.agents.base import Agent
 from ahm_gym.benchmark.jobs import Failure
-from ahm_gym.data import ImageDataset, open_data
+from ahm_gym.data import ImageDataset
 from ahm_gym.device.choice import pick_device
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.errors import Interrupted, RunError, reason_of
-from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen
+from ahm_gym.mask_benchmark import judge as judging
+from ahm_gym.mask_benchmark.autoencoders import digest_of, load_frozen, pretraining_of
 from ahm_gym.mask_benchmark.config import MaskBenchConfig
-from ahm_gym.mask_benchmark.judge import Judge
+from ahm_gym.mask_benchmark.judge import Judge, Scale
 from ahm_gym.mask_benchmark.participants import learns, make_participant, scores_of
 from ahm_gym.mask_benchmark.rows import KIND, MaskGroup, MaskJob, MaskRow
 from ahm_gym.model.autoencoder import Autoencoder
-from ahm_gym.model.patches import image_size_of
 from ahm_gym.model.pretrainer import Pretrainer
+from ahm_gym.pretraining.inputs import open_images
 from ahm_gym.pretraining.training import EnvFactory
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import hardware
+from ahm_gym.runs.schema import read_object
+from ahm_gym.runs.storage import write_atomically
 
 SETTINGS: tuple[str, ...] = (
     "steps", "batch_size", "num_points", "images", "masks", "mask_ratio", "guided_fraction", "pretrain_steps", "model",
@@ -73,9 +79,9 @@ def run_job(group: MaskGroup, job: MaskJob, interrupt: Interrupt) -> MaskRow:
         updates=updates,
         curve=curve,
         score=curve[-1],
-        paid=judge.paid_random + curve[-1] * (judge.paid_oracle - judge.paid_random),
-        paid_random=judge.paid_random,
-        paid_oracle=judge.paid_oracle,
+        paid=judge.scale.random + curve[-1] * (judge.scale.oracle - judge.scale.random),
+        paid_random=judge.scale.random,
+        paid_oracle=judge.scale.oracle,
         settings={name: getattr(config, name) for name in SETTINGS},
         commit=group.commit,
         hardware=hardware(pick_device(config.device)),
@@ -174,16 +180,10 @@ def comparable(config: MaskBenchConfig) -> MaskBenchConfig:
     return replace(config, data=(), policies=(), rewards=(), seeds=1, jobs=1, time_budget=None)
 
 
-def open_images(config: MaskBenchConfig, spec: str | None) -> ImageDataset:
-    """Opens a data set without its labels."""
-    size = image_size_of(config.image_size)
-    return open_data(spec, root=config.data_root, image_size=size, need_labels=False)
-
-
 @functools.lru_cache(maxsize=4)
 def opened(config: MaskBenchConfig, spec: str | None) -> ImageDataset:
-    """The same, once in a process."""
-    return open_images(config, spec)
+    """The images of a data set without their labels; opened once in a process."""
+    return open_images(pretraining_of(config, spec))
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,13 +196,16 @@ def stage_of(config: MaskBenchConfig, spec: str | None, folder: Path, percent: i
 
 @functools.lru_cache(maxsize=32)
 def judge_of(config: MaskBenchConfig, spec: str | None, folder: Path, percent: int, reward: str) -> Judge:
-    """The judge of that autoencoder and reward; made once in a process."""
+    """The judge of that autoencoder and reward; made once in a process, and its scale once for all."""
     stage = stage_of(config, spec, folder, percent)
-    return Judge(
-        stage.autoencoder,
-        stage.images,
-        reward=reward,
-        mask_ratio=config.mask_ratio,
-        guided_fraction=config.guided_fraction,
-        num_masks=config.masks,
+    shares = {"mask_ratio": config.mask_ratio, "guided_fraction": config.guided_fraction}
+    described = [stage.digest, reward, len(stage.images), config.masks, shares, inspect.getsource(judging)]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+    kept = folder / f"scale-{digest}.json"
+    scale = Scale(**read_object(kept)) if kept.is_file() else None
+    judge = Judge(
+        stage.autoencoder, stage.images, reward=reward, num_masks=config.masks, scale=scale, **shares
     )
+    if scale is None:
+        write_atomically(kept, json.dumps(judge.scale._asdict()) + "\n")
+    return judge

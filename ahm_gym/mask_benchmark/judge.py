@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,15 @@ AT_ONCE: int = 1024
 """Largest number of masked images in one pass."""
 
 
+class Scale(NamedTuple):
+    """What the guided patches of two policies are paid on average, between which scores lie."""
+
+    random: float
+    """Random masks: score 0."""
+    oracle: float
+    """The oracle: score 1."""
+
+
 class Judge:
     """Scores the masks that follow from scores of patches: 0 is random masks, 1 an oracle.
 
@@ -45,6 +55,7 @@ class Judge:
         mask_ratio: share of masked patches.
         guided_fraction: share of them that scores choose.
         num_masks: masks of each image that a score is averaged over.
+        scale: what an equal judge found; None: it is measured, which takes as long as scoring 20 policies.
 
     Raises:
         InputError: if the oracle is not paid more than random masks, so that there is no scale.
@@ -53,12 +64,13 @@ class Judge:
     def __init__(
         self,
         autoencoder: Autoencoder,
-        images: Float[Tensor, "B C H W"],
+        images: Float[Tensor, "B C *S"],
         *,
         reward: str,
         mask_ratio: float,
         guided_fraction: float,
         num_masks: int,
+        scale: Scale | None = None,
     ) -> None:
         self.guided_fraction: float = guided_fraction
         self.num_masks: int = num_masks
@@ -72,22 +84,28 @@ class Judge:
         )
         self.env.reset(seed=0)
         generator = torch.Generator().manual_seed(0)
-        shape = (len(images), self.env.num_patches)
         for _ in range(NUM_SETTLING):
-            self.env.step(random_scores(shape, generator))
+            self.env.step(random_scores((len(images), self.env.num_patches), generator))
         self.env.reset()
-        drawn = [self._drawn(random_scores(shape, generator), generator) for _ in range(NUM_RANDOM)]
-        patch_reward, paid = self._measured(drawn)
-        self.paid_random: float = float(paid.mean())
-        self.patch_reward: Float[Tensor, "B L"] = _mean_of_masked(patch_reward, drawn)
-        """Mean reward of every patch over the random masks that hide it."""
-        first = self.paid(self.patch_reward)
-        if not first - self.paid_random > 1e-9:
+        self.scale: Scale = self._measure_scale(reward, generator) if scale is None else scale
+
+    def _measure_scale(self, reward: str, generator: torch.Generator) -> Scale:
+        """What random masks and the oracle are paid; raises InputError if there is no scale."""
+        patch_reward, random = self.mean_rewards(generator)
+        first = self.paid(patch_reward)
+        if not first - random > 1e-9:
             raise InputError(
-                f"reward {reward} pays the oracle {first:.4g} and random masks {self.paid_random:.4g}, so "
+                f"reward {reward} pays the oracle {first:.4g} and random masks {random:.4g}, so "
                 "there is nothing to learn: choose another reward, or more held-out `images`."
             )
-        self.paid_oracle: float = float(self._search(generator).mean())
+        return Scale(random, float(self._search(patch_reward, generator).mean()))
+
+    def mean_rewards(self, generator: torch.Generator) -> tuple[Float[Tensor, "B L"], float]:
+        """The mean reward of every patch over the random masks that hide it, and what such masks pay."""
+        shape = (self.env.num_envs, self.env.num_patches)
+        drawn = [self._drawn(random_scores(shape, generator), generator) for _ in range(NUM_RANDOM)]
+        patch_reward, paid = self._measured(drawn)
+        return _mean_of_masked(patch_reward, drawn), float(paid.mean())
 
     def patches(self, progress: float) -> PatchBatch:
         """The held-out images, as a mask policy sees them at that share of its training."""
@@ -95,7 +113,7 @@ class Judge:
 
     def score(self, scores: Float[Tensor, "B L"]) -> float:
         """The score of the masks in which the patches with the highest scores are guided."""
-        return (self.paid(scores) - self.paid_random) / (self.paid_oracle - self.paid_random)
+        return (self.paid(scores) - self.scale.random) / (self.scale.oracle - self.scale.random)
 
     def paid(self, scores: Float[Tensor, "B L"]) -> float:
         """The mean reward of the guided patches, over all masks and images.
@@ -111,9 +129,9 @@ class Judge:
         generators = (torch.Generator().manual_seed(seed) for seed in range(1, self.num_masks + 1))
         return self._measured([self._drawn(scores, generator) for generator in generators])[1].mean(axis=0)
 
-    def _search(self, generator: torch.Generator) -> Float[np.ndarray, " B"]:
-        """What the best guess of each image pays."""
-        best, paid = self.patch_reward, self._paid(self.patch_reward)
+    def _search(self, best: Float[Tensor, "B L"], generator: torch.Generator) -> Float[np.ndarray, " B"]:
+        """What the best guess of each image pays, after a search that starts from one."""
+        paid = self._paid(best)
         best, paid = self._best_of(best, paid, [self._smoothed(best)])
         for round_number in range(1, NUM_ROUNDS + 1):
             noise = best.std(dim=1, keepdim=True) / (4 * round_number)
@@ -135,9 +153,11 @@ class Judge:
         return best, paid
 
     def _smoothed(self, values: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """The mean over a patch and its eight neighbours: masked together, neighbours are harder to predict."""
-        maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1, 1, 1), mode="replicate")
-        return functional.avg_pool2d(maps, 3, stride=1).view(values.shape)
+        """The mean over a patch and its neighbours: masked together, they are harder to predict."""
+        axes = len(self.env.grid)
+        maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1) * axes, mode="replicate")
+        pool = functional.avg_pool2d if axes == 2 else functional.avg_pool3d
+        return pool(maps, 3, stride=1).view(values.shape)
 
     def _drawn(self, scores: Float[Tensor, "B L"], generator: torch.Generator) -> Masks:
         share = self.guided_fraction

@@ -25,12 +25,11 @@ from ahm_gym.mask_benchmark.autoencoders import (
     pretraining_of,
 )
 from ahm_gym.mask_benchmark.config import MaskBenchConfig, check
-from ahm_gym.mask_benchmark.jobs import held_out, open_images, run_mask_group
+from ahm_gym.mask_benchmark.jobs import held_out, run_mask_group
 from ahm_gym.mask_benchmark.participants import check_names, everyone
 from ahm_gym.mask_benchmark.report import write_mask_report
 from ahm_gym.mask_benchmark.rows import KIND, MaskGroup, MaskJob, MaskRow, read_mask_rows
-from ahm_gym.model.patches import image_size_of
-from ahm_gym.pretraining.inputs import starting_autoencoder
+from ahm_gym.pretraining.inputs import open_images, starting_autoencoder
 from ahm_gym.runs.interrupt import Interrupt
 from ahm_gym.runs.provenance import commit, hardware, versions
 from ahm_gym.runs.schema import read_object
@@ -110,7 +109,7 @@ def open_all(config: MaskBenchConfig) -> Datasets:
     datasets: Datasets = {}
     for given in config.data or (None,):
         spec = None if given is None else absolute(given, config.data_root)[0]
-        dataset = open_images(config, spec)
+        dataset = open_images(pretraining_of(config, spec))
         name = file_name(dataset.name)
         if name in datasets:
             raise InputError(f"`data` has two sets with the name {name}: rename one of them.")
@@ -180,7 +179,7 @@ def plan(config: MaskBenchConfig, datasets: Datasets, folders: dict[str, Path]) 
 def settings_of(config: MaskBenchConfig) -> dict[str, Any]:
     """The settings that all rows of a folder share."""
     values = {name: value for name, value in to_json(config).items() if name not in OPEN}
-    return values | {"image_size": list(image_size_of(config.image_size))}
+    return values | {"image_size": list(pretraining_of(config, None).shape)}
 
 
 def check_settings(config: MaskBenchConfig, datasets: Datasets) -> None:

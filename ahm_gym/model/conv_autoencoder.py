@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ahm_gym.errors import unknown_name
 from ahm_gym.model.autoencoder import Autoencoder, Reconstruction
-from ahm_gym.model.conv_network import ConvNetwork
+from ahm_gym.model.conv_network import LAYERS, ConvNetwork
 from ahm_gym.model.latent import LatentTask
 from ahm_gym.model.patches import patchify, unpatchify
 
@@ -45,23 +45,24 @@ class ConvAutoencoder(Autoencoder):
             image_size=network.image_size,
             patch_size=network.patch_size,
             channels=network.channels,
-            dim=network.channels * network.patch_size**2,
+            dim=network.channels * network.patch_size ** len(network.image_size),
             target=target,
         )
         self.hiding: str = hiding
         self.encoder: ConvNetwork = network
         self.can_compile: bool = network.can_compile
         cell = self.target.cell
-        self.head: nn.Conv2d = nn.Conv2d(network.width, self.target.channels, cell, cell)
+        conv = LAYERS[len(self.grid)].conv
+        self.head: nn.Conv2d | nn.Conv3d = conv(network.width, self.target.channels, cell, cell)
         shapes = {"zero": [], "token": [self.dim], "masked": network.map_widths}[hiding]
         self.tokens: nn.ParameterList = nn.ParameterList(0.02 * torch.randn(width) for width in shapes)
         if target == "latent":
             side = network.patch_size
             self.latent: LatentTask | None = LatentTask(
-                network, nn.Conv2d(network.width, network.width, side, side)
+                network, conv(network.width, network.width, side, side)
             )
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def embed(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The pixels of each patch, in the order of `patchify`."""
         return patchify(self._checked(images), self.patch_size)
 
@@ -69,7 +70,7 @@ class ConvAutoencoder(Autoencoder):
         """Empty, because the pixels do not depend on weights."""
         return {}
 
-    def fill_in(self, images: Float[Tensor, "B C H W"], *mask_inputs: Tensor) -> Reconstruction:
+    def fill_in(self, images: Float[Tensor, "B C *S"], *mask_inputs: Tensor) -> Reconstruction:
         mask, weight = mask_inputs
         patches = patchify(self._checked(images), self.patch_size)
         hidden = mask[..., None]
@@ -88,19 +89,21 @@ class ConvAutoencoder(Autoencoder):
         return self.compare(prediction, images, patches, weight, predicted)
 
     def _encode_masked(
-        self, visible: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B L"]
-    ) -> list[Float[Tensor, "B _ _ _"]]:
+        self, visible: Float[Tensor, "B C *S"], mask: Bool[Tensor, "B L"]
+    ) -> list[Float[Tensor, "B _ *_"]]:
         """The maps of the visible patches, with the token of each resolution in hidden pixels."""
-        pixels = (~mask).float().unflatten(1, self.grid)[:, None]  # B 1 rows columns
-        pixels = pixels.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+        pixels = (~mask).float().unflatten(1, self.grid)[:, None]  # B 1 *grid
+        for axis in range(2, pixels.dim()):
+            pixels = pixels.repeat_interleave(self.patch_size, axis)
         visibility = self.encoder.visibility
         with visibility.of(pixels):
             maps = self.encoder.encode(visible)
             filled = []
             for features, token in zip(maps, self.tokens, strict=True):
-                there = visibility.at((features.shape[2], features.shape[3]))
+                there = visibility.at(tuple(features.shape[2:]))
                 assert there is not None, "inside the context"
-                filled.append(torch.where(there > 0, features, token.to(features.dtype)[:, None, None]))
+                shown = token.to(features.dtype).view(-1, *[1] * len(self.grid))
+                filled.append(torch.where(there > 0, features, shown))
         return filled
 
 

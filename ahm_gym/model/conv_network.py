@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import safetensors.torch
 from jaxtyping import Float
-from timm.models import adapt_input_conv
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoder_base import as_encoder, write_description
 from ahm_gym.model.masked_layers import Visibility
+from ahm_gym.model.patches import by
+from ahm_gym.model.resampling import adapt_channels
+
+
+class Layers(NamedTuple):
+    """torch's layers for one number of axes."""
+
+    conv: Any
+    transposed: Any
+    norm: Any
+    average: Any
+
+
+LAYERS: dict[int, Layers] = {
+    2: Layers(nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d, nn.AvgPool2d),
+    3: Layers(nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d, nn.AvgPool3d),
+}
+"""The layers for images and for volumes, by their number of axes."""
 
 
 class ConvNetwork(nn.Module):
@@ -52,22 +70,23 @@ class ConvNetwork(nn.Module):
         self.width: int = width
         self.visibility: Visibility = visibility
 
-    def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+    def encode(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B _ *_"]]:
         """The maps of all resolutions, the finest first."""
         raise NotImplementedError
 
-    def decode(self, maps: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B D H W"]:
+    def decode(self, maps: list[Float[Tensor, "B _ *_"]]) -> Float[Tensor, "B D *S"]:
         """The feature map of the image's size, from what `encode` returned."""
         raise NotImplementedError
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
+    def forward(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B D *S"]:
         return self.decode(self.encode(images))
 
-    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def patch_features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The feature map averaged over each patch, in reading order."""
-        return nn.functional.avg_pool2d(self(images), self.patch_size).flatten(2).transpose(1, 2)
+        pool = LAYERS[len(self.image_size)].average(self.patch_size)
+        return pool(self(images)).flatten(2).transpose(1, 2)
 
-    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D H W"]]:
+    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D *S"]]:
         """A single feature map, of the images' own size."""
         return [self(images)]
 
@@ -94,9 +113,7 @@ Network = TypeVar("Network", bound=ConvNetwork)
 def load_network(network: Network, folder: Path) -> Network:
     """Loads exported weights; the first convolution is converted if the number of channels differs."""
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    stem = weights[network.stem]
-    if stem.shape[1] != network.channels:
-        weights[network.stem] = adapt_input_conv(network.channels, stem, base_chans=stem.shape[1])
+    weights[network.stem] = adapt_channels(weights[network.stem], network.channels)
     network.load_state_dict(weights)
     return network
 
@@ -112,12 +129,20 @@ def renew_decoder(network: ConvNetwork, fresh: ConvNetwork) -> None:
     )
 
 
-def check_halvings(image_size: tuple[int, ...], stride: int, name: str) -> None:
-    """Raises InputError if a network with this largest stride does not fit the image size."""
-    height, width = image_size
-    if height % stride or width % stride or height * width <= stride**2:
-        halvings = {8: "three", 16: "four", 32: "five"}.get(stride, f"{stride.bit_length() - 1}")
+def check_halvings(image_size: tuple[int, ...], stride: int | tuple[int, ...], name: str) -> None:
+    """Raises InputError if a network with this largest stride, or one for each axis, does not fit the image size."""
+    strides = (stride,) * len(image_size) if isinstance(stride, int) else stride
+    fits = not any(length % step for length, step in zip(image_size, strides, strict=True))
+    if fits and math.prod(image_size) > math.prod(strides):
+        return
+    if len(set(strides)) > 1:
         raise InputError(
-            f"image size {height}x{width} does not fit {name}, which halves it {halvings} times: choose multiples "
-            f"of {stride} such as {4 * stride}, at least one of them above {stride}."
+            f"image size {by(image_size)} does not fit {name}, whose coarsest pixel covers {by(strides)}: choose "
+            f"multiples of these numbers, at least one of them larger."
         )
+    step = strides[0]
+    halvings = {8: "three", 16: "four", 32: "five"}.get(step, f"{step.bit_length() - 1}")
+    raise InputError(
+        f"image size {by(image_size)} does not fit {name}, which halves it {halvings} times: choose multiples "
+        f"of {step} such as {4 * step}, at least one of them above {step}."
+    )

@@ -79,10 +79,15 @@ class ConvStemTransformer(VisionTransformer):
         channels: number of image channels.
 
     Raises:
-        InputError: if the patch size does not divide the image size, or is not a power of two.
+        InputError: if the patch size does not divide the image size, or is not a power of two, or there is a third
+            axis.
     """
 
     def __init__(self, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> None:
+        if len(image_size) != 2:
+            raise InputError(
+                f"`model={KIND}` knows images and no volumes: choose tiny, small, base, unet or resenc."
+            )
         grid_of(image_size, patch_size)
         super().__init__(
             img_size=(image_size[0], image_size[1]),

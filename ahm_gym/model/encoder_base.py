@@ -40,7 +40,7 @@ class Encoder(Protocol):
     """
 
     image_size: tuple[int, ...]
-    """Height and width in pixels."""
+    """Length of each axis in pixels: height and width, or depth, height and width."""
     patch_size: int
     """Side of a patch in pixels."""
     channels: int
@@ -54,7 +54,7 @@ class Encoder(Protocol):
         """One feature vector per patch, in reading order."""
         ...
 
-    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D h w"]]:
+    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D *s"]]:
         """`NUM_MAPS` maps with one position a patch, the shallowest first; with a decoder, one of the image size."""
         ...
 

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from safetensors import SafetensorError
 from torch import nn
 
 from ahm_gym.data.processing import PLAIN, Processing, Spacing
 from ahm_gym.errors import InputError, is_out_of_memory
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
-from ahm_gym.model.patches import grid_of
+from ahm_gym.model.patches import by, grid_of
 from ahm_gym.model.raw_patches import RawPatches
 from ahm_gym.model.vit import build_autoencoder
-from ahm_gym.model.vit_encoder import PRESETS
+from ahm_gym.model.vit_encoder import PRESETS, WIDTHS
+from ahm_gym.model.volume_vit import NAME as VOLUME_TRANSFORMER
 from ahm_gym.runs.folder import resume_flags
 from ahm_gym.runs.schema import Schema, checked, read_object, shortened
 from ahm_gym.runs.storage import as_os_error, check_loaded
@@ -26,12 +27,15 @@ from ahm_gym.runs.storage import as_os_error, check_loaded
 Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 15)]
 Width: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
 Depth: TypeAlias = Annotated[int, Field(ge=1, le=1 << 9)]
+Step: TypeAlias = Annotated[int, Field(ge=1, le=1 << 5)]
 
 
 class ModelArguments(Schema):
     """The sizes of an exported encoder; one far beyond any real network is refused before it takes all memory."""
 
-    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    img_size: Side | Annotated[list[Side], Field(min_length=2, max_length=3)] = Field(
+        validation_alias=AliasChoices("img_size", "volume_size")
+    )
     patch_size: Side
     in_chans: Width
     embed_dim: Width = 1
@@ -39,6 +43,8 @@ class ModelArguments(Schema):
     num_heads: Width = 1
     features: list[Width] | tuple[Width, ...] = ()
     blocks: list[Depth] | tuple[Depth, ...] = ()
+    kernels: list[list[Step]] | tuple[()] = ()
+    strides: list[list[Step]] | tuple[()] = ()
 
 
 class EncoderFile(Schema):
@@ -76,7 +82,7 @@ class EncoderFolder:
     model: str
     """A name in `ARCHITECTURES`, the name of a preset, or timm's name of the model."""
     image_size: tuple[int, ...]
-    """Height and width in pixels."""
+    """Height and width in pixels, or depth, height and width."""
     patch_size: int
     """Side of a patch in pixels."""
     channels: int
@@ -93,6 +99,8 @@ class EncoderFolder:
     """Millimetres to which its run resampled its volumes; None if it did not, or had none."""
     joint_labels: tuple[int, int] | None = None
     """Number and seed of the labelled images that the encoder was pretrained with; None if there were none."""
+    is_planned: bool = False
+    """Whether the network has sizes of its own, by plans of nnU-Net, so that its name does not say all of it."""
 
 
 def find_encoder(spec: Path) -> EncoderFolder:
@@ -163,7 +171,7 @@ def load_encoder(
     Args:
         spec: folder, see `find_encoder`; None for an untrained encoder.
         model: preset or timm name; default: that of `spec`, or tiny.
-        image_size: height and width in pixels; default: those of `spec`, or 64 by 64. The position embedding is
+        image_size: length of each axis in pixels; default: those of `spec`, or 64 by 64. The position embedding is
             resampled if the size differs from that of `spec`.
         patch_size: side of a patch in pixels; default: that of `spec`, or 8. The patch embedding is resampled if
             it differs.
@@ -172,7 +180,7 @@ def load_encoder(
         seed: seed of the weights of an untrained encoder.
 
     Raises:
-        InputError: if the folder holds no encoder, one of another model, or one that cannot be read.
+        InputError: if the folder holds no encoder, one of another model or number of axes, or one that cannot be read.
     """
     if spec is None:
         untrained: dict[str, Any] = {
@@ -194,6 +202,11 @@ def load_encoder(
         "patch_size": found.patch_size if patch_size is None else patch_size,
         "channels": channels or found.channels,
     }
+    if len(shape["image_size"]) != len(found.image_size):
+        raise InputError(
+            f"`image_size={by(shape['image_size'])}` does not fit `encoder={spec}`, which was pretrained with "
+            f"{by(found.image_size)}: give {len(found.image_size)} lengths, or choose another encoder."
+        )
     grid_of(shape["image_size"], shape["patch_size"])
     module = import_module(ARCHITECTURES.get(found.model, "ahm_gym.model.vit_encoder"))
     try:
@@ -247,7 +260,7 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
     return EncoderFolder(
         path=folder,
         model=_model_of(described.architecture, arguments),
-        image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
         patch_size=shape.patch_size,
         channels=shape.in_chans,
         data=origin.data,
@@ -256,13 +269,14 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
         patient_regex=origin.patient_regex,
         spacing=origin.spacing,
         volume_spacing=origin.processing.spacing if origin.volumes else None,
+        is_planned=bool(shape.strides),
     )
 
 
 def _model_of(architecture: str, arguments: dict[str, Any]) -> str:
+    shape = {key: arguments.get(key) for key in ("embed_dim", "depth", "num_heads") if key in arguments}
     for name, preset in PRESETS.items():
-        shape = {key: arguments.get(key) for key in ("embed_dim", "depth", "num_heads") if key in arguments}
-        if preset.name == architecture and preset.encoder == shape:
+        if (architecture, shape) in ((preset.name, preset.encoder), (VOLUME_TRANSFORMER, WIDTHS[name])):
             return name
     return architecture
 

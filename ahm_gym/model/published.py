@@ -9,13 +9,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import adapt_input_conv
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from ahm_gym.errors import InputError
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.resampling import adapt_channels
 from ahm_gym.model.vit import OUTSIDE_ENCODER, MaskedAutoencoder
+from ahm_gym.model.volume_vit import STEM, fitted_weights
 from ahm_gym.runs.folder import RunFolder, resume_flags
 from ahm_gym.runs.schema import Schema, checked
 from ahm_gym.runs.storage import check_loaded
@@ -71,8 +72,8 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
     image size, patch size or number of channels are converted with timm.
 
     Raises:
-        InputError: if the autoencoder is a U-Net or has a convolutional stem, the file is missing or unreadable, or no
-            encoder weight fits.
+        InputError: if the autoencoder is a U-Net or has a convolutional stem, the file is missing or unreadable, its
+            weights are for images and the autoencoder for volumes, or the reverse, or no encoder weight fits.
     """
     if not isinstance(autoencoder, MaskedAutoencoder):
         raise InputError(
@@ -85,6 +86,7 @@ def load_published(autoencoder: Autoencoder, path: Path) -> LoadReport:
             "stem: leave `init` out, or choose another `model`."
         )
     published = read_weights(path)
+    _check_axes(autoencoder, published, path)
     weights = autoencoder.state_dict()
     own = {key: value for key, value in weights.items() if not key.startswith("latent.teacher.")}
     encoder_keys = {key for key in own if not key.startswith(OUTSIDE_ENCODER)}
@@ -178,13 +180,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _fit_encoder(autoencoder: MaskedAutoencoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = dict(weights)
-    stem = weights.get("patch_embed.proj.weight")
-    if stem is not None and stem.ndim == 4 and stem.shape[1] != autoencoder.channels:
-        weights["patch_embed.proj.weight"] = adapt_input_conv(
-            autoencoder.channels, stem, base_chans=stem.shape[1]
+def _check_axes(autoencoder: MaskedAutoencoder, weights: dict[str, Tensor], path: Path) -> None:
+    stem, axes = weights.get(STEM), len(autoencoder.grid)
+    if stem is not None and stem.ndim in (4, 5) and stem.ndim != axes + 2:
+        theirs, own = ("images", "volumes") if axes == 3 else ("volumes", "images")
+        raise InputError(
+            f"`init={path}` holds weights for {theirs}, and this run is on {own}: leave `init` out."
         )
+
+
+def _fit_encoder(autoencoder: MaskedAutoencoder, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if len(autoencoder.grid) == 3:
+        return fitted_weights(weights, autoencoder.encoder)
+    weights = dict(weights)
+    stem = weights.get(STEM)
+    if stem is not None and stem.ndim == 4:
+        weights[STEM] = adapt_channels(stem, autoencoder.channels)
     return checkpoint_filter_fn(weights, autoencoder.encoder)
 
 

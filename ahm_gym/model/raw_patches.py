@@ -19,7 +19,7 @@ class RawPatches(nn.Module):
     """Describes each patch by the mean and the standard deviation of its pixels in every channel.
 
     Args:
-        image_size: height and width in pixels.
+        image_size: length of each axis in pixels.
         patch_size: side of a patch in pixels.
         channels: number of image channels.
 
@@ -37,13 +37,13 @@ class RawPatches(nn.Module):
         self.width: int = 2 * channels
         self.grid: tuple[int, ...] = grid_of(image_size, patch_size)
 
-    def patch_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+    def patch_features(self, images: Float[Tensor, "B C *S"]) -> Float[Tensor, "B L D"]:
         """The means of all channels, then their standard deviations, in reading order."""
         patches = patchify(images, self.patch_size).unflatten(2, (-1, self.channels))  # B L pixels C
         deviation, mean = torch.std_mean(patches, dim=2, correction=0)
         return torch.cat((mean, deviation), dim=2)
 
-    def feature_maps(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
+    def feature_maps(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B D *s"]]:
         """The same map for every depth."""
         return [self.patch_features(images).transpose(1, 2).unflatten(2, self.grid)] * NUM_MAPS
 

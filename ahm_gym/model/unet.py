@@ -27,7 +27,7 @@ class UNet(ConvNetwork, BasicUNet):
     Methods 2019).
 
     Args:
-        image_size: height and width in pixels of the images to train on; the weights fit any size.
+        image_size: length of each axis in pixels, two or three, of what it is trained on; the weights fit any size.
         patch_size: side of a patch in pixels, for masks and `patch_features`.
         channels: number of image channels.
         features: channels at the five resolutions, and of the feature map.
@@ -51,19 +51,19 @@ class UNet(ConvNetwork, BasicUNet):
         features: tuple[int, ...] = FEATURES,
     ) -> None:
         check_halvings(image_size, STRIDE, "the U-Net")
-        BasicUNet.__init__(self, spatial_dims=2, in_channels=channels, features=features)
+        BasicUNet.__init__(self, spatial_dims=len(image_size), in_channels=channels, features=features)
         self.final_conv: nn.Module = nn.Identity()
         self.features: tuple[int, ...] = features
         down = (self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4)
         self.describe(image_size, patch_size, channels, features[:-1], features[-1], make_maskable(*down))
 
-    def encode(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+    def encode(self, images: Float[Tensor, "B C *S"]) -> list[Float[Tensor, "B _ *_"]]:
         maps = [self.conv_0(images)]
         for down in (self.down_1, self.down_2, self.down_3, self.down_4):
             maps.append(down(maps[-1]))
         return maps
 
-    def decode(self, maps: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B D H W"]:
+    def decode(self, maps: list[Float[Tensor, "B _ *_"]]) -> Float[Tensor, "B D *S"]:
         *skips, result = maps
         for up, skip in zip(
             (self.upcat_4, self.upcat_3, self.upcat_2, self.upcat_1), skips[::-1], strict=True

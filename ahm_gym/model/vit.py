@@ -210,8 +210,6 @@ def build_autoencoder(
     """
     shape: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels}
     if model in ARCHITECTURES:
-        if len(image_size) != 2:
-            raise InputError(f"model {model!r} has no form for volumes: choose {', '.join(PRESETS)}.")
         return import_module(ARCHITECTURES[model]).build(seed, **shape, **options)
     preset = PRESETS.get(model, Preset(model, {}, 192, 4, 6))
     with torch.random.fork_rng(devices=[]):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ahm_gym.errors import InputError, unknown_name
 from ahm_gym.model.encoder_base import ARCHITECTURES, NUM_MAPS, as_encoder
-from ahm_gym.model.patch_embed3d import PatchEmbed3d
 from ahm_gym.model.patches import grid_of
+from ahm_gym.model.volume_vit import export_volume_transformer, volume_transformer
 
 LAYER_DECAY: float = 0.75
 """Learning rate of a block in fine-tuning, as a share of that of the next block."""
@@ -106,7 +106,13 @@ class ViTEncoder:
         )
 
     def export(self, folder: Path, statistics: dict[str, tuple[float, ...]]) -> None:
-        """Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+        """Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+        For volumes timm also needs `import ahm_gym.model.volume_vit`.
+        """
+        if len(self.grid) == 3:
+            export_volume_transformer(self.network, folder, statistics)
+            return
         save_for_hf(self.network, str(folder), safe_serialization=True, data_config=statistics)
 
 
@@ -157,24 +163,15 @@ def build_encoder(
 def build_volume_encoder(
     model: str, *, image_size: tuple[int, ...], patch_size: int, channels: int
 ) -> VisionTransformer:
-    """An untrained vision transformer of timm for volumes, without a class token, so that MONAI's can take its weights.
+    """An untrained vision transformer of timm for volumes; see `volume_transformer`.
 
     Raises:
-        InputError: if the model is no preset.
+        InputError: if the model is no preset, or the patch size does not divide the image size.
     """
     if model not in PRESETS:
         raise InputError(f"model {model!r} has no form for volumes: choose {', '.join(PRESETS)}.")
-    build: Any = VisionTransformer
-    return build(
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=channels,
-        num_classes=0,
-        global_pool="",
-        class_token=False,
-        embed_layer=PatchEmbed3d,
-        **WIDTHS[model],
-    )
+    widths: dict[str, Any] = WIDTHS[model]
+    return volume_transformer(volume_size=image_size, patch_size=patch_size, in_chans=channels, **widths)
 
 
 def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels: int) -> VisionTransformer:
@@ -183,11 +180,12 @@ def load(folder: Path, *, image_size: tuple[int, ...], patch_size: int, channels
     Raises:
         InputError: if the folder holds another kind of model.
     """
+    size: dict[str, Any] = {"volume_size" if len(image_size) == 3 else "img_size": image_size}
     encoder = timm.create_model(
         f"local-dir:{folder}",
         pretrained=True,
         num_classes=0,
-        img_size=image_size,
+        **size,
         patch_size=patch_size,
         in_chans=channels,
     )

@@ -54,6 +54,9 @@ class PretrainConfig:
     model: str = "tiny"
     """The autoencoder: tiny, small, base, or the name of a plain vision transformer of timm; tiny_conv, which embeds
     patches by convolutions; unet (MONAI's U-Net), or resenc (nnU-Net's residual-encoder U-Net)."""
+    plans: Path | None = None
+    """A plans file of nnU-Net, such as nnUNet_preprocessed/DATASET/nnUNetResEncUNetMPlans.json, whose network resenc
+    becomes: with `export --format nnunet`, nnU-Net can then start from it. None: resenc has sizes of its own."""
     hiding: str | None = None
     """How a U-Net hides masked patches. zero: they are 0, the mean. token: they show a learned patch. masked: its
     encoder skips them, as in SparK. None: zero. A vision transformer always leaves them out."""

@@ -13,9 +13,11 @@ from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.device import ranks
 from ahm_gym.device.ray_cluster import ray_library
 from ahm_gym.errors import InputError, say
-from ahm_gym.model import conv_stem
+from ahm_gym.model import conv_stem, resenc
 from ahm_gym.model.autoencoder import Autoencoder
 from ahm_gym.model.encoder_base import ARCHITECTURES
+from ahm_gym.model.nnunet import read_plan
+from ahm_gym.model.patches import by
 from ahm_gym.model.published import load_autoencoder, load_published
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.pretraining.config import PretrainConfig
@@ -40,6 +42,7 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
         data=data,
         data_root=None if root is None else root.absolute(),
         policy=f"{policy}:{Path(argument).absolute()}" if policy == FROZEN and argument else config.policy,
+        plans=None if config.plans is None else config.plans.absolute(),
         init=None if config.init is None else config.init.absolute(),
         reconstructor=None if config.reconstructor is None else config.reconstructor.absolute(),
     )
@@ -78,6 +81,7 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
         InputError: if the model is unknown, has no such `hiding` or cannot be compiled, or the weights do not fit it.
     """
     options: dict[str, Any] = {"target": config.target}
+    image_size = config.shape
     if config.hiding is not None:
         if config.model not in ARCHITECTURES or config.model == conv_stem.KIND:
             raise InputError(
@@ -85,9 +89,11 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
                 "leaves masked patches out: leave `hiding` out."
             )
         options["hiding"] = config.hiding
+    if config.plans is not None:
+        options |= planned_sizes(config, image_size)
     autoencoder = build_autoencoder(
         config.model,
-        image_size=config.shape,
+        image_size=image_size,
         patch_size=config.patch_size,
         channels=channels,
         seed=config.seed,
@@ -105,6 +111,22 @@ def starting_autoencoder(config: PretrainConfig, channels: int, *, fresh: bool) 
     if config.reconstructor is not None and fresh:
         load_autoencoder(autoencoder, config.reconstructor)
     return autoencoder
+
+
+def planned_sizes(config: PretrainConfig, image_size: tuple[int, ...]) -> dict[str, Any]:
+    """The sizes of the network in the plans file of the settings; says if nnU-Net trains on another `image_size`.
+
+    Raises:
+        InputError: if the model is another one, or the file cannot be used.
+    """
+    if config.model != resenc.ResEncUNet.kind:
+        raise InputError(f"`plans` goes with `model=resenc`, and `model` is {config.model}: leave it out.")
+    assert config.plans is not None, "given"
+    plan = read_plan(config.plans, len(image_size))
+    if plan.image_size != image_size:
+        sizes = by(plan.image_size), by(image_size)
+        say(f"note: nnU-Net trains on {sizes[0]} pixels by {config.plans}, and this run on {sizes[1]}.")
+    return plan.sizes
 
 
 def check_joint(config: PretrainConfig) -> None:

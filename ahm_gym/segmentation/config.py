@@ -24,7 +24,7 @@ HEADS: tuple[str, ...] = ("patch", "pixel")
 SELECTIONS: tuple[str, ...] = ("last", "best")
 
 
-FORMATS: tuple[str, ...] = ("onnx", "torchscript", "monai")
+FORMATS: tuple[str, ...] = ("onnx", "torchscript", "monai", "nnunet")
 
 
 FEW_PATIENTS: int = 20
@@ -198,9 +198,14 @@ class ExportConfig:
     run: Path
     """Folder of a fine-tuning run; or, for the features of its encoder, of a pretraining run."""
     out: Path
-    """File to write, such as model.onnx or model.ts; with --format monai the folder of the bundle."""
+    """File to write, such as model.onnx, model.ts or nnunet.pth; with --format monai a folder."""
     format: str = "onnx"
-    """onnx, torchscript, or monai: a MONAI bundle around the TorchScript of a segmenter."""
+    """onnx, torchscript, monai or nnunet. monai: a MONAI bundle around the TorchScript of a segmenter, or the weights
+    of a pretrained encoder for MONAI's ViT or BasicUNet. nnunet: the weights of a pretrained resenc, for
+    nnUNetv2_train -pretrained_weights."""
+    plans: Path | None = None
+    """With --format nnunet, a plans file of nnU-Net, with whose network the weights are compared.
+    None: they are not compared."""
     select: str | None = None
     """last or best: which segmenter of the run is exported. None: the one that the run was scored by."""
 

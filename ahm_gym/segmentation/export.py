@@ -1,4 +1,4 @@
-"""Exports networks for programs without ahm-gym: ONNX, TorchScript and MONAI bundles."""
+"""Exports networks for programs without ahm-gym: ONNX, TorchScript, MONAI and nnU-Net."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from ahm_gym.data.processing import PLAIN, differences
 from ahm_gym.errors import InputError, RunError, say, unknown_name
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder, statistics_of
+from ahm_gym.model.nnunet import HEADS, check_plan, checkpoint
+from ahm_gym.model.resenc import ResEncUNet
 from ahm_gym.runs.storage import make_folder, replace_folder, write_atomically
 from ahm_gym.segmentation.bundle import describe, write_bundle
 from ahm_gym.segmentation.config import FORMATS, ExportConfig
+from ahm_gym.segmentation.monai_encoder import as_monai, patch_features, write_monai_encoder
 from ahm_gym.segmentation.predictor import Predictor
 from ahm_gym.segmentation.segmenter import Segmenter
 
@@ -52,15 +55,25 @@ class Normalised(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network: nn.Module = network
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        ones = [1] * len(image_size_of_network(network))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, *ones))
+        self.register_buffer("std", torch.tensor(std).view(-1, *ones))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of images in [0, 1]: class logits (B, K, H, W), or the features of patches (B, L, D) in reading order."""
-        normalised = (images - self.mean) / self.std
+        """Of images in [0, 1]: class logits (B, K, ...), or the features of patches (B, L, D) in reading order."""
+        normalised = self.normalised(images)
         if isinstance(self.network, Segmenter):
             return self.network(normalised)
         return as_encoder(self.network).patch_features(normalised)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the network inside takes them."""
+        return (images - self.mean) / self.std
+
+
+def image_size_of_network(network: nn.Module) -> tuple[int, ...]:
+    """The length of each axis of the images of a segmenter or an encoder."""
+    return (network if isinstance(network, Segmenter) else as_encoder(network)).image_size
 
 
 @dataclass(frozen=True)
@@ -92,21 +105,65 @@ def run_export(config: ExportConfig) -> Path:
         raise InputError(
             "`format=onnx` needs the package onnx: install it with pip install 'ahm-gym[export]'."
         )
+    if config.plans is not None and config.format != "nnunet":
+        raise InputError(f"`plans` goes with `format=nnunet`, and `format` is {config.format}: leave it out.")
     found = exportable(config.run, config.select)
-    if config.format == "monai" and not found.num_classes:
-        raise InputError(
-            f"`format=monai` is for segmenters, and {config.run} is a pretraining run: choose another."
-        )
     if config.format == "monai":
-        _export_bundle(found, config)
+        (_export_bundle if found.num_classes else _export_monai_encoder)(found, config)
         return config.out
-    content = to_onnx(found) if config.format == "onnx" else to_torchscript(found)
+    if config.format == "nnunet":
+        content = to_nnunet(found, config)
+    else:
+        content = to_onnx(found) if config.format == "onnx" else to_torchscript(found)
     make_folder(config.out.parent, "`out`")
     write_atomically(config.out, content)
     return config.out
 
 
+def to_nnunet(found: Exportable, config: ExportConfig) -> bytes:
+    """The residual U-Net of a pretraining run as a checkpoint of nnU-Net; says which weights it holds.
+
+    Raises:
+        InputError: if the run has another network, or `plans` plans one with other weights.
+    """
+    network = found.network.network
+    if not isinstance(network, ResEncUNet):
+        raise InputError(
+            f"`format=nnunet` is for pretraining runs of `model=resenc`, and {config.run} is none: choose another "
+            "`format`."
+        )
+    if config.plans is None:
+        say(
+            "note: the weights were not compared with those that nnU-Net has planned, and nnU-Net refuses weights "
+            "of other shapes: give `plans` to compare them."
+        )
+    else:
+        number = check_plan(network, config.plans)
+        say(f"note: all {number} weights have the names and shapes that {config.plans} plans.")
+    say(f"note: nnU-Net's segmentation heads ({HEADS}*) are not among them, and start anew there.")
+    return checkpoint(network)
+
+
+def _export_monai_encoder(found: Exportable, config: ExportConfig) -> None:
+    """Writes a pretrained encoder for MONAI's own network, once that gives the same features."""
+    network, (mean, std) = found.network.network, statistics_of(config.run)
+    encoder, patch_size = as_monai(network, config.run), as_encoder(network).patch_size
+    if encoder.needs_einops and importlib.util.find_spec("einops") is None:
+        say("note: einops, which MONAI's ViT needs, is not installed, so the weights were not checked.")
+    else:
+        built = encoder.build()
+        _check(found, lambda images: patch_features(built, found.network.normalised(images), patch_size))
+    make_folder(config.out.parent, "`out`")
+    name = config.run.absolute().name
+    replace_folder(config.out, lambda folder: write_monai_encoder(folder, encoder, name, mean, std))
+
+
 def _export_bundle(found: Exportable, config: ExportConfig) -> None:
+    if len(found.image_size) != 2:
+        raise InputError(
+            f"`format=monai` writes bundles that segment pictures, and {config.run} segments volumes: choose onnx or "
+            "torchscript."
+        )
     size, native = found.image_size, found.native_resolution
     metadata = describe(config.run.absolute().name, size, found.channels, found.num_classes)
     model = to_torchscript(
@@ -201,7 +258,7 @@ def _kind_of(run: Path) -> str | None:
     return config.get("kind") if isinstance(config, dict) else None
 
 
-def _example(found: Exportable, batch: int) -> Float[Tensor, "B C H W"]:
+def _example(found: Exportable, batch: int) -> Float[Tensor, "B C *S"]:
     shape = (batch, found.channels, *found.image_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(batch))
 

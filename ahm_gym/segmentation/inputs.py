@@ -79,6 +79,11 @@ def resolve(config: Config) -> Config:
         )
     found = find_encoder(Path(config.encoder))
     print_further_labels(config, found)
+    if isinstance(config, FinetuneConfig) and config.compare == NONE and found.is_planned:
+        raise InputError(
+            "`compare=none` trains the same network from scratch, and does not know the sizes that the encoder has by "
+            "nnU-Net's plans: leave it out."
+        )
     return replace(
         config,
         data=found.data if config.data is None else config.data,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -155,6 +156,12 @@ def test_an_image_size_that_does_not_fit_the_u_net_of_the_baselines_is_refused_w
     with pytest.raises(InputError, match="40x40 does not fit the U-Net.*`baselines=raw_patches`"):
         plan(with_unet, benchmark.open_all(with_unet))
     assert plan(config, benchmark.open_all(config))
+
+
+def test_a_network_of_planned_sizes_is_refused_because_it_is_also_trained_from_scratch(config):
+    pretraining = dataclasses.replace(config.pretrain, model="resenc", plans=Path("plans.json"))
+    with pytest.raises(InputError, match="does not know the sizes in `plans`: leave it out"):
+        plan(dataclasses.replace(config, pretrain=pretraining), benchmark.open_all(config))
 
 
 def test_all_policies_of_a_seed_are_evaluated_with_the_same_labels(finished, discs, monkeypatch):

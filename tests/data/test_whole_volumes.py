@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from medical_files import encode, slices_of, volume
+from medical_files import encode, slices_of, volume, volumes_in
 from nibabel import orientations
 
 from ahm_gym.data import BatchStream, ImageDataset, open_data
@@ -20,22 +20,10 @@ CODES = ["".join(s) for axes in itertools.permutations(("RL", "AP", "SI")) for s
 SPACING = (2.0, 0.8, 1.2)
 
 
-def folder_of(
-    root: Path, sizes: list[tuple[int, ...]], spacings: list[tuple[float, ...]], suffix: str = ".nii.gz"
-) -> Path:
-    """Volumes in train, and their labels: class 1 where the intensity is high."""
-    for number, (size, spacing) in enumerate(zip(sizes, spacings, strict=True)):
-        array = RNG.integers(1, 900, size).astype(np.int16)
-        affine = np.diag([*spacing, 1.0])
-        volume(root / "images" / f"p{number}{suffix}", array, affine)
-        volume(root / "labels" / f"p{number}{suffix}", (array > 450).astype(np.uint8), affine)
-    return root
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> ImageDataset:
     return open_data(
-        str(folder_of(tmp_path, [(9, 10, 11)] * 10, [(1.0, 1.0, 1.0)] * 10)), image_size=(8, 8, 8)
+        str(volumes_in(tmp_path, [(9, 10, 11)] * 10, [(1.0, 1.0, 1.0)] * 10)), image_size=(8, 8, 8)
     )
 
 
@@ -74,7 +62,7 @@ def test_volumes_are_one_sample_each_with_their_label(dataset: ImageDataset):
 
 def test_volumes_get_the_median_spacing_of_train_and_labels_keep_their_own(tmp_path: Path, capsys):
     spacings = [(1.0, 1.0, 2.0)] * 8 + [(1.0, 0.5, 4.0)] * 2
-    path = folder_of(tmp_path, [(8, 8, 8)] * 10, spacings)
+    path = volumes_in(tmp_path, [(8, 8, 8)] * 10, spacings)
     dataset = open_data(str(path), image_size=(8, 8, 8))
     assert dataset.processing["spacing"] == [1.0, 1.0, 2.0]
     assert "volumes are resampled to 1x1x2 mm, the median of" in capsys.readouterr().err
@@ -109,7 +97,7 @@ def test_crops_are_parts_of_the_volume_and_padded_beyond_it(dataset: ImageDatase
 
 
 def test_labels_of_crops_are_those_of_the_nearest_voxel(tmp_path: Path):
-    path = folder_of(tmp_path, [(6, 6, 6)] * 3, [(1.0, 1.0, 1.0)] * 3)
+    path = volumes_in(tmp_path, [(6, 6, 6)] * 3, [(1.0, 1.0, 1.0)] * 3)
     dataset = open_data(str(path), image_size=(4, 4, 4), spacing=0.5)
     whole = dataset.label_crop(0, (0, 0, 0), (12, 12, 12))
     own = dataset.label(0)
@@ -219,7 +207,7 @@ def test_what_is_no_volume_is_refused(tmp_path: Path):
     np.savez(tmp_path / "a.npz", train_images=RNG.integers(1, 255, (9, 9, 9)).astype(np.uint8))
     with pytest.raises(InputError, match="`volumes` needs a folder"):
         open_data(str(tmp_path / "a.npz"), image_size=(8, 8, 8))
-    folder_of(tmp_path / "described", [(9, 9, 9)] * 3, [(1.0, 1.0, 1.0)] * 3)
+    volumes_in(tmp_path / "described", [(9, 9, 9)] * 3, [(1.0, 1.0, 1.0)] * 3)
     (tmp_path / "described" / "dataset.json").write_text(
         '{"ahm_gym": 1, "images": "images/{case}.nii.gz", "labels": "labels/{case}.nii.gz", "volumes": true}'
     )

@@ -116,6 +116,23 @@ def test_agents_mask_volumes(name: str):
     assert pretrainer.updates >= 2
 
 
+@pytest.mark.parametrize("model", ["unet", "resenc"])
+@pytest.mark.parametrize("name", ["random", "a3c"])
+def test_u_nets_learn_from_masked_volumes(model: str, name: str):
+    volumes = torch.randn(4, 1, 16, 16, 32, generator=torch.Generator().manual_seed(0))
+    unet = build_autoencoder(model, image_size=(16, 16, 32), patch_size=8, hiding="masked", target="latent")
+    pretrainer = Pretrainer(unet, num_steps=20)
+    before = unet.encoder.state_dict()[unet.encoder.stem].clone()
+    agent = (
+        PolicyAgent(make_policy(name, unet))
+        if name == "random"
+        else make_agent(name, (unet.num_patches, unet.dim), grid=unet.grid, seed=0)
+    )
+    options = {"num_envs": 2} | ({"tensors": True} if agent.takes_tensors else {})
+    agent.learn(EnvFactory(agent.env_id, volumes, pretrainer, options, shared=False), 2, seed=0)
+    assert pretrainer.updates == 2 and not torch.equal(unet.encoder.state_dict()[unet.encoder.stem], before)
+
+
 @pytest.mark.parametrize("reward", sorted(REWARDS.keys() - REFUSED))
 def test_rewards_pay_for_volumes(reward: str):
     env = env_of(reward=reward)
@@ -129,8 +146,12 @@ def test_what_has_no_form_for_volumes_says_so():
         env_of(reward="ahm2025")
     with pytest.raises(InputError, match="`target=hog` knows images and no volumes"):
         autoencoder(target="hog")
-    with pytest.raises(InputError, match="model 'unet' has no form for volumes: choose tiny, small, base"):
-        build_autoencoder("unet", image_size=SIZE, patch_size=SIDE)
+    with pytest.raises(
+        InputError, match="`model=tiny_conv` knows images and no volumes: choose .*unet or resenc"
+    ):
+        build_autoencoder("tiny_conv", image_size=SIZE, patch_size=SIDE)
+    with pytest.raises(InputError, match="model 'vit_tiny_patch16_224' has no form for volumes: choose tiny"):
+        build_autoencoder("vit_tiny_patch16_224", image_size=SIZE, patch_size=SIDE)
 
 
 def test_blocks_of_a_volume_are_boxes():

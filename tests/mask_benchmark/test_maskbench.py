@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from medical_files import volumes_in
 
 import ahm_gym
 from ahm_gym.cli import main
@@ -16,7 +17,8 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.mask_benchmark import autoencoders
 from ahm_gym.mask_benchmark.autoencoders import digest_of, folder_of, load_frozen, make_autoencoders
 from ahm_gym.mask_benchmark.config import MaskBenchConfig, check
-from ahm_gym.mask_benchmark.jobs import comparable, judge_of, open_images, stage_of
+from ahm_gym.mask_benchmark.jobs import comparable, judge_of, opened, stage_of
+from ahm_gym.mask_benchmark.judge import Judge
 from ahm_gym.mask_benchmark.participants import everyone
 from ahm_gym.mask_benchmark.report import read_scores
 from ahm_gym.mask_benchmark.rows import MaskRow, read_mask_rows
@@ -60,27 +62,42 @@ def out(config):
 
 @pytest.fixture(scope="module")
 def judge(config, out):
-    dataset = open_images(config, config.data[0])
+    dataset = opened(config, config.data[0])
     folder = folder_of(config, "discs", dataset)
     return judge_of(comparable(config), config.data[0], folder, 100, "relative")
 
 
-def test_the_oracle_is_never_worse_than_its_first_guess(judge):
-    first = judge.paid(judge.patch_reward)
-    alike = judge.patch_reward.mean(dim=0, keepdim=True).expand_as(judge.patch_reward)
-    assert judge.paid_random < judge.paid(alike) < judge.paid_oracle
-    assert 0 < judge.score(judge.patch_reward) <= 1 and first <= judge.paid_oracle
+@pytest.fixture(scope="module")
+def patch_reward(judge):
+    return judge.mean_rewards(torch.Generator().manual_seed(0))[0]
 
 
-def test_masks_of_random_scores_score_zero_on_average(judge):
+def test_the_oracle_is_never_worse_than_its_first_guess(judge, patch_reward):
+    first = judge.paid(patch_reward)
+    alike = patch_reward.mean(dim=0, keepdim=True).expand_as(patch_reward)
+    assert judge.scale.random < judge.paid(alike) < judge.scale.oracle
+    assert 0 < judge.score(patch_reward) <= 1 and first <= judge.scale.oracle
+
+
+def test_the_scale_is_measured_once_for_all_processes(judge, config, monkeypatch):
+    folder = folder_of(config, "discs", opened(config, config.data[0]))
+    given = comparable(config), config.data[0], folder, 100, "relative"
+    monkeypatch.setattr(Judge, "_measure_scale", lambda *_: pytest.fail("measured again"))
+    again = judge_of.__wrapped__(*given)
+    assert again.scale == judge.scale
+    scores = torch.rand(judge.env.num_envs, judge.env.num_patches, generator=torch.Generator().manual_seed(1))
+    assert again.score(scores) == judge.score(scores)
+
+
+def test_masks_of_random_scores_score_zero_on_average(judge, patch_reward):
     generator = torch.Generator().manual_seed(5)
-    drawn = [judge.score(torch.rand(judge.patch_reward.shape, generator=generator)) for _ in range(40)]
+    drawn = [judge.score(torch.rand(patch_reward.shape, generator=generator)) for _ in range(40)]
     error = np.std(drawn, ddof=1) / len(drawn) ** 0.5
     assert abs(np.mean(drawn)) < 4 * error and error < 0.1
 
 
-def test_masks_of_the_easiest_patches_score_below_random_ones(judge):
-    assert judge.score(-judge.patch_reward) < -0.5
+def test_masks_of_the_easiest_patches_score_below_random_ones(judge, patch_reward):
+    assert judge.score(-patch_reward) < -0.5
 
 
 def test_rules_are_scored_as_what_they_do(out):
@@ -178,7 +195,7 @@ class StopAt(Interrupt):
 def test_pretraining_continues_after_a_stop_with_the_same_weights(discs, tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoders, "SAVE_EVERY", 15)
     config = config_of(discs, tmp_path, pretrain_steps=40)
-    dataset = open_images(config, config.data[0])
+    dataset = opened(config, config.data[0])
     with pytest.raises(Interrupted, match="at 25 of 40 updates"):
         make_autoencoders(config, config.data[0], tmp_path / "stopped", StopAt(25))
     make_autoencoders(replace(config, checkpoints=(100,)), config.data[0], tmp_path / "whole", Interrupt())
@@ -208,7 +225,7 @@ def test_autoencoders_are_shared_by_folders_if_there_is_a_cache(discs, tmp_path,
 
 
 def test_the_autoencoder_is_never_updated(config, out):
-    dataset = open_images(config, config.data[0])
+    dataset = opened(config, config.data[0])
     folder = folder_of(config, "discs", dataset)
     for percent in (50, 100):
         stage = stage_of(comparable(config), config.data[0], folder, percent)
@@ -415,3 +432,12 @@ def test_several_processes_give_the_same_rows(discs, tmp_path):
     run_maskbench(config)
     run_maskbench(replace(config, out=tmp_path / "two", jobs=2))
     assert scores_of(tmp_path / "one") == scores_of(tmp_path / "two")
+
+
+def test_volumes_are_scored_in_three_dimensions(tmp_path):
+    data = volumes_in(tmp_path / "scans", [(12, 12, 12)] * 6, [(1.0, 1.0, 1.0)] * 6)
+    settings = {"volumes": True, "image_size": 12, "patch_size": 4, "checkpoints": (100,), "seeds": 1}
+    out = run_maskbench(config_of(data, tmp_path / "out", policies=("random", "a3c"), steps=2, **settings))
+    rows = read_mask_rows(out)
+    assert {row.policy for row in rows} == {"random", "a3c"} and all(np.isfinite(row.score) for row in rows)
+    assert json.loads((out / "config.json").read_text())["image_size"] == [12, 12, 12]

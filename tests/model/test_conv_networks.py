@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import math
 
 import pytest
 import torch
@@ -17,25 +18,27 @@ from ahm_gym.model.unet import UNet
 from ahm_gym.model.vit import build_autoencoder
 
 SIZE = (32, 48)
-
+VOLUME = (16, 32, 16)
 
 NETWORKS = pytest.mark.parametrize("model", ["unet", "resenc"])
 HIDDEN = pytest.mark.parametrize("hiding", HIDING)
+AXES = pytest.mark.parametrize("size", [SIZE, VOLUME])
 
 
-def build(model="unet", channels=2, seed=0, patch_size=8, **options) -> ConvAutoencoder:
+def build(model="unet", channels=2, seed=0, patch_size=8, size=SIZE, **options) -> ConvAutoencoder:
     autoencoder = build_autoencoder(
-        model, image_size=SIZE, patch_size=patch_size, channels=channels, seed=seed, **options
+        model, image_size=size, patch_size=patch_size, channels=channels, seed=seed, **options
     )
     assert isinstance(autoencoder, ConvAutoencoder)
     return autoencoder
 
 
-def images_and_mask(channels=2, num_masked=18, batch=3, patch_size=8):
+def images_and_mask(channels=2, batch=3, patch_size=8, size=SIZE):
+    """Three of four patches are masked."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, channels, *SIZE, generator=generator)
-    scores = torch.rand(batch, SIZE[0] * SIZE[1] // patch_size**2, generator=generator)
-    return images, mask_top_k(scores, num_masked, generator=generator)
+    images = torch.randn(batch, channels, *size, generator=generator)
+    scores = torch.rand(batch, math.prod(size) // patch_size ** len(size), generator=generator)
+    return images, mask_top_k(scores, scores.shape[1] * 3 // 4, generator=generator)
 
 
 def trained(autoencoder) -> ConvAutoencoder:
@@ -49,18 +52,19 @@ def trained(autoencoder) -> ConvAutoencoder:
 
 
 def hidden_pixels(autoencoder, mask):
-    """True in the pixels of masked patches: B C H W."""
-    width = autoencoder.channels * autoencoder.patch_size**2
+    """True in the pixels of masked patches, in the shape of the images."""
+    width = autoencoder.dim
     patches = mask[..., None].expand(-1, -1, width).float()
     return unpatchify(patches, autoencoder.grid, autoencoder.patch_size) > 0
 
 
 @NETWORKS
 @HIDDEN
+@AXES
 @pytest.mark.parametrize("patch_size", [8, 4])
-def test_a_hidden_pixel_changes_no_visible_feature_and_no_prediction(model, hiding, patch_size):
-    autoencoder = trained(build(model, hiding=hiding, patch_size=patch_size))
-    images, mask = images_and_mask(patch_size=patch_size, num_masked=70 if patch_size == 4 else 18)
+def test_a_hidden_pixel_changes_no_visible_feature_and_no_prediction(model, hiding, size, patch_size):
+    autoencoder = trained(build(model, hiding=hiding, patch_size=patch_size, size=size))
+    images, mask = images_and_mask(patch_size=patch_size, size=size)
     hidden = hidden_pixels(autoencoder, mask)
     images.requires_grad_(True)
     seen = []
@@ -79,27 +83,32 @@ def test_a_hidden_pixel_changes_no_visible_feature_and_no_prediction(model, hidi
 
 
 @NETWORKS
-def test_masked_layers_keep_hidden_pixels_at_zero_and_compute_visible_ones_from_visible_ones_alone(model):
-    autoencoder = trained(build(model, hiding="masked"))
-    images, mask = images_and_mask()
+@AXES
+def test_masked_layers_keep_hidden_pixels_at_zero_and_compute_visible_ones_from_visible_ones_alone(
+    model, size
+):
+    autoencoder = trained(build(model, hiding="masked", size=size))
+    images, mask = images_and_mask(size=size)
     hidden = hidden_pixels(autoencoder, mask)[:, :1]
     network = autoencoder.encoder
     with network.visibility.of((~hidden).float()):
         maps = network.encode(images.masked_fill(hidden, 0.0))
     for features in maps:
-        empty = functional.adaptive_max_pool2d((~hidden).float(), features.shape[2:]) == 0
+        pool = functional.adaptive_max_pool2d if len(size) == 2 else functional.adaptive_max_pool3d
+        empty = pool((~hidden).float(), features.shape[2:]) == 0
         empty = empty.expand_as(features)
         assert features[empty].abs().sum() == 0 and features[~empty].abs().min() > 0
     statistics = maps[0].masked_select(~hidden.expand_as(maps[0]))
     assert statistics.isfinite().all()
-    assert network.visibility.at((32, 48)) is None  # outside the context
+    assert network.visibility.at(size) is None  # outside the context
 
 
 @NETWORKS
-def test_an_image_without_hidden_patches_gives_the_same_features_with_masked_layers(model):
-    network = trained(build(model)).encoder
-    images, _ = images_and_mask()
-    with network.visibility.of(torch.ones(3, 1, *SIZE)):
+@pytest.mark.parametrize("size", [SIZE, (32, 32, 32)])  # a norm of two pixels enlarges rounding errors
+def test_an_image_without_hidden_patches_gives_the_same_features_with_masked_layers(model, size):
+    network = trained(build(model, size=size)).encoder
+    images, _ = images_and_mask(size=size, batch=2)
+    with network.visibility.of(torch.ones(2, 1, *size)):
         masked = network.encode(images)
     for found, expected in zip(masked, network.encode(images), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

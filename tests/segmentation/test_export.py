@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from timm.models import save_for_hf
 
 from ahm_gym.data.formats import read_pixels
 from ahm_gym.errors import InputError, RunError
-from ahm_gym.model.encoders import load_encoder
+from ahm_gym.model.encoders import export_encoder, load_encoder
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.folder import RunFolder
 from ahm_gym.segmentation import export
@@ -174,6 +176,64 @@ def test_the_inference_of_a_bundle_segments_pictures_like_the_run(run, bundle, d
         assert found.shape == expected.shape and (found == expected).mean() > 0.99 and expected.any()
 
 
+def pretrained_on(folder, model, size, **sizes):
+    """A pretraining run as its exports leave it."""
+    RunFolder.create(folder, {"kind": "pretrain", "data": None})
+    encoder = build_autoencoder(model, image_size=size, patch_size=8, channels=2, seed=7, **sizes).encoder
+    export_encoder(encoder, folder / "encoder", mean=(0.5, 0.25), std=(0.2, 0.1))
+    return folder, encoder.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("tiny", (16, 24, 32)), ("unet", (16, 32, 16)), ("unet", (32, 48))]
+)
+def test_monai_builds_a_pretrained_encoder_from_its_folder_alone(model, size, tmp_path, monkeypatch):
+    pytest.importorskip("einops")
+    run, encoder = pretrained_on(tmp_path / "run", model, size)
+    out = run_export(ExportConfig(run=run, out=tmp_path / "out", format="monai"))
+    page = (out / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    config = json.loads((out / "network.json").read_text())
+    mean, std = (torch.tensor(config[name]).view(-1, *[1] * len(size)) for name in ("mean", "std"))
+    given = (images(2, 2, size) - mean) / std
+    names = {"images": given}
+    monkeypatch.chdir(out)
+    exec(code, names)
+    with torch.no_grad():
+        if model == "tiny":
+            found, expected = names["features"], encoder.forward_features(given)
+        else:
+            network = names["network"].eval()
+            network.final_conv = torch.nn.Identity()
+            found, expected = network(given), encoder(given)
+    assert (found - expected).abs().max() < 1e-5 and "0.5 and 99.5 percentiles" in page
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_the_encoder_of_volumes_is_exported(tmp_path, kind):
+    pytest.importorskip("onnx")
+    run, encoder = pretrained_on(tmp_path / "run", "tiny", (16, 24, 32))
+    path = run_export(ExportConfig(run=run, out=tmp_path / "encoder", format=kind))
+    given = images(3, 2, (16, 24, 32))
+    mean, std = (torch.tensor(pair).view(2, 1, 1, 1) for pair in ((0.5, 0.25), (0.2, 0.1)))
+    with torch.no_grad():
+        expected = encoder.forward_features((given - mean) / std)
+        found = run_onnx(path.read_bytes(), given) if kind == "onnx" else torch.jit.load(path)(given)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_nnu_net_is_given_all_weights_and_the_comparison_with_its_plans_is_told(tmp_path, capsys):
+    run, encoder = pretrained_on(tmp_path / "run", "resenc", (32, 32))
+    path = run_export(ExportConfig(run=run, out=tmp_path / "nnunet.pth", format="nnunet"))
+    weights = torch.load(path, weights_only=True)["network_weights"]
+    assert torch.equal(weights["encoder.stem.convs.0.conv.weight"], encoder.encoder.stem.convs[0].conv.weight)
+    told = capsys.readouterr().err
+    assert "note: the weights were not compared" in told and "decoder.seg_layers.*" in told
+    with pytest.raises(InputError, match="plans.json cannot be read"):
+        plans = tmp_path / "plans.json"
+        run_export(ExportConfig(run=run, out=tmp_path / "other.pth", format="nnunet", plans=plans))
+
+
 def test_a_network_that_differs_is_not_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="differs from the original one by .*: not written"):
@@ -198,7 +258,13 @@ def test_a_file_that_could_not_be_checked_is_announced(pretrained, tmp_path, mon
     ("settings", "message"),
     [
         ({"format": "onx"}, "unknown format 'onx': did you mean 'onnx'"),
-        ({"format": "monai", "kind": "pretrained"}, "`format=monai` is for segmenters"),
+        ({"format": "monai", "kind": "pretrained"}, "`format=monai` is for segmenters, U-Nets"),
+        (
+            {"format": "nnunet", "kind": "pretrained"},
+            "`format=nnunet` is for pretraining runs of `model=resenc`",
+        ),
+        ({"format": "nnunet"}, "`format=nnunet` is for pretraining runs of `model=resenc`"),
+        ({"plans": Path("plans.json")}, "`plans` goes with `format=nnunet`, and `format` is torchscript"),
         ({"select": "best", "kind": "pretrained"}, "`select=best` goes with fine-tuning runs"),
         ({"out": "."}, "exists already: choose another `out`"),
         ({"kind": "nowhere"}, "nowhere"),

@@ -80,6 +80,17 @@ def volume(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **ch
     return path
 
 
+def volumes_in(root: Path, sizes: list[tuple[int, ...]], spacings: list[tuple[float, ...]]) -> Path:
+    """Writes NIfTI volumes and their labels, which are class 1 where the intensity is high; returns the folder."""
+    generator = np.random.default_rng(0)
+    for number, (size, spacing) in enumerate(zip(sizes, spacings, strict=True)):
+        array = generator.integers(1, 900, size).astype(np.int16)
+        affine = np.diag([*spacing, 1.0])
+        volume(root / "images" / f"p{number}.nii.gz", array, affine)
+        volume(root / "labels" / f"p{number}.nii.gz", (array > 450).astype(np.uint8), affine)
+    return root
+
+
 def png_of_bits(path: Path, array: np.ndarray, bits: int) -> Path:
     """Writes a grey PNG of 1, 2 or 4 bits."""
     rows = b""
