@@ -258,7 +258,7 @@ def evaluate(group: Group, job: Job, interrupt: Interrupt) -> ScoreRow:
         seed=config.seed,
         device=config.device,
         freeze=job.kind == "frozen",
-        decoder="plain" if job.kind in ("plain", "frozen") and not group.has_decoder else "unetr",
+        decoder="plain" if job.kind in ("plain", "frozen") and not group.has_decoder else None,
         run_dir=run_dir,
     )
     if settings.select == "last" and settings.validate_every is None:
