@@ -207,10 +207,10 @@ def check_network(config: BenchmarkConfig) -> bool:
         except InputError as error:
             raise InputError(f"{error} Or leave the U-Net out: `baselines=raw_patches`.") from error
     has_decoder = as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder
-    if has_decoder and set(config.tasks) == {"plain"}:
+    if set(config.tasks) == {"plain"} and (has_decoder or config.pretrain.volumes):
+        why = f"{config.pretrain.model} has its own decoder" if has_decoder else "that of volumes is plain anyway"
         raise InputError(
-            f"`tasks=plain` goes with a vision transformer; {config.pretrain.model} has its own decoder: choose "
-            "`tasks=finetune`."
+            f"`tasks=plain` goes with a vision transformer and images; {why}: choose `tasks=finetune`."
         )
     return has_decoder
 
@@ -222,7 +222,7 @@ def kinds_of_score(config: BenchmarkConfig, policy: str, has_decoder: bool) -> l
         baseline = BASELINES[policy]
         # A benchmark of U-Nets has its own network from scratch.
         return [kind for kind in kinds if kind in baseline.kinds and baseline.model != config.pretrain.model]
-    return [kind for kind in kinds if kind != "plain" or not has_decoder]
+    return [kind for kind in kinds if kind != "plain" or not (has_decoder or config.pretrain.volumes)]
 
 
 def pretraining_of(

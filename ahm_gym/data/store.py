@@ -122,7 +122,8 @@ class ImageDataset:
     def __str__(self) -> str:
         splits = ", ".join(f"{len(self.indices(split))} {split}" for split in SPLITS)
         labelled = sum(label is not None for label in self._records["label"])
-        return f"{self.name}: {counted(len(self), 'image')} ({splits}), {labelled} with labels"
+        kind = "image" if self.axes == 2 else "volume"
+        return f"{self.name}: {counted(len(self), kind)} ({splits}), {labelled} with labels"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "splits": self._records["split"]}

@@ -84,12 +84,13 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str, *, volumes: bool = 
     axis = figure.add_axes((0, 0, 1, 1 - head))  # a layout engine would draw everything twice
     axis.imshow(mosaic, interpolation="nearest")
     axis.set_axis_off()
+    line = min(height, width / 4)
     for column, step in enumerate(snapshots):
         left = column * right
-        axis.text(left + width / 2, -0.22 * height, f"step {step}", ha="center", fontsize=11)
+        axis.text(left + width / 2, -0.22 * line, f"step {step}", ha="center", fontsize=11)
         for part, name in enumerate(("image", "mask", "reconstruction", "scores")):
             middle = left + (part + 0.5) * (width + GAP) / 4
-            axis.text(middle, -0.06 * height, name, ha="center", fontsize=7)
+            axis.text(middle, -0.06 * line, name, ha="center", fontsize=7)
     planes = "; middle planes: sagittal, coronal, axial" if volumes else ""
     figure.suptitle(
         f"{title}: orange = masked by the scores, blue = masked at random{planes}",
