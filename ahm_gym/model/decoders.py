@@ -28,8 +28,8 @@ INTERPOLATION: dict[int, str] = {2: "bilinear", 3: "trilinear"}
 MIXED: dict[int, int] = {2: 4, 3: 2}
 """Width of the mixed features of `PlainDecoder` as a multiple of that at full resolution, by the number of axes.
 
-In volumes 4 takes twice as long and was no better: 300 updates with 20 hippocampi from scratch gave a Dice of 0.593, and
-0.612 with 2.
+In volumes 4 takes twice as long and was no better: 300 updates with 20 hippocampi from scratch gave a Dice of 0.593,
+and 0.612 with 2.
 """
 
 
