@@ -74,6 +74,7 @@ def pretrain(settings: Pretrain, argv: list[str]) -> None:
 
 def finetune(settings: Finetune, argv: list[str]) -> None:
     """Fine-tunes, then prints the scores."""
+    from ahm_gym.model.encoders import is_planned
     from ahm_gym.segmentation.inputs import with_run_dir
     from ahm_gym.segmentation.program import is_complete, run_finetune
 
@@ -99,7 +100,7 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
         volumes = " --volumes" * (len(results["config"]["image_size"]) == 3)
         print(f"Next: ahm-gym pretrain{volumes} {same_images(results['config'])}")
         print("then this command again with --encoder and the folder of that run")
-    else:
+    elif not is_planned(Path(str(config.run_dir), "segmenter", "encoder")):
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
         print("and another --run-dir if you gave one; or with --compare none, for both in one report")
 

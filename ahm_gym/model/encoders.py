@@ -129,6 +129,11 @@ def find_encoder(spec: Path) -> EncoderFolder:
     return _described(exported, _read_config(exported), config)
 
 
+def is_planned(folder: Path) -> bool:
+    """Whether an exported encoder has sizes of its own, by plans of nnU-Net; False if the folder is gone."""
+    return folder.is_dir() and find_encoder(folder).is_planned
+
+
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
     """The encoder that the last stage of a recipe exported."""
     stages = checked(RecipeFile, config, spec / "config.json").stages

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ahm_gym.cli import main
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoders import export_encoder, load_encoder
 from ahm_gym.model.nnunet import CONFIGURATIONS, check_plan, checkpoint, read_plan
@@ -152,3 +154,24 @@ def test_plans_of_another_network_are_refused(tmp_path, changes, axes, message):
 def test_sizes_that_do_not_go_together_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         build_autoencoder("resenc", image_size=(16, 24, 16), patch_size=8, **sizes)
+
+
+@pytest.mark.slow
+def test_a_run_of_planned_sizes_is_resumed_exported_and_fine_tuned(tmp_path, discs, capsys):
+    path, run, out = plans(tmp_path, axes=2), tmp_path / "run", tmp_path / "nnunet.pth"
+    flags = (
+        f"--data {discs} --image-size 32 --run-dir {run} --policy random --batch-size 4 --checkpoint-every 2"
+    )
+    main(f"pretrain {flags} --model resenc --plans {path} --steps 4".split())
+    shutil.rmtree(run / "checkpoint" / "step-4")
+    main(f"pretrain --run-dir {run} --resume".split())
+    main(f"export --run {run} --format nnunet --plans {path} --out {out}".split())
+    assert f"all 338 weights have the names and shapes that {path} plans" in capsys.readouterr().err
+    weights = torch.load(out, weights_only=True)["network_weights"]
+    trained = load_encoder(run).state_dict()
+    assert trained.keys() <= weights.keys() and all(
+        torch.equal(weights[name], trained[name]) for name in trained
+    )
+    main(f"finetune --encoder {run} --labels 4 --steps 2 --run-dir {tmp_path / 'finetuned'}".split())
+    told = capsys.readouterr().out
+    assert "Wrote" in told and "Next, to compare" not in told  # from scratch it would be another network
