@@ -61,7 +61,7 @@ def volume_transformer(
         global_pool=global_pool,
         class_token=False,
         embed_layer=PatchEmbed3d,
-        **sizes,
+        **({"fc_norm": False} | sizes),  # the pretrained norm stays also before a head
     )
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
@@ -121,7 +121,7 @@ def export_volume_transformer(
         "architecture": NAME,
         "num_classes": 0,
         "num_features": network.num_features,
-        "pretrained_cfg": statistics,
+        "pretrained_cfg": {**statistics, "classifier": "head"},
         "model_args": arguments_of(network),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

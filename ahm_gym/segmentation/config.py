@@ -204,8 +204,7 @@ class ExportConfig:
     of a pretrained encoder for MONAI's ViT or BasicUNet. nnunet: the weights of a pretrained resenc, for
     nnUNetv2_train -pretrained_weights."""
     plans: Path | None = None
-    """With --format nnunet, a plans file of nnU-Net, with whose network the weights are compared.
-    None: they are not compared."""
+    """A plans file of nnU-Net, with whose network the weights are compared; for nnunet only. None: they are not."""
     select: str | None = None
     """last or best: which segmenter of the run is exported. None: the one that the run was scored by."""
 

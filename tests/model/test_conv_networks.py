@@ -60,8 +60,7 @@ def hidden_pixels(autoencoder, mask):
 
 @NETWORKS
 @HIDDEN
-@AXES
-@pytest.mark.parametrize("patch_size", [8, 4])
+@pytest.mark.parametrize(("size", "patch_size"), [(SIZE, 8), (SIZE, 4), (VOLUME, 4)])
 def test_a_hidden_pixel_changes_no_visible_feature_and_no_prediction(model, hiding, size, patch_size):
     autoencoder = trained(build(model, hiding=hiding, patch_size=patch_size, size=size))
     images, mask = images_and_mask(patch_size=patch_size, size=size)

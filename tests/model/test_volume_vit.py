@@ -45,6 +45,16 @@ def test_timm_loads_exactly_the_encoder_that_was_exported(exported):
     assert ahm_gym.model.volume_vit.NAME in timm.list_models()
 
 
+def test_timm_puts_a_head_on_the_encoder(exported):
+    folder, encoder = exported
+    volumes = noise(2, 2, *SIZE)
+    headed = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, num_classes=3, global_pool="avg"
+    ).eval()
+    assert torch.equal(headed.forward_features(volumes), encoder.forward_features(volumes))
+    assert headed(volumes).shape == (2, 3)
+
+
 def test_an_encoder_with_another_epsilon_is_exported_with_it(tmp_path):
     encoder = build_autoencoder("tiny", image_size=SIZE, patch_size=SIDE, norm_eps=1e-2).encoder
     export_encoder(encoder, tmp_path, mean=(0.0,), std=(1.0,))
