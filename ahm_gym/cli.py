@@ -382,10 +382,13 @@ def fail(code: int, message: str) -> None:
 
 def same_images(settings: dict[str, Any]) -> str:
     """The flags for the same images and an encoder of the same shape."""
+    spacing = settings.get("spacing")
+    sizes = spacing if isinstance(spacing, (list, tuple)) else [] if spacing is None else [spacing]
     flags = {"--data": settings["data"] and shlex.quote(settings["data"]), "--model": settings["model"]}
     flags |= {
         "--image-size": " ".join(map(str, settings["image_size"])),
         "--patch-size": settings["patch_size"],
+        "--spacing": " ".join(f"{size:g}" for size in sizes) or None,
     }
     return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
 
