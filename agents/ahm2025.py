@@ -94,6 +94,8 @@ class AHM2025(A3C):
             raise InputError(
                 f"learning_rate_decay is {learning_rate_decay}: choose a number above 0 and up to 1."
             )
+        if grid is not None and len(grid) != 2:
+            raise InputError("agent ahm2025 knows images and no volumes: choose agent a3c.")
         patch_size = patch_size_of(observation_shape[1], channels)
         self.draws: str = draws
         self.learning_rate: float = learning_rate

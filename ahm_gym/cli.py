@@ -74,6 +74,7 @@ def pretrain(settings: Pretrain, argv: list[str]) -> None:
 
 def finetune(settings: Finetune, argv: list[str]) -> None:
     """Fine-tunes, then prints the scores."""
+    from ahm_gym.model.encoders import is_planned
     from ahm_gym.segmentation.inputs import with_run_dir
     from ahm_gym.segmentation.program import is_complete, run_finetune
 
@@ -99,7 +100,7 @@ def finetune(settings: Finetune, argv: list[str]) -> None:
         volumes = " --volumes" * (len(results["config"]["image_size"]) == 3)
         print(f"Next: ahm-gym pretrain{volumes} {same_images(results['config'])}")
         print("then this command again with --encoder and the folder of that run")
-    else:
+    elif not is_planned(Path(str(config.run_dir), "segmenter", "encoder")):
         print(f"Next, to compare: the same command with --encoder none {same_images(results['config'])}")
         print("and another --run-dir if you gave one; or with --compare none, for both in one report")
 
@@ -381,10 +382,13 @@ def fail(code: int, message: str) -> None:
 
 def same_images(settings: dict[str, Any]) -> str:
     """The flags for the same images and an encoder of the same shape."""
+    spacing = settings.get("spacing")
+    sizes = spacing if isinstance(spacing, (list, tuple)) else [] if spacing is None else [spacing]
     flags = {"--data": settings["data"] and shlex.quote(settings["data"]), "--model": settings["model"]}
     flags |= {
         "--image-size": " ".join(map(str, settings["image_size"])),
         "--patch-size": settings["patch_size"],
+        "--spacing": " ".join(f"{size:g}" for size in sizes) or None,
     }
     return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
 

@@ -1,9 +1,10 @@
 """Measures the cost of a step: of a plain MAE, our bare update, the environment with random masks, and A3C.
 
-`python benchmarks/step_cost.py` measures three sizes on random images: the tiny preset at 64 px in batches of 64, also
-with the two rewards that need another forward pass; the residual U-Net at 64 px in batches of 16 (on a GPU 64); and
-ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px in batches of 256). `--quick` measures the tiny size
-alone, without those rewards and the plain MAE. A3C has its default recipe at two points: at the beginning of a run,
+`python benchmarks/step_cost.py` measures four sizes on random images: the tiny preset at 64 px in batches of 64, also
+with the two rewards that need another forward pass; the residual U-Net at 64 px in batches of 16 (on a GPU 64);
+ViT-S/16 at 224 px in batches of 16 (on a GPU ViT-S/8 at 128 px in batches of 256); and the tiny preset on volumes of
+48x48x48 in batches of 8, beside MONAI's masked autoencoder. `--sizes` names some of them. `--quick` measures the tiny
+size alone, without those rewards and the plain MAE. A3C has its default recipe at two points: at the start of a run,
 when it chooses most, and in the second half, when it chooses nothing; "a3c run" is the mean of both. Steps are
 interleaved, so that slow moments of the machine affect all kinds equally; on a GPU they are timed in blocks of 10, with
 a synchronisation after each block. The last line is JSON: ratios of the tiny size.
@@ -17,11 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ahm_gym._compat  # noqa: F401
+
 import numpy as np
 import torch
 import tyro
+from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 from plain_mae import PlainMAE
 from scipy.stats import bootstrap
+from torch import nn
 
 from ahm_gym.agents.a3c import A3C
 from ahm_gym.agents.learner import Learner
@@ -31,6 +36,7 @@ from ahm_gym.device.cuda_graphs import Replay
 from ahm_gym.envs import MaskingVectorEnv
 from ahm_gym.masking.schedules import share_at
 from ahm_gym.masking.selection import mask_top_k
+from ahm_gym.model.patches import patchify
 from ahm_gym.model.pretrainer import Pretrainer
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.runs.provenance import hardware
@@ -43,6 +49,8 @@ SHARES = {"guided_fraction": A3C.guided_fraction, "spread_fraction": A3C.spread_
 class Arguments:
     """Measure the cost of a step in one run, and print ratios."""
 
+    sizes: tuple[str, ...] = ("tiny", "resenc", "small", "volumes")
+    """What is measured."""
     quick: bool = False
     """Measure the tiny size alone, without the plain MAE and the expensive rewards, for at most 36 seconds."""
     rounds: int = 100
@@ -59,13 +67,20 @@ class Size:
 
     name: str
     model: str
-    image_size: int
+    side: int
+    """Pixels along each axis."""
     patch_size: int
     batch: int
     encoder: tuple[int, int, int] | None = None
     """Width, blocks and heads of the plain MAE's encoder; None measures no plain MAE."""
     decoder: tuple[int, int, int] = (64, 2, 4)
     """Width, blocks and heads of its decoder."""
+    axes: int = 2
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Pixels along every axis."""
+        return (self.side,) * self.axes
 
 
 TINY = Size("tiny, 64 px, patch 8", "tiny", 64, 8, 64, (128, 6, 4))
@@ -77,6 +92,7 @@ SMALL = {
     "cpu": Size("ViT-S/16, 224 px", "small", 224, 16, 16, (384, 12, 6), (192, 4, 6)),
     "cuda": Size("ViT-S/8, 128 px", "small", 128, 8, 256, (384, 12, 6), (192, 4, 6)),
 }
+VOLUMES = Size("tiny, volumes of 48, patch 8", "tiny", 48, 8, 8, (128, 6, 4), axes=3)
 BLOCK = {"cpu": 1, "cuda": 10}
 """Steps that are timed together: a GPU still computes one step while the next is prepared."""
 
@@ -90,7 +106,8 @@ def main() -> None:
     print(f"{hardware(device)}, torch {torch.__version__}, mask ratio {MASK_RATIO}")
     print(f"limit of a large matrix product: {limit / 1e12:.2f} TFLOP/s")
     ratios = {}
-    for size in [TINY] if arguments.quick else [TINY, RESENC[device.type], SMALL[device.type]]:
+    known = {"tiny": TINY, "resenc": RESENC[device.type], "small": SMALL[device.type], "volumes": VOLUMES}
+    for size in [TINY] if arguments.quick else [known[name] for name in arguments.sizes]:
         kinds = steps(size, device)
         if arguments.quick:
             kinds.pop("plain")
@@ -98,7 +115,7 @@ def main() -> None:
             kinds |= reward_steps(size, device)
         seconds = measure(kinds, arguments.rounds, 36.0 if arguments.quick else math.inf, device)
         ratios[size.name] = report(size, seconds, flops(size) / limit)
-    print(json.dumps(ratios[TINY.name]))
+    print(json.dumps(next(iter(ratios.values()))))
 
 
 def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -126,22 +143,58 @@ def steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def plain_step(size: Size, batch: torch.Tensor, num_masked: int) -> Callable[[], object]:
-    """An update of a plain MAE with a fixed mask."""
+    """An update of a plain MAE with a fixed mask, or of MONAI's on volumes, which draws its own."""
     assert size.encoder is not None, "the size has a plain MAE"
-    plain = PlainMAE(size.image_size, size.patch_size, 1, size.encoder, size.decoder).to(batch.device)
+    num_patches = (size.side // size.patch_size) ** size.axes
+    if size.axes == 2:
+        plain = PlainMAE(size.side, size.patch_size, 1, size.encoder, size.decoder).to(batch.device)
+        shuffle = torch.rand(size.batch, num_patches, device=batch.device).argsort(dim=1)
+        given = (shuffle, num_patches - num_masked)
+    else:
+        plain, given = MonaiMAE(size, num_masked / num_patches).to(batch.device), ()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    num_patches = (size.image_size // size.patch_size) ** 2
-    shuffle = torch.rand(size.batch, num_patches, device=batch.device).argsort(dim=1)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
-            loss = plain(batch, shuffle, num_patches - num_masked)
+            loss = plain(batch, *given)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
 
     return step
+
+
+class MonaiMAE(nn.Module):
+    """MONAI's masked autoencoder with the sizes of ours, and the loss of the masked pixels."""
+
+    def __init__(self, size: Size, mask_ratio: float) -> None:
+        super().__init__()
+        assert size.encoder is not None, "the size has a plain MAE"
+        (dim, depth, heads), (decoder_dim, decoder_depth, decoder_heads) = size.encoder, size.decoder
+        self.patch_size = size.patch_size
+        self.network = MaskedAutoEncoderViT(
+            1,
+            size.image_size,
+            size.patch_size,
+            hidden_size=dim,
+            mlp_dim=4 * dim,
+            num_layers=depth,
+            num_heads=heads,
+            masking_ratio=mask_ratio,
+            decoder_hidden_size=decoder_dim,
+            decoder_mlp_dim=4 * decoder_dim,
+            decoder_num_layers=decoder_depth,
+            decoder_num_heads=decoder_heads,
+            pos_embed_type="learnable",  # its sines need widths that 6 divides
+            decoder_pos_embed_type="learnable",
+            spatial_dims=size.axes,
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        prediction, mask = self.network(images)
+        error = (prediction - patchify(images, self.patch_size)).square().mean(dim=2)
+        return (error * mask).sum() / mask.sum()
 
 
 def reward_steps(size: Size, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -161,12 +214,11 @@ def random_step(env: MaskingVectorEnv) -> Callable[[], object]:
 
 def random_images(size: Size) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4 * size.batch, 1, size.image_size, size.image_size, generator=generator)
+    return torch.randn(4 * size.batch, 1, *size.image_size, generator=generator)
 
 
 def pretrainer(size: Size, device: torch.device) -> Pretrainer:
-    shape = (size.image_size, size.image_size)
-    autoencoder = build_autoencoder(size.model, image_size=shape, patch_size=size.patch_size)
+    autoencoder = build_autoencoder(size.model, image_size=size.image_size, patch_size=size.patch_size)
     return Pretrainer(autoencoder, num_steps=10_000, device=device)
 
 

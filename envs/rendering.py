@@ -1,6 +1,6 @@
 """One picture per masked image: image | masked image | reconstruction | scores; of a volume, its middle planes.
 
-Planes are shown upright, for axes towards right, anterior and superior, as volumes are read: sagittal, coronal, axial.
+Planes are shown upright, for axes towards right, anterior and superior, as volumes are read: axial, coronal, sagittal.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def render_panels(
         rows = [
             render_panels(*(_middle(part, axis, grid) for part in (image, mask, guided, reconstruction, scores)),
                           (*grid[:axis], *grid[axis + 1 :])[::-1])
-            for axis in range(3)
+            for axis in (2, 1, 0)
         ]  # fmt: skip
         return _stacked(rows)
     height, width = image.shape[1:]

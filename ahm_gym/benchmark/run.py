@@ -208,7 +208,11 @@ def check_network(config: BenchmarkConfig) -> bool:
             raise InputError(f"{error} Or leave the U-Net out: `baselines=raw_patches`.") from error
     has_decoder = as_encoder(load_encoder(None, model=config.pretrain.model, **shape)).has_decoder
     if set(config.tasks) == {"plain"} and (has_decoder or config.pretrain.volumes):
-        why = f"{config.pretrain.model} has its own decoder" if has_decoder else "that of volumes is plain anyway"
+        why = (
+            f"{config.pretrain.model} has its own decoder"
+            if has_decoder
+            else "that of volumes is plain anyway"
+        )
         raise InputError(
             f"`tasks=plain` goes with a vision transformer and images; {why}: choose `tasks=finetune`."
         )

@@ -117,7 +117,8 @@ def resample(image: Float[Tensor, "C *S"], factors: tuple[float, ...], origin: s
     """An image or a volume with as many times the pixels along each axis.
 
     Raises:
-        InputError: if it would have more than `MAX_SIDE` along one, or a volume more than `MAX_VOXELS`.
+        InputError: if it would have more than `MAX_SIDE` along one, or a volume more than `MAX_VOXELS`, or only one
+            along an axis.
     """
     size = [max(round(side * factor), 1) for side, factor in zip(image.shape[1:], factors, strict=True)]
     if max(size) > MAX_SIDE or (len(size) == 3 and math.prod(size) > MAX_VOXELS):
@@ -129,6 +130,11 @@ def resample(image: Float[Tensor, "C *S"], factors: tuple[float, ...], origin: s
         )
     if size == list(image.shape[1:]):
         return image
+    if len(size) == 3 and any(new == 1 < old for new, old in zip(size, image.shape[1:], strict=True)):
+        raise InputError(
+            f"{origin} would have {'x'.join(map(str, size))} voxels after resampling: check the spacing that it "
+            "states, or choose a smaller `spacing`, in millimetres."
+        )
     resized = functional.resize(image, size[-2:], antialias=True)
     if len(size) == 3:  # one axis after another, because torchvision resizes two
         sheet = resized.flatten(2)

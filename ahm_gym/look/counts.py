@@ -30,7 +30,14 @@ def count_images(dataset: ImageDataset) -> Table:
         cases = {dataset.case_of(index) for index in indices}
         patients = {dataset.patient(index) for index in indices}
         rows.append([split, *map(str, (len(indices), len(cases), len(patients), len(labelled)))])
-    return Table("Images of each split", ["split", "images", "cases", "patients", "with a label"], rows)
+    kind, _ = kinds_of(dataset)
+    caption = f"{kind.capitalize()} of each split"
+    return Table(caption, ["split", kind, "cases", "patients", "with a label"], rows)
+
+
+def kinds_of(dataset: ImageDataset) -> tuple[str, str]:
+    """What the samples and their parts are called."""
+    return ("images", "pixels") if dataset.axes == 2 else ("volumes", "voxels")
 
 
 def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
@@ -42,6 +49,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
         dataset: a data set.
         names: names of the classes, the background first.
     """
+    kind, part = kinds_of(dataset)
     columns, entries = ["class"], [[name] for name in names]
     for split in SPLITS:
         pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
@@ -49,13 +57,13 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
             found = class_counts(dataset, index)
             pixels += found
             images += found > 0
-        columns += [f"{split}: images", f"{split}: pixels"]
+        columns += [f"{split}: {kind}", f"{split}: {part}"]
         shares = pixels / max(pixels.sum(), 1)
         for row, number, share in zip(entries, images, shares, strict=True):
             row += [str(number), f"{share:.2%}"]
     if dataset.has_ignored:
         entries.append(["ignored", *_count_ignored(dataset)])
-    return Table("Images that show a class, and its share of the pixels", columns, entries)
+    return Table(f"{kind.capitalize()} that show a class, and its share of the {part}", columns, entries)
 
 
 def _count_ignored(dataset: ImageDataset) -> list[str]:

@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ahm_gym.data import ImageDataset
-from ahm_gym.data.sample import SPLITS
+from ahm_gym.data.sample import SPLITS, Sample
 from ahm_gym.segmentation.overlays import Overlay, draw_overlays
+from ahm_gym.segmentation.planes import planes_of
 
-NUM_SHOWN: int = 8
-"""Number of images of each split in the contact sheet."""
+NUM_SHOWN: dict[int, int] = {2: 8, 3: 3}
+"""Number of images, or volumes, of each split in the contact sheet, by the number of axes."""
 COLOURS: dict[str, str] = {"train": "#0b5cab", "val": "#b04a00", "test": "#00755a"}
 
 
@@ -27,12 +28,22 @@ def contact_sheets(dataset: ImageDataset) -> dict[str, Figure]:
     for split in SPLITS:
         indices = dataset.indices(split, labelled=True) or dataset.indices(split)
         if indices:
-            places = np.linspace(0, len(indices) - 1, min(NUM_SHOWN, len(indices))).round().astype(int)
+            number = min(NUM_SHOWN[dataset.axes], len(indices))
+            places = np.linspace(0, len(indices) - 1, number).round().astype(int)
             samples = [dataset.sample(indices[place]) for place in places]
-            overlays = [Overlay(sample.id, sample.image, sample.label) for sample in samples]
-            title = f"{len(samples)} of {len(dataset.indices(split))} images in {split}"
+            overlays = [overlay for sample in samples for overlay in overlays_of(sample)]
+            kind = "images" if dataset.axes == 2 else "volumes"
+            title = f"{number} of {len(dataset.indices(split))} {kind} in {split}"
             sheets[split] = draw_overlays(overlays, dataset.num_classes, title)
     return sheets
+
+
+def overlays_of(sample: Sample) -> list[Overlay]:
+    """An image with the outlines of its label; of a volume, three slices."""
+    if sample.image.ndim == 3:
+        return [Overlay(sample.id, sample.image, sample.label)]
+    planes = planes_of(sample.id, sample.image, sample.label, None, sample.spacing)
+    return [plane.overlay for plane in planes]
 
 
 def draw_histograms(found: dict[str, Float[np.ndarray, "C bins"]], channels: Sequence[str]) -> Figure:

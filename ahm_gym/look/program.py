@@ -16,6 +16,7 @@ from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.layout import Layout
 from ahm_gym.data.listing import DESCRIPTION
 from ahm_gym.data.sources import absolute, find_source, open_source, spaced
+from ahm_gym.errors import say
 from ahm_gym.look.config import LookConfig
 from ahm_gym.look.counts import count_classes, count_images, count_sizes, histograms
 from ahm_gym.look.figures import contact_sheets, draw_histograms
@@ -47,6 +48,10 @@ def run_look(config: LookConfig) -> Path:
         if config.patient_regex is not None:
             proposed["patients"] = config.patient_regex
         write_atomically(config.out / DESCRIPTION, json.dumps(proposed, indent=2) + "\n")
+    if dataset.has_slices:
+        say(
+            f"note: {dataset.name}: volumes are shown as slices; `volumes` reads them whole, here and in training."
+        )
     tables = count_tables(dataset)
     doubts = [
         *dataset.found["doubts"],

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field
 from safetensors import SafetensorError
 from torch import nn
 
-from ahm_gym.data.processing import PLAIN, Processing, Spacing
+from ahm_gym.data.processing import PLAIN, Processing
 from ahm_gym.errors import InputError, is_out_of_memory
 from ahm_gym.model.encoder_base import ARCHITECTURES, as_encoder
 from ahm_gym.model.patches import by, grid_of
@@ -69,7 +69,7 @@ class RunFile(Schema):
     joint_labels: int | None = None
     seed: int = 0
     volumes: bool = False
-    spacing: Spacing | None = None
+    spacing: float | list[float] | None = None
     processing: Processing = PLAIN
 
 
@@ -127,6 +127,11 @@ def find_encoder(spec: Path) -> EncoderFolder:
             f"`encoder={spec}` has exported no encoder yet: resume it with pretrain {resume_flags(spec)}."
         )
     return _described(exported, _read_config(exported), config)
+
+
+def is_planned(folder: Path) -> bool:
+    """Whether an exported encoder has sizes of its own, by plans of nnU-Net; False if the folder is gone."""
+    return folder.is_dir() and find_encoder(folder).is_planned
 
 
 def _encoder_of_recipe(spec: Path, config: dict[str, Any]) -> EncoderFolder:
@@ -267,7 +272,7 @@ def _described(folder: Path, exported: dict[str, Any], run: dict[str, Any]) -> E
         data_root=None if origin.data_root is None else Path(origin.data_root),
         joint_labels=None if origin.joint_labels is None else (origin.joint_labels, origin.seed),
         patient_regex=origin.patient_regex,
-        spacing=origin.spacing,
+        spacing=tuple(told) if isinstance(told := origin.spacing, list) else told,
         volume_spacing=origin.processing.spacing if origin.volumes else None,
         is_planned=bool(shape.strides),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ class PlansFile(Schema):
     """The part of nnU-Net's plans that is used."""
 
     configurations: dict[str, dict[str, Any]]
+    transpose_forward: list[int] = Field(default=[0, 1, 2])
 
 
 class Plan(NamedTuple):
@@ -64,10 +66,15 @@ class Plan(NamedTuple):
     """Arguments of `ResEncUNet`: features, blocks, kernels and strides."""
     image_size: tuple[int, ...]
     """Lengths, in pixels, of what nnU-Net trains on."""
+    order: tuple[int, ...]
+    """For each axis of nnU-Net's network, which axis of this project it is."""
 
 
 def read_plan(path: Path, axes: int) -> Plan:
     """The network in a plans file of nnU-Net: that of 3d_fullres for volumes, and that of 2d for images.
+
+    The axes of volumes run to the right, forwards and upwards here. nnU-Net has them in the opposite order, and then
+    transposes them as its plans say. Sizes are given in the order of this project.
 
     Args:
         path: such as nnUNet_preprocessed/DATASET/nnUNetResEncUNetMPlans.json.
@@ -77,7 +84,8 @@ def read_plan(path: Path, axes: int) -> Plan:
         InputError: if the file holds no such plan, or plans a network that `ResEncUNet` cannot be.
     """
     name = CONFIGURATIONS[axes]
-    configurations = checked(PlansFile, read_json(path, PLANNED), path, PLANNED).configurations
+    file = checked(PlansFile, read_json(path, PLANNED), path, PLANNED)
+    configurations = file.configurations
     if name not in configurations:
         raise InputError(f"{path} has no configuration {name}, but {', '.join(configurations)}: {PLANNED}.")
     found = checked(Configuration, configurations[name], path, PLANNED)
@@ -100,13 +108,21 @@ def read_plan(path: Path, axes: int) -> Plan:
             raise InputError(
                 f"{path} plans {key}={given}, and `model=resenc` has {value}: leave the plans out."
             )
+    order = tuple(range(axes)) if axes == 2 else tuple(2 - axis for axis in file.transpose_forward)
+    if sorted(order) != list(range(axes)):
+        raise InputError(f"`transpose_forward` in {path} is {file.transpose_forward}: {PLANNED}.")
     sizes = {
         "features": tuple(planned.features_per_stage),
         "blocks": tuple(planned.n_blocks_per_stage),
-        "kernels": tuple(tuple(level) for level in planned.kernel_sizes),
-        "strides": tuple(tuple(level) for level in planned.strides),
+        "kernels": tuple(_reordered(level, order) for level in planned.kernel_sizes),
+        "strides": tuple(_reordered(level, order) for level in planned.strides),
     }
-    return Plan(sizes, tuple(found.patch_size))
+    return Plan(sizes, _reordered(found.patch_size, order), order)
+
+
+def _reordered(lengths: Sequence[int], order: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers for nnU-Net's axes in the order of this project."""
+    return tuple(length for _, length in sorted(zip(order, lengths, strict=True)))
 
 
 def check_plan(network: ResEncUNet, path: Path) -> int:
@@ -136,10 +152,23 @@ def check_plan(network: ResEncUNet, path: Path) -> int:
     return len(own)
 
 
-def checkpoint(network: ResEncUNet) -> bytes:
-    """The content of a file for `nnUNetv2_train ... -pretrained_weights FILE`: tensors only, as torch pickles them."""
+def checkpoint(network: ResEncUNet, order: tuple[int, ...] | None = None) -> bytes:
+    """The content of a file for `nnUNetv2_train ... -pretrained_weights FILE`: tensors only, as torch pickles them.
+
+    Args:
+        network: the network whose weights nnU-Net shall take.
+        order: that of `Plan`; None: for volumes the opposite one, which plans without a transposition have.
+    """
+    axes = len(network.image_size)
+    if order is None:
+        order = (0, 1) if axes == 2 else (2, 1, 0)
+    dimensions = (0, 1, *(2 + axis for axis in order))
+    weights = {
+        name: value.permute(dimensions).contiguous() if value.ndim == 2 + axes else value
+        for name, value in nnunet_weights(network).items()
+    }
     content = io.BytesIO()
-    torch.save({"network_weights": nnunet_weights(network)}, content)
+    torch.save({"network_weights": weights}, content)
     return content.getvalue()
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ahm_gym.errors import InputError, check_numbers, check_seed
-from ahm_gym.model.patches import image_size_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,8 @@ class PretrainConfig:
         Raises:
             InputError: if `image_size` does not fit `volumes`.
         """
+        from ahm_gym.model.patches import image_size_of  # imports torch, which --help does without
+
         return image_size_of(self.image_size, axes=3 if self.volumes else 2)
 
 

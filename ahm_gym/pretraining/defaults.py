@@ -7,6 +7,7 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
+from ahm_gym.data.wording import counted, verb
 from ahm_gym.errors import InputError, check_numbers, unknown_name
 from ahm_gym.pretraining.config import Pretrain, PretrainConfig
 
@@ -80,7 +81,8 @@ def note_on_length(config: PretrainConfig, num_images: int) -> str | None:
     shown = config.steps * config.batch_size
     if shown >= num_images:
         return None
+    show = verb(config.steps, "shows", "show")
     return (
-        f"{config.steps} updates of {config.batch_size} show {shown} of {num_images} training images, "
+        f"{counted(config.steps, 'update')} of {config.batch_size} {show} {shown} of {num_images} training images, "
         f"{shown / num_images:.2g} of an epoch: choose more `steps`, or `epochs`"
     )

@@ -91,7 +91,7 @@ def draw_masks(snapshots: dict[int, np.ndarray], title: str, *, volumes: bool = 
         for part, name in enumerate(("image", "mask", "reconstruction", "scores")):
             middle = left + (part + 0.5) * (width + GAP) / 4
             axis.text(middle, -0.06 * line, name, ha="center", fontsize=7)
-    planes = "; middle planes: sagittal, coronal, axial" if volumes else ""
+    planes = "; middle planes: axial, coronal, sagittal" if volumes else ""
     figure.suptitle(
         f"{title}: orange = masked by the scores, blue = masked at random{planes}",
         fontsize=11,

@@ -208,7 +208,7 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
     """The number of channels for an agent that puts images together from raw pixels; empty for other agents.
 
     Raises:
-        InputError: if such an agent would observe the embeddings of a vision transformer instead.
+        InputError: if such an agent would observe the embeddings of a vision transformer instead, or volumes.
     """
     if not sees_pixels(agent_class(name)):
         return {}
@@ -217,6 +217,8 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
             f"agent {name} sees the raw image, and `model={model}` shows embeddings of its patches: choose "
             "`model=unet`, or `policy=a3c`."
         )
+    if len(autoencoder.grid) == 3:
+        raise InputError(f"agent {name} knows images and no volumes: choose `policy=a3c`.")
     return {"channels": autoencoder.channels}
 
 

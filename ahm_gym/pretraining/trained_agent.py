@@ -17,6 +17,7 @@ from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.schedules import Share
 from ahm_gym.masking.selection import PatchBatch
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.patches import by
 from ahm_gym.model.vit import build_autoencoder
 from ahm_gym.policies.base import MaskPolicy
 from ahm_gym.runs.schema import Schema, checked, fits
@@ -32,7 +33,7 @@ class AgentFile(Schema):
     agent: str
     options: dict[str, Any]
     observation_shape: Pair
-    grid: Pair
+    grid: Annotated[list[Count], Field(min_length=2, max_length=3)]
     model: str
     patch_size: Count
     channels: Count
@@ -112,14 +113,13 @@ def from_run(autoencoder: Autoencoder, run: str) -> FrozenAgent:
     wanted = (list(autoencoder.grid), autoencoder.patch_size, autoencoder.channels)
     if own != wanted:
         raise InputError(
-            f"the agent in {run} was trained with a grid of {own[0][0]}x{own[0][1]} patches of {own[1]} px with "
-            f"{own[2]} channels, and this run has {wanted[0][0]}x{wanted[0][1]} of {wanted[1]} px with {wanted[2]}: "
+            f"the agent in {run} was trained with a grid of {by(own[0])} patches of {own[1]} px with "
+            f"{own[2]} channels, and this run has {by(wanted[0])} of {wanted[1]} px with {wanted[2]}: "
             "choose the same `image_size` and `patch_size`, and data with as many channels."
         )
-    rows, columns = saved.grid
     num_patches, dim = saved.observation_shape
     device = autoencoder.device
-    options = saved.options | {"grid": (rows, columns), "seed": 0, "device": device}
+    options = saved.options | {"grid": tuple(saved.grid), "seed": 0, "device": device}
     check_loaded(saved.embedding, folder)
     with fits(folder):
         agent = make_agent(saved.agent, (num_patches, dim), **options)

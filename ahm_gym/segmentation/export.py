@@ -23,7 +23,7 @@ from ahm_gym.data.processing import PLAIN, differences
 from ahm_gym.errors import InputError, RunError, say, unknown_name
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.encoders import load_encoder, statistics_of
-from ahm_gym.model.nnunet import HEADS, check_plan, checkpoint
+from ahm_gym.model.nnunet import HEADS, check_plan, checkpoint, read_plan
 from ahm_gym.model.resenc import ResEncUNet
 from ahm_gym.runs.storage import make_folder, replace_folder, write_atomically
 from ahm_gym.segmentation.bundle import describe, write_bundle
@@ -132,16 +132,18 @@ def to_nnunet(found: Exportable, config: ExportConfig) -> bytes:
             f"`format=nnunet` is for pretraining runs of `model=resenc`, and {config.run} is none: choose another "
             "`format`."
         )
+    order = None
     if config.plans is None:
         say(
             "note: the weights were not compared with those that nnU-Net has planned, and nnU-Net refuses weights "
             "of other shapes: give `plans` to compare them."
         )
     else:
+        order = read_plan(config.plans, len(network.image_size)).order
         number = check_plan(network, config.plans)
         say(f"note: all {number} weights have the names and shapes that {config.plans} plans.")
     say(f"note: nnU-Net's segmentation heads ({HEADS}*) are not among them, and start anew there.")
-    return checkpoint(network)
+    return checkpoint(network, order)
 
 
 def _export_monai_encoder(found: Exportable, config: ExportConfig) -> None:

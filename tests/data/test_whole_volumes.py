@@ -200,6 +200,19 @@ def test_arrays_without_orientation_keep_their_axes_and_say_so(tmp_path: Path, c
         open_data(str(tmp_path), image_size=(8, 8, 8), need_labels=False, spacing=1.0)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        ((1e-6, 1.0, 1.0), "would have 1x8x8 voxels after resampling: check the spacing that it states"),
+        ((2000.0, 2000.0, 2000.0), "would have 16000x16000x16000 voxels after resampling: expected at most"),
+    ],
+)
+def test_a_spacing_that_cannot_be_is_refused(tmp_path: Path, spacing: tuple[float, ...], message: str):
+    path = volumes_in(tmp_path, [(8, 8, 8)] * 5, [(1.0, 1.0, 1.0)] * 4 + [spacing])
+    with pytest.raises(InputError, match=message):
+        open_data(str(path), image_size=(8, 8, 8))
+
+
 def test_what_is_no_volume_is_refused(tmp_path: Path):
     encode(tmp_path / "flat" / "a.png", RNG.integers(1, 255, (9, 9)).astype(np.uint8))
     with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume"):

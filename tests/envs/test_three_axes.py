@@ -184,8 +184,16 @@ def test_a_volume_is_shown_by_its_three_middle_planes():
     env.reset(seed=0)
     env.step(np.zeros((4, L)))
     picture = env.render()[0]
-    assert picture.shape == (16 + 2 + 12 + 2 + 12, 4 * 20 + 3 * 2, 3)
+    assert picture.shape == (16 + 2 + 20 + 2 + 20, 4 * 16 + 3 * 2, 3)
     shown = (VOLUMES - VOLUMES.min()) / (VOLUMES.max() - VOLUMES.min())
     images = [(one * 255).round().byte() for one in shown[:, 0]]
-    planes = [torch.as_tensor(picture[:16, :20, 0]), torch.as_tensor(picture[18:30, :20, 0])]
-    assert any(torch.equal(planes[0], one[6]) and torch.equal(planes[1], one[:, 10]) for one in images)
+    axial, coronal, sagittal = (
+        torch.as_tensor(picture[rows, :width, 0])
+        for rows, width in ((slice(16), 12), (slice(18, 38), 12), (slice(40, 60), 16))
+    )
+    assert any(
+        torch.equal(axial, one[:, :, 10].T.flip(0))
+        and torch.equal(coronal, one[:, 10].T.flip(0))
+        and torch.equal(sagittal, one[6].T.flip(0))
+        for one in images
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medical_files import volumes_in
 from published_layouts import write_published
 
 from ahm_gym.data import open_data
@@ -82,3 +83,15 @@ def test_the_proposed_description_finds_the_same_files(tmp_path: Path, name, key
         sorted(path.name for path in labels) for _, labels, _ in files[1]
     )
     assert sorted(str(split) for _, _, split in files[0]) == sorted(str(split) for _, _, split in files[1])
+
+
+def test_volumes_are_shown_in_three_planes_and_described_as_such(tmp_path: Path, capsys):
+    scans = volumes_in(tmp_path / "scans", [(9, 10, 11)] * 5, [(1.0, 1.0, 2.0)] * 5)
+    run_look(LookConfig(str(scans), image_size=8, out=tmp_path / "slices"))
+    assert "`volumes` reads them whole" in capsys.readouterr().err
+    page = run_look(LookConfig(str(scans), volumes=True, image_size=8, out=tmp_path / "out"))
+    text = page.read_text(encoding="utf-8")
+    assert "9 x 10 x 11" in text and "1 x 1 x 2 mm" in text and "Volumes of each split" in text
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["volumes"] is True
+    again = open_data(str(tmp_path / "out" / "dataset.json"), image_size=(8, 8, 8))
+    assert again.axes == 3 and len(again) == 5

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ahm_gym.cli import main
 from ahm_gym.errors import InputError
 from ahm_gym.model.encoders import export_encoder, load_encoder
 from ahm_gym.model.nnunet import CONFIGURATIONS, check_plan, checkpoint, read_plan
@@ -24,7 +26,7 @@ SIZE = (8, 32, 32)
 
 def plans(folder, axes=3, **changes):
     """A plans file as nnU-Net writes it, for thick slices: the first stages look at rows and columns alone."""
-    name = changes.pop("network", "ResidualEncoderUNet")
+    name, transposed = changes.pop("network", "ResidualEncoderUNet"), changes.pop("transposed", [2, 1, 0])
     norm = f"torch.nn.modules.instancenorm.InstanceNorm{axes}d"
     arguments = {
         "n_stages": 4,
@@ -49,7 +51,9 @@ def plans(folder, axes=3, **changes):
     }
     path = folder / "nnUNetResEncUNetMPlans.json"
     planned = {CONFIGURATIONS[axes]: {"patch_size": list(SIZE[-axes:]), "architecture": architecture}}
-    path.write_text(json.dumps({"plans_name": "nnUNetResEncUNetMPlans", "configurations": planned}))
+    # nnU-Net's axes run upwards first, and are in the order of this project if it turns them around.
+    content = {"configurations": planned, "transpose_forward": transposed}
+    path.write_text(json.dumps({"plans_name": "nnUNetResEncUNetMPlans"} | content))
     return path
 
 
@@ -75,10 +79,36 @@ def test_the_network_of_a_plan_has_the_weights_of_nnu_nets_under_all_their_names
 
 def test_a_checkpoint_holds_tensors_alone_under_the_name_that_nnu_net_reads(tmp_path):
     network = network_of(plans(tmp_path)).encoder
-    loaded = torch.load(io.BytesIO(checkpoint(network)), weights_only=True)
+    loaded = torch.load(io.BytesIO(checkpoint(network, (0, 1, 2))), weights_only=True)
     assert loaded.keys() == {"network_weights"}
     name = "decoder.encoder.stages.1.blocks.2.conv2.all_modules.1.bias"
     assert torch.equal(loaded["network_weights"][name], nnunet_weights(network)[name])
+
+
+@pytest.mark.parametrize(("transposed", "turned"), [([0, 1, 2], (2, 1, 0)), ([1, 2, 0], (1, 0, 2))])
+def test_nnu_net_sees_the_axes_in_its_own_order(tmp_path, transposed, turned):
+    """Its arrays run upwards, forwards and to the right, and then as `transpose_forward` says."""
+    path = plans(tmp_path, transposed=transposed)
+    plan, planned = read_plan(path, 3), json.loads(path.read_text())["configurations"]["3d_fullres"]
+    assert [plan.image_size[axis] for axis in turned] == planned["patch_size"]
+    build = {"image_size": plan.image_size, "patch_size": 8, "seed": 3}
+    ours = build_autoencoder("resenc", **build, **plan.sizes).encoder.eval()
+    sizes = planned["architecture"]["arch_kwargs"]
+    keys = {"kernels": "kernel_sizes", "strides": "strides"}
+    levels = {name: tuple(map(tuple, sizes[key])) for name, key in keys.items()}
+    theirs = build_autoencoder(
+        "resenc", image_size=tuple(planned["patch_size"]), patch_size=8, **{**plan.sizes, **levels}
+    ).encoder.eval()
+    weights = torch.load(io.BytesIO(checkpoint(ours, plan.order)), weights_only=True)["network_weights"]
+    theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
+    volumes = torch.randn(1, 1, *plan.image_size, generator=torch.Generator().manual_seed(0))
+    dimensions = (0, 1, *(2 + axis for axis in turned))
+    torch.testing.assert_close(
+        theirs(volumes.permute(dimensions)), ours(volumes).permute(dimensions), atol=1e-4, rtol=1e-4
+    )
+    default = torch.load(io.BytesIO(checkpoint(ours)), weights_only=True)["network_weights"]
+    name = "encoder.stem.convs.0.conv.weight"
+    assert torch.equal(default[name], ours.state_dict()[name].permute(0, 1, 4, 3, 2))
 
 
 def test_a_network_of_other_sizes_is_refused_by_the_name_of_a_weight(tmp_path):
@@ -152,3 +182,24 @@ def test_plans_of_another_network_are_refused(tmp_path, changes, axes, message):
 def test_sizes_that_do_not_go_together_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         build_autoencoder("resenc", image_size=(16, 24, 16), patch_size=8, **sizes)
+
+
+@pytest.mark.slow
+def test_a_run_of_planned_sizes_is_resumed_exported_and_fine_tuned(tmp_path, discs, capsys):
+    path, run, out = plans(tmp_path, axes=2), tmp_path / "run", tmp_path / "nnunet.pth"
+    flags = (
+        f"--data {discs} --image-size 32 --run-dir {run} --policy random --batch-size 4 --checkpoint-every 2"
+    )
+    main(f"pretrain {flags} --model resenc --plans {path} --steps 4".split())
+    shutil.rmtree(run / "checkpoint" / "step-4")
+    main(f"pretrain --run-dir {run} --resume".split())
+    main(f"export --run {run} --format nnunet --plans {path} --out {out}".split())
+    assert f"all 338 weights have the names and shapes that {path} plans" in capsys.readouterr().err
+    weights = torch.load(out, weights_only=True)["network_weights"]
+    trained = load_encoder(run).state_dict()
+    assert trained.keys() <= weights.keys() and all(
+        torch.equal(weights[name], trained[name]) for name in trained
+    )
+    main(f"finetune --encoder {run} --labels 4 --steps 2 --run-dir {tmp_path / 'finetuned'}".split())
+    told = capsys.readouterr().out
+    assert "Wrote" in told and "Next, to compare" not in told  # from scratch it would be another network

@@ -28,15 +28,14 @@ RUNS: Mapping[str, tuple[object, ...]] = {
     name: ("--policy", name, "--steps", 12)
     for name in (
         "random", "spread", "block", "grid", "hard_patches", "teacher_loss", "attention", "attention_low",
-        "attention_hints", "adamae", "curriculum", "oracle_hard", "low_loss", "textured", "flat",
+        "attention_hints", "adamae", "curriculum", "thompson", "oracle_hard", "low_loss", "textured", "flat",
+        "patch_ppo", "group", "ppo", "dqn",
     )
 } | {
     "a3c": ("--policy", "a3c", "--steps", 40),
     "a3c-steps": ("--policy", "a3c", "--steps", 12, "--masking-steps", 3, "--initial-mask-ratio", 0.5),
     "a3c-relative": ("--policy", "a3c", "--steps", 12, "--reward", "relative", "--agent-options", "credit=image"),
     "unet": ("--policy", "a3c", "--steps", 12, "--model", "unet", "--target", "normalised"),
-    "ppo": ("--policy", "ppo", "--steps", 12),
-    "dqn": ("--policy", "dqn", "--steps", 12),
 }  # fmt: skip
 """Pretraining runs by name, and the flags that make them."""
 

@@ -354,7 +354,7 @@ def test_a_run_on_volumes_continues_exactly_and_segments_scans(folder, tmp_path,
     results = finetune(FinetuneConfig(run_dir=tmp_path / "run"), resume=True)
     assert results["cases"] == expected["cases"]
     write_report(tmp_path / "run")
-    assert "shown from above: axial" in (tmp_path / "run" / "report.html").read_text()
+    assert "slices from top to bottom: axial " in (tmp_path / "run" / "report.html").read_text()
     run_predict(PredictConfig(scans=folder / "images", run=tmp_path / "run", out=tmp_path / "out"))
     scored = run_evaluate(EvaluateConfig(scans=str(folder), run=tmp_path / "run", out=tmp_path / "scores"))
     assert scored["dice"] == pytest.approx(results["dice"])

@@ -53,7 +53,7 @@ def cases_section(results: dict[str, Any], folder: Path) -> dict[str, Any] | Non
 def _image_told(row: dict[str, Any]) -> str:
     """Which image of a case of several is shown, and its own Dice; of a volume the planes."""
     if row.get("planes"):
-        return f"shown from above: {', '.join(row['planes'])}"
+        return f"slices from top to bottom: {', '.join(row['planes'])}"
     if row["images"] == 1:
         return ""
     return f"shown: {row['image']}, 1 of {row['images']} images, Dice {decimals(row['dice'])}"
