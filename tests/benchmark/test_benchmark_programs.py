@@ -42,6 +42,28 @@ def test_the_rate_of_workers_ends_with_its_ratios(tmp_path):
 
 
 @pytest.mark.slow
+def test_ranks_are_measured_and_compared_with_the_model_of_what_they_exchange(tmp_path):
+    lines = printed("ranks.py", "--quick", "--ranks", "1", "2", "--out", "measured.jsonl", cwd=tmp_path)
+    rows = [line.split(" | ") for line in lines if line.startswith("| tiny")]
+    assert [row[1:3] for row in rows] == [["64", "1"], ["256", "1"], ["64", "2"], ["256", "2"]]
+    for row in rows[2:]:
+        assert float(row[6]) == pytest.approx(
+            float(row[5]), rel=0.05
+        )  # MB sent, by the system and by the model
+    kept = [json.loads(line) for line in (tmp_path / "measured.jsonl").read_text().splitlines()]
+    assert [row["ranks"] for row in kept] == [1, 1, 2, 2, 2] and all(row["commit"] for row in kept)
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_is_predicted_without_measuring(tmp_path):
+    lines = printed("ranks.py", "--bandwidth", "50", "--ranks", "1", "1000", cwd=tmp_path)
+    one, many = (line.split(" | ") for line in lines[-2:])
+    assert one[1] == "256" and float(one[2]) == pytest.approx(256 * 1.2e-4, abs=1e-3)
+    assert many[1] == "256,000" and float(many[5]) > 5  # of gloo alone, from rank 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_agents_are_compared_on_scans_and_by_the_steps_of_a_mask_and_not_run_again(tmp_path):
     data = write_discs(tmp_path / "discs.npz")
     arguments = [
