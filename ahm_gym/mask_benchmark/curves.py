@@ -30,6 +30,8 @@ from ahm_gym.pages.text import decimals
 GAP: int = 13
 """Distance of two names at the end of curves, in pixels."""
 RIGHT: int = 96
+MAX_BANDS: int = 6
+"""Largest number of curves in a chart with a band for their interval: more cover each other."""
 
 
 def learning_curves(rows: Sequence[MaskRow], reward: str, policies: Sequence[str]) -> dict[str, Markup]:
@@ -62,15 +64,19 @@ def _chart(title: str, rows: dict[str, list[MaskRow]], policies: Sequence[str]) 
     parts.append(svg.text((LEFT + WIDTH - RIGHT) / 2, height - 6, "updates of the agent", "axis middle"))
     ends = {name: y(float(np.mean([row.curve[-1] for row in found]))) for name, found in rows.items()}
     places = spread(ends, GAP, TOP, height - BOTTOM)
+    best = sorted(rows, key=lambda name: ends[name])[:MAX_BANDS]  # the top of a chart is its smallest y
     for name, found in rows.items():
         leader = svg.line(x.end + 7, ends[name], x.end + 12, places[name], "leader")
         label = svg.text(x.end + 15, places[name] + 4, shortened(name), "name")
-        parts.append(svg.group(_about(name, found), [*_curve(name, found, policies, x, y), leader, label]))
+        curve = _curve(name, found, policies, x, y, banded=name in best)
+        parts.append(svg.group(_about(name, found), [*curve, leader, label]))
     return svg.chart(WIDTH, height, f"{title}: score against the updates of the agent", parts)
 
 
-def _curve(name: str, rows: Sequence[MaskRow], policies: Sequence[str], x: Scale, y: Scale) -> list[Markup]:
-    """The mean over seeds, a band for its 95 % interval, and a marker at the end."""
+def _curve(
+    name: str, rows: Sequence[MaskRow], policies: Sequence[str], x: Scale, y: Scale, *, banded: bool
+) -> list[Markup]:
+    """The mean over seeds, a band for its 95 % interval if it is `banded`, and a marker at the end."""
     style = style_of(name, policies)
     scored = rows[0].updates
     curves: Float[np.ndarray, "S T"] = np.array([row.curve for row in rows if row.updates == scored])
@@ -80,7 +86,7 @@ def _curve(name: str, rows: Sequence[MaskRow], policies: Sequence[str], x: Scale
         svg.path(f"curve {style}", f"M{line}"),
         marker(name, policies, x(scored[-1]), y(points[-1].mean)),
     ]
-    if any(point.interval and point.interval[0] < point.interval[1] for point in points):
+    if banded and any(point.interval and point.interval[0] < point.interval[1] for point in points):
         bounds = [
             (x(update), *_inside(point.interval or (point.mean, point.mean), y))
             for update, point in zip(scored, points, strict=True)

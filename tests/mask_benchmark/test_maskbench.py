@@ -17,6 +17,7 @@ from ahm_gym.errors import InputError, Interrupted, RunError
 from ahm_gym.mask_benchmark import autoencoders
 from ahm_gym.mask_benchmark.autoencoders import digest_of, folder_of, load_frozen, make_autoencoders
 from ahm_gym.mask_benchmark.config import MaskBenchConfig, check
+from ahm_gym.mask_benchmark.curves import learning_curves
 from ahm_gym.mask_benchmark.jobs import comparable, judge_of, opened, stage_of
 from ahm_gym.mask_benchmark.judge import Judge
 from ahm_gym.mask_benchmark.participants import everyone
@@ -441,3 +442,11 @@ def test_volumes_are_scored_in_three_dimensions(tmp_path):
     rows = read_mask_rows(out)
     assert {row.policy for row in rows} == {"random", "a3c"} and all(np.isfinite(row.score) for row in rows)
     assert json.loads((out / "config.json").read_text())["image_size"] == [12, 12, 12]
+
+
+def test_only_the_six_highest_curves_have_bands():
+    names = [f"policy{number}" for number in range(8)]
+    rows = [row(name, seed, number + 0.1 * seed) for number, name in enumerate(names) for seed in (0, 1)]
+    (chart,) = learning_curves(rows, "loss", names).values()
+    assert chart.count("between ") == 6 and chart.count('class="curve ') == 8
+    assert all(f"{name}: " in chart for name in names)
