@@ -215,7 +215,7 @@ def test_a_spacing_that_cannot_be_is_refused(tmp_path: Path, spacing: tuple[floa
 
 def test_what_is_no_volume_is_refused(tmp_path: Path):
     encode(tmp_path / "flat" / "a.png", RNG.integers(1, 255, (9, 9)).astype(np.uint8))
-    with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume"):
+    with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume, because"):
         open_data(str(tmp_path / "flat"), image_size=(8, 8, 8))
     np.savez(tmp_path / "a.npz", train_images=RNG.integers(1, 255, (9, 9, 9)).astype(np.uint8))
     with pytest.raises(InputError, match="`volumes` needs a folder"):

@@ -26,7 +26,9 @@ def as_volume(pixels: Pixels, origin: str) -> Pixels:
         InputError: if it is a flat image, its slices are not evenly spaced, or its axes are not at right angles.
     """
     if not pixels.is_volume:
-        raise InputError(f"{origin} is a flat image: expected a volume, as `volumes` asks for; remove it.")
+        raise InputError(
+            f"{origin} is a flat image: expected a volume, because volumes are read whole here; remove it."
+        )
     if pixels.uneven:
         raise InputError(
             f"{origin} {pixels.uneven}: expected a volume with evenly spaced slices on a straight line; restore or "
