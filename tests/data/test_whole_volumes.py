@@ -213,6 +213,15 @@ def test_a_spacing_that_cannot_be_is_refused(tmp_path: Path, spacing: tuple[floa
         open_data(str(path), image_size=(8, 8, 8))
 
 
+@pytest.mark.parametrize(("size", "said"), [((8, 8, 8), False), ((16, 16, 8), True)])
+def test_a_note_tells_if_crops_lie_mostly_outside_the_volumes(tmp_path: Path, capsys, size, said: bool):
+    path = volumes_in(tmp_path, [(8, 9, 10)] * 3, [(1.0, 1.0, 1.0)] * 3)
+    open_data(str(path), image_size=size)
+    told = capsys.readouterr().err
+    note = "72% of the voxels of crops of 16x16x8 lie outside the training volumes"
+    assert (note in told) == said and ("have 8x9x10 voxels in the median" in told) == said
+
+
 def test_what_is_no_volume_is_refused(tmp_path: Path):
     encode(tmp_path / "flat" / "a.png", RNG.integers(1, 255, (9, 9)).astype(np.uint8))
     with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume, because"):
