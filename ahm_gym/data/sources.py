@@ -131,10 +131,10 @@ def spaced(source: Source, image_size: tuple[int, ...], spacing: float | tuple[f
     if axes == 2 and spacing is None:
         return source
     if not isinstance(source, FolderSource):
-        name = "volumes" if axes == 3 else "spacing"
+        name, others = ("volumes", " or an encoder of volumes") if axes == 3 else ("spacing", "")
         raise InputError(
             f"`{name}` needs a folder of files that say how large a voxel is, such as NIfTI, and {source.name} is "
-            f"none: leave `{name}` out."
+            f"none: give one, or leave `{name}`{others} out."
         )
     changes: dict[str, Any] = {"volumes": True} if axes == 3 else {}
     if spacing is not None:
