@@ -178,9 +178,10 @@ class Ensemble:
         if (pixels.shape[-1], self.channels) == (1, 3):
             pixels = np.repeat(pixels, 3, axis=-1)
         if pixels.shape[-1] != self.channels:
+            way_out = "give the folder with the files of all modalities, " if pixels.shape[-1] == 1 else ""
             raise InputError(
                 f"wrong channel count: {origin} has {pixels.shape[-1]}, expected {self.channels} like the "
-                "training images of the run; convert it, or remove it."
+                f"training images of the run; {way_out}convert it, or remove it."
             )
         scaled = scale(pixels, self.processing, self.channels if apart else 1)
         return to_spacing(scaled, spacing, self.processing, origin)

@@ -158,8 +158,16 @@ def test_an_oblique_series_of_dicom_slices_is_one_volume(tmp_path: Path):
 @pytest.mark.parametrize(
     ("step", "missing", "message"),
     [
-        ((0.0, 0.6, 2.0), None, r"shifted by 16\.7 degrees \(gantry tilt\).*leave `volumes` out"),
-        ((0.0, 0.0, 2.0), 2, r"slices that are 2 to 4 mm apart: some may be missing.*leave `volumes` out"),
+        (
+            (0.0, 0.6, 2.0),
+            None,
+            r"shifted by 16\.7 degrees \(gantry tilt\).*train on slices, without `volumes`",
+        ),
+        (
+            (0.0, 0.0, 2.0),
+            2,
+            r"slices that are 2 to 4 mm apart: some may be missing.*train on slices, without `volumes`",
+        ),
     ],
 )
 def test_slices_that_make_no_even_volume_are_refused(
