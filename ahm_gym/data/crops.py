@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -135,6 +135,14 @@ def padded(
 def central_box(size: tuple[int, ...], length: tuple[int, ...]) -> Box:
     """The box of some length in the middle of a volume of `size`."""
     return *((whole - own) // 2 for whole, own in zip(size, length, strict=True)), *length
+
+
+def share_outside(sizes: Sequence[tuple[int, ...]], image_size: tuple[int, ...]) -> float:
+    """The share of all voxels of random crops of volumes of some sizes that lies outside of the volumes."""
+    inside = [
+        math.prod(min(own, side) / side for own, side in zip(size, image_size, strict=True)) for size in sizes
+    ]
+    return 1.0 - sum(inside) / len(inside)
 
 
 def draw_boxes(image: Float[Tensor, "C *S"], image_size: tuple[int, ...], crop: str) -> list[Box]:

@@ -200,8 +200,8 @@ def to_spacing(
         return image
     if spacing is None:
         raise InputError(
-            f"{origin} does not state the size of its pixels, which `spacing` needs: leave `spacing` out, or save it "
-            "in a format that states it, such as NIfTI."
+            f"{origin} does not state the size of its pixels, and would be resampled to {in_mm(wanted)}: save it in a "
+            "format that states it, such as NIfTI, remove it, or leave out a `spacing` that you gave."
         )
     axes = image.ndim - 1
     aims = wanted if isinstance(wanted, tuple) else (wanted,) * axes

@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ahm_gym.data.crops import share_outside
 from ahm_gym.data.folder import FolderSource
 from ahm_gym.data.formats import is_readable
 from ahm_gym.data.ignored import in_structure
@@ -20,7 +23,7 @@ from ahm_gym.data.processing import PLAIN, Processing, differences
 from ahm_gym.data.sample import OneSplit, Source
 from ahm_gym.data.scaling import stored_side
 from ahm_gym.data.store import ImageDataset
-from ahm_gym.errors import InputError, check_numbers
+from ahm_gym.errors import InputError, check_numbers, say
 from ahm_gym.runs.places import expanded
 
 
@@ -56,13 +59,30 @@ def open_data(
         InputError: if there is no such data, or it cannot be used.
     """
     source = spaced(find_source(spec, root, image_size), image_size, spacing)
-    return open_source(
+    dataset = open_source(
         OneSplit(source) if one_split else source,
         image_size=image_size,
         native_resolution=native_resolution,
         need_labels=need_labels,
         patient_regex=patient_regex,
     )
+    if dataset.axes == 3:
+        say_if_small(dataset, image_size)
+    return dataset
+
+
+def say_if_small(dataset: ImageDataset, image_size: tuple[int, ...]) -> None:
+    """Says how much of the crops lies outside the training volumes, if it is more than half."""
+    sizes = [dataset.size_of(index) for index in dataset.indices("train")]
+    outside = share_outside(sizes, image_size)
+    if outside > 0.5:
+        crop, median = (
+            "x".join(str(int(side)) for side in size) for size in (image_size, np.median(sizes, axis=0))
+        )
+        say(
+            f"note: {dataset.name}: {outside:.0%} of the voxels of crops of {crop} lie outside the training volumes, "
+            f"and are black: choose a smaller `image_size`, because the volumes have {median} voxels in the median."
+        )
 
 
 def open_source(
@@ -111,10 +131,10 @@ def spaced(source: Source, image_size: tuple[int, ...], spacing: float | tuple[f
     if axes == 2 and spacing is None:
         return source
     if not isinstance(source, FolderSource):
-        name = "volumes" if axes == 3 else "spacing"
+        name, others = ("volumes", " or an encoder of volumes") if axes == 3 else ("spacing", "")
         raise InputError(
             f"`{name}` needs a folder of files that say how large a voxel is, such as NIfTI, and {source.name} is "
-            f"none: leave `{name}` out."
+            f"none: give one, or leave `{name}`{others} out."
         )
     changes: dict[str, Any] = {"volumes": True} if axes == 3 else {}
     if spacing is not None:

@@ -14,7 +14,7 @@ from ahm_gym.errors import InputError
 
 
 def image_size_of(sizes: int | tuple[int, ...], axes: int = 2) -> tuple[int, ...]:
-    """The length of each axis in pixels: height and width, or depth, height and width of a volume.
+    """The length of each axis in pixels: height and width; of a volume to the right, forwards and upwards.
 
     Args:
         sizes: one number for all axes, or one for each.
@@ -25,7 +25,7 @@ def image_size_of(sizes: int | tuple[int, ...], axes: int = 2) -> tuple[int, ...
     """
     sizes = (sizes,) if isinstance(sizes, int) else sizes
     if len(sizes) not in (1, axes) or min(sizes) < 1:
-        each = "height and width" if axes == 2 else "depth, height and width"
+        each = "height and width" if axes == 2 else "lengths to the right, forwards and upwards"
         shape = "a square" if axes == 2 else "a cube"
         raise InputError(
             f"image size {' '.join(map(str, sizes))}: give one number for {shape}, or {each}, in pixels"

@@ -184,11 +184,10 @@ def exportable(run: Path, select: str | None = None) -> Exportable:
     if _kind_of(run) == "finetune":
         predictor = Predictor.of_run(run, "cpu", select)
         segmenter = predictor.segmenter
-        if different := differences(predictor.processing, PLAIN):
+        if different := [name for name in differences(predictor.processing, PLAIN) if name != "volumes"]:
             say(
-                f"note: the images of {run} were prepared by {' and '.join(different)} of a dataset.json (processing "
-                "in its config.json), and the exported network expects the same; the inference.json of a bundle does "
-                "not do it."
+                f"note: the images of {run} were prepared by a {' and a '.join(different)} (processing in its "
+                "config.json). The exported network expects the same, and does not do it itself; nor does a bundle."
             )
         network = Normalised(segmenter, predictor.mean, predictor.std).eval()
         shape = segmenter.image_size, segmenter.channels

@@ -11,6 +11,7 @@ from torch import nn
 
 from ahm_gym.data import ImageDataset, open_data
 from ahm_gym.data.folds import describe_fold, with_fold
+from ahm_gym.data.processing import in_mm
 from ahm_gym.data.sources import absolute, stem_of
 from ahm_gym.errors import InputError, check_numbers, check_seed, say, unknown_name
 from ahm_gym.model.conv_autoencoder import build_seeded
@@ -101,10 +102,20 @@ def resolve(config: Config) -> Config:
 
 
 def spacing_of(config: EvaluationConfig, found: EncoderFolder) -> float | tuple[float, ...] | None:
-    """The spacing that was asked for, or else what the encoder's run asked for its images or found for volumes."""
+    """The spacing that was asked for, or else what the encoder's run asked for its images or found for volumes.
+
+    The last is said, because it is of other data.
+    """
     if config.spacing is not None:
         return config.spacing
-    return found.spacing if config.data in (None, found.data) else found.volume_spacing
+    if config.data in (None, found.data):
+        return found.spacing
+    if found.volume_spacing is not None:
+        say(
+            f"note: the volumes of {config.data} are resampled to {in_mm(found.volume_spacing)}, as those were that "
+            "the encoder was pretrained on; a `spacing` chooses another."
+        )
+    return found.volume_spacing
 
 
 def print_further_labels(config: EvaluationConfig, found: EncoderFolder) -> None:

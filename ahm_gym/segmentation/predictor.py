@@ -114,11 +114,16 @@ class Ensemble:
                         f"{runs[0]} has {numbers[0]} {text} and {run} has {number}: give each `run` of an ensemble "
                         "the same number."
                     )
-        for member in members:
+        for run, member in zip(runs, members, strict=True):
+            if len(member.segmenter.image_size) != len(members[0].segmenter.image_size):
+                raise InputError(
+                    f"one of {runs[0]} and {run} was trained on images and the other on volumes: give an ensemble runs "
+                    "of one kind."
+                )
             if different := differences(member.processing, members[0].processing):
                 raise InputError(
-                    f"the runs of an ensemble were trained on images with another `{different[0]}`: give each `run` of "
-                    f"an ensemble the same `{different[0]}` in its dataset.json."
+                    f"the runs of an ensemble were trained on images with another `{different[0]}`: give runs that "
+                    f"have the same, and train them with one `{different[0]}` or dataset.json."
                 )
         return cls(tuple(members))
 
@@ -173,9 +178,10 @@ class Ensemble:
         if (pixels.shape[-1], self.channels) == (1, 3):
             pixels = np.repeat(pixels, 3, axis=-1)
         if pixels.shape[-1] != self.channels:
+            way_out = "give the folder with the files of all modalities, " if pixels.shape[-1] == 1 else ""
             raise InputError(
                 f"wrong channel count: {origin} has {pixels.shape[-1]}, expected {self.channels} like the "
-                "training images of the run; convert it, or remove it."
+                f"training images of the run; {way_out}convert it, or remove it."
             )
         scaled = scale(pixels, self.processing, self.channels if apart else 1)
         return to_spacing(scaled, spacing, self.processing, origin)

@@ -143,7 +143,7 @@ def test_a_picture_without_a_spacing_cannot_be_resampled(tmp_path: Path):
         write(tmp_path / f"{name}.png")
     (tmp_path / "dataset.json").write_text(json.dumps({"ahm_gym": 1, "images": "{case}.png", "spacing": 0.5}))
     with pytest.raises(
-        InputError, match=r"a.png does not state the size of its pixels, which `spacing` needs"
+        InputError, match=r"a.png does not state the size of its pixels, and would be resampled to 0.5 mm"
     ):
         open_data(str(tmp_path), image_size=(8, 8))
 

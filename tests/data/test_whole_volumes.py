@@ -158,8 +158,16 @@ def test_an_oblique_series_of_dicom_slices_is_one_volume(tmp_path: Path):
 @pytest.mark.parametrize(
     ("step", "missing", "message"),
     [
-        ((0.0, 0.6, 2.0), None, r"shifted by 16\.7 degrees \(gantry tilt\).*leave `volumes` out"),
-        ((0.0, 0.0, 2.0), 2, r"slices that are 2 to 4 mm apart: some may be missing.*leave `volumes` out"),
+        (
+            (0.0, 0.6, 2.0),
+            None,
+            r"shifted by 16\.7 degrees \(gantry tilt\).*train on slices, without `volumes`",
+        ),
+        (
+            (0.0, 0.0, 2.0),
+            2,
+            r"slices that are 2 to 4 mm apart: some may be missing.*train on slices, without `volumes`",
+        ),
     ],
 )
 def test_slices_that_make_no_even_volume_are_refused(
@@ -213,12 +221,23 @@ def test_a_spacing_that_cannot_be_is_refused(tmp_path: Path, spacing: tuple[floa
         open_data(str(path), image_size=(8, 8, 8))
 
 
+@pytest.mark.parametrize(("size", "said"), [((8, 8, 8), False), ((16, 16, 8), True)])
+def test_a_note_tells_if_crops_lie_mostly_outside_the_volumes(tmp_path: Path, capsys, size, said: bool):
+    path = volumes_in(tmp_path, [(8, 9, 10)] * 3, [(1.0, 1.0, 1.0)] * 3)
+    open_data(str(path), image_size=size)
+    told = capsys.readouterr().err
+    note = "72% of the voxels of crops of 16x16x8 lie outside the training volumes"
+    assert (note in told) == said and ("have 8x9x10 voxels in the median" in told) == said
+
+
 def test_what_is_no_volume_is_refused(tmp_path: Path):
     encode(tmp_path / "flat" / "a.png", RNG.integers(1, 255, (9, 9)).astype(np.uint8))
-    with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume"):
+    with pytest.raises(InputError, match=r"a\.png is a flat image: expected a volume, because"):
         open_data(str(tmp_path / "flat"), image_size=(8, 8, 8))
     np.savez(tmp_path / "a.npz", train_images=RNG.integers(1, 255, (9, 9, 9)).astype(np.uint8))
-    with pytest.raises(InputError, match="`volumes` needs a folder"):
+    with pytest.raises(
+        InputError, match="`volumes` needs a folder .* or leave `volumes` or an encoder of volumes out"
+    ):
         open_data(str(tmp_path / "a.npz"), image_size=(8, 8, 8))
     volumes_in(tmp_path / "described", [(9, 9, 9)] * 3, [(1.0, 1.0, 1.0)] * 3)
     (tmp_path / "described" / "dataset.json").write_text(

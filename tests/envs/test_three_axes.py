@@ -63,7 +63,9 @@ def test_one_size_of_an_environment_is_that_of_all_axes_of_its_volumes():
 
 
 def test_two_numbers_are_no_size_of_a_volume():
-    with pytest.raises(InputError, match="one number for a cube, or depth, height and width"):
+    with pytest.raises(
+        InputError, match="one number for a cube, or lengths to the right, forwards and upwards"
+    ):
         image_size_of((64, 48), 3)
 
 

@@ -11,6 +11,8 @@ from ahm_gym.model.encoders import find_encoder
 from ahm_gym.pretraining.config import PretrainConfig
 from ahm_gym.pretraining.run import pretrain
 from ahm_gym.pretraining.training import Training
+from ahm_gym.segmentation.config import FinetuneConfig
+from ahm_gym.segmentation.inputs import resolve
 
 
 @pytest.fixture
@@ -20,11 +22,14 @@ def config(tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(data=str(data), run_dir=tmp_path / "run", device="cpu", **shape)
 
 
-def test_a_trained_agent_masks_other_volumes_of_the_same_grid(config: PretrainConfig):
+def test_a_trained_agent_masks_other_volumes_of_the_same_grid(config: PretrainConfig, tmp_path, capsys):
     run = pretrain(replace(config, spacing=(1.0, 1.0, 1.0)))
     found = find_encoder(run)
     assert found.image_size == (12, 12, 12) and found.spacing == found.volume_spacing == (1.0, 1.0, 1.0)
     assert (run / "figures" / "masks.png").is_file()
+    elsewhere = FinetuneConfig(encoder=str(run), data=str(tmp_path))
+    assert resolve(elsewhere).spacing == (1.0, 1.0, 1.0)
+    assert "are resampled to 1x1x1 mm, as those were" in capsys.readouterr().err
     training = Training(replace(config, policy=f"agent:{run}", run_dir=None))
     training.env.reset(seed=0)
     scores = training.agent.score(training.env.patches)
@@ -40,7 +45,7 @@ def test_a_trained_agent_masks_other_volumes_of_the_same_grid(config: PretrainCo
     ("changes", "message"),
     [
         ({"volumes": False, "image_size": (12, 12, 12)}, "three numbers go with `volumes`"),
-        ({"image_size": (12, 12)}, "image size 12 12: give one number for a cube, or depth"),
+        ({"image_size": (12, 12)}, "image size 12 12: give one number for a cube, or lengths"),
         ({"policy": "ahm2025", "model": "unet", "image_size": 32}, "ahm2025.*volumes|volumes.*ahm2025"),
         ({"target": "hog"}, "hog"),
         ({"model": "vit_small_patch16_224"}, "has no form for volumes"),

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -276,6 +277,15 @@ def test_what_cannot_be_exported_is_one_sentence(run, pretrained, tmp_path, sett
     with pytest.raises(InputError, match=message):
         run_export(ExportConfig(**{"format": "torchscript", **given, **settings}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_says_how_the_images_of_a_run_were_prepared(run, tmp_path, capsys):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["processing"] = {"volumes": True, "spacing": [1.0, 1.0, 2.0]}
+    (copy / "config.json").write_text(json.dumps(config))
+    exportable(copy)
+    assert "were prepared by a spacing (processing in" in capsys.readouterr().err
 
 
 def test_the_description_of_a_bundle_has_the_names_of_its_run(bundle):

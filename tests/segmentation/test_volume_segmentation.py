@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -258,6 +259,24 @@ def test_masks_and_maps_of_whole_volumes_lie_on_the_grid_of_the_file(tmp_path, m
         entropy = nibabel.load(tmp_path / "out" / "uncertainty" / f"{code}.nii.gz")
         assert entropy.shape == own.shape and 0 <= np.asarray(entropy.dataobj).min()
     assert (tmp_path / "out" / "overlays.png").is_file()
+
+
+def test_one_modality_of_several_asks_for_the_folder_of_all():
+    network = Segmenter(untrained(channels=2), 2)
+    ensemble = Ensemble((Predictor(network, (0.0,) * 2, (1.0,) * 2, False, Processing(volumes=True)),))
+    with pytest.raises(
+        InputError, match="has 1, expected 2 .*; give the folder with the files of all modalities"
+    ):
+        ensemble.scaled(np.zeros((8, 8, 8)), "p_flair.nii")
+
+
+def test_an_ensemble_is_of_images_or_of_volumes(tmp_path, monkeypatch):
+    networks = iter([KNOWING, Segmenter(untrained((16, 16)), 2)])
+    monkeypatch.setattr(
+        Predictor, "of_run", classmethod(lambda cls, *_: cls(next(networks), (0.0,), (1.0,), False))
+    )
+    with pytest.raises(InputError, match="one of a and b was trained on images and the other on volumes"):
+        Ensemble.of_runs([Path("a"), Path("b")])
 
 
 def test_runs_on_volumes_refuse_a_flat_image():

@@ -26,11 +26,13 @@ def as_volume(pixels: Pixels, origin: str) -> Pixels:
         InputError: if it is a flat image, its slices are not evenly spaced, or its axes are not at right angles.
     """
     if not pixels.is_volume:
-        raise InputError(f"{origin} is a flat image: expected a volume, as `volumes` asks for; remove it.")
+        raise InputError(
+            f"{origin} is a flat image: expected a volume, because volumes are read whole here; remove it."
+        )
     if pixels.uneven:
         raise InputError(
             f"{origin} {pixels.uneven}: expected a volume with evenly spaced slices on a straight line; restore or "
-            "resample it, remove it, or leave `volumes` out to use its slices."
+            "resample it, remove it, or train on slices, without `volumes`."
         )
     notes = [note for note in pixels.notes if not note.startswith(SLICED)]
     if pixels.grid is None:
@@ -54,5 +56,5 @@ def check_angles(grid: Grid, origin: str) -> None:
     if cosines > np.sin(np.radians(MAX_SHEAR)):
         raise InputError(
             f"{origin} has axes that meet at {90 - np.degrees(np.arcsin(min(cosines, 1.0))):.1f} degrees: expected "
-            "right angles; resample it, or leave `volumes` out to use its slices."
+            "right angles; resample it, or train on slices, without `volumes`."
         )
