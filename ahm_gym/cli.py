@@ -170,19 +170,21 @@ def show_pixel_scores(results: dict[str, Any]) -> None:
 
 def predict(settings: PredictConfig, argv: list[str]) -> None:
     """Segments scans, then says what was written."""
+    from ahm_gym.data.wording import counted
     from ahm_gym.segmentation.prediction import run_predict
 
     rows = run_predict(settings)
     maps = [f"{name}/" for name in ("probabilities", "uncertainty") if getattr(settings, name)]
-    print(f"\nWrote {settings.out}/: {', '.join([f'{len(rows)} masks', *maps, 'areas.csv', 'overlays.png'])}")
+    print(f"\nWrote {settings.out}/: {', '.join([counted(len(rows), 'mask'), *maps, 'areas.csv', 'overlays.png'])}")
 
 
 def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
     """Scores runs on other images, then prints the scores."""
+    from ahm_gym.data.wording import counted
     from ahm_gym.segmentation.evaluate_runs import run_evaluate
 
     results = run_evaluate(settings, shlex.join(["ahm-gym", *argv]))
-    print(f"\n{results['num_cases']} cases of {printable(results['data'])}, {results['split']} images")
+    print(f"\n{counted(results['num_cases'], 'case')} of {printable(results['data'])}, {results['split']} images")
     show_scores(results)
     print(f"Wrote {settings.out}/: results.json, overlays.png, report.html")
 

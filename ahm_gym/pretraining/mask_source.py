@@ -212,13 +212,13 @@ def pixel_options(name: str, autoencoder: Autoencoder, model: str) -> dict[str, 
     """
     if not sees_pixels(agent_class(name)):
         return {}
+    if len(autoencoder.grid) == 3:
+        raise InputError(f"agent {name} knows images and no volumes: choose `policy=a3c`.")
     if not autoencoder.embeds_pixels:
         raise InputError(
             f"agent {name} sees the raw image, and `model={model}` shows embeddings of its patches: choose "
             "`model=unet`, or `policy=a3c`."
         )
-    if len(autoencoder.grid) == 3:
-        raise InputError(f"agent {name} knows images and no volumes: choose `policy=a3c`.")
     return {"channels": autoencoder.channels}
 
 

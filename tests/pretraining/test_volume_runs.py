@@ -46,7 +46,7 @@ def test_a_trained_agent_masks_other_volumes_of_the_same_grid(config: PretrainCo
     [
         ({"volumes": False, "image_size": (12, 12, 12)}, "three numbers go with `volumes`"),
         ({"image_size": (12, 12)}, "image size 12 12: give one number for a cube, or lengths"),
-        ({"policy": "ahm2025", "model": "unet", "image_size": 32}, "ahm2025.*volumes|volumes.*ahm2025"),
+        ({"policy": "ahm2025"}, "agent ahm2025 knows images and no volumes: choose `policy=a3c`"),
         ({"target": "hog"}, "hog"),
         ({"model": "vit_small_patch16_224"}, "has no form for volumes"),
     ],
