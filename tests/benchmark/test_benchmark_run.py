@@ -17,7 +17,7 @@ from ahm_gym.benchmark import evaluations, jobs, processes
 from ahm_gym.benchmark import run as benchmark
 from ahm_gym.benchmark.config import BenchmarkConfig
 from ahm_gym.benchmark.rows import read_lines as read_rows
-from ahm_gym.benchmark.run import count_labels, plan, run_benchmark
+from ahm_gym.benchmark.run import check_network, count_labels, kinds_of_score, plan, run_benchmark
 from ahm_gym.data import open_data
 from ahm_gym.data.labelled import choose_labelled
 from ahm_gym.errors import InputError, Interrupted, RunError
@@ -129,7 +129,7 @@ def test_an_evaluation_fine_tunes_with_its_own_decoder(config, monkeypatch):
         with contextlib.suppress(TypeError):
             jobs.evaluate(group, job, Interrupt())
     assert {kind: (one.decoder, one.freeze) for kind, one in asked.items()} == {
-        "finetune": ("unetr", False), "plain": ("plain", False), "frozen": ("plain", True),
+        "finetune": (None, False), "plain": ("plain", False), "frozen": ("plain", True),
     }  # fmt: skip
 
 
@@ -631,3 +631,11 @@ def test_an_option_that_no_agent_has_is_found_before_anything_is_written(config)
     with pytest.raises(InputError, match="unknown option of agent a3c 'widht': did you mean 'width'"):
         run_benchmark(dataclasses.replace(config, policies=("a3c:widht=8",)))
     assert not config.out.exists()
+
+
+def test_volumes_are_fine_tuned_once_because_their_decoder_is_plain_anyway(config):
+    volumes = dataclasses.replace(config.pretrain, volumes=True, image_size=32)
+    config = dataclasses.replace(config, pretrain=volumes, tasks=("finetune", "plain", "frozen"))
+    assert kinds_of_score(config, "random", has_decoder=False) == ["finetune", "frozen"]
+    with pytest.raises(InputError, match="`tasks=plain` .* that of volumes is plain anyway"):
+        check_network(dataclasses.replace(config, tasks=("plain",)))
