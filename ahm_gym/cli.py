@@ -175,7 +175,9 @@ def predict(settings: PredictConfig, argv: list[str]) -> None:
 
     rows = run_predict(settings)
     maps = [f"{name}/" for name in ("probabilities", "uncertainty") if getattr(settings, name)]
-    print(f"\nWrote {settings.out}/: {', '.join([counted(len(rows), 'mask'), *maps, 'areas.csv', 'overlays.png'])}")
+    print(
+        f"\nWrote {settings.out}/: {', '.join([counted(len(rows), 'mask'), *maps, 'areas.csv', 'overlays.png'])}"
+    )
 
 
 def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
@@ -184,7 +186,9 @@ def evaluate(settings: EvaluateConfig, argv: list[str]) -> None:
     from ahm_gym.segmentation.evaluate_runs import run_evaluate
 
     results = run_evaluate(settings, shlex.join(["ahm-gym", *argv]))
-    print(f"\n{counted(results['num_cases'], 'case')} of {printable(results['data'])}, {results['split']} images")
+    print(
+        f"\n{counted(results['num_cases'], 'case')} of {printable(results['data'])}, {results['split']} images"
+    )
     show_scores(results)
     print(f"Wrote {settings.out}/: results.json, overlays.png, report.html")
 

@@ -165,7 +165,7 @@ class ImageDataset:
         """A hash of twelve hexadecimal digits of the names, splits, labels and the images' mean and deviation."""
         described = [self._records, self.mean, self.std, self.num_classes]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        digest.update(self._labels.numpy())
+        digest.update(self._labels.numpy().data)
         return digest.hexdigest()[:12]
 
     def content_digest(self) -> str:
