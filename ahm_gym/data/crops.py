@@ -139,10 +139,10 @@ def central_box(size: tuple[int, ...], length: tuple[int, ...]) -> Box:
 
 def share_outside(sizes: Sequence[tuple[int, ...]], image_size: tuple[int, ...]) -> float:
     """The share of all voxels of random crops of volumes of some sizes that lies outside of the volumes."""
-    inside = [
+    shares = [
         math.prod(min(own, side) / side for own, side in zip(size, image_size, strict=True)) for size in sizes
     ]
-    return 1.0 - sum(inside) / len(inside)
+    return 1.0 - sum(shares) / len(shares)
 
 
 def draw_boxes(image: Float[Tensor, "C *S"], image_size: tuple[int, ...], crop: str) -> list[Box]:

@@ -168,10 +168,10 @@ def summary_of_draw(dataset: ImageDataset, draw: dict[str, Any]) -> str:
         f"{name} {draw['class_shares'][str(k)]:.2%}" for k, name in dataset.class_names.items()
     )
     empty = round(draw["empty_share"] * images)
-    kind, values = ("volumes", "voxels") if len(dataset.size_of(0)) == 3 else ("images", "pixels")
+    kind, value = dataset.nouns
     ignored = f"; {draw['ignored_share']:.2%} are ignored" if "ignored_share" in draw else ""
     return (
-        f"labelled {kind}: {images}{of_patients}, {empty} of them without foreground; share of the {values}: "
+        f"labelled {kind}s: {images}{of_patients}, {empty} of them without foreground; share of the {value}s: "
         f"{shares}{ignored}"
     )
 

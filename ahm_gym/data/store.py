@@ -122,8 +122,12 @@ class ImageDataset:
     def __str__(self) -> str:
         splits = ", ".join(f"{len(self.indices(split))} {split}" for split in SPLITS)
         labelled = sum(label is not None for label in self._records["label"])
-        kind = "image" if self.axes == 2 else "volume"
-        return f"{self.name}: {counted(len(self), kind)} ({splits}), {labelled} with labels"
+        return f"{self.name}: {counted(len(self), self.nouns[0])} ({splits}), {labelled} with labels"
+
+    @property
+    def nouns(self) -> tuple[str, str]:
+        """What a sample and one of its values are called: image and pixel, or volume and voxel."""
+        return ("image", "pixel") if self.axes == 2 else ("volume", "voxel")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "splits": self._records["split"]}

@@ -30,14 +30,9 @@ def count_images(dataset: ImageDataset) -> Table:
         cases = {dataset.case_of(index) for index in indices}
         patients = {dataset.patient(index) for index in indices}
         rows.append([split, *map(str, (len(indices), len(cases), len(patients), len(labelled)))])
-    kind, _ = kinds_of(dataset)
-    caption = f"{kind.capitalize()} of each split"
-    return Table(caption, ["split", kind, "cases", "patients", "with a label"], rows)
-
-
-def kinds_of(dataset: ImageDataset) -> tuple[str, str]:
-    """What the samples and their parts are called."""
-    return ("images", "pixels") if dataset.axes == 2 else ("volumes", "voxels")
+    kind, _ = dataset.nouns
+    caption = f"{kind.capitalize()}s of each split"
+    return Table(caption, ["split", f"{kind}s", "cases", "patients", "with a label"], rows)
 
 
 def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
@@ -49,7 +44,7 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
         dataset: a data set.
         names: names of the classes, the background first.
     """
-    kind, part = kinds_of(dataset)
+    kind, value = dataset.nouns
     columns, entries = ["class"], [[name] for name in names]
     for split in SPLITS:
         pixels, images = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
@@ -57,13 +52,13 @@ def count_classes(dataset: ImageDataset, names: Sequence[str]) -> Table:
             found = class_counts(dataset, index)
             pixels += found
             images += found > 0
-        columns += [f"{split}: {kind}", f"{split}: {part}"]
+        columns += [f"{split}: {kind}s", f"{split}: {value}s"]
         shares = pixels / max(pixels.sum(), 1)
         for row, number, share in zip(entries, images, shares, strict=True):
             row += [str(number), f"{share:.2%}"]
     if dataset.has_ignored:
         entries.append(["ignored", *_count_ignored(dataset)])
-    return Table(f"{kind.capitalize()} that show a class, and its share of the {part}", columns, entries)
+    return Table(f"{kind.capitalize()}s that show a class, and its share of the {value}s", columns, entries)
 
 
 def _count_ignored(dataset: ImageDataset) -> list[str]:

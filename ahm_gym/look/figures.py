@@ -32,8 +32,7 @@ def contact_sheets(dataset: ImageDataset) -> dict[str, Figure]:
             places = np.linspace(0, len(indices) - 1, number).round().astype(int)
             samples = [dataset.sample(indices[place]) for place in places]
             overlays = [overlay for sample in samples for overlay in overlays_of(sample)]
-            kind = "images" if dataset.axes == 2 else "volumes"
-            title = f"{number} of {len(dataset.indices(split))} {kind} in {split}"
+            title = f"{number} of {len(dataset.indices(split))} {dataset.nouns[0]}s in {split}"
             sheets[split] = draw_overlays(overlays, dataset.num_classes, title)
     return sheets
 

@@ -17,6 +17,7 @@ from ahm_gym.masking.drawing import draw_masks
 from ahm_gym.masking.masks import Masks
 from ahm_gym.masking.selection import PatchBatch, random_scores
 from ahm_gym.model.autoencoder import Autoencoder
+from ahm_gym.model.conv_network import LAYERS
 from ahm_gym.model.pretrainer import Pretrainer
 
 NUM_RANDOM: int = 64
@@ -156,8 +157,7 @@ class Judge:
         """The mean over a patch and its neighbours: masked together, they are harder to predict."""
         axes = len(self.env.grid)
         maps = functional.pad(values.view(-1, 1, *self.env.grid), (1, 1) * axes, mode="replicate")
-        pool = functional.avg_pool2d if axes == 2 else functional.avg_pool3d
-        return pool(maps, 3, stride=1).view(values.shape)
+        return LAYERS[axes].average(3, stride=1)(maps).view(values.shape)
 
     def _drawn(self, scores: Float[Tensor, "B L"], generator: torch.Generator) -> Masks:
         share = self.guided_fraction

@@ -231,7 +231,7 @@ def views_of(sample: Sample, prediction: Int[Tensor, "*S0"], title: str) -> list
 
 
 def _num_shown(dataset: ImageDataset) -> int:
-    return NUM_VOLUMES if len(dataset.size_of(0)) == 3 else NUM_SHOWN
+    return NUM_VOLUMES if dataset.axes == 3 else NUM_SHOWN
 
 
 def own_dice(prediction: Int[Tensor, "*size"], label: Int[Tensor, "*size"], classes: set[int]) -> Value:

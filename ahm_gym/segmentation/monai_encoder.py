@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ahm_gym.errors import InputError, RunError
+from ahm_gym.model.conv_network import LAYERS
 from ahm_gym.model.encoder_base import as_encoder
 from ahm_gym.model.unet import UNet
 from ahm_gym.model.volume_vit import arguments_of
@@ -119,8 +120,8 @@ def patch_features(
     if isinstance(built, monai.networks.nets.ViT):
         return built(volumes)[0]
     built.final_conv = nn.Identity()
-    pool = {4: nn.functional.avg_pool2d, 5: nn.functional.avg_pool3d}[volumes.dim()]
-    return pool(built(volumes), patch_size).flatten(2).transpose(1, 2)
+    pool = LAYERS[volumes.dim() - 2].average(patch_size)
+    return pool(built(volumes)).flatten(2).transpose(1, 2)
 
 
 def write_monai_encoder(

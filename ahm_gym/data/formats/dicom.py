@@ -56,10 +56,11 @@ def read_dicom(path: Path) -> Pixels:
     if found is None:
         pixels = Pixels(array, is_volume=True, spacing=spacing)
     else:
-        order, affine, own = found
+        order, affine, apart = found
         pixels = on_grid(array[:, :, order], affine, stated=True, known_spacing=spacing is not None)
-        notes += own
-        pixels = dataclasses.replace(pixels, uneven="".join(own).replace("with frames", "has frames", 1))
+        if apart:
+            notes.append(f"with {apart}")
+            pixels = dataclasses.replace(pixels, uneven=f"has {apart}")
     return dataclasses.replace(pixels, patient=_patient(file), notes=(*pixels.notes, *notes))
 
 

@@ -52,8 +52,8 @@ def group_value(file: pydicom.FileDataset, frame: int, sequence: str, tag: str) 
 
 def order_of_frames(
     file: pydicom.FileDataset, frames: int, spacing: tuple[float, float]
-) -> tuple[list[int], Float[np.ndarray, "4 4"], list[str]] | None:
-    """The frames in the order of their places, the affine of the volume, and notes.
+) -> tuple[list[int], Float[np.ndarray, "4 4"], str] | None:
+    """The frames in the order of their places, the affine of the volume, and what `uneven_gaps` says.
 
     Frames that already run along a line, in either direction, keep their order.
 
@@ -74,13 +74,15 @@ def order_of_frames(
     gaps = np.abs(np.diff(heights[order]))
     if gaps.min() < SAME_PLACE:
         return None
-    notes = []
-    if gaps.max() > SAME_SPACING * gaps.min():
-        notes.append(
-            f"with frames that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
-        )
     affine = affine_of(known[order[0]], spacing, normal * float(np.median(gaps)))
-    return order.tolist(), affine, notes
+    return order.tolist(), affine, uneven_gaps("frames", gaps)
+
+
+def uneven_gaps(what: str, gaps: Float[np.ndarray, " n"]) -> str:
+    """How far apart slices or frames are, in mm and with what they are called; empty if they are evenly spaced."""
+    if not len(gaps) or gaps.max() <= SAME_SPACING * gaps.min():
+        return ""
+    return f"{what} that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
 
 
 def _place_of_frame(file: pydicom.FileDataset, frame: int) -> Place | None:

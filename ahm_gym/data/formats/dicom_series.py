@@ -12,8 +12,7 @@ import numpy as np
 import pydicom
 
 from ahm_gym.data.formats.dicom import open_dicom, read_dicom
-from ahm_gym.data.formats.dicom_frames import PARALLEL, SAME_PLACE, Place, affine_of, place_of
-from ahm_gym.data.formats.grids import SAME_SPACING
+from ahm_gym.data.formats.dicom_frames import PARALLEL, SAME_PLACE, Place, affine_of, place_of, uneven_gaps
 from ahm_gym.data.formats.pixels import Pixels, on_grid
 from ahm_gym.errors import InputError
 
@@ -72,8 +71,7 @@ def read_series(paths: Iterable[Path]) -> Pixels:
     slices = [_read_slice(paths[at]) for at in order]
     distance = float(np.median(gaps)) if len(gaps) else _thickness(paths[0])
     pixels = _stack(slices, places[order[0]], normal * distance)
-    if len(gaps) and gaps.max() > SAME_SPACING * gaps.min():
-        apart = f"slices that are {gaps.min():.4g} to {gaps.max():.4g} mm apart: some may be missing"
+    if apart := uneven_gaps("slices", gaps):
         notes = (*pixels.notes, f"with {apart}")
         return dataclasses.replace(pixels, notes=notes, uneven=f"begins a series with {apart}")
     return dataclasses.replace(pixels, uneven=_tilt([places[at][1] for at in order], normal))
